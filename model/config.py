@@ -1,0 +1,152 @@
+"""Every knob of model, loss and training, as frozen dataclasses that check themselves."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from bundle.preprocess import Preprocess
+
+
+class Variant(StrEnum):
+    """The three published forms of Deformable DETR."""
+
+    BASE = "base"  # learned reference points, one shared head
+    REFINE = "refine"  # every decoder layer corrects the previous boxes
+    TWO_STAGE = "two_stage"  # refine, with queries taken from encoder proposals
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the detector. The defaults are the published base variant."""
+
+    variant: Variant = Variant.BASE
+    num_classes: int = 80
+    hidden_dim: int = 256
+    num_heads: int = 8
+    num_levels: int = 4
+    num_points: int = 4
+    num_encoder_layers: int = 6
+    num_decoder_layers: int = 6
+    ffn_dim: int = 1024
+    dropout: float = 0.1
+    num_queries: int = 300
+    num_detections: int = 100  # top-k of the post-processing
+    backbone_width: int = 64  # channels of the stem; ResNet-50 has 64
+    backbone_blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    frozen_stages: int = 1  # -1 nothing, 0 the stem, n the stem and the first n stages
+    train_batch_norm: bool = False  # False: fixed statistics and no gradient, as published
+    input_proj_bias: bool = False  # True for weights from the authors and Hugging Face
+    # Content of two-stage queries: from the proposal's position (paper) or the encoder's memory.
+    query_content: Literal["position", "memory"] = "position"
+
+    def __post_init__(self) -> None:
+        _require(self.num_classes >= 1, f"num_classes must be at least 1, got {self.num_classes}")
+        for name in ("num_heads", "num_points", "num_decoder_layers", "num_queries", "ffn_dim",
+                     "num_detections", "backbone_width"):  # fmt: skip
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        _require(self.num_encoder_layers >= 0, "num_encoder_layers must not be negative")
+        _require(
+            self.hidden_dim % self.num_heads == 0,
+            f"hidden_dim {self.hidden_dim} must be a multiple of num_heads {self.num_heads}",
+        )
+        _require(
+            self.hidden_dim % 32 == 0,
+            f"hidden_dim {self.hidden_dim} must be a multiple of 32 (GroupNorm of the neck)",
+        )
+        _require(self.num_levels >= 3, f"num_levels must be at least 3, got {self.num_levels}")
+        _require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
+        _require(
+            len(self.backbone_blocks) == 4 and min(self.backbone_blocks) >= 1,
+            f"backbone_blocks must be four positive counts, got {self.backbone_blocks}",
+        )
+        _require(-1 <= self.frozen_stages <= 4, "frozen_stages must lie in -1..4")
+        _require(
+            self.query_content == "position" or self.variant is Variant.TWO_STAGE,
+            "query_content='memory' needs the two_stage variant",
+        )
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of matching cost and loss (equal in both) and their forms; model-spec section 9."""
+
+    class_weight: float = 2.0
+    box_weight: float = 5.0
+    giou_weight: float = 2.0
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    # "varifocal" makes the target of a matched class its IoU, so that scores rank boxes.
+    classification: Literal["focal", "varifocal"] = "focal"
+    encoder_matches: int = 1  # proposals matched to every ground truth on the encoder head
+
+    def __post_init__(self) -> None:
+        _require(self.encoder_matches >= 1, "encoder_matches must be at least 1")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Training augmentation; the defaults are the published recipe. Sizes in pixels."""
+
+    flip_probability: float = 0.5
+    short_sides: tuple[int, ...] = tuple(range(480, 801, 32))
+    long_side: int = 1333
+    crop_probability: float = 0.5
+    crop_short_sides: tuple[int, ...] = (400, 500, 600)  # sizes before the crop
+    crop_long_side: int = 4200
+    crop_min: int = 384
+    crop_max: int = 600
+
+    def __post_init__(self) -> None:
+        _require(bool(self.short_sides), "short_sides must name at least one size")
+        _require(
+            1 <= self.crop_min <= self.crop_max,
+            f"crop_min {self.crop_min} must lie in 1..crop_max {self.crop_max}",
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One complete run: model, loss, data and optimisation. The defaults are the published recipe."""
+
+    name: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    # "coco": annotations and images in --data; "digits": the demo data set, made on the fly.
+    dataset: Literal["coco", "digits"] = "coco"
+    augment: AugmentConfig | None = field(default_factory=AugmentConfig)
+    backbone_init: Literal["random", "imagenet"] = "imagenet"
+    pretrain_steps: int = 0  # steps of backbone pre-training on crops (digits only)
+    epochs: int = 50
+    epoch_images: int | None = None  # images per epoch where the data set has no end
+    batch_size: int = 2  # images per forward pass
+    accumulation_steps: int = 16  # forward passes per optimiser step
+    learning_rate: float = 2e-4
+    weight_decay: float = 1e-4
+    backbone_lr_factor: float = 0.1
+    offsets_lr_factor: float = 0.1  # sampling_offsets and reference_points
+    schedule: Literal["step", "cosine"] = "step"
+    lr_drop_epochs: tuple[int, ...] = (40,)  # "step": x 0.1 after each
+    warmup_steps: int = 0
+    clip_norm: float = 0.1
+    ema_decay: float | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    num_workers: int = 2
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulation_steps"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        _require(self.learning_rate > 0, "learning_rate must be positive")
+        _require(
+            self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay must lie between 0 and 1"
+        )
+        _require(
+            self.pretrain_steps == 0 or self.dataset == "digits",
+            "pretrain_steps needs dataset='digits', which brings the crops",
+        )
