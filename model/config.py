@@ -111,7 +111,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One complete run: model, loss, data and optimisation. The defaults are the published recipe."""
+    """One complete run: model, loss, data, optimisation. The defaults are the published recipe."""
 
     name: str
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -99,9 +99,13 @@ def tiny() -> TrainConfig:
         ),
         preprocess=Preprocess(short_side=96, long_side=160),
         augment=AugmentConfig(
-            short_sides=(64, 80, 96), long_side=160, crop_short_sides=(80, 100),
-            crop_long_side=200, crop_min=48, crop_max=80,
-        ),  # fmt: skip
+            short_sides=(64, 80, 96),
+            long_side=160,
+            crop_short_sides=(80, 100),
+            crop_long_side=200,
+            crop_min=48,
+            crop_max=80,
+        ),
         backbone_init="random",
         epochs=2,
         accumulation_steps=1,
