@@ -55,8 +55,8 @@ class ModelConfig:
             f"hidden_dim {self.hidden_dim} must be a multiple of num_heads {self.num_heads}",
         )
         _require(
-            self.hidden_dim % 32 == 0,
-            f"hidden_dim {self.hidden_dim} must be a multiple of 32 (GroupNorm of the neck)",
+            self.hidden_dim % 32 == 0 and self.hidden_dim >= 64,
+            f"hidden_dim {self.hidden_dim} must be a multiple of 32 from 64 on (32 norm groups)",
         )
         _require(self.num_levels >= 3, f"num_levels must be at least 3, got {self.num_levels}")
         _require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")

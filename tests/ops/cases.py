@@ -1,0 +1,60 @@
+"""The one table of cases that every backend of multi-scale deformable attention is run against."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """Sizes of one call; spread is how far, in normalised units, references leave [0, 1]."""
+
+    name: str
+    batch: int = 2
+    heads: int = 2
+    head_dim: int = 4
+    points: int = 3
+    queries: int = 5
+    shapes: tuple[tuple[int, int], ...] = ((4, 6), (2, 3))
+    reference_width: int = 2
+    spread: float = 0.0
+
+    def inputs(
+        self, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, list[tuple[int, int]], Tensor, Tensor, Tensor]:
+        """Random arguments of `ms_deform_attn`, the same for the same case."""
+        generator = torch.Generator().manual_seed(sum(map(ord, self.name)))
+
+        def rand(*shape: int) -> Tensor:
+            return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+        levels = len(self.shapes)
+        tokens = sum(h * w for h, w in self.shapes)
+        heads = (self.batch, self.queries, self.heads, levels, self.points)
+        reference = rand(self.batch, self.queries, levels, self.reference_width)
+        reference[..., :2] = reference[..., :2] * (1 + 2 * self.spread) - self.spread
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        return (
+            (rand(self.batch, tokens, self.heads, self.head_dim) - 0.5).to(dtype),
+            list(self.shapes),
+            reference.to(wide),
+            (4 * rand(*heads, 2) - 2).to(dtype),
+            (4 * rand(*heads) - 2).to(dtype),
+        )
+
+
+CASES = (
+    OpCase("two levels, points"),
+    OpCase("two levels, boxes", reference_width=4),
+    OpCase("one level", shapes=((5, 3),)),
+    OpCase("one pixel", shapes=((1, 1), (1, 1))),
+    OpCase(
+        "published sizes", heads=8, head_dim=32, points=4, shapes=((9, 13), (5, 7), (3, 4), (2, 2))
+    ),
+    OpCase("odd head width", head_dim=7, points=1),
+    OpCase("outside the map", spread=1.5),
+    OpCase("boxes outside the map", reference_width=4, spread=1.5),
+    OpCase("no queries", queries=0),
+    OpCase("one image", batch=1),
+)
