@@ -1,0 +1,116 @@
+# Every task has a target. Options are given on the command line: make train CONFIG=base DATA=coco
+# Each target calls one module; what is not given is left to that module's own default.
+
+VENV = .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# Empty here, so that a variable of the environment that happens to share a name changes nothing.
+BUNDLE =
+HOST =
+PORT =
+CONFIG =
+DATA =
+OUT =
+RESUME =
+INIT =
+CHECKPOINT =
+VARIANT =
+FORMAT =
+PATHS =
+ARGS =
+PYTHON =
+
+option = $(if $($(1)),--$(2) $($(1)))
+
+.PHONY: help serve detect train evaluate export weights install browser test test-fast lint check lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- use
+
+serve: $(VENV)/service.stamp ## serve a bundle over HTTP [BUNDLE= HOST= PORT=]
+	$(if $(BUNDLE),DETR_BUNDLE=$(BUNDLE)) $(if $(HOST),DETR_HOST=$(HOST)) \
+	$(if $(PORT),DETR_PORT=$(PORT)) $(BIN)/python -m service
+
+detect: $(VENV)/service.stamp ## detect in images and folders: PATHS= [BUNDLE= OUT= ARGS=]
+	$(BIN)/python -m service.detect $(PATHS) $(call option,BUNDLE,bundle) $(call option,OUT,out) $(ARGS)
+
+train: $(VENV)/full.stamp ## train a model, the demo unless told otherwise [CONFIG= DATA= OUT= RESUME= INIT=]
+	$(BIN)/python -m model.train $(call option,CONFIG,config) $(call option,DATA,data) \
+	$(call option,OUT,out) $(call option,RESUME,resume) $(call option,INIT,init)
+
+evaluate: $(VENV)/full.stamp ## COCO AP of a model: CHECKPOINT= or BUNDLE= [DATA= OUT=]
+	$(BIN)/python -m $(if $(BUNDLE),export.evaluate,model.evaluate) $(call option,BUNDLE,bundle) \
+	$(call option,CHECKPOINT,checkpoint) $(call option,DATA,data) $(call option,OUT,out)
+
+export: CHECKPOINT = runs/demo/best.safetensors
+export: BUNDLE = runs/demo/bundle
+export: $(VENV)/full.stamp ## turn a checkpoint into a bundle [CHECKPOINT= BUNDLE=]
+	$(BIN)/python -m export $(CHECKPOINT) --out $(BUNDLE)
+
+weights: $(VENV)/full.stamp ## download and convert published weights: VARIANT=base|refine|two_stage [FORMAT=]
+	$(BIN)/python -m model.weights $(VARIANT) $(call option,FORMAT,format) $(call option,OUT,out)
+
+# --- install
+
+install: $(VENV)/full.stamp ## install everything into .venv [PYTHON=]
+
+OLD_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
+
+$(VENV)/pip.stamp:
+	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \
+		$$python -c '$(OLD_ENOUGH)' 2>/dev/null && exec $$python -m venv $(VENV); \
+	done; \
+	echo 'Python 3.11 or newer is needed and was not found; name one: PYTHON=/path/to/python3.11' >&2; \
+	exit 1
+	@$(PIP) --upgrade pip
+	@touch $@
+
+$(VENV)/service.stamp: pyproject.toml constraints.txt | $(VENV)/pip.stamp
+	@echo 'installing what serving needs into $(VENV)'
+	@$(PIP) --group service
+	@touch $@
+
+$(VENV)/full.stamp: pyproject.toml constraints.txt | $(VENV)/pip.stamp
+	@echo 'installing what training, export and tests need into $(VENV)'
+	@$(PIP) --group dev
+	@touch $(VENV)/service.stamp $@
+
+browser: ## install Chromium for the test of the page, where apt-get may be used
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo 'installing Chromium'; \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null && exit; \
+	fi; \
+	echo 'no Chromium: the tests of the page will be skipped'
+
+lock: $(VENV)/pip.stamp ## resolve the newest allowed version of everything into constraints.txt
+	mkdir -p build
+	$(BIN)/pip install --quiet --dry-run --ignore-installed --report build/lock.json --group dev pip
+	$(BIN)/python -c 'import json; \
+		found = [item["metadata"] for item in json.load(open("build/lock.json"))["install"]]; \
+		print("# Written by make lock: the tested version of every package of every group."); \
+		print(*sorted(f"""{m["name"].lower()}=={m["version"].split("+")[0]}""" for m in found), sep="\n")' \
+		> build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+# --- check
+
+test: install browser ## run all tests [ARGS=]
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: install ## run the tests that take less than ten seconds each [ARGS=]
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+lint: install ## format, lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test ## all that must pass before a commit
+
+clean: ## remove caches and build output; .venv, runs and weights stay
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
