@@ -1,6 +1,63 @@
-"""From the bytes of an image to what the graph takes: decode, resize, pad."""
+"""From the bytes of an image to what the graph takes: decode, resize, pad.
 
-from pydantic import BaseModel, ConfigDict
+This is the only preprocessing at inference: the service, the command line and both evaluations
+call it. Normalisation happens inside the graph, which takes uint8.
+"""
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_PIXELS = 100_000_000  # 300 MB once decoded; a decompression bomb claims more in its header
+
+# Pillow's own limit only warns up to twice its value, and a warning filter is state of the whole
+# process. `_open` reads the size from the header and refuses, so Pillow's check is switched off.
+Image.MAX_IMAGE_PIXELS = None
+# One image is resized by one thread; several images are decoded side by side. OpenCV's own pool
+# would fight with those threads, and hangs in forked data loader workers.
+cv2.setNumThreads(0)
+
+# Whatever Pillow's JPEG, PNG and WebP decoders raise on damaged data.
+_DECODER_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Warning,  # raised instead of printed where warnings are errors
+)
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Uint8Array = npt.NDArray[np.uint8]
+BoolArray = npt.NDArray[np.bool_]
+
+
+class InvalidImage(ValueError):
+    """The bytes are damaged, or the image has too many pixels."""
+
+
+class UnsupportedImage(ValueError):
+    """The bytes are not a JPEG, PNG or WebP image."""
 
 
 class Preprocess(BaseModel):
@@ -8,8 +65,126 @@ class Preprocess(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    short_side: int = 800
-    long_side: int = 1333
+    short_side: int = Field(default=800, ge=1)
+    long_side: int = Field(default=1333, ge=1)
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, 0..255, ImageNet
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    min_side: int = 1  # smallest padded height and width the graph takes, in pixels
+    min_side: int = Field(default=1, ge=1)  # smallest padded height and width, in pixels
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the resize did to one image; sizes are (height, width)."""
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Uint8Array:
+    """Pixels (H, W, 3) uint8 RGB of a JPEG, PNG or WebP image, as a viewer displays it.
+
+    The format is told from the content. EXIF orientation is applied, transparency is laid over
+    white, 16-bit channels keep their high byte, and of an animation the first frame is taken.
+
+    Raises:
+        UnsupportedImage: the content is of no accepted format.
+        InvalidImage: empty, truncated or corrupt, or more than `max_pixels` by its header.
+    """
+    if not data:
+        raise InvalidImage("expected an image, got 0 bytes")
+    image_format = _sniff_format(data)
+    try:
+        image = _open(data, image_format, max_pixels)
+        image.load()
+        orientation = _orientation(image)
+        image = _to_rgb(image)
+    except InvalidImage:
+        raise
+    except _DECODER_ERRORS as error:
+        raise InvalidImage(f"the {image_format} image is damaged: {error}") from error
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    return np.array(image)
+
+
+def resized_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
+    """(height, width) after the resize that keeps the aspect ratio; never less than 1 pixel.
+
+    The short side becomes `short_side` unless the long one would exceed `long_side`; halves are
+    rounded up, as mmdetection does and the published weights expect.
+    """
+    scale = min(long_side / max(height, width), short_side / min(height, width))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def prepare(image: Uint8Array, preprocess: Preprocess) -> tuple[Uint8Array, Geometry]:
+    """Resize one image (H, W, 3) uint8 RGB to (h, w, 3) uint8, by bilinear interpolation.
+
+    No antialiasing: the published weights were trained and evaluated without it.
+    """
+    original = (image.shape[0], image.shape[1])
+    height, width = resized_size(*original, preprocess.short_side, preprocess.long_side)
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return resized.astype(np.uint8, copy=False), Geometry(original, (height, width))
+
+
+def pad_batch(images: list[Uint8Array], min_side: int = 1) -> tuple[Uint8Array, BoolArray]:
+    """Stack images (h, w, 3) uint8, each padded with zeros at the bottom and right.
+
+    Returns:
+        images (B, H, W, 3) uint8 and padding_mask (B, H, W) bool, True on padding. H and W are
+        the largest height and width of the batch, and at least `min_side`.
+    """
+    height = max(min_side, *(image.shape[0] for image in images))
+    width = max(min_side, *(image.shape[1] for image in images))
+    batch = np.zeros((len(images), height, width, 3), np.uint8)
+    padding_mask = np.ones((len(images), height, width), np.bool_)
+    for row, image in enumerate(images):
+        h, w = image.shape[:2]
+        batch[row, :h, :w] = image
+        padding_mask[row, :h, :w] = False
+    return batch, padding_mask
+
+
+def _sniff_format(data: bytes) -> str:
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    raise UnsupportedImage("expected a JPEG, PNG or WebP image, got content of another kind")
+
+
+def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
+    image: Image.Image = Image.open(io.BytesIO(data), formats=[image_format])
+    width, height = image.size
+    if width * height > max_pixels:
+        raise InvalidImage(
+            f"expected at most {max_pixels / 1e6:g} million pixels, got {width} x {height} = "
+            f"{width * height / 1e6:.0f} million; send a smaller image"
+        )
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 where there is none or it is unreadable: viewers ignore it too."""
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))
+        return int(exif.get(_EXIF_ORIENTATION, 1))
+    except _DECODER_ERRORS:
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I;16":  # 16-bit grey, which Pillow's convert would clip at 255
+        grey = np.asarray(image)
+        transparent = grey == image.info.get("transparency", -1)
+        image = Image.fromarray(np.where(transparent, 255, grey >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image)
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,0 +1,139 @@
+"""The manifest of a bundle: everything the service must know about the graph it runs.
+
+A bundle is a directory of files that deploy one model. Its `manifest.json` names them with
+their SHA-256, so that what is served is what was verified.
+"""
+
+import hashlib
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bundle.atomic import write_atomically
+from bundle.preprocess import Preprocess
+
+FORMAT_VERSION: Final = 1
+MANIFEST_NAME = "manifest.json"
+REMEDY = "make the bundle anew with `make export`"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Frozen):
+    """One input or output of the graph; dimensions are sizes or the names of free ones."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class ClassInfo(_Frozen):
+    """A class as the data set names it; its position in the list is the label."""
+
+    id: int
+    name: str
+
+
+class Manifest(_Frozen):
+    """The content of `manifest.json`; paths are relative to it and use forward slashes."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    name: str
+    variant: Literal["base", "refine", "two_stage"]
+    runtime: Literal["onnxruntime"]
+    graphs: dict[str, str]  # form -> file; "standard" needs nothing but standard operators
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocess: Preprocess
+    classes: tuple[ClassInfo, ...] = Field(min_length=1)
+    num_detections: int = Field(ge=1)  # of the graph's top-k
+    max_batch_size: int = Field(default=8, ge=1)
+    metrics: dict[str, float] = {}  # AP, AP50, ... on the validation set
+    provenance: dict[str, Any] = {}
+    samples: tuple[str, ...] = ()
+    files: dict[str, str] = {}  # every file but the manifest -> SHA-256; filled in by `save`
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> Self:
+        ids = [info.id for info in self.classes]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"expected distinct class ids, got {ids}")
+        return self
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read the manifest of a bundle and check every file it names.
+
+        Raises:
+            ValueError: no readable manifest of this format, or a file is missing, changed or
+                outside the directory. The message names the file and the command to run.
+        """
+        manifest = cls._parse(directory / MANIFEST_NAME)
+        for name, expected in manifest.files.items():
+            path = _path_inside(directory, name)
+            if not path.is_file():
+                raise ValueError(f"{path}: the manifest names it, but it is missing; {REMEDY}")
+            found = _sha256(path)
+            if found != expected:
+                raise ValueError(
+                    f"{path}: expected SHA-256 {expected}, got {found}: the file was changed "
+                    f"after export; {REMEDY}"
+                )
+        manifest._check_references(directory)
+        return manifest
+
+    def save(self, directory: Path) -> Self:
+        """Hash every file of the directory and write the manifest, last and atomically.
+
+        Returns the manifest as written. Raises ValueError where a graph or sample is missing.
+        """
+        path = directory / MANIFEST_NAME
+        files = sorted(file for file in directory.rglob("*") if file.is_file() and file != path)
+        hashes = {file.relative_to(directory).as_posix(): _sha256(file) for file in files}
+        manifest = self.model_copy(update={"files": hashes})
+        manifest._check_references(directory)
+        write_atomically(path, (manifest.model_dump_json(indent=2) + "\n").encode())
+        return manifest
+
+    @classmethod
+    def _parse(cls, path: Path) -> Self:
+        try:
+            content = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise ValueError(f"{path}: no bundle there; {REMEDY}") from None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: cannot be read as JSON ({error}); {REMEDY}") from error
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{path}: expected format_version {FORMAT_VERSION}, got {version}; {REMEDY}"
+            )
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise ValueError(f"{path}: {error}; {REMEDY}") from error
+
+    def _check_references(self, directory: Path) -> None:
+        for name in (*self.graphs.values(), *self.samples):
+            if name not in self.files:
+                raise ValueError(
+                    f"{directory / name}: a graph or sample of the bundle, but not among its "
+                    f"files; {REMEDY}"
+                )
+
+
+def _path_inside(directory: Path, name: str) -> Path:
+    path = directory / name
+    is_plain = name and not PurePosixPath(name).is_absolute() and "\\" not in name
+    if not is_plain or not path.resolve().is_relative_to(directory.resolve()):
+        raise ValueError(f"{path}: outside the bundle's directory; {REMEDY}")
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

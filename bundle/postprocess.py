@@ -1,0 +1,60 @@
+"""From the graph's output to detections in pixels of the original image."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.preprocess import Geometry
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, best first.
+
+    boxes_xywh_px (N, 4) float32: left, top, width, height in pixels of the original image as
+    displayed. scores (N,) float32 in 0..1. labels (N,) int64: positions in the bundle's classes.
+    """
+
+    boxes_xywh_px: Float32Array
+    scores: Float32Array
+    labels: Int64Array
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def to_detections(
+    scores: Float32Array,
+    labels: Int64Array,
+    boxes: Float32Array,
+    geometry: Geometry,
+    *,
+    threshold: float = 0.0,
+    top_k: int | None = None,
+    labels_kept: Collection[int] | None = None,
+) -> Detections:
+    """Filter one image's row of the graph's output and scale its boxes.
+
+    Args:
+        scores: (K,), descending.
+        labels: (K,).
+        boxes: (K, 4), xyxy, normalised by the un-padded image and clamped to 0..1.
+        threshold: lowest score kept.
+        top_k: most detections kept, counted after the other two filters; None keeps all.
+        labels_kept: labels of interest; None keeps all.
+    """
+    is_kept = scores >= threshold
+    if labels_kept is not None:
+        is_kept &= np.isin(labels, list(labels_kept))
+    kept = np.flatnonzero(is_kept)[:top_k]
+    height, width = geometry.original
+    x1y1, x2y2 = np.split(
+        boxes[kept].astype(np.float64) * (width, height, width, height), 2, axis=1
+    )
+    boxes_xywh_px = np.concatenate([x1y1, np.maximum(x2y2 - x1y1, 0.0)], axis=1)
+    return Detections(boxes_xywh_px.astype(np.float32), scores[kept], labels[kept])
