@@ -1,5 +1,6 @@
 """The training loss: classification, L1 and GIoU over every decoder layer and the encoder head."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from model.boxes import cxcywh_to_xyxy, generalised_iou
 from model.config import LossConfig
-from model.matcher import match, size_scale
+from model.matcher import PaddedTargets, match
 
 Targets = list[dict[str, Any]]
 
@@ -65,60 +66,71 @@ def compute_losses(
             num_tokens=None if enc_outputs is None else enc_outputs["pred_logits"].shape[1],
             config=config,
         )
-    losses = _layer_losses(outputs, targets, config, normalisers.decoder)
-    for i, layer in enumerate(outputs["aux_outputs"]):
-        terms = _layer_losses(layer, targets, config, normalisers.decoder)
-        losses.update({f"d{i}.{name}": value for name, value in terms.items()})
+    padded = PaddedTargets.of(targets)
+    layers = [*outputs["aux_outputs"], outputs]
+    decoder = _losses(layers, padded, config, normalisers.decoder)
+    prefixes = [*(f"d{i}." for i in range(len(layers) - 1)), ""]
+    losses = {
+        f"{prefix}{name}": values[i]
+        for i, prefix in enumerate(prefixes)
+        for name, values in decoder.items()
+    }
     if "enc_outputs" in outputs:
         # The encoder head only tells objects from background: every label is class 0.
-        foreground = [{**t, "labels": torch.zeros_like(t["labels"])} for t in targets]
-        terms = _layer_losses(
-            outputs["enc_outputs"],
+        foreground = replace(padded, labels=torch.zeros_like(padded.labels))
+        encoder = _losses(
+            [outputs["enc_outputs"]],
             foreground,
             config,
             normalisers.encoder,
             repeats=config.encoder_matches,
         )
-        losses.update({f"enc_{name}": value for name, value in terms.items()})
+        losses.update({f"enc_{name}": values[0] for name, values in encoder.items()})
     return losses
 
 
-def _layer_losses(
-    outputs: dict[str, Tensor],
-    targets: Targets,
+def _losses(
+    layers: list[dict[str, Tensor]],
+    targets: PaddedTargets,
     config: LossConfig,
     normaliser: float,
     *,
     repeats: int = 1,
 ) -> dict[str, Tensor]:
-    """The three terms of one set of predictions (B, N, K) and (B, N, 4)."""
-    logits, boxes = outputs["pred_logits"].float(), outputs["pred_boxes"].float()
+    """The three weighted terms, each (T,), of T layers with predictions of one shape."""
+    logits = torch.stack([layer["pred_logits"] for layer in layers]).float()  # (T, B, N, K)
+    boxes = torch.stack([layer["pred_boxes"] for layer in layers]).float()  # (T, B, N, 4)
+    matches = match(logits, boxes, targets, config, repeats=repeats)
+    matched = boxes[matches.layer, matches.image, matches.prediction]  # (n, 4)
+    wanted = targets.boxes[matches.image, matches.truth]
+    scale = targets.scale[matches.image]
+    iou, giou = generalised_iou(cxcywh_to_xyxy(matched) * scale, cxcywh_to_xyxy(wanted) * scale)
+
     class_targets = torch.zeros_like(logits)
-    l1_terms, giou_terms = [boxes.sum() * 0], [boxes.sum() * 0]  # keeps the graph connected
-    for b, target in enumerate(targets):
-        predictions, truths = match(logits[b], boxes[b], target, config, repeats=repeats)
-        matched, wanted = boxes[b, predictions], target["boxes"][truths]
-        scale = size_scale(target["size"])
-        iou, giou = generalised_iou(cxcywh_to_xyxy(matched) * scale, cxcywh_to_xyxy(wanted) * scale)
-        l1_terms.append((matched - wanted).abs().sum())
-        giou_terms.append((1 - giou).sum())
-        quality = iou.detach().clamp(min=0) if config.classification == "varifocal" else 1.0
-        class_targets[b, predictions, target["labels"][truths]] = quality
+    labels = targets.labels[matches.image, matches.truth]
+    quality = iou.detach().clamp(min=0) if config.classification == "varifocal" else 1.0
+    class_targets[matches.layer, matches.image, matches.prediction, labels] = quality
+
+    nothing = boxes.sum(dim=(1, 2, 3)) * 0  # keeps the graph connected where nothing matched
+    l1 = nothing.index_add(0, matches.layer, (matched - wanted).abs().sum(-1))
+    overlap = nothing.index_add(0, matches.layer, 1 - giou)
     return {
-        "loss_cls": config.class_weight * _class_loss(logits, class_targets, config) / normaliser,
-        "loss_bbox": config.box_weight * torch.stack(l1_terms).sum() / normaliser,
-        "loss_iou": config.giou_weight * torch.stack(giou_terms).sum() / normaliser,
+        "loss_cls": _class_loss(logits, class_targets, config) * config.class_weight / normaliser,
+        "loss_bbox": l1 * config.box_weight / normaliser,
+        "loss_iou": overlap * config.giou_weight / normaliser,
     }
 
 
 def _class_loss(logits: Tensor, targets: Tensor, config: LossConfig) -> Tensor:
-    """Focal loss (arXiv:1708.02002), or varifocal loss (arXiv:2008.13367), summed."""
+    """Focal (arXiv:1708.02002) or varifocal loss (arXiv:2008.13367) summed per layer, (T,)."""
     probability = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    is_positive = targets > 0
     if config.classification == "varifocal":
         negative_weight = (1 - config.focal_alpha) * probability.detach() ** config.focal_gamma
-        return (torch.where(targets > 0, targets, negative_weight) * cross_entropy).sum()
-    is_positive = targets > 0
-    miss = torch.where(is_positive, 1 - probability, probability)
-    alpha = torch.where(is_positive, config.focal_alpha, 1 - config.focal_alpha)
-    return (alpha * miss**config.focal_gamma * cross_entropy).sum()
+        weight = torch.where(is_positive, targets, negative_weight)
+    else:
+        alpha = torch.where(is_positive, config.focal_alpha, 1 - config.focal_alpha)
+        miss = torch.where(is_positive, 1 - probability, probability)
+        weight = alpha * miss**config.focal_gamma
+    return (weight * cross_entropy).sum(dim=(1, 2, 3))

@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 
 from model.config import LossConfig
 from model.losses import compute_losses, loss_normalisers
-from model.matcher import match, matching_cost
+from model.matcher import Matches, PaddedTargets, match, matching_cost
 
 CONFIG = LossConfig()
 
@@ -33,6 +33,11 @@ def _target(num_boxes: int, seed: int = 0) -> dict:
     }
 
 
+def _match(outputs: dict, targets: list[dict], repeats: int = 1) -> Matches:
+    logits, boxes = outputs["pred_logits"][None], outputs["pred_boxes"][None]
+    return match(logits, boxes, PaddedTargets.of(targets), CONFIG, repeats=repeats)
+
+
 def test_no_ground_truth_trains_the_background_only() -> None:
     outputs = _outputs()
 
@@ -48,31 +53,35 @@ def test_no_ground_truth_trains_the_background_only() -> None:
 def test_more_ground_truths_than_queries_match_every_query_once() -> None:
     outputs, target = _outputs(batch=1, queries=4), _target(9)
 
-    predictions, truths = match(outputs["pred_logits"][0], outputs["pred_boxes"][0], target, CONFIG)
+    matches = _match(outputs, [target])
 
-    assert sorted(predictions.tolist()) == [0, 1, 2, 3]
-    assert len(set(truths.tolist())) == 4
+    assert sorted(matches.prediction.tolist()) == [0, 1, 2, 3]
+    assert len(set(matches.truth.tolist())) == 4
 
 
 def test_repeats_match_every_ground_truth_that_often() -> None:
     outputs, target = _outputs(batch=1, queries=20), _target(3)
 
-    _, truths = match(
-        outputs["pred_logits"][0], outputs["pred_boxes"][0], target, CONFIG, repeats=4
-    )
+    matches = _match(outputs, [target], repeats=4)
 
-    assert torch.bincount(truths).tolist() == [4, 4, 4]
+    assert torch.bincount(matches.truth).tolist() == [4, 4, 4]
 
 
-def test_the_match_is_the_cheapest_one() -> None:
-    outputs, target = _outputs(batch=1), _target(4)
-    logits, boxes = outputs["pred_logits"][0].detach(), outputs["pred_boxes"][0].detach()
+def test_every_image_and_layer_gets_its_own_cheapest_match() -> None:
+    outputs, targets = _outputs(batch=3), [_target(4), _target(0), _target(2, seed=5)]
+    logits = torch.stack((outputs["pred_logits"], outputs["pred_logits"].flip(1))).detach()
+    boxes = torch.stack((outputs["pred_boxes"], outputs["pred_boxes"].flip(1))).detach()
+    padded = PaddedTargets.of(targets)
 
-    predictions, truths = match(logits, boxes, target, CONFIG)
+    matches = match(logits, boxes, padded, CONFIG)
 
-    cost = matching_cost(logits, boxes, target, CONFIG)
-    rows, columns = linear_sum_assignment(cost.numpy())
-    assert cost[predictions, truths].sum() == pytest.approx(cost[rows, columns].sum().item())
+    cost = matching_cost(logits, boxes, padded, CONFIG)
+    for layer in range(2):
+        for image, target in enumerate(targets):
+            chosen = (matches.layer == layer) & (matches.image == image)
+            own = cost[layer, image, :, : len(target["labels"])]
+            best = own[linear_sum_assignment(own.numpy())].sum()
+            assert own[matches.prediction[chosen], matches.truth[chosen]].sum() == best
 
 
 @pytest.mark.parametrize("logit", [-1e4, 40.0, 1e4])
@@ -87,12 +96,10 @@ def test_extreme_logits_keep_cost_and_loss_finite(logit: float) -> None:
 
 def test_a_prediction_that_is_not_a_number_is_matched_last() -> None:
     outputs, target = _outputs(batch=1), _target(5)
-    boxes = outputs["pred_boxes"][0].detach().clone()
-    boxes[2] = float("nan")
+    outputs["pred_boxes"] = outputs["pred_boxes"].detach().clone()
+    outputs["pred_boxes"][0, 2] = float("nan")
 
-    predictions, _ = match(outputs["pred_logits"][0], boxes, target, CONFIG)
-
-    assert 2 not in predictions.tolist()
+    assert 2 not in _match(outputs, [target]).prediction.tolist()
 
 
 @pytest.mark.parametrize("classification", ["focal", "varifocal"])
