@@ -1,0 +1,127 @@
+"""What can go wrong while serving, as a client sees it: an HTTP status and a stable code.
+
+ServiceError
+├── InvalidRequest         422  a parameter or field is wrong
+│   ├── NoImage            422  the request carries no image
+│   └── UnknownClass       422  a class that the model does not know
+├── InvalidImage           422  cannot be decoded, or has too many pixels
+├── MalformedBody          400  not the multipart it says it is
+├── NotAcceptable          406  an answer of that type is not possible here
+├── PayloadTooLarge        413  the body is over the limit
+│   └── TooManyImages      413  more images than one request may carry
+├── UnsupportedMediaType   415  not a JPEG, PNG or WebP
+├── NotReady               503  loading or draining
+├── Overloaded             503  the queue is full, or the deadline could not be met
+├── DeadlineExceeded       504  waited too long in the queue
+└── EngineFailure          500  the runtime failed, or gave numbers that are not finite
+"""
+
+import math
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """An answer other than a result; the message says what to do about it."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Retry-After, in whole seconds, where waiting helps."""
+        if self.retry_after_s is None:
+            return {}
+        return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+
+
+class InvalidRequest(ServiceError):
+    """A query parameter or a form field is wrong."""
+
+    status = 422
+    code = "invalid_request"
+
+
+class NoImage(InvalidRequest):
+    """The request carries no image, or carries it in a field of another name."""
+
+    code = "no_image"
+
+
+class UnknownClass(InvalidRequest):
+    """The `classes` parameter names a class that the model does not have."""
+
+    code = "unknown_class"
+
+
+class InvalidImage(ServiceError):
+    """The image cannot be decoded, or has more pixels than the limit."""
+
+    status = 422
+    code = "invalid_image"
+
+
+class MalformedBody(ServiceError):
+    """The body is not the multipart form that its content type promises."""
+
+    status = 400
+    code = "malformed_body"
+
+
+class NotAcceptable(ServiceError):
+    """The client accepts only a type in which this request cannot be answered."""
+
+    status = 406
+    code = "not_acceptable"
+
+
+class PayloadTooLarge(ServiceError):
+    """The body is larger than the limit."""
+
+    status = 413
+    code = "payload_too_large"
+
+
+class TooManyImages(PayloadTooLarge):
+    """More images in one request than the limit."""
+
+    code = "too_many_images"
+
+
+class UnsupportedMediaType(ServiceError):
+    """The file is not an image of an accepted format, by its content."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class NotReady(ServiceError):
+    """The service is loading its model, or draining before it stops."""
+
+    status = 503
+    code = "not_ready"
+
+
+class Overloaded(ServiceError):
+    """The queue is full, or the predicted wait is longer than the request's deadline."""
+
+    status = 503
+    code = "overloaded"
+
+
+class DeadlineExceeded(ServiceError):
+    """The request's deadline passed while it waited; the engine never saw it."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+
+class EngineFailure(ServiceError):
+    """The runtime raised an error, or its output was not finite."""
+
+    status = 500
+    code = "engine_failure"

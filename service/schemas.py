@@ -1,0 +1,178 @@
+"""The public API: what a request may say and what an answer looks like."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from bundle.manifest import ClassInfo, Manifest
+from bundle.postprocess import Detections
+from bundle.preprocess import Preprocess
+
+BBOX_DIGITS = 3  # a thousandth of a pixel: far below what COCO AP can see
+SCORE_DIGITS = 6
+
+
+class OutputFormat(StrEnum):
+    """The shape of the JSON answer."""
+
+    DETECTIONS = "detections"
+    COCO = "coco"
+
+
+class DetectQuery(BaseModel):
+    """Query parameters of POST /detect."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    threshold: Annotated[
+        float, Field(ge=0, le=1, description="Lowest score of a detection that is answered.")
+    ] = 0.3
+    top_k: Annotated[int, Field(ge=1, description="At most so many detections an image.")] = 100
+    classes: Annotated[
+        list[str],
+        Field(description="Only these classes: dataset ids or names (see GET /model); repeatable."),
+    ] = []
+    format: Annotated[
+        OutputFormat,
+        Field(description="`detections`, or `coco`: the flat list that COCO evaluators load."),
+    ] = OutputFormat.DETECTIONS
+
+
+class Detection(BaseModel):
+    """One object."""
+
+    bbox: Annotated[
+        tuple[float, float, float, float],
+        Field(
+            description="[x, y, width, height] in pixels of the image as displayed (EXIF "
+            "orientation applied), origin at the top left."
+        ),
+    ]
+    category_id: int
+    category_name: str
+    score: float
+
+
+class ImageResult(BaseModel):
+    """The detections of one image, best first; width and height are those of the image as shown."""
+
+    image_id: Annotated[
+        int, Field(description="Its index in the request, or its value in `image_ids`.")
+    ]
+    file_name: str | None
+    width: int
+    height: int
+    detections: list[Detection]
+
+    @classmethod
+    def from_detections(
+        cls,
+        detections: Detections,
+        *,
+        image_id: int,
+        file_name: str | None,
+        size: tuple[int, int],
+        classes: Sequence[ClassInfo],
+    ) -> Self:
+        """Name the labels of one image's detections; `size` is (height, width) as displayed."""
+        boxes = np.round(detections.boxes_xywh_px.astype(np.float64), BBOX_DIGITS).tolist()
+        scores = np.round(detections.scores.astype(np.float64), SCORE_DIGITS).tolist()
+        found = [
+            Detection(
+                bbox=box,
+                category_id=classes[label].id,
+                category_name=classes[label].name,
+                score=score,
+            )
+            for box, score, label in zip(boxes, scores, detections.labels.tolist(), strict=True)
+        ]
+        return cls(
+            image_id=image_id,
+            file_name=file_name,
+            height=size[0],
+            width=size[1],
+            detections=found,
+        )
+
+
+class ModelRef(BaseModel):
+    """Which model answered; `version` changes with any byte of its bundle."""
+
+    name: str
+    variant: str
+    version: str
+
+    @classmethod
+    def from_manifest(cls, manifest: Manifest) -> Self:
+        """Name, variant and version of a bundle."""
+        return cls(name=manifest.name, variant=manifest.variant, version=version_of(manifest))
+
+
+def version_of(manifest: Manifest) -> str:
+    """Twelve hex digits that change with any byte of the bundle: its manifest hashes every file."""
+    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()[:12]
+
+
+class DetectResponse(BaseModel):
+    """Answer of POST /detect."""
+
+    results: list[ImageResult]
+    model: ModelRef
+
+
+class CocoResult(BaseModel):
+    """One entry of a COCO results file."""
+
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    score: float
+
+
+def coco_results(results: Iterable[ImageResult]) -> list[CocoResult]:
+    """The same detections as a flat list, for `loadRes` of a COCO evaluator."""
+    return [
+        CocoResult(
+            image_id=result.image_id,
+            category_id=detection.category_id,
+            bbox=detection.bbox,
+            score=detection.score,
+        )
+        for result in results
+        for detection in result.detections
+    ]
+
+
+class ModelInfo(ModelRef):
+    """Answer of GET /model."""
+
+    classes: list[ClassInfo]
+    preprocess: Preprocess
+    num_detections: int
+    max_batch_size: int
+    metrics: dict[str, float]
+    provenance: dict[str, Any]
+    samples: list[str]
+
+
+class Health(BaseModel):
+    """Answer of GET /healthz and GET /readyz."""
+
+    status: str
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong: a code for programs, a message for people."""
+
+    code: str
+    message: str
+
+
+class ErrorResponse(BaseModel):
+    """Every answer with a status of 400 or more."""
+
+    error: ErrorDetail
