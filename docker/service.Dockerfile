@@ -1,0 +1,26 @@
+# The service: no torch, no compiler, no root. Build from the repository root:
+#   docker build -f docker/service.Dockerfile -t detr-serve .
+
+FROM python:3.11.14-slim-bookworm AS packages
+WORKDIR /build
+COPY pyproject.toml constraints.txt ./
+RUN python -m venv /venv \
+    && /venv/bin/python -m pip install --no-cache-dir -c constraints.txt --upgrade pip \
+    && /venv/bin/python -m pip install --no-cache-dir -c constraints.txt --group service \
+    && /venv/bin/python -m pip uninstall --yes pip
+
+FROM python:3.11.14-slim-bookworm
+WORKDIR /app
+COPY --from=packages /venv /venv
+COPY bundle/ bundle/
+COPY service/ service/
+COPY bundles/demo/ bundles/demo/
+# The root file system may be read-only: nothing is written, byte code included.
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# Inside the container every interface; what is reachable from outside is the port mapping's choice.
+ENV DETR_HOST=0.0.0.0 DETR_PORT=8000 DETR_BUNDLE=bundles/demo
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
+    CMD ["/venv/bin/python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['DETR_PORT'] + '/readyz', timeout=2)"]
+CMD ["/venv/bin/python", "-m", "service"]
