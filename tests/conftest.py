@@ -1,0 +1,75 @@
+"""What all tests share: fixed seeds, sample images, and a bundle that needs no training."""
+
+import io
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import settings
+from PIL import Image
+
+from tests.toy_bundle import make_toy_bundle
+
+# Examples are the same in every run, and a slow machine is no failure.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of the toy bundle; shared by all tests, so change a copy only."""
+    directory = tmp_path_factory.mktemp("bundles") / "toy"
+    make_toy_bundle(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def scene() -> npt.NDArray[np.uint8]:
+    """(96, 128, 3) uint8 RGB, with a red thing and a green one for the toy graph to find.
+
+    Red: x 16..64, y 24..72, score 230 / 255. Green: x 80..112, y 8..40, score 200 / 255.
+    """
+    image = np.full((96, 128, 3), 40, np.uint8)
+    image[24:72, 16:64] = (230, 0, 0)
+    image[8:40, 80:112] = (0, 200, 0)
+    return image
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    """A function from pixels (H, W[, 3 or 4]) uint8 or a Pillow image to the bytes of a file."""
+
+    def encode(image: npt.NDArray[np.uint8] | Image.Image, image_format: str, **options: object):
+        buffer = io.BytesIO()
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        image.save(buffer, image_format, **options)
+        return buffer.getvalue()
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def jpeg_bytes(scene: npt.NDArray[np.uint8], encode: Callable[..., bytes]) -> bytes:
+    return encode(scene, "JPEG", quality=95)
+
+
+@pytest.fixture(scope="session")
+def png_bytes(scene: npt.NDArray[np.uint8], encode: Callable[..., bytes]) -> bytes:
+    return encode(scene, "PNG")
+
+
+@pytest.fixture(scope="session")
+def webp_bytes(scene: npt.NDArray[np.uint8], encode: Callable[..., bytes]) -> bytes:
+    return encode(scene, "WEBP", lossless=True)

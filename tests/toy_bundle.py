@@ -1,0 +1,113 @@
+"""A bundle whose detections can be told by looking at the image: no torch, no training.
+
+Its graph has the inputs and outputs of an exported detector and finds, in every image, the box
+around all pixels whose red channel is above 127, and likewise for green and blue. The score is
+the brightest such value / 255, or 0 where there is none. Padding is ignored by the mask.
+"""
+
+from pathlib import Path
+
+import onnx
+import onnx.numpy_helper
+import onnx.parser
+from PIL import Image
+
+from bundle.manifest import ClassInfo, Manifest, TensorSpec
+from bundle.preprocess import Preprocess
+
+TOY_CLASSES = (
+    ClassInfo(id=10, name="red"),
+    ClassInfo(id=20, name="green"),
+    ClassInfo(id=30, name="blue"),
+)
+_INPUTS = (
+    TensorSpec(name="images", dtype="uint8", shape=("batch", "height", "width", 3)),
+    TensorSpec(name="padding_mask", dtype="bool", shape=("batch", "height", "width")),
+)
+_OUTPUTS = (
+    TensorSpec(name="scores", dtype="float32", shape=("batch", 3)),
+    TensorSpec(name="labels", dtype="int64", shape=("batch", 3)),
+    TensorSpec(name="boxes", dtype="float32", shape=("batch", 3, 4)),
+)
+_GRAPH = """
+<ir_version: 10, opset_import: ["" : 20]>
+toy (uint8[batch, height, width, 3] images, bool[batch, height, width] padding_mask)
+    => (float[batch, 3] scores, int64[batch, 3] labels, float[batch, 3, 4] boxes)
+<float white = {255.0}, float dark = {127.0}, float full = {1.0}, int64 step = {1},
+ int64 num_classes = {3}, int64[1] k = {3}, float[2] off_on = {0.0, 1.0},
+ int64[1] axis_1 = {1}, int64[1] axis_2 = {2}, int64[1] last = {-1}>
+{
+    is_valid = Not (padding_mask)
+    valid = Cast <to = 1> (is_valid)
+    valid_rows = ReduceMax <keepdims = 0> (valid, axis_2)
+    valid_columns = ReduceMax <keepdims = 0> (valid, axis_1)
+    valid_height = ReduceSum (valid_rows, axis_1)
+    valid_width = ReduceSum (valid_columns, axis_1)
+
+    levels = Cast <to = 1> (images)
+    valid_pixels = Unsqueeze (valid, last)
+    valid_levels = Mul (levels, valid_pixels)
+    is_bright = Greater (valid_levels, dark)
+    bright = Cast <to = 1> (is_bright)
+    bright_levels = Mul (valid_levels, bright)
+    brightest_of_columns = ReduceMax <keepdims = 0> (bright_levels, axis_1)
+    brightest = ReduceMax <keepdims = 0> (brightest_of_columns, axis_1)
+    score_of_channel = Div (brightest, white)
+
+    rows = ReduceMax <keepdims = 0> (bright, axis_2)
+    columns = ReduceMax <keepdims = 0> (bright, axis_1)
+    top = ArgMax <axis = 1, keepdims = 0> (rows)
+    left = ArgMax <axis = 1, keepdims = 0> (columns)
+    bottom_row = ArgMax <axis = 1, keepdims = 0, select_last_index = 1> (rows)
+    right_column = ArgMax <axis = 1, keepdims = 0, select_last_index = 1> (columns)
+    bottom = Add (bottom_row, step)
+    right = Add (right_column, step)
+    x1 = Unsqueeze (left, last)
+    y1 = Unsqueeze (top, last)
+    x2 = Unsqueeze (right, last)
+    y2 = Unsqueeze (bottom, last)
+    corners = Concat <axis = -1> (x1, y1, x2, y2)
+    corners_px = Cast <to = 1> (corners)
+    size = Concat <axis = -1> (valid_width, valid_height, valid_width, valid_height)
+    size_of_channel = Unsqueeze (size, axis_1)
+    corners_normalised = Div (corners_px, size_of_channel)
+    box_of_channel = Clip (corners_normalised, , full)
+
+    scores, labels = TopK <axis = 1> (score_of_channel, k)
+    choice = OneHot <axis = -1> (labels, num_classes, off_on)
+    boxes = MatMul (choice, box_of_channel)
+}
+"""
+
+
+def make_toy_bundle(directory: Path, *, graph: str = _GRAPH, max_batch_size: int = 4) -> Manifest:
+    """Write the toy bundle, weights file and sample image included, and return its manifest."""
+    (directory / "samples").mkdir(parents=True)
+    model = onnx.parser.parse_model(graph)
+    white = model.graph.initializer[0]  # shapes stay in the graph, which its checker reads
+    white.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(white), white.name))
+    onnx.save_model(
+        model,
+        directory / "model.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
+    sample = Image.new("RGB", (64, 48))
+    sample.paste((230, 0, 0), (8, 12, 40, 36))
+    sample.save(directory / "samples" / "1.png")
+    manifest = Manifest(
+        name="toy",
+        variant="two_stage",
+        runtime="onnxruntime",
+        graphs={"standard": "model.onnx"},
+        inputs=_INPUTS,
+        outputs=_OUTPUTS,
+        preprocess=Preprocess(short_side=64, long_side=128, min_side=32),
+        classes=TOY_CLASSES,
+        num_detections=3,
+        max_batch_size=max_batch_size,
+        metrics={"AP": 1.0},
+        samples=("samples/1.png",),
+    )
+    return manifest.save(directory)
