@@ -95,10 +95,7 @@ def _copy(stage: Stage, words: list[str], stages: dict[str, Stage], context: Pat
 
 
 def _run(stage: Stage, command: str) -> None:
-    python = (
-        shutil.which("python", path=f"{sys.base_prefix}/bin") or f"{sys.base_prefix}/bin/python3"
-    )
-    command = re.sub(r"^python(?= )", python, command)
+    command = re.sub(r"^python(?= )", f"{sys.base_prefix}/bin/python3", command)
     pip = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_"))}
     subprocess.run(
         stage.rewrite(command),
