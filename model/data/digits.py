@@ -9,7 +9,6 @@ ellipses, rectangles and scribbles are drawn as distractors and carry no label.
 
 import argparse
 import json
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -22,14 +21,16 @@ from sklearn.datasets import load_digits
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from bundle.atomic import write_atomically
 from bundle.manifest import ClassInfo
-from model.data.transforms import Sample, to_target
+from model.data.transforms import Sample, Transform, to_target
 
 Split = Literal["train", "val"]
 
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CLASSES = tuple(ClassInfo(id=label + 1, name=name) for label, name in enumerate(_NAMES))
 BACKGROUND = len(CLASSES)  # the label of crops without a digit
+NUM_CROP_CLASSES = BACKGROUND + 1
 
 IMAGE_SIDE_PX = 128
 CROP_SIDE_PX = 40
@@ -231,7 +232,7 @@ def crop_batch(
         crop = _background(rng, split, CROP_SIDE_PX, min_window=32)
         for _ in range(rng.integers(0, 3)):
             _draw_distractor(rng, crop)
-        if rng.random() >= 1 / (BACKGROUND + 1):
+        if rng.random() >= 1 / NUM_CROP_CLASSES:
             index = int(rng.integers(len(glyphs)))
             opacity = _render_digit(rng, glyphs[index], 16 + 16 * rng.random())
             free = np.array([CROP_SIDE_PX - opacity.shape[1], CROP_SIDE_PX - opacity.shape[0]])
@@ -257,7 +258,7 @@ class DigitsDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
         *,
         seed: int = 0,
         num_images: int = NUM_VAL_IMAGES,
-        transform: Callable[[Sample, np.random.Generator], Sample] | None = None,
+        transform: Transform | None = None,
     ) -> None:
         self.split = split
         self.seed = seed
@@ -325,7 +326,7 @@ def write_coco(dataset: DigitsDataset, out_dir: Path) -> None:
     ground_truth = dataset.ground_truth()
     for index, entry in enumerate(tqdm(ground_truth["images"], desc="writing digits")):
         Image.fromarray(dataset.read_image(index)).save(image_dir / entry["file_name"])
-    annotation_file.write_text(json.dumps(ground_truth))
+    write_atomically(annotation_file, json.dumps(ground_truth).encode())
 
 
 def main() -> None:

@@ -1,10 +1,16 @@
 """Training samples and their augmentation: flip, resize and crop, boxes kept in step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
+
+from bundle.preprocess import Preprocess, resized_size
+from model.config import AugmentConfig
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,67 @@ class Sample:
     labels: np.ndarray
 
 
+Transform = Callable[[Sample, np.random.Generator], Sample]
+
+
+def make_transform(augment: AugmentConfig | None, preprocess: Preprocess) -> Transform:
+    """What turns a sample into network input size: augmentation, or the plain resize of serving."""
+    if augment is None:
+        return partial(_fit, preprocess=preprocess)
+    return partial(augment_sample, config=augment)
+
+
+def augment_sample(sample: Sample, rng: np.random.Generator, *, config: AugmentConfig) -> Sample:
+    """Flip, perhaps cut out a part at one of three sizes, then resize; all at random.
+
+    Source: the training pipeline of DETR (arXiv:2005.12872, appendix A.4) with the sizes of
+    `config`. Every image size survives: a crop is never larger than what it is taken from.
+    """
+    if rng.random() < config.flip_probability:
+        sample = flip(sample)
+    if rng.random() < config.crop_probability:
+        short_side = int(rng.choice(config.crop_short_sides))
+        sample = resize(sample, short_side, config.crop_long_side)
+        sample = random_crop(sample, rng, config.crop_min, config.crop_max)
+    return resize(sample, int(rng.choice(config.short_sides)), config.long_side)
+
+
+def flip(sample: Sample) -> Sample:
+    """Mirror left and right."""
+    boxes = sample.boxes_xyxy_px.copy()
+    boxes[:, [0, 2]] = sample.image.shape[1] - boxes[:, [2, 0]]
+    return Sample(np.ascontiguousarray(sample.image[:, ::-1]), boxes, sample.labels)
+
+
+def resize(sample: Sample, short_side: int, long_side: int) -> Sample:
+    """Resize as inference does: bilinear, no antialiasing, aspect ratio kept."""
+    height, width = sample.image.shape[:2]
+    new_height, new_width = resized_size(height, width, short_side, long_side)
+    image = cv2.resize(sample.image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
+    scale = np.array([new_width / width, new_height / height], dtype=np.float32)
+    boxes = _clip(sample.boxes_xyxy_px * np.tile(scale, 2), new_height, new_width)
+    return Sample(image, boxes, sample.labels)
+
+
+def random_crop(sample: Sample, rng: np.random.Generator, crop_min: int, crop_max: int) -> Sample:
+    """Cut out a part whose sides are drawn independently from crop_min..crop_max pixels."""
+    height, width = sample.image.shape[:2]
+    crop_height = int(rng.integers(min(height, crop_min), min(height, crop_max) + 1))
+    crop_width = int(rng.integers(min(width, crop_min), min(width, crop_max) + 1))
+    top = int(rng.integers(height - crop_height + 1))
+    left = int(rng.integers(width - crop_width + 1))
+    return crop(sample, top, left, crop_height, crop_width)
+
+
+def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
+    """Cut out a part. Boxes are clipped to it, those left without area are dropped."""
+    image = np.ascontiguousarray(sample.image[top : top + height, left : left + width])
+    shift = np.array([left, top, left, top], dtype=np.float32)
+    boxes = _clip(sample.boxes_xyxy_px - shift, height, width)
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    return Sample(image, boxes[has_area], sample.labels[has_area])
+
+
 def to_target(sample: Sample, image_id: int) -> dict[str, Any]:
     """What the loss takes: labels (G,), boxes (G, 4) normalised cxcywh, size (2,), image_id."""
     height, width = sample.image.shape[:2]
@@ -33,3 +100,13 @@ def to_target(sample: Sample, image_id: int) -> dict[str, Any]:
         "size": torch.tensor([height, width]),
         "image_id": image_id,
     }
+
+
+def _clip(boxes_xyxy_px: np.ndarray, height: int, width: int) -> np.ndarray:
+    limits = np.array([width, height, width, height], dtype=np.float32)
+    clipped: np.ndarray = np.clip(boxes_xyxy_px, 0, limits)
+    return clipped
+
+
+def _fit(sample: Sample, rng: np.random.Generator, *, preprocess: Preprocess) -> Sample:
+    return resize(sample, preprocess.short_side, preprocess.long_side)

@@ -1,0 +1,163 @@
+"""Properties of the training augmentation: boxes stay true to the pixels."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bundle.preprocess import Preprocess, prepare, resized_size
+from model.config import AugmentConfig
+from model.data.transforms import (
+    Sample,
+    augment_sample,
+    crop,
+    flip,
+    make_transform,
+    random_crop,
+    resize,
+    to_target,
+)
+
+SMALL = AugmentConfig(
+    short_sides=(40, 56),
+    long_side=90,
+    crop_short_sides=(32, 48),
+    crop_long_side=300,
+    crop_min=30,
+    crop_max=45,
+)
+
+
+@st.composite
+def samples(draw: st.DrawFn) -> Sample:
+    """Images of 1..80 pixels a side with 0..4 boxes inside; a box's label is its index."""
+    height, width = draw(st.integers(1, 80)), draw(st.integers(1, 80))
+    num_boxes = draw(st.integers(0, 4))
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    corners = np.sort(rng.random((num_boxes, 2, 2)), axis=1) * (width, height)
+    return Sample(
+        rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        corners.reshape(-1, 4).astype(np.float32),
+        np.arange(num_boxes),
+    )
+
+
+@given(samples(), st.integers(0, 2**16))
+def test_boxes_stay_inside_the_image_and_keep_their_labels(sample, seed):
+    result = augment_sample(sample, np.random.default_rng(seed), config=SMALL)
+
+    height, width = result.image.shape[:2]
+    assert result.image.dtype == np.uint8
+    assert min(height, width) >= 1
+    assert len(result.boxes_xyxy_px) == len(result.labels)
+    assert set(result.labels) <= set(sample.labels)
+    assert (result.boxes_xyxy_px >= 0).all()
+    assert (result.boxes_xyxy_px <= np.array([width, height, width, height])).all()
+    assert (result.boxes_xyxy_px[:, 2:] >= result.boxes_xyxy_px[:, :2]).all()
+
+
+@given(samples())
+def test_flipping_twice_gives_the_image_back(sample):
+    result = flip(flip(sample))
+
+    np.testing.assert_array_equal(result.image, sample.image)
+    np.testing.assert_allclose(result.boxes_xyxy_px, sample.boxes_xyxy_px, atol=1e-5)
+
+
+def test_a_flipped_box_still_covers_the_same_pixels():
+    image = np.zeros((10, 20, 3), dtype=np.uint8)
+    image[2:5, 3:9] = 255
+    boxes = np.array([[3, 2, 9, 5]], dtype=np.float32)
+
+    result = flip(Sample(image, boxes, np.array([0])))
+
+    x1, y1, x2, y2 = result.boxes_xyxy_px[0].astype(int)
+    assert (result.image[y1:y2, x1:x2] == 255).all()
+    assert result.image.sum() == image.sum()
+
+
+@given(samples(), st.integers(1, 60), st.integers(60, 120))
+def test_resizing_scales_boxes_with_the_image(sample, short_side, long_side):
+    height, width = sample.image.shape[:2]
+
+    result = resize(sample, short_side, long_side)
+
+    new_height, new_width = result.image.shape[:2]
+    assert (new_height, new_width) == resized_size(height, width, short_side, long_side)
+    np.testing.assert_allclose(
+        result.boxes_xyxy_px / np.array([new_width, new_height] * 2),
+        sample.boxes_xyxy_px / np.array([width, height] * 2),
+        atol=1e-5,
+    )
+
+
+def test_a_crop_shifts_clips_and_drops_boxes():
+    boxes = np.array([[0, 0, 10, 10], [15, 15, 40, 40], [30, 30, 40, 40]], dtype=np.float32)
+    sample = Sample(np.zeros((40, 40, 3), dtype=np.uint8), boxes, np.array([5, 6, 7]))
+
+    result = crop(sample, top=10, left=12, height=20, width=18)
+
+    assert result.image.shape == (20, 18, 3)
+    assert result.labels.tolist() == [6]
+    assert result.boxes_xyxy_px.tolist() == [[3, 5, 18, 20]]
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 500), (500, 3), (35, 35)])
+def test_a_crop_is_never_larger_than_the_image(height, width):
+    sample = Sample(np.zeros((height, width, 3), np.uint8), np.zeros((0, 4), np.float32),
+                    np.zeros(0, np.int64))  # fmt: skip
+
+    result = random_crop(sample, np.random.default_rng(0), crop_min=384, crop_max=600)
+
+    assert min(384, height) <= result.image.shape[0] <= height
+    assert min(384, width) <= result.image.shape[1] <= width
+
+
+def test_an_image_without_boxes_gives_an_empty_target():
+    sample = Sample(np.zeros((50, 60, 3), np.uint8), np.zeros((0, 4), np.float32),
+                    np.zeros(0, np.int64))  # fmt: skip
+
+    target = to_target(augment_sample(sample, np.random.default_rng(1), config=SMALL), image_id=4)
+
+    assert target["boxes"].shape == (0, 4)
+    assert target["labels"].shape == (0,)
+    assert target["image_id"] == 4
+
+
+def test_published_sizes_are_drawn_from_the_recipe():
+    sample = Sample(np.zeros((480, 640, 3), np.uint8), np.zeros((0, 4), np.float32),
+                    np.zeros(0, np.int64))  # fmt: skip
+    config = AugmentConfig(crop_probability=0.0)
+    rng = np.random.default_rng(0)
+
+    short_sides = {augment_sample(sample, rng, config=config).image.shape[0] for _ in range(80)}
+
+    assert short_sides == set(range(480, 801, 32))
+
+
+def test_without_augmentation_training_sees_what_inference_sees():
+    preprocess = Preprocess(short_side=48, long_side=100)
+    image = np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8)
+    sample = Sample(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+
+    result = make_transform(None, preprocess)(sample, np.random.default_rng(0))
+
+    np.testing.assert_array_equal(result.image, prepare(image, preprocess)[0])
+
+
+def test_a_transform_can_be_sent_to_a_worker_process():
+    transform = make_transform(SMALL, Preprocess())
+
+    assert pickle.loads(pickle.dumps(transform)).keywords == {"config": SMALL}
+
+
+def test_targets_are_normalised_by_the_resized_image():
+    sample = Sample(np.zeros((50, 100, 3), np.uint8),
+                    np.array([[10, 10, 30, 40]], np.float32), np.array([2]))  # fmt: skip
+
+    target = to_target(sample, image_id=1)
+
+    np.testing.assert_allclose(target["boxes"].numpy(), [[0.2, 0.5, 0.2, 0.6]])
+    assert target["size"].tolist() == [50, 100]
