@@ -1,0 +1,419 @@
+"""The batcher on plain strings: full, late, cancelled, failing, draining, fair."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from service.batcher import BatchReport, DynamicBatcher
+from service.errors import DeadlineExceeded, EngineFailure, NotReady, Overloaded
+from tests.fakes import FakeClock, Gate
+
+pytestmark = pytest.mark.anyio
+
+MAX_BATCH_SIZE = 4
+MAX_QUEUE = 10
+
+
+class Shouter:
+    """Answers every word in capitals; raises on a batch with a "bad" one."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+        self.assembled = Gate()
+        self.batches: list[tuple[str, ...]] = []
+
+    def assemble(self, words: list[str]) -> tuple[str, ...]:
+        if "unjoinable" in words:
+            raise ValueError("cannot be joined")
+        self.assembled.pass_through()
+        return tuple(words)
+
+    def run(self, batch: tuple[str, ...]) -> list[str]:
+        self.batches.append(batch)
+        self.gate.pass_through()
+        if any(word.startswith("bad") for word in batch):
+            raise RuntimeError("a bad word")
+        if "forgotten" in batch:
+            return []
+        return [word.upper() for word in batch]
+
+    @property
+    def words(self) -> list[str]:
+        return [word for batch in self.batches for word in batch]
+
+
+Batcher = DynamicBatcher[str, tuple[str, ...], str]
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def shouter() -> Shouter:
+    return Shouter()
+
+
+@pytest.fixture
+def reports() -> list[BatchReport]:
+    return []
+
+
+@pytest.fixture
+async def batcher(
+    shouter: Shouter, clock: FakeClock, reports: list[BatchReport]
+) -> AsyncIterator[Batcher]:
+    batcher = DynamicBatcher(
+        shouter.assemble,
+        shouter.run,
+        max_batch_size=MAX_BATCH_SIZE,
+        max_queue=MAX_QUEUE,
+        on_batch=reports.append,
+        clock=clock,
+    )
+    yield batcher
+    shouter.gate.open()
+    await batcher.close()
+
+
+async def say(
+    batcher: Batcher, *words: str, bucket: str = "a", deadline_s: float | None = None
+) -> list[str]:
+    with batcher.admit(len(words), deadline_s=deadline_s) as ticket:
+        return await ticket.run(words, [bucket] * len(words))
+
+
+def begin(batcher: Batcher, *words: str, **options: object) -> asyncio.Task[list[str]]:
+    return asyncio.ensure_future(say(batcher, *words, **options))
+
+
+async def settle() -> None:
+    """Let every task that can go on do so."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def reach(wait: Callable[[], None]) -> None:
+    await asyncio.to_thread(wait)
+
+
+async def hold_engine(batcher: Batcher, shouter: Shouter) -> asyncio.Task[list[str]]:
+    """Keep the engine busy with a word of another bucket until its gate is opened."""
+    shouter.gate.shut()
+    blocker = begin(batcher, "blocker", bucket="blocker")
+    await reach(shouter.gate.wait_for_arrival)
+    return blocker
+
+
+async def test_a_lone_item_runs_at_once(batcher: Batcher, shouter: Shouter) -> None:
+    assert await say(batcher, "one") == ["ONE"]
+    assert shouter.batches == [("one",)]
+
+
+async def test_results_come_in_the_order_of_the_items(batcher: Batcher) -> None:
+    words = [f"word{index}" for index in range(MAX_QUEUE)]
+
+    assert await say(batcher, *words) == [word.upper() for word in words]
+
+
+async def test_items_that_wait_for_the_engine_share_the_next_batch(
+    batcher: Batcher, shouter: Shouter
+) -> None:
+    await hold_engine(batcher, shouter)
+    requests = [begin(batcher, word) for word in ("one", "two", "three")]
+    await settle()
+
+    shouter.gate.open()
+
+    assert await asyncio.gather(*requests) == [["ONE"], ["TWO"], ["THREE"]]
+    assert shouter.batches == [("blocker",), ("one", "two", "three")]
+
+
+async def test_a_batch_is_never_larger_than_the_engine_takes(
+    batcher: Batcher, shouter: Shouter
+) -> None:
+    await hold_engine(batcher, shouter)
+    requests = [begin(batcher, f"{index}") for index in range(9)]
+    await settle()
+
+    shouter.gate.open()
+    await asyncio.gather(*requests)
+
+    assert [len(batch) for batch in shouter.batches] == [1, 4, 4, 1]
+
+
+async def test_a_full_batch_is_assembled_while_the_engine_still_runs(
+    batcher: Batcher, shouter: Shouter
+) -> None:
+    await hold_engine(batcher, shouter)
+    await reach(shouter.assembled.wait_for_arrival)
+
+    request = begin(batcher, "1", "2", "3", "4")
+    await reach(shouter.assembled.wait_for_arrival)
+
+    assert shouter.batches == [("blocker",)]
+    shouter.gate.open()
+    assert await request == ["1", "2", "3", "4"]
+
+
+async def test_a_batch_that_is_not_full_may_grow_until_the_engine_is_free(
+    batcher: Batcher, shouter: Shouter
+) -> None:
+    await hold_engine(batcher, shouter)
+    early = begin(batcher, "early")
+    await settle()
+    late = begin(batcher, "late")
+    await settle()
+
+    shouter.gate.open()
+    await asyncio.gather(early, late)
+
+    assert shouter.batches == [("blocker",), ("early", "late")]
+
+
+async def test_buckets_are_never_mixed(batcher: Batcher, shouter: Shouter) -> None:
+    await hold_engine(batcher, shouter)
+    requests = [begin(batcher, f"{bucket}{n}", bucket=bucket) for n in "12" for bucket in "ab"]
+    await settle()
+
+    shouter.gate.open()
+    await asyncio.gather(*requests)
+
+    assert shouter.batches == [("blocker",), ("a1", "a2"), ("b1", "b2")]
+
+
+async def test_a_rare_shape_is_not_starved_by_a_busy_one(
+    batcher: Batcher, shouter: Shouter
+) -> None:
+    await hold_engine(batcher, shouter)
+    await settle()
+    requests = [begin(batcher, *"123", bucket="busy"), begin(batcher, "rare", bucket="rare")]
+    await settle()
+    requests.append(begin(batcher, *"456", bucket="busy"))
+    await settle()
+
+    shouter.gate.open()
+    await asyncio.gather(*requests)
+
+    assert shouter.batches == [("blocker",), tuple("1234"), ("rare",), tuple("56")]
+
+
+async def test_a_request_that_does_not_fit_is_refused_whole(
+    batcher: Batcher, shouter: Shouter
+) -> None:
+    await hold_engine(batcher, shouter)
+    admitted = begin(batcher, *"12345678")
+    await settle()
+    depth = batcher.depth
+
+    with pytest.raises(Overloaded, match="the queue is full") as caught:
+        batcher.admit(MAX_QUEUE - depth + 1)
+
+    assert int(caught.value.headers["Retry-After"]) >= 1
+    assert batcher.depth == depth
+    shouter.gate.open()
+    assert await admitted == list("12345678")
+
+
+async def test_places_are_taken_from_admission_on(batcher: Batcher) -> None:
+    with batcher.admit(MAX_QUEUE), pytest.raises(Overloaded):
+        batcher.admit(1)
+
+    assert batcher.depth == 0
+    assert await say(batcher, "next") == ["NEXT"]
+
+
+async def test_a_wait_longer_than_the_deadline_is_refused_at_the_door(
+    batcher: Batcher, shouter: Shouter, clock: FakeClock
+) -> None:
+    blocker = await hold_engine(batcher, shouter)
+    clock.advance(5)
+    shouter.gate.open()
+    await blocker  # the batcher has now seen a batch that took 5 s
+    await hold_engine(batcher, shouter)
+
+    with pytest.raises(Overloaded, match="longer than the deadline") as caught:
+        batcher.admit(1, deadline_s=4)
+
+    assert caught.value.headers == {"Retry-After": "1"}
+    with batcher.admit(1, deadline_s=6):
+        pass
+    clock.advance(2)  # 3 s are left of the batch that runs
+    with batcher.admit(1, deadline_s=4):
+        pass
+
+
+async def test_a_request_past_its_deadline_never_reaches_the_engine(
+    batcher: Batcher, shouter: Shouter, clock: FakeClock
+) -> None:
+    await hold_engine(batcher, shouter)
+    late = begin(batcher, "late", "late too", deadline_s=60)
+    patient = begin(batcher, "patient", deadline_s=600)
+    await settle()
+    clock.advance(61)
+
+    shouter.gate.open()
+
+    with pytest.raises(DeadlineExceeded):
+        await late
+    assert await patient == ["PATIENT"]
+    assert shouter.words == ["blocker", "patient"]
+    assert batcher.depth == 0
+
+
+async def test_a_staged_request_past_its_deadline_never_reaches_the_engine(
+    batcher: Batcher, shouter: Shouter, clock: FakeClock
+) -> None:
+    await hold_engine(batcher, shouter)
+    patient = begin(batcher, "1", "2")
+    late = begin(batcher, "late", "late too", deadline_s=60)
+    await settle()
+    clock.advance(61)
+
+    shouter.gate.open()
+
+    with pytest.raises(DeadlineExceeded):
+        await late
+    assert await patient == ["1", "2"]
+    assert shouter.words == ["blocker", "1", "2"]
+
+
+async def test_a_deadline_is_answered_while_the_engine_is_busy(
+    batcher: Batcher, shouter: Shouter
+) -> None:
+    await hold_engine(batcher, shouter)
+
+    with pytest.raises(DeadlineExceeded):
+        await say(batcher, "late", deadline_s=0.01)
+
+    assert batcher.depth == 0
+    assert shouter.words == ["blocker"]
+
+
+async def test_a_deadline_that_passes_during_the_run_is_forgiven(
+    batcher: Batcher, shouter: Shouter, clock: FakeClock
+) -> None:
+    shouter.gate.shut()
+    request = begin(batcher, "started", deadline_s=60)
+    await reach(shouter.gate.wait_for_arrival)
+    clock.advance(61)
+
+    shouter.gate.open()
+
+    assert await request == ["STARTED"]
+
+
+@pytest.mark.parametrize("num_others", [1, 3], ids=["queued", "staged"])
+async def test_a_cancelled_request_is_dropped_before_it_runs(
+    batcher: Batcher, shouter: Shouter, num_others: int
+) -> None:
+    await hold_engine(batcher, shouter)
+    gone = begin(batcher, "gone")
+    others = [begin(batcher, f"{index}") for index in range(num_others)]
+    await settle()
+
+    gone.cancel()
+    await settle()
+    shouter.gate.open()
+
+    await asyncio.gather(*others)
+    assert gone.cancelled()
+    assert "gone" not in shouter.words
+    assert batcher.depth == 0
+
+
+async def test_only_the_guilty_item_of_a_failed_batch_fails(
+    batcher: Batcher, shouter: Shouter, reports: list[BatchReport]
+) -> None:
+    await hold_engine(batcher, shouter)
+    requests = [begin(batcher, word) for word in ("one", "two", "bad", "four")]
+    await settle()
+
+    shouter.gate.open()
+    answers = await asyncio.gather(*requests, return_exceptions=True)
+
+    assert answers[:2] + answers[3:] == [["ONE"], ["TWO"], ["FOUR"]]
+    assert isinstance(answers[2], EngineFailure)
+    assert reports[-1].num_failed == 1
+    assert await say(batcher, "again") == ["AGAIN"]
+
+
+@pytest.mark.parametrize("guilty", ["bad", "unjoinable", "forgotten"])
+async def test_every_fault_of_the_engine_is_an_engine_failure(
+    batcher: Batcher, guilty: str
+) -> None:
+    with pytest.raises(EngineFailure):
+        await say(batcher, guilty)
+
+    assert await say(batcher, "again") == ["AGAIN"]
+
+
+async def test_a_request_with_one_guilty_item_fails_as_a_whole(
+    batcher: Batcher, shouter: Shouter
+) -> None:
+    with pytest.raises(EngineFailure):
+        await say(batcher, "one", "bad", *"345678")
+
+    assert batcher.depth == 0
+    assert await say(batcher, "again") == ["AGAIN"]
+
+
+async def test_closing_refuses_what_comes_and_finishes_what_was_admitted(
+    batcher: Batcher, shouter: Shouter
+) -> None:
+    await hold_engine(batcher, shouter)
+    ticket = batcher.admit(1)
+    admitted = begin(batcher, *"12345")
+    await settle()
+
+    closing = asyncio.ensure_future(batcher.close())
+    await settle()
+    with pytest.raises(NotReady):
+        batcher.admit(1)
+    shouter.gate.open()
+    with ticket:  # admitted before the end, queued after it
+        assert await ticket.run(["decoded"], ["a"]) == ["DECODED"]
+
+    assert await admitted == list("12345")
+    await closing
+
+
+async def test_a_batch_is_reported_with_its_waits(
+    batcher: Batcher, shouter: Shouter, clock: FakeClock, reports: list[BatchReport]
+) -> None:
+    blocker = await hold_engine(batcher, shouter)
+    request = begin(batcher, "one", "two")
+    await settle()
+    clock.advance(3)
+
+    shouter.gate.open()
+    await asyncio.gather(blocker, request)
+
+    assert reports == [BatchReport(1, [0], 3, 0), BatchReport(2, [3, 3], 0, 0)]
+
+
+async def test_answers_stay_right_under_a_storm_of_requests(
+    batcher: Batcher, shouter: Shouter
+) -> None:
+    async def persist(name: str, num_words: int, bucket: str) -> bool:
+        words = [f"{name}.{index}" for index in range(num_words)]
+        while True:
+            try:
+                return await say(batcher, *words, bucket=bucket) == [w.upper() for w in words]
+            except Overloaded:
+                await asyncio.sleep(0)
+
+    storm = [
+        asyncio.ensure_future(persist(f"n{n}", 1 + n % MAX_QUEUE, "abc"[n % 3])) for n in range(300)
+    ]
+    await settle()
+    for task in storm[::7]:
+        task.cancel()
+    answers = await asyncio.gather(*storm, return_exceptions=True)
+
+    survivors = [answer for n, answer in enumerate(answers) if n % 7]
+    assert all(answer is True for answer in survivors)
+    assert max(len(batch) for batch in shouter.batches) <= MAX_BATCH_SIZE
+    assert batcher.depth == 0
