@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -24,10 +24,18 @@ from model.deformable_detr import DeformableDetr
 
 FORMAT_VERSION = 1
 METADATA_KEY = "detr_serve"  # of the header's string-to-string map; its value is our JSON
-_CONFIG = TypeAdapter(TrainConfig)
-_CLASSES = TypeAdapter(tuple[ClassInfo, ...])
 # Sizes that may differ between a checkpoint and the model that starts from it.
 _FREE_FIELDS = ("num_classes", "num_detections", "dropout", "frozen_stages", "train_batch_norm")
+
+
+class _Header(BaseModel):
+    """The JSON part of the file."""
+
+    format_version: int
+    config: TrainConfig
+    classes: tuple[ClassInfo, ...]
+    provenance: dict[str, Any]
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -57,14 +65,14 @@ class Checkpoint:
             )
 
     def header(self) -> dict[str, Any]:
-        """The JSON part."""
-        return {
-            "format_version": FORMAT_VERSION,
-            "config": _CONFIG.dump_python(self.config, mode="json"),
-            "classes": _CLASSES.dump_python(self.classes, mode="json"),
-            "provenance": self.provenance,
-            "metrics": self.metrics,
-        }
+        """The part that is written as JSON."""
+        return _Header(
+            format_version=FORMAT_VERSION,
+            config=self.config,
+            classes=self.classes,
+            provenance=self.provenance,
+            metrics=self.metrics,
+        ).model_dump(mode="json")
 
 
 def save_checkpoint(
@@ -122,39 +130,36 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
             metadata = file.metadata() or {}
         if METADATA_KEY not in metadata:
             raise ValueError(f"{path} is a safetensors file of another project; {advice}")
-        config, classes, header = _parse_header(path, metadata[METADATA_KEY])
+        header = _parse_header(path, metadata[METADATA_KEY])
         state = safetensors.torch.load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); {advice}") from error
-    return Checkpoint(path, config, classes, header["provenance"], header["metrics"], state)
+    return Checkpoint(path, header.config, header.classes, header.provenance, header.metrics, state)
 
 
-def _parse_header(
-    path: Path, text: str
-) -> tuple[TrainConfig, tuple[ClassInfo, ...], dict[str, Any]]:
+def _parse_header(path: Path, text: str) -> _Header:
     try:
-        header = json.loads(text)
-        version = header["format_version"]
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has format version {version}, this code reads {FORMAT_VERSION}; "
-                "use the release that wrote it, or train or convert anew"
-            )
-        config = _CONFIG.validate_python(header["config"])
-        unknown = _unknown_fields(header["config"], _CONFIG.dump_python(config, mode="json"))
-        if unknown:
-            raise ValueError(
-                f"{path}: its configuration has fields that this code does not know: "
-                f"{', '.join(unknown)}; use the release that wrote it"
-            )
-        classes = _CLASSES.validate_python(header["classes"])
-        return config, classes, {key: header[key] for key in ("provenance", "metrics")}
+        given = json.loads(text)
+        version = given["format_version"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: its header is damaged ({error!r}); write it anew") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version}, this code reads {FORMAT_VERSION}; "
+            "use the release that wrote it, or train or convert anew"
+        )
+    try:
+        header = _Header.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{path}: its header is not valid at {where!r}: {first['msg']}") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: its header is damaged ({error!r}); write it anew") from error
+    if unknown := _unknown_fields(given, header.model_dump(mode="json")):
+        raise ValueError(
+            f"{path} has settings that this code does not know: {', '.join(unknown)}; "
+            "use the release that wrote it"
+        )
+    return header
 
 
 def _unknown_fields(given: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
