@@ -8,6 +8,7 @@ import argparse
 import json
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,12 @@ def checkpoint(variant: str, file_format: str) -> dict[str, Any]:
 
 
 def mmdet_tensors(variant: str, file_format: str) -> dict[str, Tensor]:
-    """The state dict under the names of mmdet2 or mmdet3."""
+    """The state dict under the names of mmdet2 or mmdet3; do not write into its tensors."""
+    return dict(_mmdet_tensors(variant, file_format))
+
+
+@cache
+def _mmdet_tensors(variant: str, file_format: str) -> dict[str, Tensor]:
     listing = Path(__file__).with_name("tiny_shapes.json").read_text()
     shapes = json.loads(listing)[f"{file_format}_{variant}"]
     weights = synth_state_dict(shapes, SEED[variant], canonical_mmdet(variant))
