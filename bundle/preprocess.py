@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_PIXELS = 100_000_000  # 300 MB once decoded; a decompression bomb claims more in its header
@@ -100,11 +100,32 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Uint8Array:
         image = _to_rgb(image)
     except InvalidImage:
         raise
+    except UnidentifiedImageError as error:
+        raise InvalidImage(f"the {image_format} image is damaged: unreadable header") from error
     except _DECODER_ERRORS as error:
         raise InvalidImage(f"the {image_format} image is damaged: {error}") from error
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
     return np.array(image)
+
+
+def displayed_size(data: bytes) -> tuple[int, int]:
+    """(height, width) that `decode_image` will give, read from the header alone.
+
+    Raises:
+        UnsupportedImage, InvalidImage: as `decode_image`, as far as the header tells.
+    """
+    image_format = _sniff_format(data)
+    try:
+        image = _open(data, image_format, MAX_PIXELS)
+        is_turned = _orientation(image) >= 5  # the orientations that swap rows and columns
+    except InvalidImage:
+        raise
+    except UnidentifiedImageError as error:
+        raise InvalidImage(f"the {image_format} image is damaged: unreadable header") from error
+    except _DECODER_ERRORS as error:
+        raise InvalidImage(f"the {image_format} image is damaged: {error}") from error
+    return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
 def resized_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:

@@ -1,0 +1,158 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bundle.manifest import ClassInfo, Manifest
+from tests.toy_bundle import TOY_CLASSES, make_toy_bundle
+
+
+@pytest.fixture
+def bundle(toy_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the toy bundle that a test may damage."""
+    return Path(shutil.copytree(toy_bundle, tmp_path / "toy"))
+
+
+@pytest.fixture
+def edit(bundle: Path) -> Callable[..., None]:
+    """Change fields of the copy's manifest behind its back."""
+
+    def edit(**fields: Any) -> None:
+        path = bundle / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+    return edit
+
+
+def test_a_saved_manifest_loads_as_it_was(tmp_path: Path) -> None:
+    saved = make_toy_bundle(tmp_path / "toy")
+
+    assert Manifest.load(tmp_path / "toy") == saved
+
+
+def test_every_file_is_hashed(toy_bundle: Path) -> None:
+    manifest = Manifest.load(toy_bundle)
+
+    assert set(manifest.files) == {"model.onnx", "weights.bin", "samples/1.png"}
+
+
+def test_saving_again_hashes_anew(bundle: Path) -> None:
+    manifest = Manifest.load(bundle)
+    (bundle / "weights.bin").write_bytes(b"other")
+
+    saved = manifest.save(bundle)
+
+    assert saved.files["weights.bin"] != manifest.files["weights.bin"]
+    assert Manifest.load(bundle) == saved
+
+
+def test_a_changed_byte_is_refused(bundle: Path) -> None:
+    content = bytearray((bundle / "model.onnx").read_bytes())
+    content[-1] ^= 1
+    (bundle / "model.onnx").write_bytes(content)
+
+    with pytest.raises(ValueError, match=r"model\.onnx: expected SHA-256 .*`make export`"):
+        Manifest.load(bundle)
+
+
+def test_a_missing_file_is_named(bundle: Path) -> None:
+    (bundle / "weights.bin").unlink()
+
+    with pytest.raises(ValueError, match=r"weights\.bin: .*missing.*`make export`"):
+        Manifest.load(bundle)
+
+
+def test_an_empty_directory_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"manifest\.json: no bundle there.*`make export`"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "\xff", '{"a": 1'])
+def test_unreadable_json_is_refused(bundle: Path, content: str) -> None:
+    (bundle / "manifest.json").write_text(content, encoding="latin-1")
+
+    with pytest.raises(ValueError, match=r"manifest\.json: cannot be read as JSON.*`make export`"):
+        Manifest.load(bundle)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"format_version": 2}'])
+def test_another_format_version_is_refused(bundle: Path, content: str) -> None:
+    (bundle / "manifest.json").write_text(content)
+
+    with pytest.raises(
+        ValueError, match=r"manifest\.json: expected format_version 1, got .*`make export`"
+    ):
+        Manifest.load(bundle)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("unknown_field", 1),
+        ("runtime", "other"),
+        ("variant", "other"),
+        ("classes", []),
+        ("classes", [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]),
+        ("max_batch_size", 0),
+        ("preprocess", {"short_side": 0}),
+        ("preprocess", {"longest_side": 1}),
+    ],
+)
+def test_a_wrong_field_is_named(
+    bundle: Path, edit: Callable[..., None], field: str, value: object
+) -> None:
+    edit(**{field: value})
+
+    with pytest.raises(ValueError, match=r"(?s)manifest\.json: .*`make export`") as caught:
+        Manifest.load(bundle)
+
+    assert field in str(caught.value) or "class ids" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "samples/../../secret", "", "a\\b"])
+def test_a_path_never_leaves_the_bundle(bundle: Path, edit: Callable[..., None], name: str) -> None:
+    (bundle.parent / "secret").write_text("secret")
+    edit(files={name: "0" * 64})
+
+    with pytest.raises(ValueError, match="outside the bundle's directory"):
+        Manifest.load(bundle)
+
+
+def test_a_link_never_leaves_the_bundle(bundle: Path) -> None:
+    (bundle.parent / "weights.bin").write_bytes((bundle / "weights.bin").read_bytes())
+    (bundle / "weights.bin").unlink()
+    (bundle / "weights.bin").symlink_to(bundle.parent / "weights.bin")
+
+    with pytest.raises(ValueError, match="outside the bundle's directory"):
+        Manifest.load(bundle)
+
+
+@pytest.mark.parametrize("fields", [{"graphs": {"standard": "../x"}}, {"samples": ["other.png"]}])
+def test_graphs_and_samples_are_among_the_hashed_files(
+    bundle: Path, edit: Callable[..., None], fields: dict[str, Any]
+) -> None:
+    edit(**fields)
+
+    with pytest.raises(ValueError, match="not among its files"):
+        Manifest.load(bundle)
+
+
+def test_saving_without_the_graph_writes_nothing(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(ValueError, match=r"model\.onnx.*not among its files"):
+        Manifest.load(bundle).save(tmp_path / "empty")
+
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_manifest_cannot_be_changed(toy_bundle: Path) -> None:
+    manifest = Manifest.load(toy_bundle)
+
+    with pytest.raises(ValueError, match="frozen"):
+        manifest.classes = (ClassInfo(id=1, name="other"),)  # type: ignore[misc]
+
+    assert manifest.classes == TOY_CLASSES
