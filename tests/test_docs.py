@@ -1,0 +1,130 @@
+"""What the documents say is there, and what is there is in the documents."""
+
+import fnmatch
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from service import errors
+from service.metrics import Metrics
+from service.schemas import DetectQuery
+from service.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+TRACKED = subprocess.run(
+    ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+).stdout.split("\n")[:-1]
+PAGES = [name for name in TRACKED if name.endswith(".md")]
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = re.findall(r"^([a-z-]+):.*?## ", MAKEFILE, flags=re.M)
+MACHINE_PATHS = re.compile(r"(?<![\w.:}/-])/(work|farm|home|root|Users|mnt|opt)/\w")
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def tree_patterns() -> list[str]:
+    """The first word of every line of the tree in docs/architecture.md."""
+    block = re.search(r"```text\n(.*?)```", text("docs/architecture.md"), flags=re.S)
+    assert block is not None
+    return [line.split()[0] for line in block[1].splitlines() if line.strip()]
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, line) of every line of every shell block in the documents."""
+    shell_block = re.compile(r"```(?:sh|console|bash)\n(.*?)```", flags=re.S)
+    blocks = [(page, block) for page in PAGES for block in shell_block.findall(text(page))]
+    return [(page, line) for page, block in blocks for line in block.splitlines()]
+
+
+def test_every_file_has_its_line_in_the_tree():
+    patterns = tree_patterns()
+
+    missing = [name for name in TRACKED
+               if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]  # fmt: skip
+
+    assert missing == []
+
+
+def test_every_line_of_the_tree_names_a_file_that_is_there():
+    stale = [pattern for pattern in tree_patterns() if not fnmatch.filter(TRACKED, pattern)]
+
+    assert stale == []
+
+
+def test_every_setting_is_documented():
+    page = text("docs/operations.md")
+    documented = set(re.findall(r"`DETR_([A-Z0-9_]+)`", page))
+
+    assert documented == {name.upper() for name in Settings.model_fields}
+
+
+def test_every_metric_is_documented():
+    documented = set(re.findall(r"`(detr_[a-z_]+)`", text("docs/operations.md")))
+    exposed = {f"{metric.name}_total" if metric.type == "counter" else metric.name
+               for metric in Metrics().registry.collect()
+               if metric.name.startswith("detr_")}  # fmt: skip
+
+    assert documented == exposed
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_make_target_is_documented(target):
+    assert any(f"make {target}" in text(page) for page in PAGES)
+
+
+def test_every_make_target_says_what_it_does():
+    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, flags=re.M)
+
+    assert phony is not None
+    assert sorted(phony[1].split()) == sorted(TARGETS)
+
+
+def test_commands_in_the_documents_exist():
+    wrong = []
+    for page, line in commands():
+        for target, options in re.findall(r"(?:^|&& )make (\S+)((?: [A-Z]+=\S+)*)", line):
+            known = all(f"\n{name} =" in MAKEFILE for name in re.findall(r"([A-Z]+)=", options))
+            wrong += [] if target in TARGETS and known else [f"{page}: {line}"]
+        for module in re.findall(r"python -m ([a-z_.]+)", line):
+            file = ROOT / module.replace(".", "/")
+            found = file.with_suffix(".py").exists() or (file / "__main__.py").exists()
+            wrong += [] if found or module in ("venv", "pytest") else [f"{page}: {line}"]
+
+    assert wrong == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_between_documents_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text(page))
+    relative = [link for link in links if "://" not in link]
+
+    assert [link for link in relative if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_no_file_holds_a_path_of_somebodys_machine():
+    found = []
+    for name in TRACKED:
+        data = (ROOT / name).read_bytes()
+        if b"\0" not in data and name != "tests/test_docs.py":
+            found += [f"{name}: {match[0]}" for match in MACHINE_PATHS.finditer(data.decode())]
+
+    assert found == []
+
+
+def test_every_error_is_documented_with_its_status():
+    documented = set(re.findall(r"^\| (\d+) \| `(\w+)` \|", text("docs/api.md"), flags=re.M))
+    kinds = [kind for kind in vars(errors).values()
+             if isinstance(kind, type) and issubclass(kind, errors.ServiceError)]  # fmt: skip
+
+    assert documented == {(str(kind.status), kind.code) for kind in kinds}
+
+
+def test_every_query_parameter_is_documented():
+    section = text("docs/api.md").split("## POST /detect")[1].split("### Answer")[0]
+    documented = set(re.findall(r"^\| `(\w+)` \|", section, flags=re.M))
+
+    assert documented == set(DetectQuery.model_fields)
