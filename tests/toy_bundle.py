@@ -29,7 +29,7 @@ _OUTPUTS = (
     TensorSpec(name="labels", dtype="int64", shape=("batch", 3)),
     TensorSpec(name="boxes", dtype="float32", shape=("batch", 3, 4)),
 )
-_GRAPH = """
+TOY_GRAPH = """
 <ir_version: 10, opset_import: ["" : 20]>
 toy (uint8[batch, height, width, 3] images, bool[batch, height, width] padding_mask)
     => (float[batch, 3] scores, int64[batch, 3] labels, float[batch, 3, 4] boxes)
@@ -80,7 +80,9 @@ toy (uint8[batch, height, width, 3] images, bool[batch, height, width] padding_m
 """
 
 
-def make_toy_bundle(directory: Path, *, graph: str = _GRAPH, max_batch_size: int = 4) -> Manifest:
+def make_toy_bundle(
+    directory: Path, *, graph: str = TOY_GRAPH, max_batch_size: int = 4
+) -> Manifest:
     """Write the toy bundle, weights file and sample image included, and return its manifest."""
     (directory / "samples").mkdir(parents=True)
     model = onnx.parser.parse_model(graph)

@@ -1,0 +1,178 @@
+"""python -m service.detect: images and folders of images to the same JSON as POST /detect.
+
+Exit status: 0, 1 if an image could not be read (the others are answered), 2 if nothing could be
+done at all, 130 after Ctrl-C. The output file is written once, at the end, whole or not at all.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+from tqdm import tqdm
+
+from bundle.atomic import write_atomically
+from bundle.manifest import Manifest
+from bundle.postprocess import Detections, to_detections
+from bundle.preprocess import (
+    InvalidImage,
+    Uint8Array,
+    UnsupportedImage,
+    decode_image,
+    pad_batch,
+    prepare,
+)
+from service.engines.base import Engine
+from service.engines.load import open_engine
+from service.errors import EngineFailure
+from service.render import ImageFormat, render
+from service.schemas import (
+    CocoResult,
+    DetectQuery,
+    DetectResponse,
+    ImageResult,
+    ModelRef,
+    OutputFormat,
+    coco_results,
+)
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}  # of images in a folder; a file is told by content
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        query = DetectQuery(threshold=args.threshold, top_k=args.top_k, format=args.format)
+    except ValidationError as error:
+        parser.error("; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors()))
+    if args.out and args.out.is_dir():
+        parser.error(f"--out: expected a file, got the folder {args.out}")
+    images = find_images(args.paths)
+    if not images:
+        parser.error(
+            f"no {', '.join(sorted(_SUFFIXES))} files in {', '.join(map(str, args.paths))}"
+        )
+    try:
+        return _run(images, args.bundle, query, out=args.out, draw_dir=args.draw)
+    except (ValueError, OSError) as error:
+        _say(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        _say("interrupted: no results written")
+        return 130
+
+
+def find_images(paths: Iterable[Path]) -> list[Path]:
+    """The files given, and in their place among them the images under each folder, sorted."""
+    images: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files = (file for file in path.rglob("*") if file.is_file())
+            images += sorted(file for file in files if file.suffix.lower() in _SUFFIXES)
+        else:
+            images.append(path)
+    return images
+
+
+def detect(image: Uint8Array, manifest: Manifest, engine: Engine, query: DetectQuery) -> Detections:
+    """Detections in one image (H, W, 3) uint8 RGB."""
+    resized, geometry = prepare(image, manifest.preprocess)
+    output = engine.run(*pad_batch([resized], manifest.preprocess.min_side))
+    row = (output.scores[0], output.labels[0], output.boxes[0])
+    return to_detections(*row, geometry, threshold=query.threshold, top_k=query.top_k)
+
+
+def _run(
+    images: list[Path], bundle: Path, query: DetectQuery, *, out: Path | None, draw_dir: Path | None
+) -> int:
+    for directory in (draw_dir, out and out.parent):
+        if directory:  # before the work, not after it
+            directory.mkdir(parents=True, exist_ok=True)
+    manifest, engine = open_engine(bundle)
+    results: list[ImageResult] = []
+    for image_id, path in enumerate(tqdm(images, unit="image")):
+        try:
+            image = decode_image(path.read_bytes())
+            detections = detect(image, manifest, engine, query)
+        except (InvalidImage, UnsupportedImage, OSError, EngineFailure) as error:
+            _say(f"{path}: {error}")
+            continue
+        results.append(
+            ImageResult.from_detections(
+                detections,
+                image_id=image_id,
+                file_name=str(path),
+                size=(image.shape[0], image.shape[1]),
+                classes=manifest.classes,
+            )
+        )
+        if draw_dir:
+            drawing = render(image, detections, manifest.classes, ImageFormat.JPEG)
+            write_atomically(draw_dir / f"{image_id:05d}-{path.stem}.jpg", drawing)
+    engine.close()
+    content = _to_json(results, manifest, query.format)
+    if out:
+        write_atomically(out, content)
+        _say(f"{out}: {len(results)} of {len(images)} images")
+    else:
+        sys.stdout.write(content.decode())
+    return 0 if len(results) == len(images) else 1
+
+
+def _to_json(results: list[ImageResult], manifest: Manifest, output_format: OutputFormat) -> bytes:
+    if output_format is OutputFormat.COCO:
+        return TypeAdapter(list[CocoResult]).dump_json(coco_results(results)) + b"\n"
+    response = DetectResponse(results=results, model=ModelRef.from_manifest(manifest))
+    return response.model_dump_json().encode() + b"\n"
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = DetectQuery()
+    parser = argparse.ArgumentParser(
+        prog="python -m service.detect",
+        description="Detect objects in images and print the JSON that POST /detect answers.",
+    )
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="image, or folder searched to its depths",
+    )
+    parser.add_argument(
+        "--bundle", type=Path, default=Path("bundles/demo"), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=defaults.threshold,
+        help="lowest score kept (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        default=defaults.top_k,
+        help="most detections kept per image (default: %(default)s)",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write there, not to stdout")
+    parser.add_argument(
+        "--draw", type=Path, metavar="DIR", help="write each image with its boxes into this folder"
+    )
+    parser.add_argument(
+        "--format",
+        choices=[str(choice) for choice in OutputFormat],
+        default=str(defaults.format),
+        help="detections, or coco: a COCO results list whose image_id is the index of the image",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
