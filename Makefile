@@ -39,16 +39,17 @@ detect: $(VENV)/service.stamp ## detect in images and folders: PATHS= [BUNDLE= O
 
 train: $(VENV)/full.stamp ## train a model, the demo unless told otherwise [CONFIG= DATA= OUT= RESUME= INIT=]
 	$(BIN)/python -m model.train $(call option,CONFIG,config) $(call option,DATA,data) \
-	$(call option,OUT,out) $(call option,RESUME,resume) $(call option,INIT,init)
+	$(call option,OUT,out) $(call option,RESUME,resume) $(call option,INIT,init) $(ARGS)
 
-evaluate: $(VENV)/full.stamp ## COCO AP of a model: CHECKPOINT= or BUNDLE= [DATA= OUT=]
-	$(BIN)/python -m $(if $(BUNDLE),export.evaluate,model.evaluate) $(call option,BUNDLE,bundle) \
-	$(call option,CHECKPOINT,checkpoint) $(call option,DATA,data) $(call option,OUT,out)
+evaluate: $(VENV)/full.stamp ## COCO AP of CHECKPOINT= or BUNDLE=, the demo's unless told otherwise [DATA= OUT= ARGS=]
+	$(BIN)/python -m $(if $(CHECKPOINT),model.evaluate --checkpoint $(CHECKPOINT),\
+	export.evaluate --bundle $(or $(BUNDLE),bundles/demo)) \
+	$(call option,DATA,data) $(call option,OUT,out) $(ARGS)
 
 export: CHECKPOINT = runs/demo/best.safetensors
 export: BUNDLE = runs/demo/bundle
-export: $(VENV)/full.stamp ## turn a checkpoint into a bundle [CHECKPOINT= BUNDLE=]
-	$(BIN)/python -m export $(CHECKPOINT) --out $(BUNDLE)
+export: $(VENV)/full.stamp ## turn a checkpoint into a bundle [CHECKPOINT= BUNDLE= ARGS=]
+	$(BIN)/python -m export $(CHECKPOINT) --out $(BUNDLE) $(ARGS)
 
 weights: $(VENV)/full.stamp ## download and convert published weights: VARIANT=base|refine|two_stage [FORMAT=]
 	$(BIN)/python -m model.weights $(VARIANT) $(call option,FORMAT,format) $(call option,OUT,out)

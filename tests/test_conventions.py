@@ -38,13 +38,15 @@ OTHERS = {
 # The options of every command, frozen: a new knob is a field of a config or of Settings.
 COMMANDS = {
     "model.train": ["--config", "--data", "--init", "--out", "--resume"],
-    "model.evaluate": ["--checkpoint", "--data", "--out"],
+    "model.evaluate": [
+        *("--batch-size", "--checkpoint", "--data", "--limit", "--out", "--results", "--split"),
+    ],
     "model.checkpoint": [],
     "model.weights": ["--base-url", "--format", "--out"],
     "model.data.check": ["--split"],
     "model.data.digits": ["--num-images", "--seed", "--split"],
     "export": ["--out"],
-    "export.evaluate": ["--bundle", "--data", "--out"],
+    "export.evaluate": ["--batch-size", "--bundle", "--data", "--limit", "--out", "--split"],
     "service.detect": ["--bundle", "--draw", "--format", "--out", "--threshold", "--top-k"],
 }
 
