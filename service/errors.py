@@ -6,10 +6,13 @@ ServiceError
 │   └── UnknownClass       422  a class that the model does not know
 ├── InvalidImage           422  cannot be decoded, or has too many pixels
 ├── MalformedBody          400  not the multipart it says it is
+├── NotFound               404  nothing at that path
+├── MethodNotAllowed       405  something, but not for that method
 ├── NotAcceptable          406  an answer of that type is not possible here
 ├── PayloadTooLarge        413  the body is over the limit
 │   └── TooManyImages      413  more images than one request may carry
 ├── UnsupportedMediaType   415  not a JPEG, PNG or WebP
+├── ClientGone             499  nobody is left to answer
 ├── NotReady               503  loading or draining
 ├── Overloaded             503  the queue is full, or the deadline could not be met
 ├── DeadlineExceeded       504  waited too long in the queue
@@ -72,6 +75,20 @@ class MalformedBody(ServiceError):
     code = "malformed_body"
 
 
+class NotFound(ServiceError):
+    """There is nothing at the path."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(ServiceError):
+    """There is something at the path, but not for the method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
 class NotAcceptable(ServiceError):
     """The client accepts only a type in which this request cannot be answered."""
 
@@ -97,6 +114,13 @@ class UnsupportedMediaType(ServiceError):
 
     status = 415
     code = "unsupported_media_type"
+
+
+class ClientGone(ServiceError):
+    """The client closed the connection before it was answered; seen only in logs and metrics."""
+
+    status = 499
+    code = "client_gone"
 
 
 class NotReady(ServiceError):

@@ -1,0 +1,126 @@
+"""The application: what it owns, and its life from loading to drained."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from bundle.manifest import Manifest
+from service import pages, routes
+from service.boundary import Boundary, error_body
+from service.detector import Detector
+from service.engines.base import Engine
+from service.errors import (
+    EngineFailure,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    ServiceError,
+)
+from service.metrics import Metrics
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+API_VERSION = "1.0.0"
+
+
+def create_app(
+    settings: Settings,
+    engine: Engine | None = None,
+    *,
+    on_failure: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """The app for the bundle of the settings.
+
+    The port may open at once: the engine is opened and warmed up in the background, and /readyz
+    is red until it can run.
+
+    Args:
+        settings: of this app; nothing else is read from the environment.
+        engine: runs in place of the bundle's own.
+        on_failure: called when the engine cannot be started, with the reason logged and kept in
+            `app.state.failure`; the process should end.
+
+    Raises:
+        ValueError: the bundle is missing or damaged.
+    """
+    manifest = Manifest.load(settings.bundle)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.startup = asyncio.create_task(_start(app, engine, on_failure))
+        yield
+        app.state.startup.cancel()
+        await asyncio.wait([app.state.startup])
+        await app.state.detector.close()
+
+    app = FastAPI(
+        title="detr-serve",
+        summary="Object detection with Deformable DETR",
+        version=API_VERSION,
+        docs_url=None,  # the stock pages load their scripts from elsewhere; see service.pages
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.settings = settings
+    app.state.metrics = Metrics()
+    app.state.detector = Detector(manifest, settings, app.state.metrics)
+    app.state.failure = None
+    app.state.is_stopping = False
+    ref = app.state.detector.model_ref
+    app.state.metrics.model.labels(ref.name, ref.variant, ref.version, manifest.runtime).set(1)
+    app.include_router(routes.router)
+    app.include_router(pages.router)
+    app.add_exception_handler(ServiceError, _answer_service_error)
+    app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_middleware(Boundary, metrics=app.state.metrics, max_body_bytes=settings.max_body_bytes)
+    return app
+
+
+def stop_taking_requests(app: FastAPI) -> None:
+    """Turn /readyz red and ask clients to leave; requests are answered until the lifespan ends."""
+    app.state.is_stopping = True
+    app.state.detector.drain()
+
+
+async def _start(app: FastAPI, engine: Engine | None, on_failure: Callable[[], None]) -> None:
+    try:
+        await app.state.detector.start(engine)
+    except (ValueError, OSError, EngineFailure) as error:
+        app.state.failure = str(error)
+        logger.error("cannot serve: %s", error)
+        on_failure()
+
+
+async def _answer_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    request.app.state.metrics.rejects.labels(error.code).inc()
+    request.state.log_fields["code"] = error.code
+    return Response(error_body(error), error.status, error.headers, "application/json")
+
+
+async def _answer_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    faults = [
+        f"{'.'.join(str(part) for part in fault['loc'][1:])}: {fault['msg']}"
+        + (f", got {str(fault['input'])[:100]!r}" if "input" in fault else "")
+        for fault in error.errors()
+    ]
+    return await _answer_service_error(request, InvalidRequest("; ".join(faults)))
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    """What the router raises by itself, in our shape."""
+    assert isinstance(error, HTTPException)
+    kind = MethodNotAllowed if error.status_code == 405 else NotFound
+    message = f"{request.method} {request.url.path[:200]}: {error.detail}; see /docs"
+    response = await _answer_service_error(request, kind(message))
+    response.headers.update(error.headers or {})
+    return response

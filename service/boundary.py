@@ -1,0 +1,154 @@
+"""The HTTP boundary: request ids, the body limit, one log line a request, the last `except`."""
+
+import asyncio
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import ClientGone, PayloadTooLarge, ServiceError
+from service.metrics import Metrics
+from service.schemas import ErrorDetail, ErrorResponse
+
+logger = logging.getLogger(__name__)
+access_logger = logging.getLogger("service.access")
+
+Answer = TypeVar("Answer")
+
+REQUEST_ID = "X-Request-Id"
+_SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_QUIET_PATHS = {"/healthz", "/readyz", "/metrics"}  # asked every few seconds, so logged at debug
+
+
+class Boundary:
+    """ASGI middleware around the whole app."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; anything but HTTP is passed on as it is."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers = Headers(scope=scope)
+        given_id = headers.get(REQUEST_ID, "")
+        request_id = given_id if _SAFE_ID.fullmatch(given_id) else uuid.uuid4().hex
+        log_fields: dict[str, Any] = {}
+        scope.setdefault("state", {})["log_fields"] = log_fields
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                marked = MutableHeaders(scope=message)
+                marked[REQUEST_ID] = request_id
+                marked["X-Content-Type-Options"] = "nosniff"
+                if getattr(scope["app"].state, "is_stopping", False):
+                    marked["Connection"] = "close"  # the next request belongs to another process
+            await send(message)
+
+        try:
+            await self._app(scope, self._limited(headers, receive), send_marked)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            self._metrics.rejects.labels(ServiceError.code).inc()
+            if not status:
+                await _send_error(ServiceError("an internal error; the log says more"), send_marked)
+        finally:
+            self._account(scope, status, time.perf_counter() - started, request_id, log_fields)
+
+    def _limited(self, headers: Headers, receive: Receive) -> Receive:
+        """`receive` that raises PayloadTooLarge as soon as the body is known to be too long."""
+        declared = headers.get("content-length", "")
+        num_bytes = 0
+
+        async def receive_limited() -> Message:
+            nonlocal num_bytes
+            if declared.isdigit() and int(declared) > self._max_body_bytes:
+                raise self._too_large(f"{int(declared)} bytes")
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_body_bytes:
+                raise self._too_large("more")
+            return message
+
+        return receive_limited
+
+    def _too_large(self, arrived: str) -> PayloadTooLarge:
+        return PayloadTooLarge(
+            f"expected a body of at most {self._max_body_bytes} bytes, got {arrived}; "
+            "send fewer or smaller images"
+        )
+
+    def _account(
+        self, scope: Scope, status: int, seconds: float, request_id: str, fields: dict[str, Any]
+    ) -> None:
+        route = scope.get("route")
+        path = getattr(route, "path", "other")  # the template: labels stay few
+        self._metrics.requests.labels(path, str(status)).inc()
+        self._metrics.request_seconds.labels(path).observe(seconds)
+        client = scope.get("client")
+        record = {
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "duration_ms": round(seconds * 1e3, 2),
+            "request_id": request_id,
+            "client": client[0] if client else None,
+            **fields,
+        }
+        level = logging.DEBUG if path in _QUIET_PATHS else logging.INFO
+        if access_logger.isEnabledFor(level):
+            line = " ".join(f"{key}={_logfmt(value)}" for key, value in record.items())
+            access_logger.log(level, "%s", line)
+
+
+def error_body(error: ServiceError) -> bytes:
+    """The one JSON shape of every error."""
+    detail = ErrorDetail(code=error.code, message=error.message)
+    return ErrorResponse(error=detail).model_dump_json().encode()
+
+
+async def answer_unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+    """Await the work, but cancel it as soon as the client closes the connection.
+
+    To be called once the body has been read. Raises ClientGone.
+    """
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_closed(request))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone("the client closed the connection")
+        return task.result()
+    finally:
+        task.cancel()
+        watcher.cancel()
+
+
+async def _closed(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_error(error: ServiceError, send: Send) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": error_body(error)})
+
+
+def _logfmt(value: Any) -> str:
+    text = str(value)
+    return text if re.fullmatch(r"[^\s\"=]+", text) else json.dumps(text)

@@ -1,0 +1,228 @@
+"""Images from bytes to the engine's output: decode, resize, batch, run."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.manifest import Manifest
+from bundle.preprocess import (
+    Geometry,
+    UnsupportedImage,
+    decode_image,
+    pad_batch,
+    prepare,
+    resized_size,
+)
+from bundle.preprocess import InvalidImage as UndecodableImage
+from service.batcher import BatchReport, DynamicBatcher, Ticket
+from service.engines.base import Engine, RawOutput
+from service.engines.load import open_engine
+from service.errors import InvalidImage, NotReady, UnsupportedMediaType
+from service.metrics import Metrics, Stage, Stopwatch
+from service.schemas import ModelRef
+from service.settings import Settings, num_cores
+
+logger = logging.getLogger(__name__)
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class Upload(NamedTuple):
+    """One file of a request."""
+
+    file_name: str | None
+    data: bytes
+
+
+class Found(NamedTuple):
+    """The engine's output for one image: a row of RawOutput, and where it lies in the image."""
+
+    output: RawOutput
+    geometry: Geometry
+
+
+class State(StrEnum):
+    """What the detector is doing; it takes requests in READY and DRAINING."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+class _Batch(NamedTuple):
+    images: Pixels  # (B, H, W, 3)
+    padding_mask: npt.NDArray[np.bool_]  # (B, H, W)
+
+
+class Detector:
+    """One bundle being served: its engine, its batcher and the threads that decode for it."""
+
+    def __init__(self, manifest: Manifest, settings: Settings, metrics: Metrics) -> None:
+        self.manifest = manifest
+        self.model_ref = ModelRef.from_manifest(manifest)
+        self.state = State.LOADING
+        self._settings = settings
+        self._metrics = metrics
+        self._decoders = ThreadPoolExecutor(
+            settings.decode_threads or num_cores(), thread_name_prefix="decode"
+        )
+        self._engine: Engine | None = None
+        self._batcher: DynamicBatcher[Pixels, _Batch, RawOutput] | None = None
+        metrics.queue_depth.set_function(lambda: self._batcher.depth if self._batcher else 0)
+        metrics.ready.set_function(lambda: self.state is State.READY)
+
+    async def start(self, engine: Engine | None = None) -> None:
+        """Open the bundle's engine, unless one is given, warm it up and take requests.
+
+        Raises:
+            ValueError: the bundle does not load.
+            EngineFailure: the engine cannot run.
+        """
+        if engine is None:
+            engine = await asyncio.to_thread(self._open, self._settings.bundle)
+        self._engine = engine
+        await asyncio.to_thread(self._warm_up, engine)
+        self._batcher = DynamicBatcher(
+            self._assemble,
+            lambda batch: _rows(engine.run(batch.images, batch.padding_mask)),
+            max_batch_size=self.max_batch_size,
+            max_queue=self._settings.max_queue,
+            on_batch=self._record,
+        )
+        self.state = State.READY
+
+    @property
+    def max_batch_size(self) -> int:
+        """The smallest of what the bundle, the engine and the settings allow."""
+        limits = [self.manifest.max_batch_size, self._settings.max_batch_size]
+        limits.append(self._engine.max_batch_size if self._engine else None)
+        return min(limit for limit in limits if limit is not None)
+
+    def admit(self, num_images: int) -> Ticket[Pixels, RawOutput]:
+        """Reserve places for the images of a request.
+
+        Raises:
+            NotReady: loading or closed.
+            Overloaded: no room, or the deadline would pass before they are run.
+        """
+        if self._batcher is None:
+            raise NotReady("the model is still loading; try again soon", retry_after_s=1)
+        return self._batcher.admit(num_images, deadline_s=self._settings.deadline_s)
+
+    async def detect(self, uploads: Sequence[Upload], stopwatch: Stopwatch) -> list[Found]:
+        """Run the model on the images of one request.
+
+        Raises:
+            InvalidImage, UnsupportedMediaType: names the first bad image; none is run.
+            NotReady, Overloaded, DeadlineExceeded, EngineFailure: see the batcher.
+        """
+        with self.admit(len(uploads)) as ticket:
+            with stopwatch.stage(Stage.DECODE):
+                prepared = await self._decode(uploads)
+            pixels = [image for image, _ in prepared]
+            outputs = await ticket.run(pixels, [self._bucket(image) for image in pixels])
+            stopwatch.seconds[Stage.QUEUE] = ticket.wait_s
+            stopwatch.seconds[Stage.INFER] = ticket.run_s
+        self._metrics.images.inc(len(uploads))
+        return [
+            Found(output, geometry) for output, (_, geometry) in zip(outputs, prepared, strict=True)
+        ]
+
+    def drain(self) -> None:
+        """Turn readiness red; requests are still taken until `close`."""
+        if self.state is State.READY:
+            self.state = State.DRAINING
+
+    async def close(self) -> None:
+        """Refuse what comes, finish what was admitted, release the engine."""
+        self.drain()
+        if self._batcher is not None:
+            await self._batcher.close()
+        self.state = State.CLOSED
+        self._decoders.shutdown(wait=False)
+        if self._engine is not None:
+            self._engine.close()
+
+    # --- decoding
+
+    async def _decode(self, uploads: Sequence[Upload]) -> list[tuple[Pixels, Geometry]]:
+        loop = asyncio.get_running_loop()
+        jobs = [
+            loop.run_in_executor(self._decoders, self._prepare, upload.data) for upload in uploads
+        ]
+        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+        prepared: list[tuple[Pixels, Geometry]] = []
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, BaseException):
+                raise _translate(outcome, index, uploads) from outcome
+            prepared.append(outcome)
+        for _, geometry in prepared:
+            self._metrics.image_pixels.observe(math.prod(geometry.original))
+        return prepared
+
+    def _prepare(self, data: bytes) -> tuple[Pixels, Geometry]:
+        image = decode_image(data, max_pixels=self._settings.max_pixels)
+        return prepare(image, self.manifest.preprocess)
+
+    # --- batching
+
+    def _bucket(self, image: Pixels) -> tuple[int, int]:
+        """Images are batched only with such of like height and width, so that padding stays small.
+
+        With thirds of the short side, 4:3 and 3:2 landscapes lie one bucket apart.
+        """
+        step_px = -(-self.manifest.preprocess.short_side // 3)
+        return -(-image.shape[0] // step_px), -(-image.shape[1] // step_px)
+
+    def _assemble(self, images: list[Pixels]) -> _Batch:
+        batch = _Batch(*pad_batch(images, self.manifest.preprocess.min_side))
+        num_pixels = sum(image.shape[0] * image.shape[1] for image in images)
+        self._metrics.padding_ratio.observe(1 - num_pixels / batch.padding_mask.size)
+        return batch
+
+    def _record(self, report: BatchReport) -> None:
+        self._metrics.batch_size.observe(report.size)
+        self._metrics.batch_seconds.observe(report.run_s)
+        self._metrics.engine_failures.inc(report.num_failed)
+        for wait_s in report.waits_s:
+            self._metrics.batch_wait_seconds.observe(wait_s)
+
+    # --- the engine
+
+    def _open(self, bundle: Path) -> Engine:
+        _, engine = open_engine(bundle, threads=self._settings.engine_threads)
+        return engine
+
+    def _warm_up(self, engine: Engine) -> None:
+        """Run once alone and once in a batch, at the size of a 4:3 photograph."""
+        preprocess = self.manifest.preprocess
+        height, width = resized_size(3, 4, preprocess.short_side, preprocess.long_side)
+        image = np.zeros((height, width, 3), np.uint8)
+        for batch_size in {1, min(2, self.max_batch_size)}:
+            engine.run(*pad_batch([image] * batch_size, preprocess.min_side))
+        logger.info("the engine %s is warm", engine.name)
+
+
+def _rows(output: RawOutput) -> list[RawOutput]:
+    return [RawOutput(*row) for row in zip(*output, strict=True)]
+
+
+def _translate(error: BaseException, index: int, uploads: Sequence[Upload]) -> BaseException:
+    """The service's error for a decoder's, naming the file it is about."""
+    name = uploads[index].file_name
+    subject = f"image {index}" if len(uploads) > 1 or name else "the image"
+    message = f"{subject} ({name!r}): {error}" if name else f"{subject}: {error}"
+    if isinstance(error, UnsupportedImage):
+        return UnsupportedMediaType(message)
+    if isinstance(error, UndecodableImage):
+        return InvalidImage(message)
+    return error

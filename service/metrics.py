@@ -1,0 +1,119 @@
+"""Every metric of the service, declared once; one registry for each app."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+# From a small model on a GPU to a large one on a CPU.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_PIXELS = (1e4, 1e5, 3e5, 1e6, 2e6, 5e6, 1e7, 2e7, 5e7, 1e8)
+_COUNTS = (1, 2, 4, 8, 16, 32, 64)
+_FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1)
+
+
+class Stage(StrEnum):
+    """What a request goes through, in order."""
+
+    READ = "read"  # the body arrives and is parsed
+    DECODE = "decode"  # bytes to resized pixels, in a thread
+    QUEUE = "queue"  # waiting for the engine
+    INFER = "infer"  # the engine runs its batch
+    POST = "post"  # output to detections
+    ENCODE = "encode"  # detections to JSON, or to a drawn image
+
+
+class Metrics:
+    """The instruments; recording is a call on one of them."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter(
+            "detr_requests", "Requests by path and status.", ["path", "status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "detr_request_seconds",
+            "Whole requests, by path.",
+            ["path"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.stage_seconds = Histogram(
+            "detr_stage_seconds",
+            "Stages of answered POST /detect requests; of several images, the slowest.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.rejects = Counter(
+            "detr_rejects", "Requests answered with an error, by code.", ["code"], registry=registry
+        )
+        self.images = Counter("detr_images", "Images answered.", registry=registry)
+        self.image_pixels = Histogram(
+            "detr_image_pixels", "Pixels of decoded images.", buckets=_PIXELS, registry=registry
+        )
+        self.batch_size = Histogram(
+            "detr_batch_size", "Images in a batch.", buckets=_COUNTS, registry=registry
+        )
+        self.batch_seconds = Histogram(
+            "detr_batch_seconds", "One run of the engine.", buckets=_SECONDS, registry=registry
+        )
+        self.batch_wait_seconds = Histogram(
+            "detr_batch_wait_seconds",
+            "Wait of one image from joining the queue to the start of its batch.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.padding_ratio = Histogram(
+            "detr_padding_ratio",
+            "Part of a batch's pixels that is padding.",
+            buckets=_FRACTIONS,
+            registry=registry,
+        )
+        self.engine_failures = Counter(
+            "detr_engine_failures", "Images that the engine failed on.", registry=registry
+        )
+        self.queue_depth = Gauge(
+            "detr_queue_depth", "Images admitted and not yet started.", registry=registry
+        )
+        self.ready = Gauge(
+            "detr_ready", "1 while the service takes requests, else 0.", registry=registry
+        )
+        self.model = Gauge(
+            "detr_model_info",
+            "The model that is served; always 1.",
+            ["name", "variant", "version", "runtime"],
+            registry=registry,
+        )
+
+
+class Stopwatch:
+    """The seconds that one request spent in each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[Stage, float] = {}
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        """Time what runs inside."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = time.perf_counter() - started
+
+    def observe(self, observe: Callable[[Stage, float], None]) -> None:
+        """Hand every stage to a histogram."""
+        for stage, seconds in self.seconds.items():
+            observe(stage, seconds)
+
+    @property
+    def server_timing(self) -> str:
+        """Value of the Server-Timing header, in milliseconds."""
+        parts = [f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in self.seconds.items()]
+        total_s = time.perf_counter() - self._started
+        return ", ".join([*parts, f"total;dur={total_s * 1e3:.2f}"])

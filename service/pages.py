@@ -1,0 +1,66 @@
+"""What is served to a browser: the page, its assets, the API docs and the sample images."""
+
+from importlib import resources
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse
+
+from service.detector import Detector
+from service.errors import NotFound
+
+router = APIRouter(include_in_schema=False)
+
+_PAGE = Path(__file__).parent / "page"
+_SWAGGER_UI = Path(str(resources.files("fastapi_offline"))) / "static"
+_ASSETS = {  # every static file that is served, by its name under /page/
+    "app.js": _PAGE / "app.js",
+    "style.css": _PAGE / "style.css",
+    "favicon.svg": _PAGE / "favicon.svg",
+    "docs.js": _PAGE / "docs.js",
+    "swagger-ui.js": _SWAGGER_UI / "swagger-ui-bundle.js",
+    "swagger-ui.css": _SWAGGER_UI / "swagger-ui.css",
+}
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'{}; connect-src 'self'; "
+    "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+@router.get("/")
+async def index() -> FileResponse:
+    """The page where an image can be tried."""
+    return _html("index.html", "")
+
+
+@router.get("/docs")
+async def docs() -> FileResponse:
+    """The API docs, from local files only."""
+    return _html("docs.html", " 'unsafe-inline'")  # Swagger UI styles its elements inline
+
+
+@router.get("/page/{name}")
+async def asset(name: str) -> FileResponse:
+    """A script, style sheet or icon of the two pages."""
+    if name not in _ASSETS:
+        raise NotFound(f"the page has no file {name[:100]!r}")
+    return FileResponse(_ASSETS[name], headers={"Cache-Control": "no-cache"})
+
+
+@router.get("/samples/{name:path}")
+async def sample(request: Request, name: str) -> FileResponse:
+    """A sample image of the bundle."""
+    detector: Detector = request.app.state.detector
+    path = f"samples/{name}"
+    if path not in detector.manifest.samples:
+        raise NotFound(f"the bundle has no {path[:100]!r}; GET /model lists its samples")
+    return FileResponse(request.app.state.settings.bundle / path)
+
+
+def _html(name: str, more_styles: str) -> FileResponse:
+    headers = {
+        "Content-Security-Policy": _POLICY.format(more_styles),
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-cache",
+    }
+    return FileResponse(_PAGE / name, headers=headers)

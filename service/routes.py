@@ -1,0 +1,250 @@
+"""The HTTP API; the handlers are short, what they call does the work."""
+
+import asyncio
+import difflib
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import TypeAdapter
+
+from bundle.manifest import ClassInfo
+from bundle.postprocess import Detections, to_detections
+from bundle.preprocess import decode_image
+from service.boundary import answer_unless_gone
+from service.detector import Detector, Found, State, Upload
+from service.errors import NotAcceptable, UnknownClass
+from service.metrics import Metrics, Stage, Stopwatch
+from service.render import ImageFormat, render
+from service.schemas import (
+    CocoResult,
+    DetectQuery,
+    DetectResponse,
+    ErrorResponse,
+    Health,
+    ImageResult,
+    ModelInfo,
+    OutputFormat,
+    coco_results,
+)
+from service.settings import Settings
+from service.uploads import FILE_FIELDS, ID_FIELD, Images, read_images
+
+router = APIRouter()
+_COCO_LIST = TypeAdapter(list[CocoResult])
+_IMAGE_TYPES = {"image/png": ImageFormat.PNG, "image/jpeg": ImageFormat.JPEG}
+_BINARY = {"type": "string", "format": "binary"}
+_BODY = {
+    "required": True,
+    "description": "A form with one or more JPEG, PNG or WebP files, or one raw image.",
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": [FILE_FIELDS[0]],
+                "properties": {
+                    FILE_FIELDS[0]: {
+                        "type": "array",
+                        "items": _BINARY,
+                        "description": f"The images; {FILE_FIELDS[1]!r} and {FILE_FIELDS[2]!r} "
+                        "are taken as well.",
+                    },
+                    ID_FIELD: {
+                        "type": "string",
+                        "description": "Their ids in the answer, separated by commas; by default "
+                        "their index.",
+                    },
+                },
+            }
+        },
+        "image/*": {"schema": _BINARY},
+        "application/octet-stream": {"schema": _BINARY},
+    },
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorResponse, "description": "The request is at fault; `code` tells how."},
+    "5XX": {"model": ErrorResponse, "description": "The service could not answer now."},
+}
+
+
+@router.post(
+    "/detect",
+    response_model=DetectResponse | list[CocoResult],
+    responses={200: {"content": {kind: {"schema": _BINARY} for kind in _IMAGE_TYPES}}, **_ERRORS},
+    openapi_extra={"requestBody": _BODY},
+)
+async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Response:
+    """Detect objects in one or more images.
+
+    The answer is JSON, or the image with its boxes drawn where `Accept` asks for `image/png` or
+    `image/jpeg` and one image was sent. A bad image fails the whole request.
+    """
+    detector = _detector(request)
+    settings: Settings = request.app.state.settings
+    metrics: Metrics = request.app.state.metrics
+    labels_kept = find_labels(query.classes, detector.manifest.classes)
+    with detector.admit(1):  # refuse before the body is read, where it can be foreseen
+        pass
+    stopwatch = Stopwatch()
+    with stopwatch.stage(Stage.READ):
+        images = await read_images(request, settings)
+    request.state.log_fields["images"] = len(images.uploads)
+    image_format = _wanted_image(request.headers.get("accept", ""), len(images.uploads))
+    found = await answer_unless_gone(request, detector.detect(images.uploads, stopwatch))
+    with stopwatch.stage(Stage.POST):
+        detections = [_filter(one, query, labels_kept) for one in found]
+    with stopwatch.stage(Stage.ENCODE):
+        if image_format is None:
+            response = _as_json(detector, images, found, detections, query.format)
+        else:
+            upload, classes = images.uploads[0], detector.manifest.classes
+            content = await asyncio.to_thread(
+                _draw, upload, detections[0], classes, image_format, settings.max_pixels
+            )
+            response = Response(content, media_type=f"image/{image_format.lower()}")
+    stopwatch.observe(lambda stage, s: metrics.stage_seconds.labels(stage).observe(s))
+    response.headers["Server-Timing"] = stopwatch.server_timing
+    return response
+
+
+@router.get("/healthz")
+async def healthz() -> Health:
+    """200 as long as the process answers at all."""
+    return Health(status="ok")
+
+
+@router.get("/readyz", responses={503: {"model": Health}})
+async def readyz(request: Request, response: Response) -> Health:
+    """200 while requests are welcome; 503 while the model loads and while the service stops."""
+    state = _detector(request).state
+    response.status_code = 200 if state is State.READY else 503
+    return Health(status=state)
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Metrics in Prometheus' text format."""
+    return Response(
+        generate_latest(request.app.state.metrics.registry),
+        headers={"Content-Type": CONTENT_TYPE_LATEST},
+    )
+
+
+@router.get("/model")
+async def model(request: Request) -> ModelInfo:
+    """The model that is served: its classes, preprocessing, metrics and origin."""
+    manifest = _detector(request).manifest
+    return ModelInfo(
+        **_detector(request).model_ref.model_dump(),
+        classes=list(manifest.classes),
+        preprocess=manifest.preprocess,
+        num_detections=manifest.num_detections,
+        max_batch_size=_detector(request).max_batch_size,
+        metrics=manifest.metrics,
+        provenance=manifest.provenance,
+        samples=list(manifest.samples),
+    )
+
+
+# --- from a request to labels, from detections to a response
+
+
+def _detector(request: Request) -> Detector:
+    detector: Detector = request.app.state.detector
+    return detector
+
+
+def find_labels(names: Sequence[str], classes: Sequence[ClassInfo]) -> set[int] | None:
+    """Labels of the classes asked for, by name (which wins) or id; None where all are wanted."""
+    if not names:
+        return None
+    by_id = {str(info.id): label for label, info in enumerate(classes)}
+    by_name = {info.name: label for label, info in enumerate(classes)}
+    labels = set()
+    for name in names:
+        label = by_name.get(name, by_id.get(name))
+        if label is None:
+            close = difflib.get_close_matches(name, by_name, n=3)
+            hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+            raise UnknownClass(
+                f"unknown class {name[:100]!r}: {hint}GET /model lists the {len(classes)} classes "
+                "by id and name; repeat the parameter for several"
+            )
+        labels.add(label)
+    return labels
+
+
+def _wanted_image(accept: str, num_images: int) -> ImageFormat | None:
+    """The image type that the Accept header prefers to JSON, if any; ties go to the first."""
+    best_type, best_quality = "application/json", 0.0
+    for part in accept.lower().split(","):
+        media_type, *parameters = (text.strip() for text in part.split(";"))
+        quality = next((_quality(text[2:]) for text in parameters if text.startswith("q=")), 1.0)
+        is_known = media_type in _IMAGE_TYPES or media_type in ("application/json", "*/*")
+        if is_known and quality > best_quality:
+            best_type, best_quality = media_type, quality
+    if best_type not in _IMAGE_TYPES:
+        return None
+    if num_images != 1:
+        raise NotAcceptable(
+            f"expected one image where Accept asks for {best_type}, got {num_images}; send them "
+            "one by one, or accept application/json"
+        )
+    return _IMAGE_TYPES[best_type]
+
+
+def _quality(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def _filter(found: Found, query: DetectQuery, labels_kept: set[int] | None) -> Detections:
+    return to_detections(
+        *found.output,
+        found.geometry,
+        threshold=query.threshold,
+        top_k=query.top_k,
+        labels_kept=labels_kept,
+    )
+
+
+def _as_json(
+    detector: Detector,
+    images: Images,
+    found: list[Found],
+    detections: list[Detections],
+    output_format: OutputFormat,
+) -> Response:
+    results = [
+        ImageResult.from_detections(
+            one,
+            image_id=image_id,
+            file_name=upload.file_name,
+            size=geometry.original,
+            classes=detector.manifest.classes,
+        )
+        for one, image_id, upload, (_, geometry) in zip(
+            detections, images.image_ids, images.uploads, found, strict=True
+        )
+    ]
+    if output_format is OutputFormat.COCO:
+        content = _COCO_LIST.dump_json(coco_results(results))
+    else:
+        answer = DetectResponse(results=results, model=detector.model_ref)
+        content = answer.model_dump_json().encode()
+    return Response(content, media_type="application/json")
+
+
+def _draw(
+    upload: Upload,
+    detections: Detections,
+    classes: Sequence[ClassInfo],
+    image_format: ImageFormat,
+    max_pixels: int,
+) -> bytes:
+    image = decode_image(upload.data, max_pixels=max_pixels)
+    return render(image, detections, classes, image_format)

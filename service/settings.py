@@ -1,0 +1,84 @@
+"""How the service is configured: by environment variables, and only here."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from bundle.preprocess import MAX_PIXELS
+
+MIB = 1024 * 1024
+
+
+def num_cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Settings(BaseSettings):
+    """Every setting; `bundle` is read from DETR_BUNDLE, and so on."""
+
+    model_config = SettingsConfigDict(env_prefix="DETR_", frozen=True, env_ignore_empty=True)
+
+    bundle: Annotated[Path, Field(description="Directory of the bundle to serve.")] = Path(
+        "bundles/demo"
+    )
+    host: Annotated[
+        str, Field(description="Address to listen on; 0.0.0.0 for every interface.")
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, Field(ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    ] = 8000
+    max_batch_size: Annotated[
+        int | None,
+        Field(ge=1, description="Most images in a batch; as the bundle says unless it is given."),
+    ] = None
+    max_queue: Annotated[
+        int,
+        Field(ge=1, description="Most images decoding or waiting; more are refused with 503."),
+    ] = 64
+    deadline_s: Annotated[
+        float, Field(gt=0, description="Longest time in seconds that a request may be queued.")
+    ] = 10.0
+    max_images: Annotated[int, Field(ge=1, description="Most images in one request.")] = 16
+    max_body_bytes: Annotated[int, Field(ge=1024, description="Largest body of a request.")] = (
+        32 * MIB
+    )
+    max_pixels: Annotated[
+        int, Field(ge=1, description="Most pixels of one image, told from its header.")
+    ] = MAX_PIXELS
+    decode_threads: Annotated[
+        int | None, Field(ge=1, description="Threads that decode images; one per core by default.")
+    ] = None
+    engine_threads: Annotated[
+        int | None,
+        Field(ge=1, description="Threads of one inference on a CPU; one per core by default."),
+    ] = None
+    drain_delay_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="Seconds after SIGTERM during which /readyz is red and requests are still "
+            "taken, so that a balancer can look elsewhere first.",
+        ),
+    ] = 0.0
+    drain_timeout_s: Annotated[
+        float,
+        Field(gt=0, description="Longest wait in seconds for requests in flight when stopping."),
+    ] = 30.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")
+    ] = "info"
+
+    @model_validator(mode="after")
+    def _check_queue(self) -> Self:
+        if self.max_images > self.max_queue:
+            raise ValueError(
+                f"max_images ({self.max_images}) must not be above max_queue ({self.max_queue}): "
+                "a request with so many images could never be admitted"
+            )
+        return self

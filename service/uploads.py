@@ -1,0 +1,121 @@
+"""What a request to POST /detect carries: its images, and the ids the client gave them."""
+
+from typing import NamedTuple
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from service.detector import Upload
+from service.errors import InvalidRequest, MalformedBody, NoImage, TooManyImages
+from service.settings import Settings
+
+FILE_FIELDS = ("images", "image", "file")
+ID_FIELD = "image_ids"
+_MAX_FIELDS = 1000  # image_ids may be repeated once an image
+_FIELD_BYTES = 64 * 1024  # of one field that is not a file
+
+
+class Images(NamedTuple):
+    """The images of one request, and an id for each."""
+
+    uploads: list[Upload]
+    image_ids: list[int]
+
+
+async def read_images(request: Request, settings: Settings) -> Images:
+    """Read the body: a multipart form with files, or else one raw image of whatever type it claims.
+
+    Raises:
+        NoImage: there is none, or in a field of another name.
+        InvalidRequest: an unknown field, or image_ids that do not fit the images.
+        TooManyImages, PayloadTooLarge: over a limit.
+        MalformedBody: broken multipart.
+    """
+    if request.headers.get("content-type", "").strip().lower().startswith("multipart/"):
+        form = await _read_form(request, settings)
+        try:
+            return await _from_form(form, settings)
+        finally:
+            await form.close()
+    data = await request.body()
+    if not data:
+        raise NoImage(
+            "expected an image, got an empty body; send it as the body or as the multipart "
+            f"field {FILE_FIELDS[0]!r}: curl -F {FILE_FIELDS[0]}=@photo.jpg"
+        )
+    return Images([Upload(None, data)], [0])
+
+
+async def _read_form(request: Request, settings: Settings) -> FormData:
+    parser = MultiPartParser(
+        request.headers,
+        request.stream(),
+        max_files=settings.max_images,
+        max_fields=_MAX_FIELDS,
+        max_part_size=_FIELD_BYTES,
+    )
+    parser.spool_max_size = settings.max_body_bytes  # files stay in memory: the body is bounded
+    try:
+        return await parser.parse()
+    except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise TooManyImages(
+                f"expected at most {settings.max_images} images in one request, got more"
+            ) from error
+        raise MalformedBody(f"the multipart form cannot be read: {error.message}") from error
+
+
+async def _from_form(form: FormData, settings: Settings) -> Images:
+    fields = form.multi_items()
+    _check_names([name for name, _ in fields])
+    uploads: list[Upload] = []
+    id_texts: list[str] = []
+    for name, value in fields:
+        if isinstance(value, UploadFile):
+            uploads.append(Upload(value.filename or None, await value.read()))
+        elif name == ID_FIELD:
+            id_texts += value.split(",")
+        else:
+            raise NoImage(
+                f"field {name!r} holds text, not a file; with curl write -F {name}=@photo.jpg"
+            )
+    _check_files(uploads)
+    return Images(uploads, _image_ids(id_texts, len(uploads)))
+
+
+def _check_names(names: list[str]) -> None:
+    accepted = " or ".join(map(repr, FILE_FIELDS))
+    unknown = sorted({name for name in names if name not in (*FILE_FIELDS, ID_FIELD)})
+    if unknown:
+        kind = InvalidRequest if set(names) & set(FILE_FIELDS) else NoImage
+        raise kind(
+            f"expected files in the field {accepted}, got {', '.join(map(repr, unknown))}; "
+            f"besides them only {ID_FIELD!r} is known, parameters stand in the query "
+            "(/detect?threshold=0.5)"
+        )
+    if not set(names) & set(FILE_FIELDS):
+        raise NoImage(f"expected a file in the field {accepted}, got a form without one")
+
+
+def _check_files(uploads: list[Upload]) -> None:
+    for index, upload in enumerate(uploads):
+        if not upload.data:
+            name = f" ({upload.file_name!r})" if upload.file_name else ""
+            raise NoImage(f"image {index}{name}: expected a file with content, got 0 bytes")
+
+
+def _image_ids(texts: list[str], num_images: int) -> list[int]:
+    if not texts:
+        return list(range(num_images))
+    try:
+        ids = [int(text) for text in texts]
+    except ValueError:
+        raise InvalidRequest(
+            f"expected whole numbers in {ID_FIELD!r}, got {','.join(texts)[:100]!r}"
+        ) from None
+    if len(ids) != num_images:
+        raise InvalidRequest(
+            f"expected one of {ID_FIELD!r} an image, got {len(ids)} for {num_images}"
+        )
+    return ids
