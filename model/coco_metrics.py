@@ -1,0 +1,132 @@
+"""COCO's box metrics: the twelve numbers and AP by class, from ground truth and detections."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+
+from bundle.manifest import ClassInfo
+
+# (name, what it is over), in the order in which COCO's evaluation gives them
+_NUMBERS = (
+    ("AP", "IoU 0.50:0.95"), ("AP50", "IoU 0.50"), ("AP75", "IoU 0.75"),
+    ("APs", "boxes under 32 x 32 pixels"), ("APm", "32 x 32 to 96 x 96"), ("APl", "larger"),
+    ("AR1", "recall, 1 detection an image"), ("AR10", "10 detections"),
+    ("AR100", "100 detections"), ("ARs", "boxes under 32 x 32 pixels"),
+    ("ARm", "32 x 32 to 96 x 96"), ("ARl", "larger"),
+)  # fmt: skip
+_RESULT_KEYS = {"image_id", "category_id", "bbox", "score"}
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """AP of one class; NaN where the ground truth has no box of it."""
+
+    info: ClassInfo
+    num_boxes: int
+    ap: float
+    ap50: float
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The outcome of an evaluation.
+
+    Attributes:
+        numbers: COCO's twelve, AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl;
+            0..1, NaN where the ground truth has no such box.
+        per_class: in the order of the ground truth's categories.
+        results: detections in COCO's results format.
+    """
+
+    numbers: dict[str, float]
+    per_class: tuple[ClassMetrics, ...]
+    results: list[dict[str, Any]]
+
+    @property
+    def defined(self) -> dict[str, float]:
+        """The numbers without NaN, which JSON cannot hold."""
+        return {name: value for name, value in self.numbers.items() if not math.isnan(value)}
+
+
+def score(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> Metrics:
+    """COCO's box metrics of detections in COCO's results format.
+
+    Raises:
+        ValueError: the detections are not in that format, or of an image the ground truth lacks.
+    """
+    if not isinstance(results, list) or not all(set(entry) >= _RESULT_KEYS for entry in results):
+        raise ValueError(
+            f"expected COCO's results format, a list of objects with {sorted(_RESULT_KEYS)}"
+        )
+    image_ids = {image["id"] for image in ground_truth["images"]}
+    foreign = {result["image_id"] for result in results} - image_ids
+    if foreign:
+        raise ValueError(
+            f"{len(foreign)} images of the detections are not in the ground truth, the first is "
+            f"{min(foreign, key=str)}: were they made on another data set?"
+        )
+    annotations = [
+        # The evaluation marks an unmatched detection with 0, so no annotation may have that id.
+        {"area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0, **entry, "id": number}
+        for number, entry in enumerate(ground_truth["annotations"], start=1)
+    ]
+    truth = COCO({**ground_truth, "annotations": annotations})
+    evaluation = COCOeval_faster(
+        truth, truth.loadRes([dict(result) for result in results]), "bbox",
+        print_function=_say_nothing,
+    )  # fmt: skip
+    evaluation.run()
+    values = [float(value) for value in evaluation.stats]
+    numbers = {
+        name: value if value >= 0 else math.nan
+        for (name, _), value in zip(_NUMBERS, values, strict=True)
+    }
+    return Metrics(numbers, _score_classes(evaluation, ground_truth), results)
+
+
+def _score_classes(
+    evaluation: COCOeval_faster, ground_truth: dict[str, Any]
+) -> tuple[ClassMetrics, ...]:
+    # (IoU, recall, category by ascending id, box size, number of detections); -1 is undefined
+    precision = evaluation.eval["precision"][..., 0, -1]
+    column = {category_id: k for k, category_id in enumerate(evaluation.params.catIds)}
+    num_boxes = dict.fromkeys(column, 0)
+    for annotation in ground_truth["annotations"]:
+        num_boxes[annotation["category_id"]] += not annotation.get("iscrowd", 0)
+    return tuple(
+        ClassMetrics(
+            ClassInfo(id=category["id"], name=category["name"]),
+            num_boxes[category["id"]],
+            _mean_defined(precision[:, :, column[category["id"]]]),
+            _mean_defined(precision[0, :, column[category["id"]]]),
+        )
+        for category in ground_truth["categories"]
+    )
+
+
+def _mean_defined(precision: np.ndarray) -> float:
+    defined = precision[precision >= 0]
+    return float(defined.mean()) if defined.size else math.nan
+
+
+def format_report(metrics: Metrics) -> str:
+    """The table of AP by class and the twelve numbers, as text."""
+    width = max((len(entry.info.name) for entry in metrics.per_class), default=5)
+    lines = [f"{'class':<{width}}  {'boxes':>6}  {'AP':>5}  {'AP50':>5}"]
+    for entry in metrics.per_class:
+        values = f"{_format(entry.ap):>5}  {_format(entry.ap50):>5}"
+        lines.append(f"{entry.info.name:<{width}}  {entry.num_boxes:>6}  {values}")
+    lines.append("")
+    for name, meaning in _NUMBERS:
+        lines.append(f"{name:<5}  {_format(metrics.numbers[name]):>5}  {meaning}")
+    return "\n".join(lines)
+
+
+def _format(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.3f}"
+
+
+def _say_nothing(*_: object) -> None: ...
