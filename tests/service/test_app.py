@@ -1,0 +1,651 @@
+"""The HTTP API through an ASGI client: answers, every error, and the life of the app."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import pytest
+from fastapi import FastAPI
+from PIL import Image
+
+from service import errors
+from service.app import create_app, stop_taking_requests
+from service.settings import Settings
+from tests.fakes import POISON, FakeEngine
+
+pytestmark = pytest.mark.anyio
+
+MAX_BODY_BYTES = 100_000
+OPENAPI = Path(__file__).parents[1] / "data" / "openapi.json"
+
+
+@asynccontextmanager
+async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with app.router.lifespan_context(app):
+        await app.state.startup
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield client
+
+
+@pytest.fixture
+def settings(toy_bundle: Path) -> Settings:
+    return Settings(
+        bundle=toy_bundle,
+        max_queue=4,
+        max_images=3,
+        max_body_bytes=MAX_BODY_BYTES,
+        max_pixels=200_000,
+        deadline_s=60,
+    )
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+async def app(settings: Settings, engine: FakeEngine) -> AsyncIterator[FastAPI]:
+    yield create_app(settings, engine)
+    engine.gate.open()
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with running(app) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def poison_bytes(encode: Callable[..., bytes]) -> bytes:
+    return encode(np.full((96, 128, 3), POISON, np.uint8), "PNG")
+
+
+def code_of(response: httpx.Response) -> str:
+    body = response.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"code", "message"}
+    return body["error"]["code"]
+
+
+def message_of(response: httpx.Response) -> str:
+    return response.json()["error"]["message"]
+
+
+async def begin_and_hold(
+    client: httpx.AsyncClient, engine: FakeEngine, png_bytes: bytes
+) -> "asyncio.Task[httpx.Response]":
+    """Keep the engine busy with one image until its gate is opened."""
+    engine.gate.shut()
+    for _ in engine.batch_shapes:  # arrivals of the warm-up
+        engine.gate.wait_for_arrival()
+    request = asyncio.ensure_future(client.post("/detect", content=png_bytes))
+    await asyncio.to_thread(engine.gate.wait_for_arrival)
+    return request
+
+
+# --- answers
+
+
+async def test_the_toy_bundle_finds_what_is_in_the_picture(
+    toy_bundle: Path, png_bytes: bytes
+) -> None:
+    async with running(create_app(Settings(bundle=toy_bundle))) as client:
+        response = await client.post("/detect", files={"images": ("scene.png", png_bytes)})
+
+    assert response.status_code == 200
+    (result,) = response.json()["results"]
+    assert result["file_name"] == "scene.png"
+    assert (result["width"], result["height"]) == (128, 96)
+    red, green = result["detections"]
+    assert (red["category_id"], red["category_name"]) == (10, "red")
+    assert red["score"] == pytest.approx(230 / 255, abs=0.01)
+    assert red["bbox"] == pytest.approx([16, 24, 48, 48], abs=3)
+    assert green["category_name"] == "green"
+
+
+async def test_an_answer_names_the_model(client: httpx.AsyncClient, png_bytes: bytes) -> None:
+    response = await client.post("/detect", content=png_bytes)
+
+    model = response.json()["model"]
+    assert (model["name"], model["variant"]) == ("toy", "two_stage")
+    assert re.fullmatch("[0-9a-f]{12}", model["version"])
+
+
+@pytest.mark.parametrize("field", ["images", "image", "file"])
+async def test_files_are_taken_under_three_names(
+    client: httpx.AsyncClient, png_bytes: bytes, field: str
+) -> None:
+    response = await client.post("/detect", files={field: ("a.png", png_bytes)})
+
+    assert response.status_code == 200
+    assert response.json()["results"][0]["file_name"] == "a.png"
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["image/png", "application/octet-stream", "application/x-www-form-urlencoded", None],
+)
+async def test_a_raw_body_is_an_image_whatever_its_type(
+    client: httpx.AsyncClient, png_bytes: bytes, content_type: str | None
+) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+
+    response = await client.post("/detect", content=png_bytes, headers=headers)
+
+    assert response.status_code == 200
+    assert response.json()["results"][0]["file_name"] is None
+
+
+async def test_several_images_are_answered_in_their_order(
+    client: httpx.AsyncClient, engine: FakeEngine, png_bytes: bytes, encode: Callable[..., bytes]
+) -> None:
+    tall = encode(np.zeros((100, 50, 3), np.uint8), "PNG")
+    files = [("images", (name, data)) for name, data in zip("ab", [png_bytes, tall], strict=True)]
+
+    response = await client.post("/detect", files=files)
+
+    results = response.json()["results"]
+    assert [(r["image_id"], r["file_name"]) for r in results] == [(0, "a"), (1, "b")]
+    assert [(r["width"], r["height"]) for r in results] == [(128, 96), (50, 100)]
+    assert results[1]["detections"][0]["bbox"] == [12.5, 25, 25, 50]
+
+
+@pytest.mark.parametrize("ids", [["7,8"], ["7", "8"]], ids=["list", "repeated"])
+async def test_coco_results_carry_the_ids_of_the_client(
+    client: httpx.AsyncClient, png_bytes: bytes, ids: list[str]
+) -> None:
+    files = [("images", ("a.png", png_bytes)), ("images", ("b.png", png_bytes))]
+
+    response = await client.post("/detect?format=coco", files=files, data={"image_ids": ids})
+
+    box = {"category_id": 10, "bbox": [32, 24, 64, 48], "score": 0.9}
+    assert response.json() == [{"image_id": 7, **box}, {"image_id": 8, **box}]
+
+
+@pytest.mark.parametrize(
+    ("query", "labels"),
+    [
+        ("", ["red"]),
+        ("threshold=0", ["red", "green"]),
+        ("threshold=0&top_k=1", ["red"]),
+        ("threshold=0.95", []),
+        ("threshold=0&classes=green", ["green"]),
+        ("threshold=0&classes=20", ["green"]),
+        ("threshold=0&classes=green&classes=10", ["red", "green"]),
+        ("classes=blue", []),
+    ],
+)
+async def test_the_query_filters(
+    client: httpx.AsyncClient, png_bytes: bytes, query: str, labels: list[str]
+) -> None:
+    response = await client.post(f"/detect?{query}", content=png_bytes)
+
+    detections = response.json()["results"][0]["detections"]
+    assert [found["category_name"] for found in detections] == labels
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("image/png", "image/png"),
+        ("image/jpeg", "image/jpeg"),
+        ("image/jpeg;q=0.5, image/png", "image/png"),
+        ("application/json, image/png", "application/json"),
+        ("image/png;q=oops, */*", "application/json"),
+        ("text/html", "application/json"),
+        ("", "application/json"),
+    ],
+)
+async def test_accept_chooses_between_json_and_a_drawing(
+    client: httpx.AsyncClient, png_bytes: bytes, accept: str, expected: str
+) -> None:
+    response = await client.post("/detect", content=png_bytes, headers={"Accept": accept})
+
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] == expected
+
+
+async def test_boxes_are_in_pixels_of_the_image_as_displayed(
+    client: httpx.AsyncClient, encode: Callable[..., bytes], scene: npt.NDArray[np.uint8]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+
+    response = await client.post("/detect", content=encode(scene, "JPEG", exif=exif))
+
+    (result,) = response.json()["results"]
+    assert (result["width"], result["height"]) == (96, 128)
+    assert result["detections"][0]["bbox"] == [24, 32, 48, 64]
+
+
+async def test_every_stage_is_timed(client: httpx.AsyncClient, png_bytes: bytes) -> None:
+    response = await client.post("/detect", content=png_bytes)
+
+    stages = re.findall(r"(\w+);dur=[0-9.]+", response.headers["Server-Timing"])
+    assert stages == ["read", "decode", "queue", "infer", "post", "encode", "total"]
+    exposition = (await client.get("/metrics")).text
+    for stage in stages[:-1]:
+        assert f'detr_stage_seconds_count{{stage="{stage}"}} 1.0' in exposition
+
+
+async def test_images_of_one_request_share_a_batch(
+    client: httpx.AsyncClient, engine: FakeEngine, png_bytes: bytes
+) -> None:
+    engine.batch_shapes.clear()
+
+    await client.post("/detect", files=[("images", ("a.png", png_bytes))] * 3)
+
+    assert [shape[0] for shape in engine.batch_shapes] == [3]
+
+
+# --- the other routes
+
+
+async def test_the_model_is_described(client: httpx.AsyncClient) -> None:
+    model = (await client.get("/model")).json()
+
+    assert [info["name"] for info in model["classes"]] == ["red", "green", "blue"]
+    assert model["samples"] == ["samples/1.png"]
+    assert model["max_batch_size"] == 4
+
+
+async def test_samples_are_served_and_nothing_else_of_the_bundle(
+    client: httpx.AsyncClient,
+) -> None:
+    assert (await client.get("/samples/1.png")).headers["Content-Type"] == "image/png"
+    for path in ("/samples/2.png", "/samples/../manifest.json", "/samples/%2e%2e/manifest.json"):
+        assert code_of(await client.get(path)) == "not_found"
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+async def test_pages_load_nothing_from_elsewhere(client: httpx.AsyncClient, path: str) -> None:
+    response = await client.get(path)
+
+    assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+    assert "://" not in response.text
+    for asset in re.findall(r'(?:src|href)="(page/[^"]+)"', response.text):
+        assert (await client.get(f"/{asset}")).status_code == 200
+
+
+async def test_a_request_id_is_taken_or_made(client: httpx.AsyncClient) -> None:
+    taken = await client.get("/healthz", headers={"X-Request-Id": "abc-1"})
+    made = await client.get("/healthz", headers={"X-Request-Id": "no spaces\tor such"})
+
+    assert taken.headers["X-Request-Id"] == "abc-1"
+    assert re.fullmatch("[0-9a-f]{32}", made.headers["X-Request-Id"])
+
+
+async def test_each_request_is_one_line_of_log(
+    client: httpx.AsyncClient, png_bytes: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "service.access")
+
+    await client.post("/detect", content=png_bytes, headers={"X-Request-Id": "abc-1"})
+    await client.post("/detect?top_k=0", content=png_bytes)
+
+    first, second = caplog.messages
+    assert re.search("path=/detect status=200 duration_ms=.* request_id=abc-1 .*images=1", first)
+    assert re.search("status=422 .*code=invalid_request", second)
+
+
+async def test_the_api_is_the_one_on_record(client: httpx.AsyncClient) -> None:
+    described = (await client.get("/openapi.json")).json()
+
+    recorded = json.loads(OPENAPI.read_text())
+    assert described == recorded, "after a meant change, run python -m tests.data.openapi"
+
+
+# --- every error
+
+
+@pytest.mark.parametrize(
+    ("files", "status", "code", "message"),
+    [
+        ({}, 422, "no_image", "empty body"),
+        ({"img": b"x"}, 422, "no_image", "'images' or 'image' or 'file', got 'img'"),
+        ({"images": b""}, 422, "no_image", r"image 0 \('images'\): .* got 0 bytes"),
+        ({"images": b"text"}, 415, "unsupported_media_type", r"image 0 \('images'\)"),
+        ({"images": b"\x89PNG\r\n\x1a\n"}, 422, "invalid_image", r"image 0 \('images'\)"),
+        ({"images": b"x", "more": b"x"}, 422, "invalid_request", "got 'more'"),
+    ],
+)
+async def test_uploads_without_a_usable_image(
+    client: httpx.AsyncClient,
+    engine: FakeEngine,
+    files: dict[str, bytes],
+    status: int,
+    code: str,
+    message: str,
+) -> None:
+    engine.batch_shapes.clear()
+
+    response = await client.post("/detect", files={k: (k, v) for k, v in files.items()})
+
+    assert (response.status_code, code_of(response)) == (status, code)
+    assert re.search(message, message_of(response))
+    assert engine.batch_shapes == []
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("threshold=1.5", "threshold: .*less than or equal to 1, got '1.5'"),
+        ("threshold=-0.1", "threshold"),
+        ("threshold=nan", "threshold"),
+        ("threshold=half", "threshold"),
+        ("top_k=0", "top_k"),
+        ("format=xml", "format: .*'detections' or 'coco'"),
+        ("treshold=0.5", "treshold"),
+    ],
+)
+async def test_parameters_out_of_range(
+    client: httpx.AsyncClient, png_bytes: bytes, query: str, message: str
+) -> None:
+    response = await client.post(f"/detect?{query}", content=png_bytes)
+
+    assert (response.status_code, code_of(response)) == (422, "invalid_request")
+    assert re.search(message, message_of(response))
+
+
+async def test_an_unknown_class_is_refused_with_close_names(
+    client: httpx.AsyncClient, png_bytes: bytes
+) -> None:
+    response = await client.post("/detect?classes=gren", content=png_bytes)
+
+    assert (response.status_code, code_of(response)) == (422, "unknown_class")
+    assert "'green'" in message_of(response)
+    assert "GET /model" in message_of(response)
+
+
+@pytest.mark.parametrize("ids", ["1,2", "one"])
+async def test_ids_must_fit_the_images(
+    client: httpx.AsyncClient, png_bytes: bytes, ids: str
+) -> None:
+    response = await client.post("/detect", files={"images": png_bytes}, data={"image_ids": ids})
+
+    assert (response.status_code, code_of(response)) == (422, "invalid_request")
+
+
+async def test_text_in_place_of_a_file_is_explained(client: httpx.AsyncClient) -> None:
+    boundary = {"Content-Type": "multipart/form-data; boundary=b"}
+    body = b'--b\r\nContent-Disposition: form-data; name="images"\r\n\r\nphoto.jpg\r\n--b--\r\n'
+
+    response = await client.post("/detect", content=body, headers=boundary)
+
+    assert code_of(response) == "no_image"
+    assert "-F images=@photo.jpg" in message_of(response)
+
+
+async def test_broken_multipart_is_malformed(client: httpx.AsyncClient) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+
+    response = await client.post("/detect", content=b"--c\r\nnonsense", headers=headers)
+
+    assert (response.status_code, code_of(response)) == (400, "malformed_body")
+
+
+async def test_too_many_images(client: httpx.AsyncClient, png_bytes: bytes) -> None:
+    response = await client.post("/detect", files=[("images", png_bytes)] * 4)
+
+    assert (response.status_code, code_of(response)) == (413, "too_many_images")
+
+
+async def test_a_drawing_of_several_images_is_not_acceptable(
+    client: httpx.AsyncClient, png_bytes: bytes
+) -> None:
+    response = await client.post(
+        "/detect", files=[("images", png_bytes)] * 2, headers={"Accept": "image/png"}
+    )
+
+    assert (response.status_code, code_of(response)) == (406, "not_acceptable")
+
+
+async def test_one_bad_image_fails_its_request_by_name_and_no_other(
+    client: httpx.AsyncClient, engine: FakeEngine, png_bytes: bytes
+) -> None:
+    engine.batch_shapes.clear()
+    files = [("images", ("good.png", png_bytes)), ("images", ("bad.png", png_bytes[:99]))]
+
+    bad, good = await asyncio.gather(
+        client.post("/detect", files=files), client.post("/detect", content=png_bytes)
+    )
+
+    assert (bad.status_code, code_of(bad)) == (422, "invalid_image")
+    assert "image 1 ('bad.png')" in message_of(bad)
+    assert good.status_code == 200
+    assert engine.num_images == 1
+
+
+async def test_too_many_pixels_are_refused(
+    client: httpx.AsyncClient, encode: Callable[..., bytes]
+) -> None:
+    response = await client.post(
+        "/detect", content=encode(np.zeros((500, 500, 3), np.uint8), "PNG")
+    )
+
+    assert (response.status_code, code_of(response)) == (422, "invalid_image")
+    assert "500 x 500" in message_of(response)
+
+
+async def test_a_body_that_says_it_is_too_long_is_refused_unread(
+    client: httpx.AsyncClient,
+) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x" * 10
+        raise AssertionError("the body was read")
+
+    response = await client.post(
+        "/detect", content=body(), headers={"Content-Length": str(MAX_BODY_BYTES + 1)}
+    )
+
+    assert (response.status_code, code_of(response)) == (413, "payload_too_large")
+
+
+@pytest.mark.parametrize("content_type", ["image/png", "multipart/form-data; boundary=b"])
+async def test_a_body_without_a_length_is_cut_at_the_limit(
+    client: httpx.AsyncClient, content_type: str
+) -> None:
+    num_sent = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal num_sent
+        yield b'--b\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+        for _ in range(1000):
+            num_sent += 10_000
+            yield b"x" * 10_000
+
+    response = await client.post("/detect", content=body(), headers={"Content-Type": content_type})
+
+    assert (response.status_code, code_of(response)) == (413, "payload_too_large")
+    assert num_sent <= MAX_BODY_BYTES + 10_000
+
+
+async def test_an_engine_failure_hits_only_the_guilty_request(
+    client: httpx.AsyncClient, engine: FakeEngine, png_bytes: bytes, poison_bytes: bytes
+) -> None:
+    held = await begin_and_hold(client, engine, png_bytes)
+    others = [
+        asyncio.ensure_future(client.post("/detect", content=content))
+        for content in (png_bytes, poison_bytes, png_bytes)
+    ]
+    await asyncio.sleep(0)
+
+    engine.gate.open()
+    responses = await asyncio.gather(held, *others)
+
+    assert [response.status_code for response in responses] == [200, 200, 500, 200]
+    assert code_of(responses[2]) == "engine_failure"
+    assert "detr_engine_failures_total 1.0" in (await client.get("/metrics")).text
+
+
+async def test_a_full_queue_is_overloaded(
+    client: httpx.AsyncClient, engine: FakeEngine, app: FastAPI, png_bytes: bytes
+) -> None:
+    held = await begin_and_hold(client, engine, png_bytes)
+
+    with app.state.detector.admit(4):
+        response = await client.post("/detect", content=png_bytes)
+
+    assert (response.status_code, code_of(response)) == (503, "overloaded")
+    assert int(response.headers["Retry-After"]) >= 1
+    assert 'detr_rejects_total{code="overloaded"} 1.0' in (await client.get("/metrics")).text
+    engine.gate.open()
+    assert (await held).status_code == 200
+
+
+async def test_a_passed_deadline_is_a_gateway_timeout(
+    settings: Settings, engine: FakeEngine, png_bytes: bytes
+) -> None:
+    app = create_app(settings.model_copy(update={"deadline_s": 0.01}), engine)
+    async with running(app) as client:
+        held = await begin_and_hold(client, engine, png_bytes)
+
+        response = await client.post("/detect", content=png_bytes)
+
+        assert (response.status_code, code_of(response)) == (504, "deadline_exceeded")
+        engine.gate.open()
+        assert (await held).status_code == 200
+
+
+async def test_an_unforeseen_error_is_an_internal_one_without_its_trace(
+    settings: Settings, png_bytes: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(settings, FakeEngine())
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise RuntimeError("a secret")
+
+    async with running(app) as client:
+        response = await client.get("/broken")
+
+    assert (response.status_code, code_of(response)) == (500, "internal_error")
+    assert "secret" not in response.text
+    assert "a secret" in caplog.text
+
+
+async def test_unknown_paths_and_methods(client: httpx.AsyncClient) -> None:
+    missing = await client.get("/missing")
+    wrong = await client.get("/detect")
+
+    assert (missing.status_code, code_of(missing)) == (404, "not_found")
+    assert (wrong.status_code, code_of(wrong)) == (405, "method_not_allowed")
+    assert wrong.headers["Allow"] == "POST"
+
+
+async def test_a_client_that_leaves_is_not_computed_for(
+    app: FastAPI, client: httpx.AsyncClient, engine: FakeEngine, png_bytes: bytes
+) -> None:
+    held = await begin_and_hold(client, engine, png_bytes)
+    engine.batch_shapes.clear()
+    messages = [
+        {"type": "http.request", "body": png_bytes, "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/detect",
+        "query_string": b"",
+        "headers": [],
+    }
+
+    async def receive() -> dict[str, object]:
+        return messages.pop(0)
+
+    async def send(message: dict[str, object]) -> None:
+        pass
+
+    await app(scope, receive, send)
+    engine.gate.open()
+
+    assert (await held).status_code == 200
+    assert engine.batch_shapes == []
+    assert app.state.detector._batcher.depth == 0
+    assert 'detr_rejects_total{code="client_gone"} 1.0' in (await client.get("/metrics")).text
+
+
+def test_each_service_error_is_reached_by_a_test_here() -> None:
+    def leaves(kind: type[errors.ServiceError]) -> set[str]:
+        return {kind.code}.union(*(leaves(child) for child in kind.__subclasses__()))
+
+    tests = Path(__file__).read_text()
+
+    assert {code for code in leaves(errors.ServiceError) if f'"{code}"' not in tests} == set()
+
+
+# --- life and death
+
+
+async def test_readiness_is_red_until_the_engine_is_warm(
+    app: FastAPI, engine: FakeEngine, png_bytes: bytes
+) -> None:
+    engine.gate.shut()
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        loading = await client.get("/readyz")
+        early = await client.post("/detect", content=png_bytes)
+        alive = await client.get("/healthz")
+        engine.gate.open()
+        await app.state.startup
+        ready = await client.get("/readyz")
+
+    assert (loading.status_code, loading.json()) == (503, {"status": "loading"})
+    assert (early.status_code, code_of(early)) == (503, "not_ready")
+    assert alive.status_code == 200
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+    assert engine.is_closed
+
+
+async def test_a_stopping_service_is_red_but_answers(
+    app: FastAPI, client: httpx.AsyncClient, png_bytes: bytes
+) -> None:
+    stop_taking_requests(app)
+
+    ready = await client.get("/readyz")
+    response = await client.post("/detect", content=png_bytes)
+
+    assert (ready.status_code, ready.json()) == (503, {"status": "draining"})
+    assert response.status_code == 200
+    assert response.headers["Connection"] == "close"
+
+
+async def test_the_end_of_the_lifespan_answers_what_was_admitted(
+    app: FastAPI, engine: FakeEngine, png_bytes: bytes
+) -> None:
+    async with running(app) as client:
+        held = await begin_and_hold(client, engine, png_bytes)
+        asyncio.get_running_loop().call_later(0.05, engine.gate.open)
+
+    assert held.done()
+    assert (await held).status_code == 200
+
+
+async def test_an_engine_that_cannot_run_ends_the_process(settings: Settings) -> None:
+    engine = FakeEngine()
+    engine.run = lambda *inputs: (_ for _ in ()).throw(errors.EngineFailure("no memory"))
+    is_stopped = asyncio.Event()
+    app = create_app(settings, engine, on_failure=is_stopped.set)
+
+    async with running(app) as client:
+        ready = await client.get("/readyz")
+
+    assert is_stopped.is_set()
+    assert app.state.failure == "no memory"
+    assert ready.status_code == 503
+
+
+def test_a_missing_bundle_fails_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="make export"):
+        create_app(Settings(bundle=tmp_path))
