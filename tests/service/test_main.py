@@ -1,0 +1,192 @@
+"""python -m service as a process of its own: start, stop under load, and what it refuses."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+Start = Callable[..., "Process"]
+
+
+class Process:
+    """A running service; its log is read up to the line that tells its address."""
+
+    def __init__(self, **settings: object) -> None:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("DETR_")}
+        environment |= {f"DETR_{name.upper()}": str(value) for name, value in settings.items()}
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def read_address(self) -> str:
+        assert self.popen.stderr is not None
+        for line in self.popen.stderr:
+            found = re.search(r"page is at (http://\S+)/ and", line)
+            if found:
+                # The log goes on; were the pipe left full, the service would block.
+                threading.Thread(target=self.popen.stderr.read, daemon=True).start()
+                return found[1]
+        raise AssertionError("the service told no address")
+
+    def wait_until_ready(self, address: str) -> None:
+        while httpx.get(f"{address}/readyz").status_code != 200:
+            assert self.popen.poll() is None
+
+    def end(self) -> tuple[int, str]:
+        _, log = self.popen.communicate(timeout=60)
+        return self.popen.returncode, log
+
+
+@pytest.fixture
+def start(toy_bundle: Path) -> Iterator[Start]:
+    processes: list[Process] = []
+
+    def start(**settings: object) -> Process:
+        processes.append(Process(**{"bundle": toy_bundle, "port": 0} | settings))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.popen.kill()
+        process.popen.wait()
+        process.popen.stderr.close()
+
+
+class Load:
+    """Clients in a closed loop, with and without keep-alive, until the port is closed."""
+
+    def __init__(self, address: str, image: bytes, num_clients: int) -> None:
+        self.answers: list[int] = []
+        self.lost: list[Exception] = []
+        self.is_flowing = threading.Event()
+        self._url = f"{address}/detect"
+        self._image = image
+        self._pool = ThreadPoolExecutor(num_clients)
+        self._clients = [
+            self._pool.submit(self._ask_until_closed, is_kept=index % 2 == 0)
+            for index in range(num_clients)
+        ]
+
+    def wait(self) -> None:
+        for client in self._clients:
+            client.result(timeout=60)
+        self._pool.shutdown()
+
+    def _ask_until_closed(self, is_kept: bool) -> None:
+        limits = httpx.Limits(max_keepalive_connections=1 if is_kept else 0)
+        with httpx.Client(limits=limits, timeout=30) as client:
+            while True:
+                try:
+                    answer = client.post(self._url, content=self._image)
+                except httpx.ConnectError:
+                    return
+                except httpx.TransportError as error:
+                    self.lost.append(error)
+                    return
+                self.answers.append(answer.status_code)
+                if len(self.answers) > 50:
+                    self.is_flowing.set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_under_load_loses_no_request(
+    start: Start, jpeg_bytes: bytes, number: signal.Signals
+) -> None:
+    process = start()
+    address = process.read_address()
+    process.wait_until_ready(address)
+    load = Load(address, jpeg_bytes, num_clients=8)
+    assert load.is_flowing.wait(timeout=60)
+
+    process.popen.send_signal(number)
+    load.wait()
+
+    assert load.lost == []
+    assert set(load.answers) == {200}
+    assert process.popen.wait(timeout=60) == 0
+
+
+def test_it_tells_where_the_page_is_and_serves_it(start: Start, jpeg_bytes: bytes) -> None:
+    process = start()
+
+    address = process.read_address()
+    process.wait_until_ready(address)
+
+    assert "<title>detr-serve" in httpx.get(address).text
+    answer = httpx.post(f"{address}/detect", files={"images": jpeg_bytes}).json()
+    assert answer["results"][0]["detections"][0]["category_name"] == "red"
+
+
+def test_a_request_sent_while_the_service_stops_is_still_answered(
+    start: Start, jpeg_bytes: bytes
+) -> None:
+    process = start(drain_delay_s=1)
+    address = process.read_address()
+    process.wait_until_ready(address)
+
+    process.popen.send_signal(signal.SIGTERM)
+    with httpx.Client(base_url=address) as client:
+        while client.get("/readyz").json() != {"status": "draining"}:
+            pass
+        answer = client.post("/detect", content=jpeg_bytes)
+
+    assert answer.status_code == 200
+    assert process.popen.wait(timeout=60) == 0
+
+
+def test_a_missing_bundle_is_one_line_that_names_the_remedy(start: Start, tmp_path: Path) -> None:
+    status, log = start(bundle=tmp_path / "none").end()
+
+    assert status == 1
+    assert re.fullmatch(r"error: .*none/manifest\.json: no bundle there.*make export.*\n", log)
+
+
+def test_a_changed_byte_in_the_bundle_is_refused(
+    start: Start, toy_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(toy_bundle, tmp_path / "toy")
+    weights = bundle / "weights.bin"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+
+    status, log = start(bundle=bundle).end()
+
+    assert status == 1
+    assert re.fullmatch(r"error: .*weights\.bin: expected SHA-256 .*make export.*\n", log)
+
+
+def test_a_port_in_use_is_told(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        status, log = start(port=port).end()
+
+    assert status == 1
+    assert re.fullmatch(rf"error: cannot listen on 127\.0\.0\.1:{port}: .*DETR_PORT.*\n", log)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("port", "http", "DETR_PORT: "),
+        ("max_queue", "1", "max_images .* must not be above max_queue"),
+    ],
+)
+def test_a_wrong_setting_is_named(start: Start, name: str, value: str, message: str) -> None:
+    status, log = start(**{name: value}).end()
+
+    assert status == 1
+    assert re.fullmatch(rf"error: .*{message}.*\n", log)
