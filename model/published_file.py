@@ -6,6 +6,7 @@ tensors, plain containers and the classes allowed by name below.
 
 import argparse
 import json
+import pickle
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -102,7 +103,9 @@ def _load_pickle(source: Path) -> Any:
     except Exception as error:  # torch raises whatever its readers meet in a damaged file
         unknown = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
         if unknown is None:
-            reason = (str(error).splitlines() or [repr(error)])[-1]
+            # torch's own text on a bad pickle advises to switch the safe reading off.
+            is_text = not isinstance(error, pickle.UnpicklingError) and str(error)
+            reason = str(error).split("\n")[0] if is_text else "damaged, or no pickle at all"
             raise ValueError(f"{source} is not a whole file of torch.save ({reason})") from error
         raise ValueError(
             f"{source} holds an object of {unknown[1]}, which is not loaded because that could run "

@@ -121,7 +121,8 @@ def download(url: str, path: Path, *, sleep: Sleep = time.sleep) -> None:
         ValueError: no such file, no way to the server, or wrong content (then .part is gone).
         OSError: the disk is full; .part stays.
     """
-    if path.is_file() and _is_intact(path, path.name):
+    digits = _digits(path.name)
+    if path.is_file() and sha256(path).startswith(digits):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
@@ -141,13 +142,13 @@ def download(url: str, path: Path, *, sleep: Sleep = time.sleep) -> None:
                         f"put the file, fetched elsewhere, at {path}"
                     ) from error
                 sleep(2.0 ** (failures - 1))
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise ValueError(f"cannot download {url}: {error}") from error
-    if not _is_intact(part, path.name):
+    if not sha256(part).startswith(digits):
         part.unlink()
         raise ValueError(
             f"{url} is not the published file: its SHA-256 does not begin with "
-            f"{_digits(path.name)}; the download was removed, run this again or use another mirror"
+            f"{digits}; the download was removed, run this again or use another mirror"
         )
     part.replace(path)
 
@@ -208,10 +209,6 @@ def _digits(name: str) -> str:
     if match is None:
         raise ValueError(f"{name} does not end in eight hex digits of its SHA-256")
     return match[1]
-
-
-def _is_intact(path: Path, name: str) -> bool:
-    return sha256(path).startswith(_digits(name))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

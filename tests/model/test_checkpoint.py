@@ -1,8 +1,6 @@
 """Checkpoints: what is saved comes back, and what does not belong is refused by name."""
 
 import json
-import resource
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,15 +55,6 @@ def _rewrite(path: Path, change: dict[str, Any]) -> None:
     checkpoint = load_checkpoint(path)
     header = json.dumps(checkpoint.header() | change)
     path.write_bytes(safetensors.torch.save(checkpoint.state_dict, {METADATA_KEY: header}))
-
-
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """No file can grow beyond 100 kB while the test runs."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("config", [make() for make in CONFIGS.values()], ids=CONFIGS)

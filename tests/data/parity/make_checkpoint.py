@@ -25,10 +25,10 @@ NAMES = tuple(f"class{i}" for i in range(7))
 def checkpoint(variant: str, file_format: str) -> dict[str, Any]:
     """What torch.save wrote in that project: its metadata around its names of the tensors."""
     if file_format in ("mmdet2", "mmdet3"):
-        names = (
-            {"CLASSES": NAMES} if file_format == "mmdet2" else {"dataset_meta": {"classes": NAMES}}
-        )
-        return {"meta": names, "state_dict": mmdet_tensors(variant, file_format)}
+        meta: dict[str, Any] = {"CLASSES": NAMES, "config": "dict(num_query=20)"}
+        if file_format == "mmdet3":
+            meta = {"dataset_meta": {"classes": NAMES}, "cfg": "dict(num_queries=20)"}
+        return {"meta": meta, "state_dict": mmdet_tensors(variant, file_format)}
     tensors = authors_tensors(mmdet_tensors(variant, "mmdet3"), variant)
     if file_format == "authors":
         args = argparse.Namespace(nheads=8, num_queries=20, lr_backbone_names=["backbone.0"])

@@ -1,0 +1,355 @@
+"""Downloads against a real HTTP server that misbehaves in the ways servers do."""
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from model.checkpoint import load_checkpoint
+from model.config import ModelConfig
+from model.configs import tiny
+from model.deformable_detr import DeformableDetr
+from model.weights import (
+    backbone_weights,
+    download,
+    fetch_backbone,
+    fetch_detector,
+    load_backbone,
+    main,
+    published_url,
+)
+from tests.data.parity.make_checkpoint import checkpoint
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+NAME = f"weights-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
+
+
+class Server:
+    """An HTTP server on a free port of this machine, serving one content under every path.
+
+    requests: "GET" paths and the Range each asked for. Faults are lists used up from the front:
+    statuses to answer with, and bytes after which the connection breaks.
+    """
+
+    def __init__(self) -> None:
+        self.content = CONTENT
+        self.has_ranges = True
+        self.wrong_range = False
+        self.statuses: list[int] = []
+        self.breaks: list[int] = []
+        self.requests: list[tuple[str, str | None]] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.answer(self)
+
+            def log_message(self, *args: Any) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        wanted = request.headers.get("Range")
+        self.requests.append((request.path, wanted))
+        size, start = len(self.content), 0
+        status = self.statuses.pop(0) if self.statuses else 200
+        if status == 200 and wanted and self.has_ranges:
+            start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])  # type: ignore[index]
+            status = 206 if start < size else 416
+        body = self.content[start:] if status in (200, 206) else b""
+        request.send_response(status)
+        request.send_header("Content-Length", str(len(body)))
+        if status == 206:
+            shift = 10 if self.wrong_range else 0
+            request.send_header("Content-Range", f"bytes {start + shift}-{size - 1}/{size}")
+        elif status == 416:
+            request.send_header("Content-Range", f"bytes */{size}")
+        request.end_headers()
+        request.wfile.write(body[: self.breaks.pop(0)] if self.breaks else body)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def waits() -> list[float]:
+    """The waits between tries, none of which is really waited for."""
+    return []
+
+
+@pytest.fixture
+def fetch(server: Server, waits: list[float]) -> Callable[[Path], None]:
+    """Downloads NAME from the server to a path."""
+    return partial(download, f"{server.url}/{NAME}", sleep=waits.append)
+
+
+def test_a_download_arrives_whole(
+    tmp_path: Path, server: Server, fetch: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "new" / NAME
+
+    fetch(path)
+
+    assert path.read_bytes() == CONTENT
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_is_there_is_not_fetched_again(
+    tmp_path: Path, server: Server, fetch: Callable[[Path], None]
+) -> None:
+    (tmp_path / NAME).write_bytes(CONTENT)
+
+    fetch(tmp_path / NAME)
+
+    assert server.requests == []
+
+
+def test_a_broken_connection_goes_on_where_it_stopped(
+    tmp_path: Path, server: Server, waits: list[float], fetch: Callable[[Path], None]
+) -> None:
+    server.breaks = [300_000, 200_000]
+
+    fetch(tmp_path / NAME)
+
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+    starts = [wanted for _, wanted in server.requests]
+    assert starts == [None, "bytes=300000-", "bytes=500000-"]
+    assert waits == [1.0, 1.0]
+
+
+def test_a_later_call_goes_on_where_an_earlier_one_stopped(
+    tmp_path: Path, server: Server, fetch: Callable[[Path], None]
+) -> None:
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT[:1000])
+
+    fetch(tmp_path / NAME)
+
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+    assert server.requests == [(f"/{NAME}", "bytes=1000-")]
+
+
+def test_a_server_without_ranges_starts_anew(
+    tmp_path: Path, server: Server, fetch: Callable[[Path], None]
+) -> None:
+    server.has_ranges = False
+    server.breaks = [300_000]
+
+    fetch(tmp_path / NAME)
+
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+    assert len(server.requests) == 2
+
+
+def test_a_range_that_was_not_asked_for_is_not_appended(
+    tmp_path: Path, server: Server, fetch: Callable[[Path], None]
+) -> None:
+    server.wrong_range = True
+    server.breaks = [300_000]
+
+    fetch(tmp_path / NAME)
+
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+    assert [wanted for _, wanted in server.requests] == [None, "bytes=300000-", None]
+
+
+@pytest.mark.parametrize("surplus", [b"", b"more"], ids=["complete", "too long"])
+def test_a_part_with_nothing_left_to_fetch_ends_well(
+    tmp_path: Path, fetch: Callable[[Path], None], surplus: bytes
+) -> None:
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT + surplus)
+
+    fetch(tmp_path / NAME)
+
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+
+
+def test_a_busy_server_is_asked_again_after_growing_waits(
+    tmp_path: Path, server: Server, waits: list[float], fetch: Callable[[Path], None]
+) -> None:
+    server.statuses = [503, 500, 429]
+
+    fetch(tmp_path / NAME)
+
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+    assert waits == [1.0, 2.0, 4.0]
+
+
+def test_a_server_that_stays_broken_is_given_up_and_the_part_kept(
+    tmp_path: Path, server: Server, waits: list[float], fetch: Callable[[Path], None]
+) -> None:
+    server.breaks = [1000, 0, 0, 0, 0, 0]
+
+    with pytest.raises(ValueError, match=r"check the network or the proxy.*goes on at byte 1000"):
+        fetch(tmp_path / NAME)
+
+    assert (tmp_path / f"{NAME}.part").read_bytes() == CONTENT[:1000]
+    assert waits == [1.0, 2.0, 4.0, 8.0]
+
+
+def test_a_server_without_ranges_that_always_breaks_is_given_up(
+    tmp_path: Path, server: Server, waits: list[float], fetch: Callable[[Path], None]
+) -> None:
+    server.has_ranges = False
+    server.breaks = [1000] * 9
+
+    with pytest.raises(ValueError, match="cannot download"):
+        fetch(tmp_path / NAME)
+
+    assert len(waits) == 4
+
+
+def test_no_server_at_all_says_so(
+    tmp_path: Path, server: Server, waits: list[float], fetch: Callable[[Path], None]
+) -> None:
+    server.close()
+
+    with pytest.raises(ValueError, match=r"cannot download http.*check the network"):
+        fetch(tmp_path / NAME)
+
+    assert waits == [1.0, 2.0, 4.0, 8.0]
+
+
+def test_a_file_that_is_not_there_is_not_asked_for_again(
+    tmp_path: Path, server: Server, fetch: Callable[[Path], None]
+) -> None:
+    server.statuses = [404]
+
+    with pytest.raises(ValueError, match=r"the server answers 404; .*--base-url"):
+        fetch(tmp_path / NAME)
+
+    assert len(server.requests) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_content_is_removed_and_named(
+    tmp_path: Path, server: Server, fetch: Callable[[Path], None]
+) -> None:
+    server.content = CONTENT[::-1]
+
+    with pytest.raises(ValueError, match=r"SHA-256 does not begin with [0-9a-f]{8}; .*removed"):
+        fetch(tmp_path / NAME)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_without_digits_cannot_be_checked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="eight hex digits"):
+        fetch_detector("http://127.0.0.1/model.pth", tmp_path / "model.safetensors")
+
+
+def test_a_full_disk_keeps_what_arrived(
+    tmp_path: Path, full_disk: None, fetch: Callable[[Path], None]
+) -> None:
+    with pytest.raises(OSError, match=r"free 1 MB .*the download goes on"):
+        fetch(tmp_path / NAME)
+
+    kept = (tmp_path / f"{NAME}.part").read_bytes()
+    assert kept
+    assert CONTENT.startswith(kept)
+
+
+def _serve(server: Server, content: Any) -> str:
+    """Puts a file of torch.save on the server; returns its address."""
+    buffer = BytesIO()
+    torch.save(content, buffer)
+    server.content = buffer.getvalue()
+    return f"{server.url}/models/x-{hashlib.sha256(server.content).hexdigest()[:8]}.pth"
+
+
+def test_a_detector_is_fetched_and_converted_once(tmp_path: Path, server: Server) -> None:
+    url = _serve(server, checkpoint("refine", "mmdet2"))
+    path = tmp_path / "refine.safetensors"
+
+    fetch_detector(url, path)
+    fetch_detector(url, path)
+
+    assert load_checkpoint(path).config.model.variant == "refine"
+    assert load_checkpoint(path).provenance["source"] == url.rsplit("/", 1)[1]
+    assert len(server.requests) == 1
+
+
+def test_the_backbone_is_fetched_and_loaded(tmp_path: Path, server: Server) -> None:
+    model = DeformableDetr(tiny().model)
+    published = {name: torch.rand_like(x) for name, x in model.backbone.state_dict().items()}
+    extra = {"fc.weight": torch.zeros(1), "bn1.num_batches_tracked": torch.tensor(0)}
+    url = _serve(server, published | extra)
+
+    fetch_backbone(url, tmp_path / "resnet50.safetensors")
+    load_backbone(backbone_weights(tmp_path), model)
+
+    stored = safetensors.torch.load_file(tmp_path / "resnet50.safetensors")
+    assert stored.keys() == {f"backbone.{name}" for name in published}
+    loaded = model.backbone.state_dict()
+    assert all(torch.equal(loaded[name], x) for name, x in published.items())
+
+
+def test_a_backbone_of_another_size_is_refused(tmp_path: Path, server: Server) -> None:
+    published = DeformableDetr(tiny().model).backbone.state_dict()
+    fetch_backbone(_serve(server, published), tmp_path / "resnet50.safetensors")
+    other = DeformableDetr(ModelConfig(num_classes=1, backbone_width=5))
+
+    with pytest.raises(ValueError, match=r"does not fit the model's backbone: .*conv1\.weight"):
+        load_backbone(backbone_weights(tmp_path), other)
+
+
+def test_a_missing_backbone_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="make weights VARIANT=resnet50"):
+        backbone_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("variant", "file_format", "address"),
+    [
+        (
+            "base",
+            "mmdet2",
+            "v2.0/deformable_detr/deformable_detr_r50_16x2_50e_coco/"
+            "deformable_detr_r50_16x2_50e_coco_20210419_220030-a12b9512.pth",
+        ),
+        (
+            "two_stage",
+            "mmdet3",
+            "v3.0/deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco/"
+            "deformable-detr-refine-twostage_r50_16xb2-50e_coco_20221021_184714-acc8a5ff.pth",
+        ),
+    ],
+)
+def test_addresses_are_those_of_the_published_files(
+    variant: str, file_format: str, address: str
+) -> None:
+    published = published_url(variant, file_format=file_format)
+    mirrored = published_url(variant, file_format=file_format, base_url="http://mirror")
+
+    assert published == f"https://download.openmmlab.com/mmdetection/{address}"
+    assert mirrored == f"http://mirror/{address}"
+
+
+@pytest.mark.parametrize("variant", ["base", "refine", "two_stage", "resnet50"])
+def test_a_mirror_with_other_content_ends_the_command(
+    tmp_path: Path, server: Server, variant: str
+) -> None:
+    with pytest.raises(SystemExit, match=r"^error: .*not the published file"):
+        main([variant, "--out", str(tmp_path), "--base-url", server.url])
+
+    assert list(tmp_path.iterdir()) == []
