@@ -18,6 +18,9 @@ class BatchNorm2d(nn.Module):
     bias take no gradient.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, channels: int, *, trained: bool) -> None:
         super().__init__()
         self.trained = trained
@@ -71,6 +74,11 @@ class Bottleneck(nn.Module):
 
 class ResNet(nn.Module):
     """Four stages of bottleneck blocks; width 64 and blocks (3, 4, 6, 3) are ResNet-50."""
+
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
 
     def __init__(
         self,

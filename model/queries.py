@@ -33,16 +33,13 @@ class BoxHead(nn.Module):
 
     def __init__(self, hidden_dim: int, initial_size_logit: float) -> None:
         super().__init__()
+        last = nn.Linear(hidden_dim, 4)
         self.layers = nn.ModuleList(
-            (
-                nn.Linear(hidden_dim, hidden_dim),
-                nn.Linear(hidden_dim, hidden_dim),
-                nn.Linear(hidden_dim, 4),
-            )
+            (nn.Linear(hidden_dim, hidden_dim), nn.Linear(hidden_dim, hidden_dim), last)
         )
-        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(last.weight)
         with torch.no_grad():
-            self.layers[-1].bias.copy_(torch.tensor([0.0, 0.0, *(2 * [initial_size_logit])]))
+            last.bias.copy_(torch.tensor([0.0, 0.0, initial_size_logit, initial_size_logit]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., C) to (..., 4)."""
