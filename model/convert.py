@@ -161,8 +161,7 @@ def _settle_classes(
     count = len(_get(source, tensors, "class_heads.0.bias"))
     by_id = layout in (Layout.AUTHORS, Layout.HUGGING_FACE)
     if annotations is not None:
-        categories = json.loads(annotations.read_text())["categories"]
-        classes = tuple(ClassInfo(id=entry["id"], name=entry["name"]) for entry in categories)
+        classes = _read_categories(annotations)
         if by_id and len(classes) != count and all(entry.id < count for entry in classes):
             _keep_outputs(tensors, [entry.id for entry in classes])
             return classes
@@ -177,6 +176,14 @@ def _settle_classes(
             "by --classes with the annotation file it was trained on"
         )
     return classes
+
+
+def _read_categories(annotations: Path) -> tuple[ClassInfo, ...]:
+    try:
+        categories = json.loads(annotations.read_text())["categories"]
+        return tuple(ClassInfo(id=entry["id"], name=entry["name"]) for entry in categories)
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{annotations} is no COCO annotation file ({error!r})") from error
 
 
 def _name_classes(

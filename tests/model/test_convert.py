@@ -290,6 +290,25 @@ def test_an_annotation_file_picks_the_outputs_of_the_authors_heads(
     assert converted.state_dict["class_heads.0.bias"].tolist() == [1.0, 2.0, 4.0]
 
 
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"categories": [{"id": 1}]}'])
+def test_a_file_of_class_names_must_be_coco_annotations(
+    tmp_path: Path, write: Callable[[Any], Path], text: str
+) -> None:
+    (tmp_path / "x.json").write_text(text)
+
+    with pytest.raises(ValueError, match=r"x\.json is no COCO annotation file"):
+        convert(write(checkpoint("base", "mmdet2")), annotations=tmp_path / "x.json")
+
+
+def test_settings_beside_a_hugging_face_file_must_be_json(
+    tmp_path: Path, write: Callable[[Any], Path]
+) -> None:
+    (tmp_path / "config.json").write_text("{")
+
+    with pytest.raises(ValueError, match=r"config\.json, beside the weights, is not valid JSON"):
+        convert(write(checkpoint("base", "hf4")))
+
+
 def test_too_few_names_are_refused(tmp_path: Path, write: Callable[[Any], Path]) -> None:
     source = write(checkpoint("base", "mmdet2"))
 
