@@ -129,7 +129,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, is_zip: bool) -> None:
         read_published(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", pickle.dumps([1])])
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", pickle.dumps([1], protocol=2)])
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.pth"
     path.write_bytes(content)
