@@ -4,9 +4,12 @@ Exit status: 0 when stopped by SIGTERM or Ctrl-C, 1 when it could not serve.
 """
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 import signal
 import socket
+import struct
 import sys
 import time
 
@@ -20,7 +23,9 @@ from service.settings import Settings
 logger = logging.getLogger("service")
 
 BACKLOG = 2048  # connections that the kernel keeps until they are accepted
+ACCEPT_S = 0.1  # for connections that the kernel has taken and we have not
 LAST_WORDS_S = 0.3  # for requests that were on their way when the port closed
+SO_ATTACH_FILTER = 26  # of Linux; Python's socket module does not name it
 
 
 class Server(uvicorn.Server):
@@ -48,6 +53,9 @@ class Server(uvicorn.Server):
         logger.info("stopping: answering the requests in flight")
         stop_taking_requests(self._app)
         await asyncio.sleep(self._settings.drain_delay_s)
+        for listener in sockets or []:
+            _let_nobody_in(listener)
+        await asyncio.sleep(ACCEPT_S)
         for server in self.servers:
             server.close()
         await asyncio.sleep(LAST_WORDS_S)
@@ -87,6 +95,18 @@ def main() -> int:
 def _listen(host: str, port: int) -> socket.socket:
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+
+
+def _let_nobody_in(listener: socket.socket) -> None:
+    """Ignore new handshakes: who connects in the moment before the port closes would be reset.
+
+    A socket filter that drops every packet; established connections have sockets of their own.
+    The kernel of the client tries again in a second and is then refused.
+    """
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF: return 0
+    program = struct.pack("HP", 1, ctypes.addressof(drop_all))
+    with contextlib.suppress(OSError):  # not Linux: the moment is short
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 def _for_url(host: str) -> str:
