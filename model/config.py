@@ -120,7 +120,8 @@ class TrainConfig:
     # "coco": annotations and images in --data; "digits": the demo data set, made on the fly.
     dataset: Literal["coco", "digits"] = "coco"
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
-    backbone_init: Literal["random", "imagenet"] = "imagenet"
+    # "checkpoint": nothing but a detector given with --init will do.
+    backbone_init: Literal["random", "imagenet", "checkpoint"] = "imagenet"
     pretrain_steps: int = 0  # steps of backbone pre-training on crops (digits only)
     epochs: int = 50
     epoch_images: int | None = None  # images per epoch where the data set has no end

@@ -33,7 +33,7 @@ def finetune() -> TrainConfig:
         learning_rate=5e-5,
         lr_drop_epochs=(10,),
         warmup_steps=200,
-        backbone_init="random",
+        backbone_init="checkpoint",
     )
 
 

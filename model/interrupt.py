@@ -1,0 +1,72 @@
+"""Ctrl-C and SIGTERM as a request to stop at the next good moment."""
+
+import logging
+import os
+import signal
+from types import FrameType, TracebackType
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):
+    """Work was given up because a stop was requested."""
+
+
+class StopRequest:
+    """While it is entered, the first SIGINT or SIGTERM only sets `signal_number`.
+
+    The second ends the process at once, as if nothing had been installed.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.signal_number = number
+        log.warning(
+            "%s: stopping after this step; once more stops at once and loses the work since the "
+            "last save",
+            signal.Signals(number).name,
+        )
+
+    @property
+    def is_requested(self) -> bool:
+        return self.signal_number is not None
+
+    @property
+    def exit_status(self) -> int:
+        """What a shell reports for a process ended by that signal: 130 or 143."""
+        return 128 + (self.signal_number or 0)
+
+    def check(self) -> None:
+        """Raise `Interrupted` if a stop was requested."""
+        if self.is_requested:
+            raise Interrupted
+
+
+def shield_worker(worker_id: int) -> None:
+    """Make a data loading process outlive the signals that a whole process group gets.
+
+    The main process decides when to stop, and still needs its batches until then. SIGINT is
+    ignored; the first SIGTERM is, too, and the second ends the worker.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -1,0 +1,272 @@
+"""The training loop, top to bottom.
+
+    python -m model.train --config NAME --data DIR --out DIR --resume auto|PATH [--init CHECKPOINT]
+
+Writes to OUT: best.safetensors and last.safetensors (checkpoints, see `model.checkpoint`),
+last.training.pt (what a resumed run needs) and tensorboard/. Exit status: 0 done, 1 refused or
+failed, 130 or 143 stopped by SIGINT or SIGTERM after saving.
+"""
+
+import argparse
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from model.checkpoint import save_checkpoint
+from model.coco_metrics import Metrics
+from model.config import TrainConfig
+from model.configs import CONFIGS, get_config
+from model.data.loading import RunData, epoch_batches, open_data, steps_per_epoch
+from model.deformable_detr import DeformableDetr
+from model.evaluate import evaluate, torch_predictor
+from model.inference import DetectionModel
+from model.interrupt import Interrupted, StopRequest
+from model.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
+from model.starting_weights import check_start, load_starting_weights
+from model.step import forward_dtype, take_step
+from model.training_state import TrainingState, read_training_state, run_fingerprint
+
+STATE_FILE = "last.training.pt"
+SAVE_INTERVAL_S = 600.0  # a crash loses at most this much work
+SCALAR_STEPS = 20  # between two points of a TensorBoard curve
+log = logging.getLogger(__name__)
+
+
+def train(
+    config: TrainConfig,
+    *,
+    data_dir: Path | None = None,
+    out_dir: Path,
+    resume: str = "auto",
+    init: Path | None = None,
+) -> int:
+    """Train a detector from the start, or on from where a run stopped.
+
+    Args:
+        data_dir: COCO-format data set; None for the digits, which are made on the fly.
+        resume: "auto" goes on if `out_dir` holds a run and starts anew if not; a path goes on
+            from that training state.
+        init: checkpoint to take the weights of a new run from.
+
+    Returns:
+        The exit status: 0 for a complete run, 130 or 143 for one stopped by a signal.
+
+    Raises:
+        ValueError: the data set, the configuration or the saved run do not allow it, or the
+            loss is NaN or infinite (`NonFiniteLoss`).
+        OSError: a file could not be written; the one before it is intact.
+    """
+    data = open_data(config, data_dir)
+    config = replace(config, model=replace(config.model, num_classes=len(data.classes)))
+    fingerprint = run_fingerprint(config, data.summary)
+    state_path = out_dir / STATE_FILE if resume == "auto" else Path(resume)
+    saved = None
+    if resume != "auto" or state_path.exists():
+        saved = read_training_state(state_path, fingerprint)
+    else:
+        check_start(config, init)
+    if doubt := learning_rate_doubt(config):
+        log.warning(doubt)
+
+    torch.manual_seed(config.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = forward_dtype(config, device)
+    model = DeformableDetr(config.model).to(device)
+    log.info(
+        "config %s on %s in %s: %.2f M parameters, %d training, %d validation images, %d classes",
+        *(config.name, device, str(dtype).removeprefix("torch.")),
+        *(sum(p.numel() for p in model.parameters()) / 1e6, len(data.train), len(data.val)),
+        len(data.classes),
+    )
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with (
+        StopRequest() as stop,
+        logging_redirect_tqdm(),
+        SummaryWriter(str(out_dir / "tensorboard")) as board,
+    ):
+        try:
+            if saved is None:
+                load_starting_weights(model, config, init, stop)
+            state = TrainingState.start(model, config)
+            if saved is not None:
+                state.restore(saved)
+                log.info("going on from %s after step %d", state_path, state.progress.step)
+            progress = state.progress
+            save_state = partial(state.save, out_dir / STATE_FILE, fingerprint)
+            for epoch in range(progress.epoch, config.epochs):
+                train_epoch(state, data, config, dtype, stop=stop, board=board, save=save_state)
+                metrics = _evaluate(state, data, config, stop)
+                ap = metrics.numbers["AP"]
+                progress.epoch, progress.step_in_epoch = epoch + 1, 0
+                is_best = progress.best_ap is None or ap > progress.best_ap
+                if is_best:
+                    progress.best_ap = ap
+                for name, value in metrics.defined.items():
+                    board.add_scalar(f"validation/{name}", value, progress.step)
+                log.info(
+                    "epoch %d/%d: AP %.3f, AP50 %.3f, best AP %.3f, %s so far",
+                    *(progress.epoch, config.epochs, ap, metrics.numbers["AP50"]),
+                    *(progress.best_ap, timedelta(seconds=round(progress.seconds))),
+                )
+                for name in ("last", "best") if is_best else ("last",):
+                    save_checkpoint(
+                        out_dir / f"{name}.safetensors",
+                        state.evaluated_model,
+                        config=config,
+                        classes=data.classes,
+                        provenance=_provenance(config, data, state),
+                        metrics=metrics.defined,
+                    )
+                save_state()
+        except Interrupted:
+            log.warning("stopped; the same command goes on from here")
+            return stop.exit_status
+    log.info(
+        "%s: %d epochs done, best AP %.3f in %s; another --out starts a new run",
+        *(out_dir, progress.epoch, progress.best_ap, out_dir / "best.safetensors"),
+    )
+    return 0
+
+
+def train_epoch(
+    state: TrainingState,
+    data: RunData,
+    config: TrainConfig,
+    dtype: torch.dtype,
+    *,
+    stop: StopRequest,
+    board: SummaryWriter,
+    save: Callable[[], None],
+) -> None:
+    """The steps of the epoch at hand that are still to do; `save` is called at its end.
+
+    Raises:
+        Interrupted: a stop was requested; the step was finished and saved.
+        NonFiniteLoss: the step at hand changed and saved nothing.
+    """
+    progress = state.progress
+    num_steps = steps_per_epoch(len(data.train), config)
+    state.model.train()
+    saved_at = step_start = time.monotonic()
+    with tqdm(
+        desc=f"epoch {progress.epoch + 1}/{config.epochs}",
+        total=len(data.train),
+        initial=progress.step_in_epoch * config.batch_size * config.accumulation_steps,
+        unit=" images",
+        mininterval=0.5 if sys.stderr.isatty() else 20,
+    ) as bar:
+        for batches in epoch_batches(
+            data.train, config, epoch=progress.epoch, skip_steps=progress.step_in_epoch
+        ):
+            factor = schedule_factor(progress.step, num_steps, config)
+            set_learning_rate(state.optimizer, factor)
+            values = take_step(state, batches, config, dtype)
+
+            now = time.monotonic()
+            progress.seconds += now - step_start
+            step_start = now
+            steps_left = config.epochs * num_steps - progress.step
+            values["learning_rate"] = config.learning_rate * factor
+            bar.set_postfix(
+                loss=f"{values['loss']:.3f}",
+                lr=f"{values['learning_rate']:.1e}",
+                run_left=timedelta(seconds=round(progress.seconds / progress.step * steps_left)),
+                refresh=False,
+            )
+            bar.update(sum(len(targets) for _, _, targets in batches))
+            if progress.step % SCALAR_STEPS == 0:
+                for name, value in values.items():
+                    board.add_scalar(f"training/{name}", value, progress.step)
+            if stop.is_requested:
+                save()
+                raise Interrupted
+            if now - saved_at > SAVE_INTERVAL_S:
+                save()
+                saved_at = now
+    save()
+
+
+def _evaluate(
+    state: TrainingState, data: RunData, config: TrainConfig, stop: StopRequest
+) -> Metrics:
+    """COCO metrics of the weights that are kept; raises Interrupted if a stop is requested."""
+    started = time.monotonic()
+    predict = torch_predictor(DetectionModel(state.evaluated_model, config.preprocess))
+
+    def predict_or_stop(
+        images: np.ndarray, padding_mask: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        stop.check()
+        return predict(images, padding_mask)
+
+    metrics = evaluate(predict_or_stop, data.val, config.preprocess, classes=data.classes)
+    state.progress.seconds += time.monotonic() - started
+    return metrics
+
+
+def _provenance(config: TrainConfig, data: RunData, state: TrainingState) -> dict[str, Any]:
+    """What a checkpoint says about where its weights come from."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return {
+        "source": "model.train",
+        "config": config.name,
+        "data": data.summary,
+        "epochs": state.progress.epoch,
+        "steps": state.progress.step,
+        "seconds": round(state.progress.seconds, 1),
+        "is_average": state.average is not None,
+        "torch": torch.__version__,
+        "commit": commit or None,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m model.train", description="Train a detector.")
+    parser.add_argument("--config", default="demo", help=f"one of: {', '.join(CONFIGS)}")
+    parser.add_argument("--data", type=Path, help="directory with a COCO-format data set")
+    parser.add_argument("--out", type=Path, help="directory to write to (default: runs/CONFIG)")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|PATH",
+        help="go on where OUT stopped, if it did (auto, the default), or from a last.training.pt",
+    )
+    parser.add_argument("--init", type=Path, metavar="CHECKPOINT", help="weights to start from")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        config = get_config(args.config)
+        return train(
+            config,
+            data_dir=args.data,
+            out_dir=args.out or Path("runs") / config.name,
+            resume=args.resume,
+            init=args.init,
+        )
+    except (ValueError, OSError) as error:
+        log.error("error: %s", error)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
