@@ -31,8 +31,8 @@ help: ## list the targets
 # --- use
 
 serve: $(VENV)/service.stamp ## serve a bundle over HTTP [BUNDLE= HOST= PORT=]
-	$(if $(BUNDLE),DETR_BUNDLE=$(BUNDLE)) $(if $(HOST),DETR_HOST=$(HOST)) \
-	$(if $(PORT),DETR_PORT=$(PORT)) $(BIN)/python -m service
+	exec env $(if $(BUNDLE),DETR_BUNDLE=$(BUNDLE)) $(if $(HOST),DETR_HOST=$(HOST)) \
+		$(if $(PORT),DETR_PORT=$(PORT)) $(BIN)/python -m service
 
 detect: $(VENV)/service.stamp ## detect in images and folders: PATHS= [BUNDLE= OUT= ARGS=]
 	$(BIN)/python -m service.detect $(PATHS) $(call option,BUNDLE,bundle) $(call option,OUT,out) $(ARGS)
