@@ -51,7 +51,7 @@ export: BUNDLE = runs/demo/bundle
 export: $(VENV)/full.stamp ## turn a checkpoint into a bundle [CHECKPOINT= BUNDLE= ARGS=]
 	$(BIN)/python -m export $(CHECKPOINT) --out $(BUNDLE) $(ARGS)
 
-weights: $(VENV)/full.stamp ## download and convert published weights: VARIANT=base|refine|two_stage [FORMAT=]
+weights: $(VENV)/full.stamp ## download and convert published weights: VARIANT=base|refine|two_stage|resnet50 [FORMAT= OUT=]
 	$(BIN)/python -m model.weights $(VARIANT) $(call option,FORMAT,format) $(call option,OUT,out)
 
 # --- install
@@ -80,7 +80,7 @@ $(VENV)/full.stamp: pyproject.toml constraints.txt | $(VENV)/pip.stamp
 	@touch $(VENV)/service.stamp $@
 
 browser: ## install Chromium for the test of the page, where apt-get may be used
-	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit; done; \
+	@for name in chromium chromium-browser; do command -v $$name >/dev/null && exit; done; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo 'installing Chromium'; \
 		apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null && exit; \
