@@ -74,11 +74,11 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     response_model=DetectResponse | list[CocoResult],
     responses={200: {"content": {kind: {"schema": _BINARY} for kind in _IMAGE_TYPES}}, **_ERRORS},
     openapi_extra={"requestBody": _BODY},
+    tags=["detection"],
+    summary="Detect objects in one or more images",
 )
 async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Response:
-    """Detect objects in one or more images.
-
-    The answer is JSON, or the image with its boxes drawn where `Accept` asks for `image/png` or
+    """The answer is JSON, or the image with its boxes drawn where `Accept` asks for `image/png` or
     `image/jpeg` and one image was sent. A bad image fails the whole request.
     """
     detector = _detector(request)
@@ -109,13 +109,18 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     return response
 
 
-@router.get("/healthz")
+@router.get("/healthz", tags=["operation"], summary="Is the process alive?")
 async def healthz() -> Health:
     """200 as long as the process answers at all."""
     return Health(status="ok")
 
 
-@router.get("/readyz", responses={503: {"model": Health}})
+@router.get(
+    "/readyz",
+    responses={503: {"model": Health}},
+    tags=["operation"],
+    summary="Are requests welcome?",
+)
 async def readyz(request: Request, response: Response) -> Health:
     """200 while requests are welcome; 503 while the model loads and while the service stops."""
     state = _detector(request).state
@@ -123,7 +128,9 @@ async def readyz(request: Request, response: Response) -> Health:
     return Health(status=state)
 
 
-@router.get("/metrics", response_class=Response)
+@router.get(
+    "/metrics", response_class=Response, tags=["operation"], summary="Metrics for Prometheus"
+)
 async def metrics(request: Request) -> Response:
     """Metrics in Prometheus' text format."""
     return Response(
@@ -132,7 +139,7 @@ async def metrics(request: Request) -> Response:
     )
 
 
-@router.get("/model")
+@router.get("/model", tags=["detection"], summary="The model that is served")
 async def model(request: Request) -> ModelInfo:
     """The model that is served: its classes, preprocessing, metrics and origin."""
     manifest = _detector(request).manifest

@@ -27,7 +27,7 @@ async function loadModel() {
       `${model.name} (${model.variant.replace("_", "-")}), ${model.classes.length} classes${ap}`;
     labels = new Map(model.classes.map((info, label) => [info.id, label]));
     model.samples.forEach((path, index) => $("samples").append(sampleButton(path, index)));
-    $("samples").hidden = model.samples.length === 0;
+    $("samples-view").hidden = model.samples.length === 0;
   } catch {
     fail("the service does not answer; is it still running?");
   }
@@ -151,9 +151,12 @@ function drawn(found, { width, height }, index) {
   swatch.style.background = colour;
   const name = document.createElement("span");
   name.textContent = found.category_name;
-  const meter = document.createElement("meter");
-  meter.value = found.score;
-  meter.setAttribute("aria-hidden", "true");
+  const meter = document.createElement("span");
+  const level = document.createElement("span");
+  meter.className = "meter";
+  level.style.background = colour;
+  level.style.width = `${100 * found.score}%`;
+  meter.append(level);
   const score = document.createElement("b");
   score.textContent = found.score.toFixed(2);
   row.append(swatch, name, meter, score);

@@ -1,0 +1,216 @@
+"""The page and the API docs in a real browser, against a real process."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+DEMO = Path("bundles/demo")
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+            ],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(start: Callable[..., Any]) -> str:
+    process = start()
+    address: str = process.read_address()
+    process.wait_until_ready(address)
+    return address
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    """What the browser objects to, and requests that leave the service."""
+    return []
+
+
+@pytest.fixture
+def page(browser: Browser, address: str, complaints: list[str]) -> Iterator[Page]:
+    def note_foreign(url: str) -> None:
+        if not url.startswith((address, "blob:", "data:")):
+            complaints.append(url)
+
+    page = browser.new_page()
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: note_foreign(request.url))
+    page.goto(address)
+    yield page
+    page.close()
+
+
+def choose(page: Page, name: str, data: bytes) -> None:
+    file = {"name": name, "mimeType": "application/octet-stream", "buffer": data}
+    page.set_input_files("#file", files=[file])
+
+
+def move_threshold(page: Page, value: float) -> None:
+    page.fill("#threshold", str(value))
+
+
+def test_the_first_click_shows_detections(page: Page, complaints: list[str]) -> None:
+    page.click("#samples button")
+
+    expect(page.locator("#boxes rect")).to_have_count(1)
+    expect(page.locator("#tags span")).to_have_text("red 0.90")
+    expect(page.locator("#list li")).to_contain_text("red")
+    expect(page.locator("#count")).to_have_text("1 of 3 detections")
+    expect(page.locator("#model")).to_have_text("toy (two-stage), 3 classes, AP 1.000")
+    assert complaints == []
+
+
+def test_the_threshold_filters_without_another_request(page: Page, png_bytes: bytes) -> None:
+    choose(page, "scene.png", png_bytes)
+    expect(page.locator("#boxes rect")).to_have_count(2)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+
+    move_threshold(page, 0.85)
+    expect(page.locator("#boxes rect")).to_have_count(1)
+    move_threshold(page, 0.95)
+    expect(page.locator("#boxes rect")).to_have_count(0)
+    expect(page.locator("#hint")).to_contain_text("move the threshold down")
+    move_threshold(page, 0)
+    expect(page.locator("#boxes rect")).to_have_count(3)
+
+    assert requests == []
+
+
+def test_the_json_is_the_answer_above_the_threshold(page: Page, png_bytes: bytes) -> None:
+    choose(page, "scene.png", png_bytes)
+    expect(page.locator("#boxes rect")).to_have_count(2)
+
+    page.click("text=JSON")
+
+    shown = page.evaluate("JSON.parse(document.getElementById('json').textContent)")
+    assert [found["category_name"] for found in shown["results"][0]["detections"]] == [
+        "red",
+        "green",
+    ]
+    assert shown["model"]["name"] == "toy"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_lie_on_what_is_seen_whatever_the_orientation(
+    page: Page,
+    encode: Callable[..., bytes],
+    scene: npt.NDArray[np.uint8],
+    orientation: int,
+    complaints: list[str],
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+
+    choose(page, "turned.jpg", encode(scene, "JPEG", exif=exif, quality=95))
+    expect(page.locator("#boxes rect")).to_have_count(2)
+
+    # Every box is clean: its middle is bright on the displayed image, just outside it is dark.
+    levels = page.evaluate(
+        """() => {
+        const image = document.getElementById("image");
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+        const context = canvas.getContext("2d", {willReadFrequently: true});
+        context.drawImage(image, 0, 0);
+        const frame = image.getBoundingClientRect();
+        const level = (x, y) => Math.max(...context.getImageData(
+            (x - frame.x) / frame.width * canvas.width,
+            (y - frame.y) / frame.height * canvas.height, 1, 1).data.slice(0, 3));
+        return [...document.querySelectorAll("#boxes rect")].map((rect) => {
+            const box = rect.getBoundingClientRect();
+            const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+            return {inside: level(x, y), left: level(box.x - 9, y), top: level(x, box.y - 9)};
+        });
+    }"""
+    )
+    assert all(level["inside"] > 150 for level in levels)
+    assert all(max(level["left"], level["top"]) < 100 for level in levels)
+    assert complaints == []
+
+
+def test_a_file_that_is_no_image_shows_the_message_of_the_service(page: Page) -> None:
+    choose(page, "letter.pdf", b"%PDF-1.7 not an image")
+
+    expect(page.locator("#error")).to_contain_text("letter.pdf")
+    expect(page.locator("#figure")).to_be_hidden()
+
+
+def test_an_error_goes_away_with_the_next_image(page: Page, png_bytes: bytes) -> None:
+    choose(page, "letter.pdf", b"%PDF-1.7 not an image")
+    expect(page.locator("#error")).to_be_visible()
+
+    choose(page, "scene.png", png_bytes)
+
+    expect(page.locator("#error")).to_be_hidden()
+    expect(page.locator("#boxes rect")).to_have_count(2)
+
+
+def test_the_page_can_be_used_by_keyboard(page: Page) -> None:
+    page.focus("#samples button")
+    page.keyboard.press("Enter")
+    expect(page.locator("#boxes rect")).to_have_count(1)
+
+    page.focus("#threshold")
+    page.keyboard.press("End")
+
+    expect(page.locator("#boxes rect")).to_have_count(0)
+
+
+def test_it_fits_a_narrow_screen(page: Page) -> None:
+    page.set_viewport_size({"width": 360, "height": 640})
+    page.click("#samples button")
+    expect(page.locator("#boxes rect")).to_have_count(1)
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_the_docs_need_no_network(page: Page, address: str, complaints: list[str]) -> None:
+    page.goto(f"{address}/docs")
+
+    expect(page.locator("#docs")).to_contain_text("/detect")
+    expect(page.locator("#docs .version").first).to_be_visible()
+    assert complaints == []
+
+
+@pytest.mark.skipif(not DEMO.is_dir(), reason="there is no bundles/demo")
+def test_the_first_click_on_the_demo_shows_detections(
+    start: Callable[..., Any], browser: Browser
+) -> None:
+    process = start(bundle=DEMO)
+    address = process.read_address()
+    process.wait_until_ready(address)
+    page = browser.new_page()
+    page.goto(address)
+
+    page.click("#samples button")
+
+    expect(page.locator("#count")).to_have_text(re.compile(r"^[1-9]\d* of"))
+    page.close()
