@@ -16,7 +16,6 @@ COPY bundle/ bundle/
 COPY model/ model/
 COPY service/ service/
 COPY export/ export/
-ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PATH=/venv/bin:$PATH
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001
-ENTRYPOINT ["/venv/bin/python", "-m"]
-CMD ["model.train", "--help"]
+CMD ["/venv/bin/python", "-m", "model.train", "--help"]

@@ -219,13 +219,6 @@ def _evaluate(
 
 def _provenance(config: TrainConfig, data: RunData, state: TrainingState) -> dict[str, Any]:
     """What a checkpoint says about where its weights come from."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     return {
         "source": "model.train",
         "config": config.name,
@@ -235,8 +228,18 @@ def _provenance(config: TrainConfig, data: RunData, state: TrainingState) -> dic
         "seconds": round(state.progress.seconds, 1),
         "is_average": state.average is not None,
         "torch": torch.__version__,
-        "commit": commit or None,
+        "commit": _commit(),
     }
+
+
+def _commit() -> str | None:
+    """The commit of this code, where it lies in a git checkout and git is there to ask."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -49,8 +49,11 @@ def instructions(text: str) -> list[tuple[str, str]]:
     return [(keyword.upper(), rest) for keyword, rest in pairs]
 
 
-def build(dockerfile: Path, context: Path, out: Path) -> Stage:
-    """Carry out the Dockerfile's steps below `out`; returns the last stage."""
+def build(dockerfile: Path, context: Path, out: Path, *, installs: bool = True) -> Stage:
+    """Carry out the Dockerfile's steps below `out`; returns the last stage.
+
+    Without `installs`, RUN and what is copied from other stages are left out.
+    """
     stages: dict[str, Stage] = {}
     stage = Stage(out)
     for keyword, rest in instructions(dockerfile.read_text()):
@@ -61,6 +64,8 @@ def build(dockerfile: Path, context: Path, out: Path) -> Stage:
         elif keyword == "WORKDIR":
             stage.workdir = rest
             stage.folder(".").mkdir(parents=True, exist_ok=True)
+        elif not installs and (keyword == "RUN" or rest.startswith("--from=")):
+            continue
         elif keyword == "COPY":
             _copy(stage, rest.split(), stages, context)
         elif keyword == "RUN":
