@@ -46,6 +46,7 @@ def _rate_factor(name: str, config: TrainConfig) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group to `factor` times its own full rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 

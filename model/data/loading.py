@@ -161,4 +161,5 @@ def epoch_batches(
 
 
 def steps_per_epoch(num_images: int, config: TrainConfig) -> int:
+    """Optimiser steps in a pass over the data, the last of them perhaps a smaller batch."""
     return -(-num_images // (config.batch_size * config.accumulation_steps))
