@@ -1,6 +1,7 @@
 // The page: sends an image to POST /detect with threshold 0, so that the slider only has to filter.
 
 const SVG = "http://www.w3.org/2000/svg";
+const SMALLEST_PX = 480; // a smaller image is enlarged to this, or its labels would cover it
 const GOLDEN_RATIO = 0.618034; // steps of it spread any number of hues over the circle
 const $ = (id) => document.getElementById(id);
 
@@ -105,6 +106,9 @@ async function showImage(blob, name) {
   $("drop").classList.add("filled");
   try {
     await image.decode();
+    const { naturalWidth: width, naturalHeight: height } = image;
+    const scale = Math.max(1, SMALLEST_PX / Math.max(width, height));
+    image.style.width = `min(${width * scale}px, ${(68 * width) / height}vh)`;
   } catch {
     $("figure").hidden = true; // the browser cannot show it; the service will say why it cannot
     $("drop").classList.remove("filled");
