@@ -138,11 +138,13 @@ class TrainConfig:
     ema_decay: float | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     num_workers: int = 2
+    num_threads: int | None = None  # of torch on a CPU; None leaves the choice to torch
     seed: int = 42
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation_steps"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        _require(self.num_threads is None or self.num_threads >= 1, "num_threads must be positive")
         _require(self.learning_rate > 0, "learning_rate must be positive")
         _require(
             self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay must lie between 0 and 1"

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from bundle.atomic import write_atomically
 from bundle.manifest import ClassInfo
@@ -28,6 +27,7 @@ from model.data import digits
 from model.data.check import check_dataset, describe
 from model.data.coco import CocoDataset, locate
 from model.inference import DetectionModel
+from model.progress import progress_bar
 
 _LACKS_TARGETS = ("no-annotations", "no-targets")  # fatal for training; here AP is undefined
 
@@ -72,7 +72,7 @@ def evaluate(
     if num_images < 1:
         raise ValueError("expected at least one image to evaluate on, got none")
     results: list[dict[str, Any]] = []
-    with tqdm(total=num_images, desc="evaluating", unit=" images", leave=False) as bar:
+    with progress_bar(total=num_images, desc="evaluating", unit=" images", leave=False) as bar:
         for start in range(0, num_images, batch_size):
             indices = range(start, min(start + batch_size, num_images))
             prepared = [prepare(dataset.read_image(index), preprocess) for index in indices]

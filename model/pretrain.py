@@ -5,14 +5,15 @@ import logging
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
-from tqdm import tqdm
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from model.config import TrainConfig
-from model.data.digits import BACKGROUND, Split, crop_batch
+from model.data.digits import BACKGROUND, crop_batch
 from model.deformable_detr import DeformableDetr
 from model.inference import normalise
-from model.interrupt import StopRequest
+from model.interrupt import StopRequest, shield_worker
+from model.progress import progress_bar
 from model.schedule import cosine_factor
 
 BATCH_SIZE = 128
@@ -23,9 +24,7 @@ HELD_OUT_CROPS = 1024
 log = logging.getLogger(__name__)
 
 
-def pretrain_backbone(
-    detector: DeformableDetr, config: TrainConfig, stop: StopRequest, *, progress_bar: bool = True
-) -> float:
+def pretrain_backbone(detector: DeformableDetr, config: TrainConfig, stop: StopRequest) -> float:
     """Train the detector's backbone, in place, to name the digit in a crop, or background.
 
     A linear classifier on the mean of C5 is trained along and dropped. Crops and initial
@@ -50,36 +49,56 @@ def pretrain_backbone(
         parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
     )
 
-    def batch(key: int, size: int, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-        crops, labels = crop_batch(np.random.default_rng((config.seed, key)), size, split)
+    def to_input(crops: Tensor) -> Tensor:
         no_padding = torch.zeros(crops.shape[:3], dtype=torch.bool, device=device)
-        images = normalise(torch.from_numpy(crops).to(device), no_padding, config.preprocess)
-        return images, torch.from_numpy(labels).to(device)
+        return normalise(crops.to(device), no_padding, config.preprocess)
 
-    def logits(images: torch.Tensor) -> torch.Tensor:
+    def logits(images: Tensor) -> Tensor:
         return classifier(backbone(images)[-1].mean((2, 3)))
 
     backbone.train()
-    steps = tqdm(
-        range(config.pretrain_steps), desc="backbone", unit="step", disable=not progress_bar
+    batches = DataLoader(
+        _CropBatches(config),
+        batch_size=None,  # an item is a batch
+        num_workers=config.num_workers,
+        worker_init_fn=shield_worker,
+        generator=torch.Generator(),  # or it would draw a seed from the run's random state
     )
-    for step in steps:
+    bar = progress_bar(batches, desc="backbone", unit=" steps")
+    for step, (crops, labels) in enumerate(bar):
         stop.check()
         factor = min(1.0, (step + 1) / WARMUP_STEPS) * cosine_factor(step, config.pretrain_steps)
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * factor
-        images, labels = batch(step + 1, BATCH_SIZE, "train")
-        predicted = logits(images)
-        loss = F.cross_entropy(predicted, labels)
+        predicted = logits(to_input(crops))
+        loss = F.cross_entropy(predicted, labels.to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if step % 20 == 0:
-            accuracy = (predicted.argmax(1) == labels).float().mean()
-            steps.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{accuracy.item():.3f}")
+            accuracy = (predicted.argmax(1).cpu() == labels).float().mean()
+            bar.set_postfix(
+                loss=f"{loss.item():.3f}", accuracy=f"{accuracy.item():.3f}", refresh=False
+            )
     backbone.eval()
+    held_out, labels = crop_batch(np.random.default_rng(config.seed), HELD_OUT_CROPS, "val")
     with torch.no_grad():
-        images, labels = batch(0, HELD_OUT_CROPS, "val")
-        share = (logits(images).argmax(1) == labels).float().mean().item()
+        predicted = logits(to_input(torch.from_numpy(held_out))).argmax(1).cpu()
+    share = (predicted == torch.from_numpy(labels)).float().mean().item()
     log.info("backbone pre-training: %.1f%% of validation crops named rightly", 100 * share)
     return share
+
+
+class _CropBatches(Dataset[tuple[np.ndarray, np.ndarray]]):
+    """Batch by step; (seed, step) alone decides what is in it."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+
+    def __len__(self) -> int:
+        return self.config.pretrain_steps
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        if step >= len(self):
+            raise IndexError(step)
+        return crop_batch(np.random.default_rng((self.config.seed, step)), BATCH_SIZE, "train")

@@ -90,7 +90,7 @@ def learning_rate_doubt(config: TrainConfig) -> str | None:
 
 
 class MovingAverage:
-    """Exponential moving average of a model's weights and batch norm statistics.
+    """Exponential moving average of a model's weights and batch norm statistics, as a model.
 
     The average warms up, so that it does not remember the random start: after n steps the
     decay is at most (1 + n) / (10 + n).
@@ -99,9 +99,11 @@ class MovingAverage:
     def __init__(self, model: DeformableDetr, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
+        self._averages = list(self.model.state_dict().values())
+        self._currents = list(model.state_dict().values())
 
     @torch.no_grad()
-    def update(self, model: DeformableDetr, num_steps: int) -> None:
+    def update(self, num_steps: int) -> None:
+        """Take in the weights as they are after `num_steps` optimiser steps."""
         weight = 1 - min(self.decay, (1 + num_steps) / (10 + num_steps))
-        averages, currents = self.model.state_dict(), model.state_dict()
-        torch._foreach_lerp_(list(averages.values()), list(currents.values()), weight)
+        torch._foreach_lerp_(self._averages, self._currents, weight)

@@ -56,7 +56,7 @@ def take_step(
     state.progress.step += 1
     state.progress.step_in_epoch += 1
     if state.average is not None:
-        state.average.update(state.model, state.progress.step)
+        state.average.update(state.progress.step)
     return {**terms, "loss": sum(terms.values()), "gradient_norm": norm.item()}
 
 

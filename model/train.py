@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from model.checkpoint import save_checkpoint
@@ -34,6 +33,7 @@ from model.deformable_detr import DeformableDetr
 from model.evaluate import evaluate, torch_predictor
 from model.inference import DetectionModel
 from model.interrupt import Interrupted, StopRequest
+from model.progress import progress_bar
 from model.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
 from model.starting_weights import check_start, load_starting_weights
 from model.step import forward_dtype, take_step
@@ -81,6 +81,8 @@ def train(
     if doubt := learning_rate_doubt(config):
         log.warning(doubt)
 
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = forward_dtype(config, device)
@@ -161,12 +163,11 @@ def train_epoch(
     num_steps = steps_per_epoch(len(data.train), config)
     state.model.train()
     saved_at = step_start = time.monotonic()
-    with tqdm(
+    with progress_bar(
         desc=f"epoch {progress.epoch + 1}/{config.epochs}",
         total=len(data.train),
         initial=progress.step_in_epoch * config.batch_size * config.accumulation_steps,
         unit=" images",
-        mininterval=0.5 if sys.stderr.isatty() else 20,
     ) as bar:
         for batches in epoch_batches(
             data.train, config, epoch=progress.epoch, skip_steps=progress.step_in_epoch
