@@ -106,7 +106,9 @@ class ProposalQueries(nn.Module):
         logits = self.class_head(tokens)  # (B, S, K)
         box_logits = self.box_head(tokens).float() + anchors  # (B, S, 4)
 
-        count = min(self.num_queries, logits.shape[1])
+        num_tokens = logits.shape[1]
+        # A comparison rather than min(): tracing settles it, and K stays a constant of the graph.
+        count = self.num_queries if num_tokens >= self.num_queries else num_tokens
         best = logits[..., 0].topk(count, dim=1).indices[..., None]  # (B, Q, 1)
         reference_points = box_logits.gather(1, best.expand(-1, -1, 4)).detach().sigmoid()
         num_features = self.position_proj.in_features // 4
