@@ -32,7 +32,7 @@ OTHERS = {
         *("torch", "numpy", "scipy", "safetensors", "faster_coco_eval", "tqdm", "cv2", "PIL"),
         *("sklearn", "skimage", "pydantic", "httpx"),
     },
-    "export": {"torch", "numpy", "onnx", "onnxscript", "tqdm"},
+    "export": {"torch", "numpy", "onnx", "onnxscript", "onnx_ir", "tqdm"},
 }
 
 # The options of every command, frozen: a new knob is a field of a config or of Settings.

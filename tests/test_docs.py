@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from model.configs import CONFIGS
 from service import errors
 from service.metrics import Metrics
 from service.schemas import DetectQuery
@@ -60,6 +61,13 @@ def test_every_setting_is_documented():
     documented = set(re.findall(r"`DETR_([A-Z0-9_]+)`", page))
 
     assert documented == {name.upper() for name in Settings.model_fields}
+
+
+def test_every_config_is_documented():
+    section = text("docs/training.md").split("## Configurations")[1].split("## Data")[0]
+    documented = set(re.findall(r"^\| `(\w+)` \|", section, flags=re.M))
+
+    assert documented == set(CONFIGS)
 
 
 def test_every_metric_is_documented():
