@@ -101,9 +101,13 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path | str) -> None:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"the name of a checkpoint ends in .safetensors, got {path}")
-    tensors = {name: tensor.contiguous() for name, tensor in checkpoint.state_dict.items()}
-    metadata = {METADATA_KEY: json.dumps(checkpoint.header())}
-    data = safetensors.torch.save(tensors, metadata)
+    write_tensors(path, checkpoint.state_dict, {METADATA_KEY: json.dumps(checkpoint.header())})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file, whole or not at all; OSError says what to do."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    data = safetensors.torch.save(contiguous, metadata)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
@@ -111,7 +115,7 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path | str) -> None:
         raise OSError(
             error.errno,
             f"cannot write {path} ({error.strerror}): free {len(data) / 1e6:.0f} MB or choose "
-            "another directory; a checkpoint of that name from before is unchanged",
+            "another directory; a file of that name from before is unchanged",
         ) from error
 
 

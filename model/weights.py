@@ -15,8 +15,7 @@ import httpx
 import safetensors.torch
 from tqdm import tqdm
 
-from bundle.atomic import write_atomically
-from model.checkpoint import first_mismatch, load_checkpoint, write_checkpoint
+from model.checkpoint import first_mismatch, load_checkpoint, write_checkpoint, write_tensors
 from model.convert import convert, sha256
 from model.deformable_detr import DeformableDetr
 from model.published_file import read_published
@@ -78,12 +77,12 @@ def fetch_backbone(url: str, path: Path, *, sleep: Sleep = time.sleep) -> None:
     source = path.with_name(url.rsplit("/", 1)[1])
     download(url, source, sleep=sleep)
     tensors = {
-        f"backbone.{name}": tensor.contiguous()
+        f"backbone.{name}": tensor
         for name, tensor in read_published(source).tensors.items()
         if not name.startswith("fc.") and not name.endswith(".num_batches_tracked")
     }
     metadata = {"source": source.name, "sha256": sha256(source)}
-    write_atomically(path, safetensors.torch.save(tensors, metadata))
+    write_tensors(path, tensors, metadata)
 
 
 def backbone_weights(directory: Path) -> Path:
