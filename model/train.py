@@ -47,8 +47,8 @@ log = logging.getLogger(__name__)
 
 def train(
     config: TrainConfig,
+    data: RunData,
     *,
-    data_dir: Path | None = None,
     out_dir: Path,
     resume: str = "auto",
     init: Path | None = None,
@@ -56,7 +56,7 @@ def train(
     """Train a detector from the start, or on from where a run stopped.
 
     Args:
-        data_dir: COCO-format data set; None for the digits, which are made on the fly.
+        data: its classes decide num_classes, whatever `config` says.
         resume: "auto" goes on if `out_dir` holds a run and starts anew if not; a path goes on
             from that training state.
         init: checkpoint to take the weights of a new run from.
@@ -65,17 +65,18 @@ def train(
         The exit status: 0 for a complete run, 130 or 143 for one stopped by a signal.
 
     Raises:
-        ValueError: the data set, the configuration or the saved run do not allow it, or the
+        ValueError: configuration, starting weights or the saved run do not allow it, or the
             loss is NaN or infinite (`NonFiniteLoss`).
         OSError: a file could not be written; the one before it is intact.
     """
-    data = open_data(config, data_dir)
     config = replace(config, model=replace(config.model, num_classes=len(data.classes)))
     fingerprint = run_fingerprint(config, data.summary)
     state_path = out_dir / STATE_FILE if resume == "auto" else Path(resume)
     saved = None
     if resume != "auto" or state_path.exists():
         saved = read_training_state(state_path, fingerprint)
+        if init is not None:
+            log.warning("--init %s is not read: the weights come from %s", init, state_path)
     else:
         check_start(config, init)
     if doubt := learning_rate_doubt(config):
@@ -94,20 +95,23 @@ def train(
         len(data.classes),
     )
     out_dir.mkdir(parents=True, exist_ok=True)
+    first_step = 0 if saved is None else saved["progress"]["step"]
     with (
         StopRequest() as stop,
         logging_redirect_tqdm(),
-        SummaryWriter(str(out_dir / "tensorboard")) as board,
+        SummaryWriter(str(out_dir / "tensorboard"), purge_step=first_step) as board,
     ):
         try:
             if saved is None:
                 load_starting_weights(model, config, init, stop)
             state = TrainingState.start(model, config)
-            if saved is not None:
+            save_state = partial(state.save, out_dir / STATE_FILE, fingerprint)
+            if saved is None:
+                save_state()
+            else:
                 state.restore(saved)
                 log.info("going on from %s after step %d", state_path, state.progress.step)
             progress = state.progress
-            save_state = partial(state.save, out_dir / STATE_FILE, fingerprint)
             for epoch in range(progress.epoch, config.epochs):
                 train_epoch(state, data, config, dtype, stop=stop, board=board, save=save_state)
                 metrics = _evaluate(state, data, config, stop)
@@ -134,7 +138,7 @@ def train(
                     )
                 save_state()
         except Interrupted:
-            log.warning("stopped; the same command goes on from here")
+            log.warning("stopped; the same command with --resume auto goes on from here")
             return stop.exit_status
     log.info(
         "%s: %d epochs done, best AP %.3f in %s; another --out starts a new run",
@@ -262,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = get_config(args.config)
         return train(
             config,
-            data_dir=args.data,
+            open_data(config, args.data),
             out_dir=args.out or Path("runs") / config.name,
             resume=args.resume,
             init=args.init,
@@ -270,6 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         log.error("error: %s", error)
         return 1
+    except KeyboardInterrupt:  # before there is anything to save
+        return 130
 
 
 if __name__ == "__main__":

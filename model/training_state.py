@@ -112,7 +112,7 @@ def read_training_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, An
 def run_fingerprint(config: TrainConfig, data_summary: dict[str, Any]) -> dict[str, Any]:
     """Plain values that decide what a run computes; only an equal run may continue it."""
     values = _plain(dataclasses.asdict(config))
-    del values["num_workers"]  # changes the speed, not one batch
+    del values["num_workers"], values["num_threads"]  # they change the speed, not one batch
     return {"config": values, "data": _plain(data_summary)}
 
 
