@@ -107,7 +107,11 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path | str) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes a safetensors file, whole or not at all; OSError says what to do."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    data = safetensors.torch.save(contiguous, metadata)
+    write_whole(path, safetensors.torch.save(contiguous, metadata))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file, whole or not at all; OSError says what to do."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)

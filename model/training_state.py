@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bundle.atomic import write_atomically
+from model.checkpoint import write_whole
 from model.config import TrainConfig
 from model.deformable_detr import DeformableDetr
 from model.schedule import MovingAverage, make_optimizer
@@ -67,7 +67,7 @@ class TrainingState:
             },
             content,
         )
-        write_atomically(path, content.getvalue())
+        write_whole(path, content.getvalue())
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Put back what `read_training_state` read, torch's random state included."""
