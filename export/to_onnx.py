@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
-from onnxscript import opset20 as op
+from onnxscript import opset20, optimizer
 from onnxscript.values import Opset
 from torch import Tensor, nn
 
@@ -146,6 +146,7 @@ def _attention_node(
     value: Any, spatial_shapes: Any, reference_points: Any, sampling_offsets: Any, logits: Any
 ) -> Any:
     """The node for one call of `detr::ms_deform_attn`; the shapes come as 2 L scalars."""
+    op: Any = opset20  # its annotations do not know the numbers it takes
     sides = op.Concat(*[op.Reshape(side, [1]) for side in spatial_shapes], axis=0)
     shapes = op.Reshape(op.Cast(sides, to=ir.DataType.INT32), [-1, 2])
     opset = Opset(DOMAIN, _SCHEMA.since_version)
@@ -169,7 +170,7 @@ class _Reference(nn.Module):
     ) -> Tensor:
         sides = spatial_shapes.flatten().tolist()
         for side in sides:
-            torch._check(side >= 1)
+            torch._check(side >= 1)  # type: ignore[no-untyped-call]
         levels = list(zip(sides[::2], sides[1::2], strict=True))
         return ms_deform_attn_reference(
             value, levels, reference_points, sampling_offsets, attention_logits
@@ -179,7 +180,9 @@ class _Reference(nn.Module):
 def _sizes(node: ir.Node) -> dict[str, int]:
     """What is fixed in the shapes of an MSDeformAttn node's inputs."""
     value, _, points, offsets, _ = (None if x is None else x.shape for x in node.inputs)
-    assert value is not None and points is not None and offsets is not None
+    assert value is not None
+    assert points is not None
+    assert offsets is not None
     names = ("heads", "dim", "reference", "levels", "points")
     sizes = (value[2], value[3], points[3], offsets[3], offsets[4])
     return {name: int(size) for name, size in zip(names, sizes, strict=True)}  # type: ignore[arg-type]
@@ -211,10 +214,8 @@ def _reference_function(node: ir.Node) -> ir.Function:
 
 def _optimise(model: ir.Model) -> None:
     """Fold constants and merge what is computed twice."""
-    import onnxscript.optimizer
-
     with _quiet():
-        onnxscript.optimizer.optimize(model)
+        optimizer.optimize(model)
 
 
 def _finish(model: ir.Model) -> None:
@@ -223,7 +224,7 @@ def _finish(model: ir.Model) -> None:
         passes.DeduplicateInitializersPass(),
         passes.CommonSubexpressionEliminationPass(),
         passes.RemoveUnusedNodesPass(),
-        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         passes.RemoveUnusedOpsetsPass(),
         passes.ClearMetadataAndDocStringPass(),
         passes.NameFixPass(),

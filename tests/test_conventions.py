@@ -32,7 +32,7 @@ OTHERS = {
         *("torch", "numpy", "scipy", "safetensors", "faster_coco_eval", "tqdm", "cv2", "PIL"),
         *("sklearn", "skimage", "pydantic", "httpx"),
     },
-    "export": {"torch", "numpy", "onnx", "onnxscript", "onnx_ir", "tqdm"},
+    "export": {"torch", "numpy", "onnx", "onnxscript", "onnx_ir", "skimage", "PIL"},
 }
 
 # The options of every command, frozen: a new knob is a field of a config or of Settings.
@@ -45,7 +45,7 @@ COMMANDS = {
     "model.weights": ["--base-url", "--format", "--out"],
     "model.data.check": ["--split"],
     "model.data.digits": ["--num-images", "--seed", "--split"],
-    "export": ["--out"],
+    "export": ["--name", "--out", "--samples"],
     "export.evaluate": ["--batch-size", "--bundle", "--data", "--limit", "--out", "--split"],
     "service.detect": ["--bundle", "--draw", "--format", "--out", "--threshold", "--top-k"],
 }

@@ -1,0 +1,205 @@
+"""From a checkpoint to a verified bundle, in a directory that appears whole or not at all."""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from bundle.manifest import MANIFEST_NAME, Manifest, TensorSpec
+from bundle.preprocess import Preprocess, decode_image
+from export.to_onnx import export_graphs, write_graphs
+from export.verify import BOX_TOLERANCE, SCORE_TOLERANCE, verify
+from model.checkpoint import Checkpoint, build_model
+from model.config import ModelConfig, Variant
+from model.data.digits import DigitsDataset
+from model.inference import DetectionModel
+from service.engines.onnxruntime_engine import OnnxRuntimeEngine
+
+REPORT_NAME = "report.json"
+SIDE_STEP_PX = 32
+_NUM_DIGIT_SAMPLES = 4
+_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
+
+log = logging.getLogger(__name__)
+
+
+def build_bundle(
+    checkpoint: Checkpoint, out: Path, *, name: str | None = None, samples: Sequence[Path] = ()
+) -> Manifest:
+    """Export, verify and write a bundle to the directory `out`; a bundle there is replaced.
+
+    Args:
+        name: of the model; the name of its configuration if None.
+        samples: image files that the page offers and the graph is verified on; if none and the
+            model knows the demo's digits, a few of their validation images.
+
+    Raises:
+        ValueError: the checkpoint is inconsistent, a sample is not an image, `out` holds
+            something else than a bundle, or the graph differs from the model.
+        OSError: the disk is full or not writable.
+        In all cases `out` is as it was before.
+    """
+    _require_replaceable(out)
+    config = checkpoint.config
+    preprocess = config.preprocess.model_copy(
+        update={"min_side": max(config.preprocess.min_side, smallest_side(config.model))}
+    )
+    model = DetectionModel(build_model(checkpoint), preprocess).eval()
+    sample_files = _samples(checkpoint, samples)
+    with _staged(out) as directory:
+        for file, data in sample_files.items():
+            (directory / file).parent.mkdir(exist_ok=True)
+            (directory / file).write_bytes(data)
+        with _stage("tracing the model and writing its graphs"):
+            graphs = write_graphs(export_graphs(model, min_side=preprocess.min_side), directory)
+        names = tuple(sample_files)
+        manifest = _manifest(checkpoint, preprocess, graphs, names, name or config.name)
+        with _stage("verifying the graph in ONNX Runtime against PyTorch"):
+            images = [decode_image(data) for data in sample_files.values()]
+            engine = OnnxRuntimeEngine(directory, manifest)
+            try:
+                comparisons = verify(model, engine, preprocess, images)
+            finally:
+                engine.close()
+        report = {
+            "comparisons": comparisons,
+            "tolerance": {"score": SCORE_TOLERANCE, "box": BOX_TOLERANCE},
+            "versions": manifest.provenance["versions"],
+        }
+        (directory / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
+        manifest = manifest.save(directory)
+    return manifest
+
+
+def smallest_side(config: ModelConfig) -> int:
+    """Smallest height and width the graph may get: a square of it has a token for every query.
+
+    Only proposals are taken from tokens; other variants take every size from 1 x 1.
+    """
+    if config.variant is not Variant.TWO_STAGE:
+        return 1
+    side = SIDE_STEP_PX
+    while _num_tokens(side, config.num_levels) < config.num_queries:
+        side += SIDE_STEP_PX
+    return side
+
+
+def _num_tokens(side: int, num_levels: int) -> int:
+    """Tokens of a square image: every level is half the one before, rounded up; the first, 1/8."""
+    return sum((-(-side // (8 << level))) ** 2 for level in range(num_levels))
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    preprocess: Preprocess,
+    graphs: dict[str, str],
+    samples: tuple[str, ...],
+    name: str,
+) -> Manifest:
+    config = checkpoint.config.model
+    count = min(config.num_detections, config.num_queries * config.num_classes)
+    with checkpoint.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    provenance: dict[str, Any] = {
+        "checkpoint": checkpoint.path.name,
+        "checkpoint_sha256": digest,
+        "config": checkpoint.config.name,
+        "weights": checkpoint.provenance,
+        "versions": {package: version(package) for package in _PACKAGES},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    image = ("batch", "height", "width")
+    return Manifest(
+        name=name,
+        variant=config.variant.value,
+        runtime="onnxruntime",
+        graphs=graphs,
+        inputs=(
+            TensorSpec(name="images", dtype="uint8", shape=(*image, 3)),
+            TensorSpec(name="padding_mask", dtype="bool", shape=image),
+        ),
+        outputs=(
+            TensorSpec(name="scores", dtype="float32", shape=("batch", count)),
+            TensorSpec(name="labels", dtype="int64", shape=("batch", count)),
+            TensorSpec(name="boxes", dtype="float32", shape=("batch", count, 4)),
+        ),
+        preprocess=preprocess,
+        classes=checkpoint.classes,
+        num_detections=count,
+        metrics=checkpoint.metrics,
+        provenance=provenance,
+        samples=samples,
+    )
+
+
+def _samples(checkpoint: Checkpoint, files: Sequence[Path]) -> dict[str, bytes]:
+    """Sample images by their name in the bundle."""
+    samples = {}
+    for number, file in enumerate(files, start=1):
+        data = file.read_bytes()
+        try:
+            decode_image(data)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        samples[f"samples/{number}{file.suffix.lower()}"] = data
+    if not files and checkpoint.classes == DigitsDataset.classes:
+        digits = DigitsDataset("val", num_images=_NUM_DIGIT_SAMPLES)
+        for index in range(len(digits)):
+            buffer = io.BytesIO()
+            Image.fromarray(digits.read_image(index)).save(buffer, "PNG")
+            samples[f"samples/{index + 1}.png"] = buffer.getvalue()
+    return samples
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A new directory beside `out` that takes its place in the end, or is removed on a failure."""
+    out = out.resolve()
+    staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        if out.exists():
+            _swap(staging, out)
+        else:
+            staging.rename(out)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _swap(staging: Path, out: Path) -> None:
+    former = staging.with_suffix(".former")
+    out.rename(former)
+    try:
+        staging.rename(out)
+    except BaseException:
+        former.rename(out)
+        raise
+    shutil.rmtree(former)
+
+
+def _require_replaceable(out: Path) -> None:
+    if not out.exists() or (out / MANIFEST_NAME).is_file():
+        return
+    if not out.is_dir() or any(out.iterdir()):
+        raise ValueError(f"{out} is there and is no bundle; name a new directory with --out")
+
+
+@contextmanager
+def _stage(description: str) -> Iterator[None]:
+    log.info("%s ...", description)
+    start = time.perf_counter()
+    yield
+    log.info("  took %.0f s", time.perf_counter() - start)

@@ -1,0 +1,31 @@
+"""python -m export.evaluate --bundle DIR: COCO's numbers of what is served."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.evaluate import add_arguments, evaluate_command
+from service.engines.load import open_engine
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the COCO metrics of a bundle, run by the engine that serves it."""
+    parser = argparse.ArgumentParser(prog="python -m export.evaluate", description=main.__doc__)
+    parser.add_argument("--bundle", type=Path, required=True, help="directory of the bundle")
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    try:
+        manifest, engine = open_engine(args.bundle)
+        try:
+            evaluate_command(engine.run, manifest.preprocess, manifest.classes, args)
+        finally:
+            engine.close()
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
