@@ -2,9 +2,10 @@
 
 A request is admitted whole or refused at the door, before any work is spent on it. Its items
 wait in the bucket of their shape. Whenever the engine is free, a batch is formed at once from
-the bucket whose head has waited longest; nothing waits for a batch to fill up. A batch that is
-full already is assembled while the one before it still runs. The batcher knows no images: it
-calls `assemble` on the items of one bucket in one thread, and `run` on the outcome in another.
+the bucket whose head has waited longest; nothing waits for a batch to fill up. So that the engine
+finds it ready, the next batch is assembled while one runs: as soon as it is full, or else shortly
+before the end that is to be expected. The batcher knows no images: it calls `assemble` on the
+items of one bucket in one thread, and `run` on the outcome in another.
 
 All state belongs to the event loop. The engine's thread only reads whether a request is still
 alive, and marks its items as started.
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from service.durations import Durations
 from service.errors import DeadlineExceeded, EngineFailure, NotReady, Overloaded, ServiceError
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,9 @@ Item = TypeVar("Item")
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
-SMOOTHING = 0.2  # weight of the newest run in the duration expected of a batch size
+# How early the next batch is assembled, in times of what assembling a full one takes. With 16
+# clients, 2 busy cores and batches of up to 16: 73 images/s without it, 80 with 1 or 2.
+LEAD = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +65,10 @@ class _Run(Generic[Item, Result]):
     entries: list[_Entry[Item, Result]]
     outcomes: list[Result | ServiceError] = field(default_factory=list)
     dropped: list[_Entry[Item, Result]] = field(default_factory=list)  # left while staged
+    is_ending: bool = False  # the batch behind it should be assembled now
     started_at: float | None = None  # None while it is staged behind the batch that runs
     run_s: float = 0.0
+    assembly_s: float = 0.0
 
 
 class Ticket(Generic[Item, Result]):
@@ -176,7 +182,8 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         self._tickets: set[Ticket[Item, Result]] = set()
         self._is_closing = False
         self._all_left = asyncio.Event()
-        self._expected_run_s: dict[int, float] = {}  # batch size -> seconds
+        self._run_times = Durations()
+        self._assembly_times = Durations()
 
     @property
     def depth(self) -> int:
@@ -218,9 +225,9 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         wait_s = 0.0
         for run in self._runs:
             elapsed_s = 0.0 if run.started_at is None else now - run.started_at
-            wait_s += max(0.0, self._expect_run_s(len(run.entries)) - elapsed_s)
+            wait_s += max(0.0, self._run_times.expect(len(run.entries)) - elapsed_s)
         num_batches_ahead = (self._num_waiting + count - 1) // self._max_batch_size
-        return wait_s + num_batches_ahead * self._expect_run_s(self._max_batch_size)
+        return wait_s + num_batches_ahead * self._run_times.expect(self._max_batch_size)
 
     async def close(self) -> None:
         """Refuse what comes, finish what was admitted, stop the threads."""
@@ -267,12 +274,12 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
                 del self._buckets[entry.bucket]
 
     def _pump(self) -> None:
-        """Start what can start: a batch if the engine is free, a full one behind one that runs."""
+        """Start what can start: a batch if the engine is free, one behind it when it is time."""
         while len(self._runs) < 2:
             bucket = self._oldest_bucket()
             if bucket is None:
                 return
-            if self._runs and len(bucket) < self._max_batch_size:
+            if self._runs and len(bucket) < self._max_batch_size and not self._runs[0].is_ending:
                 return  # it may still grow until the engine is free
             entries = self._take(bucket)
             if entries:
@@ -310,6 +317,18 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         loop = asyncio.get_running_loop()
         self._assembler.submit(self._assemble_then_execute, run, loop)
 
+    def _expect_end(self, run: _Run[Item, Result]) -> None:
+        """Have the next batch ready, full or not, by the time that this one should end."""
+        run_s = self._run_times.expect(len(run.entries))
+        lead_s = LEAD * self._assembly_times.expect(self._max_batch_size)
+        if run_s:
+            asyncio.get_running_loop().call_later(max(0.0, run_s - lead_s), self._near_end, run)
+
+    def _near_end(self, run: _Run[Item, Result]) -> None:
+        if run in self._runs:
+            run.is_ending = True
+            self._pump()
+
     def _finish(self, run: _Run[Item, Result]) -> None:
         self._runs.remove(run)
         self._pump()  # first of all: the engine is free
@@ -319,9 +338,8 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
             return
         num_failed = sum(isinstance(outcome, ServiceError) for outcome in run.outcomes)
         if not num_failed:
-            size = len(run.entries)
-            expected_s = self._expected_run_s.get(size, run.run_s)
-            self._expected_run_s[size] = expected_s + SMOOTHING * (run.run_s - expected_s)
+            self._run_times.record(len(run.entries), run.run_s)
+            self._assembly_times.record(len(run.entries), run.assembly_s)
         waits_s = [run.started_at - entry.queued_at for entry in run.entries]
         for entry, outcome, wait_s in zip(run.entries, run.outcomes, waits_s, strict=True):
             ticket = entry.ticket
@@ -330,22 +348,14 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
             ticket.deliver(entry, outcome)
         self._on_batch(BatchReport(len(run.entries), waits_s, run.run_s, num_failed))
 
-    def _expect_run_s(self, size: int) -> float:
-        """Seconds that a batch takes; of a size not seen yet, those of the nearest smaller one.
-
-        That is too little rather than too much: better to answer late than to refuse in error.
-        """
-        if not self._expected_run_s:
-            return 0.0
-        smaller = [seen for seen in self._expected_run_s if seen <= size]
-        return self._expected_run_s[max(smaller) if smaller else min(self._expected_run_s)]
-
     # --- in the threads
 
     def _assemble_then_execute(
         self, run: _Run[Item, Result], loop: asyncio.AbstractEventLoop
     ) -> None:
+        started = self._clock()
         batch = self._try_assemble(run.entries)
+        run.assembly_s = self._clock() - started
         self._engine.submit(self._execute, run, batch, loop)
 
     def _execute(
@@ -357,6 +367,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
             run.dropped = [entry for entry in run.entries if not entry.is_started]
             run.entries = alive
             batch = self._try_assemble(alive)
+        loop.call_soon_threadsafe(self._expect_end, run)
         run.outcomes = self._outcomes(alive, batch)
         run.run_s = self._clock() - run.started_at
         loop.call_soon_threadsafe(self._finish, run)

@@ -173,6 +173,25 @@ async def test_a_batch_that_is_not_full_may_grow_until_the_engine_is_free(
     assert shouter.batches == [("blocker",), ("early", "late")]
 
 
+async def test_a_batch_is_assembled_shortly_before_the_engine_should_be_free(
+    batcher: Batcher, shouter: Shouter, clock: FakeClock
+) -> None:
+    blocker = await hold_engine(batcher, shouter)
+    clock.advance(0.02)
+    shouter.gate.open()
+    await blocker  # the next one is expected to take 0.02 s as well
+    await hold_engine(batcher, shouter)
+    for _ in "12":
+        await reach(shouter.assembled.wait_for_arrival)
+
+    request = begin(batcher, "not", "full")
+    await reach(shouter.assembled.wait_for_arrival)
+
+    assert shouter.words == ["blocker", "blocker"]
+    shouter.gate.open()
+    assert await request == ["NOT", "FULL"]
+
+
 async def test_buckets_are_never_mixed(batcher: Batcher, shouter: Shouter) -> None:
     await hold_engine(batcher, shouter)
     requests = [begin(batcher, f"{bucket}{n}", bucket=bucket) for n in "12" for bucket in "ab"]

@@ -1,0 +1,26 @@
+"""How long batches take, learnt from those that ran."""
+
+SMOOTHING = 0.2  # weight of the newest batch
+
+
+class Durations:
+    """The smoothed seconds of one stage, for each batch size seen."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+
+    def record(self, size: int, seconds: float) -> None:
+        """Learn from one batch."""
+        known_s = self._seconds.get(size, seconds)
+        self._seconds[size] = known_s + SMOOTHING * (seconds - known_s)
+
+    def expect(self, size: int) -> float:
+        """Seconds of a batch; of a size not seen yet, those of the nearest smaller one.
+
+        That is too little rather than too much: better to answer late than to refuse in error.
+        Before any batch it is 0.
+        """
+        if not self._seconds:
+            return 0.0
+        smaller = [seen for seen in self._seconds if seen <= size]
+        return self._seconds[max(smaller) if smaller else min(self._seconds)]
