@@ -5,6 +5,10 @@ VENV = .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# Threads of torch that wait sleep instead of spinning: where the cores have other work, two
+# threads that spin train at a sixth of the speed.
+export OMP_WAIT_POLICY ?= passive
+
 # Empty here, so that a variable of the environment that happens to share a name changes nothing.
 BUNDLE =
 HOST =
