@@ -3,7 +3,7 @@
 import io
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from tests.server_process import Process
 from tests.toy_bundle import make_toy_bundle
 
 # Examples are the same in every run, and a slow machine is no failure.
@@ -33,6 +34,21 @@ def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("bundles") / "toy"
     make_toy_bundle(directory)
     return directory
+
+
+@pytest.fixture(scope="module")
+def start(toy_bundle: Path) -> Iterator[Callable[..., Process]]:
+    processes: list[Process] = []
+
+    def start(**settings: object) -> Process:
+        processes.append(Process(**{"bundle": toy_bundle, "port": 0} | settings))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.popen.kill()
+        process.popen.wait()
+        process.popen.stderr.close()
 
 
 @pytest.fixture(scope="session")
