@@ -82,7 +82,7 @@ def accumulate_gradients(
         total.backward()
         for name, value in terms.items():
             sums[name] = sums.get(name, 0) + value.detach()
-    return {name: value.item() for name, value in sums.items()}
+    return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
 
 
 def _loss_terms(

@@ -102,11 +102,13 @@ def train(
         SummaryWriter(str(out_dir / "tensorboard"), purge_step=first_step) as board,
     ):
         try:
+            started = time.monotonic()
             if saved is None:
                 load_starting_weights(model, config, init, stop)
             state = TrainingState.start(model, config)
             save_state = partial(state.save, out_dir / STATE_FILE, fingerprint)
             if saved is None:
+                state.progress.start_seconds = time.monotonic() - started
                 save_state()
             else:
                 state.restore(saved)
@@ -125,7 +127,8 @@ def train(
                 log.info(
                     "epoch %d/%d: AP %.3f, AP50 %.3f, best AP %.3f, %s so far",
                     *(progress.epoch, config.epochs, ap, metrics.numbers["AP50"]),
-                    *(progress.best_ap, timedelta(seconds=round(progress.seconds))),
+                    progress.best_ap,
+                    timedelta(seconds=round(progress.start_seconds + progress.seconds)),
                 )
                 for name in ("last", "best") if is_best else ("last",):
                     save_checkpoint(
@@ -230,7 +233,7 @@ def _provenance(config: TrainConfig, data: RunData, state: TrainingState) -> dic
         "data": data.summary,
         "epochs": state.progress.epoch,
         "steps": state.progress.step,
-        "seconds": round(state.progress.seconds, 1),
+        "seconds": round(state.progress.start_seconds + state.progress.seconds, 1),
         "is_average": state.average is not None,
         "torch": torch.__version__,
         "commit": _commit(),

@@ -24,6 +24,7 @@ class Progress:
     epoch: int = 0  # complete epochs, evaluation included
     step_in_epoch: int = 0  # optimiser steps of the epoch at hand
     step: int = 0  # optimiser steps of the run
+    start_seconds: float = 0.0  # before step 1: loading or pre-training the first weights
     seconds: float = 0.0  # in training and evaluation, over all sessions
     best_ap: float | None = None
 
