@@ -7,8 +7,9 @@ when it is exported itself: standard operators only. Both read one file of weigh
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,20 +67,13 @@ def export_graphs(model: DetectionModel, *, min_side: int) -> Graphs:
         min_side: smallest height and width the graph has to take, in pixels.
     """
     plugin = _trace(model, min_side)
-    bodies = {}
-    for node in _attention_nodes(plugin):
-        node.overload = "boxes" if _sizes(node)["reference"] == 4 else "points"
-        if node.op_identifier() not in bodies:
-            bodies[node.op_identifier()] = _reference_function(node)
-    _optimise(plugin)
+    sizes = [_sizes(node) for node in _attention_nodes(plugin)]
+    with _quiet():
+        optimizer.optimize(plugin)
     standard = plugin.clone()
-    for node in _attention_nodes(plugin):
-        node.overload = ""
-    standard.functions.update(bodies)
-    _finish(plugin)
-    ir.passes.Sequential(passes.InlinePass(), passes.LiftConstantsToInitializersPass(
-        lift_all_constants=True, size_limit=0))(standard)  # fmt: skip
-    _finish(standard)
+    _replace_attention(standard, sizes)
+    for graph in (plugin, standard):
+        _finish(graph)
     return Graphs(plugin, standard)
 
 
@@ -177,45 +171,58 @@ class _Reference(nn.Module):
         )
 
 
-def _sizes(node: ir.Node) -> dict[str, int]:
+class _Sizes(NamedTuple):
     """What is fixed in the shapes of an MSDeformAttn node's inputs."""
+
+    num_heads: int
+    head_dim: int
+    reference_dim: int
+    num_levels: int
+    num_points: int
+
+
+def _sizes(node: ir.Node) -> _Sizes:
     value, _, points, offsets, _ = (None if x is None else x.shape for x in node.inputs)
     assert value is not None
     assert points is not None
     assert offsets is not None
-    names = ("heads", "dim", "reference", "levels", "points")
     sizes = (value[2], value[3], points[3], offsets[3], offsets[4])
-    return {name: int(size) for name, size in zip(names, sizes, strict=True)}  # type: ignore[arg-type]
+    return _Sizes(*(int(size) for size in sizes))  # type: ignore[arg-type]
 
 
-def _reference_function(node: ir.Node) -> ir.Function:
-    """The reference implementation as a function that can stand for the node."""
-    sizes = _sizes(node)
-    heads, levels, points = sizes["heads"], sizes["levels"], sizes["points"]
+@cache
+def _reference_graph(sizes: _Sizes) -> ir.Graph:
+    """The reference implementation, free in batch, tokens and queries; without initialisers."""
+    heads, dim, reference_dim, levels, points = sizes
     shapes = torch.tensor([(2 * level + 3, level + 2) for level in range(levels, 0, -1)])
     num_tokens, num_queries = int(shapes.prod(1).sum()), 5
     example = (
-        torch.zeros(EXAMPLE_BATCH, num_tokens, heads, sizes["dim"]),
+        torch.zeros(EXAMPLE_BATCH, num_tokens, heads, dim),
         shapes.int(),
-        torch.zeros(EXAMPLE_BATCH, num_queries, levels, sizes["reference"]),
+        torch.zeros(EXAMPLE_BATCH, num_queries, levels, reference_dim),
         torch.zeros(EXAMPLE_BATCH, num_queries, heads, levels, points, 2),
         torch.zeros(EXAMPLE_BATCH, num_queries, heads, levels, points),
     )
     free = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
     graph = _export(_Reference().eval(), example, dynamic_shapes=(free, {}, free, free, free)).graph
-    for value in list(graph.initializers.values()):  # a function has none
+    for value in list(graph.initializers.values()):
         assert value.const_value is not None
         constant = ir.node("Constant", [], attributes={"value": value.const_value})
         graph.insert_before(graph[0], constant)
         ir.convenience.replace_all_uses_with(value, constant.outputs[0])
     graph.initializers.clear()
-    return ir.Function(node.domain, node.op_type, node.overload, graph=graph, attributes=[])
+    return graph
 
 
-def _optimise(model: ir.Model) -> None:
-    """Fold constants and merge what is computed twice."""
-    with _quiet():
-        optimizer.optimize(model)
+def _replace_attention(model: ir.Model, sizes: Sequence[_Sizes]) -> None:
+    """Put the reference implementation in the place of every MSDeformAttn node."""
+    for node, size in zip(_attention_nodes(model), sizes, strict=True):
+        node.overload = f"{size.reference_dim}d"
+        graph = _reference_graph(size).clone()
+        function = ir.Function(DOMAIN, node.op_type, node.overload, graph=graph, attributes=[])
+        model.functions.setdefault(function.identifier(), function)
+    lift = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
+    ir.passes.Sequential(passes.InlinePass(), lift)(model)
 
 
 def _finish(model: ir.Model) -> None:
