@@ -49,7 +49,7 @@ def take_step(
     except NonFiniteLoss as error:
         progress = state.progress
         raise NonFiniteLoss(
-            f"step {progress.step} (epoch {progress.epoch + 1}): {error}. Nothing of this step "
+            f"step {progress.step + 1} (epoch {progress.epoch + 1}): {error}. Nothing of this step "
             "was saved; the checkpoints of before are good. A lower learning_rate often helps"
         ) from None
     state.optimizer.step()

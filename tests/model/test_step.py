@@ -86,7 +86,7 @@ def test_a_bad_weight_is_named_and_nothing_is_changed() -> None:
     with pytest.raises(NonFiniteLoss) as error:
         take_step(state, [make_batch(0, 2), make_batch(2, 2)], config, torch.float32)
 
-    assert "step 0 (epoch 1): loss is not finite; image ids [0, 1]" in str(error.value)
+    assert "step 1 (epoch 1): loss is not finite; image ids [0, 1]" in str(error.value)
     assert "first bad tensor: weight encoder.layers.0.norm1.weight (" in str(error.value)
     assert ": 1 of " in str(error.value)
     for name, tensor in model.state_dict().items():

@@ -294,7 +294,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(images: Path, tmp_path: Path) -
         train(config, data, out_dir=tmp_path)
 
     data.train._boxes[:] = boxes
-    assert "step 3 (epoch 2)" in str(error.value)
+    assert "step 4 (epoch 2)" in str(error.value)
     assert "image ids [" in str(error.value)
     assert "first bad tensor: loss term" in str(error.value)
     assert {path.name: digest(path) for path in tmp_path.glob("last*")} == before
