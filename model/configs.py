@@ -66,7 +66,7 @@ def demo() -> TrainConfig:
         augment=None,
         backbone_init="random",
         pretrain_steps=700,
-        epochs=14,
+        epochs=12,
         epoch_images=3200,
         batch_size=8,
         accumulation_steps=1,
@@ -77,7 +77,7 @@ def demo() -> TrainConfig:
         clip_norm=1.0,
         ema_decay=0.99,
         num_workers=1,
-        # Tensors this small gain nothing from a second thread (75 images/s with one on a 2-core
+        # Tensors this small gain nothing from a second thread (60 images/s with one on a 2-core
         # AMD EPYC), and lose most of their speed to it where the cores have other work.
         num_threads=1,
     )
