@@ -11,7 +11,9 @@ import asyncio
 import importlib.util
 import io
 import multiprocessing
+import os
 import random
+import signal
 import socket
 import statistics
 import tempfile
@@ -19,7 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,35 +94,9 @@ def serve_plain_fastapi(port: int, bundle: Path) -> None:
 
 
 def serve_litserve(port: int, bundle: Path) -> None:
-    """Its batching, with the delay that its documentation shows."""
-    import litserve
-    from fastapi import Request
+    from benchmarks.litserve_peer import serve
 
-    class Api(litserve.LitAPI):
-        def setup(self, device: str) -> None:
-            self.engine = MockEngine()
-
-        async def read(self, request: Request) -> bytes:
-            return await (await request.form())["images"].read()
-
-        def decode_request(self, request: Any) -> Any:
-            return prepare(decode_image(request["images"].file.read()), PREPROCESS)
-
-        def batch(self, inputs: list[Any]) -> Any:
-            return [geometry for _, geometry in inputs], pad_batch([image for image, _ in inputs])
-
-        def predict(self, batch: Any) -> Any:
-            return batch[0], self.engine.run(*batch[1])
-
-        def unbatch(self, output: Any) -> list[Any]:
-            return list(zip(output[0], zip(*output[1], strict=True), strict=True))
-
-        def encode_response(self, output: Any) -> Any:
-            return as_json(RawOutput(*output[1]), output[0])
-
-    api = Api(max_batch_size=MAX_BATCH_SIZE, batch_timeout=0.01, api_path="/detect")
-    server = litserve.LitServer(api, accelerator="cpu", healthcheck_path="/readyz")
-    server.run(port=port, generate_client_file=False, log_level="warning")
+    serve(port)
 
 
 def as_json(output: RawOutput, geometry: Any) -> list[dict[str, Any]]:
@@ -202,14 +178,23 @@ def bare_engine(seconds: float) -> dict[int, float]:
 def running(serve: Callable[[int, Path], None], bundle: Path) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(port, bundle))
+    process = multiprocessing.get_context("spawn").Process(
+        target=lead_group, args=(serve, port, bundle)
+    )
     process.start()
     try:
         wait_until_ready(port)
         yield port
     finally:
         process.terminate()
-        process.join()
+        process.join(timeout=10)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # LitServe leaves its workers behind
+
+
+def lead_group(serve: Callable[[int, Path], None], port: int, bundle: Path) -> None:
+    os.setpgrp()
+    serve(port, bundle)
 
 
 def wait_until_ready(port: int) -> None:
