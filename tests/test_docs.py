@@ -21,6 +21,8 @@ PAGES = [name for name in TRACKED if name.endswith(".md")]
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = re.findall(r"^([a-z-]+):.*?## ", MAKEFILE, flags=re.M)
 MACHINE_PATHS = re.compile(r"(?<![\w.:}/-])/(work|farm|home|root|Users|mnt|opt)/\w")
+PACKAGE_HOSTS = re.compile(r"pypi\.org|pythonhosted\.org|registry\.npmjs\.org|deb\.debian\.org")
+LEFTOVERS = re.compile(r"\b(TODO|FIXME|XXX)\b(?! #\d)")
 
 
 def text(name: str) -> str:
@@ -113,12 +115,15 @@ def test_links_between_documents_lead_somewhere(page):
     assert [link for link in relative if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
-def test_no_file_holds_a_path_of_somebodys_machine():
+@pytest.mark.parametrize(
+    "unwanted", [MACHINE_PATHS, PACKAGE_HOSTS, LEFTOVERS], ids=["paths", "hosts", "leftovers"]
+)
+def test_no_file_holds_what_belongs_to_one_machine_or_one_moment(unwanted):
     found = []
     for name in TRACKED:
         data = (ROOT / name).read_bytes()
         if b"\0" not in data and name != "tests/test_docs.py":
-            found += [f"{name}: {match[0]}" for match in MACHINE_PATHS.finditer(data.decode())]
+            found += [f"{name}: {match[0]}" for match in unwanted.finditer(data.decode())]
 
     assert found == []
 
