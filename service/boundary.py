@@ -24,6 +24,7 @@ Answer = TypeVar("Answer")
 
 REQUEST_ID = "X-Request-Id"
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_PLAIN = re.compile(r"[!#-<>-~]+")  # printable ASCII but space, quote and equals sign
 _QUIET_PATHS = {"/healthz", "/readyz", "/metrics"}  # asked every few seconds, so logged at debug
 
 
@@ -102,7 +103,7 @@ class Boundary:
         client = scope.get("client")
         record = {
             "method": scope["method"],
-            "path": scope["path"],
+            "path": scope["path"][:200],
             "status": status,
             "duration_ms": round(seconds * 1e3, 2),
             "request_id": request_id,
@@ -151,4 +152,4 @@ async def _send_error(error: ServiceError, send: Send) -> None:
 
 def _logfmt(value: Any) -> str:
     text = str(value)
-    return text if re.fullmatch(r"[^\s\"=]+", text) else json.dumps(text)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)

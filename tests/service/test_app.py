@@ -296,6 +296,18 @@ async def test_each_request_is_one_line_of_log(
     assert re.search("status=422 .*code=invalid_request", second)
 
 
+async def test_a_client_cannot_forge_a_line_of_log(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "service.access")
+
+    await client.get("/%0Aerror%1B[2J status=200")
+
+    (line,) = caplog.messages
+    assert line.isprintable()
+    assert r'path="/\nerror\u001b[2J status=200" status=404' in line
+
+
 async def test_the_api_is_the_one_on_record(client: httpx.AsyncClient) -> None:
     described = (await client.get("/openapi.json")).json()
 
