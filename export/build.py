@@ -57,7 +57,7 @@ def build_bundle(
     )
     model = DetectionModel(build_model(checkpoint), preprocess).eval()
     sample_files = _samples(checkpoint, samples)
-    with _staged(out) as directory:
+    with staged(out) as directory:
         for file, data in sample_files.items():
             (directory / file).parent.mkdir(exist_ok=True)
             (directory / file).write_bytes(data)
@@ -163,8 +163,11 @@ def _samples(checkpoint: Checkpoint, files: Sequence[Path]) -> dict[str, bytes]:
 
 
 @contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A new directory beside `out` that takes its place in the end, or is removed on a failure."""
+def staged(out: Path) -> Iterator[Path]:
+    """A new directory beside `out` that takes its place in the end, or is removed on a failure.
+
+    Whatever stops the work, Ctrl-C included, `out` holds what it held or all that is new.
+    """
     out = out.resolve()
     staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     staging.mkdir(parents=True)

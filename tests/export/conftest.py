@@ -1,0 +1,80 @@
+"""Small models with random weights, exported once each for all tests of this folder."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from bundle.manifest import ClassInfo, Manifest
+from export.build import build_bundle
+from model.checkpoint import load_checkpoint, save_checkpoint
+from model.config import TrainConfig, Variant
+from model.configs import tiny
+from model.data import digits
+from model.deformable_detr import DeformableDetr
+from model.inference import DetectionModel
+
+# Between them: one class, so that fewer detections are possible than asked for; many classes;
+# the demo's classes, with more queries than the coarsest levels have tokens.
+MODELS = {
+    Variant.BASE: {"num_classes": 1, "num_queries": 10},
+    Variant.REFINE: {"num_classes": 1000},
+    Variant.TWO_STAGE: {"num_classes": 10, "num_queries": 30},
+}
+
+
+class Exported(NamedTuple):
+    """A checkpoint, the bundle made of it, and the model of both."""
+
+    checkpoint: Path
+    directory: Path
+    manifest: Manifest
+    model: DetectionModel
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Variant], Exported]:
+    """A function from a variant to its exported model; change copies of its files only."""
+
+    @cache
+    def export(variant: Variant) -> Exported:
+        directory = tmp_path_factory.mktemp(variant.value)
+        checkpoint = directory / "model.safetensors"
+        write_checkpoint(variant, checkpoint)
+        loaded = load_checkpoint(checkpoint)
+        manifest = build_bundle(loaded, directory / "bundle", name="small")
+        detector = DeformableDetr(loaded.config.model)
+        detector.load_state_dict(loaded.state_dict)
+        model = DetectionModel(detector, manifest.preprocess).eval()
+        return Exported(checkpoint, directory / "bundle", manifest, model)
+
+    return export
+
+
+def write_checkpoint(variant: Variant, path: Path) -> None:
+    """A checkpoint whose heads and samplings are random, so that every image gives other boxes."""
+    config = _config(variant)
+    torch.manual_seed(5)
+    detector = DeformableDetr(config.model)
+    with torch.no_grad():
+        for name, parameter in detector.named_parameters():
+            if "head" in name or "attn" in name or "reference_points" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    names = [f"class {label}" for label in range(config.model.num_classes)]
+    classes = [ClassInfo(id=label + 1, name=name) for label, name in enumerate(names)]
+    if config.model.num_classes == len(digits.CLASSES):
+        classes = list(digits.CLASSES)
+    metrics = {"AP": 0.25}
+    save_checkpoint(
+        path, detector, config=config, classes=classes, provenance={"seed": 5}, metrics=metrics
+    )
+
+
+def _config(variant: Variant) -> TrainConfig:
+    config = tiny()
+    model = replace(config.model, variant=variant, **MODELS[variant])
+    return replace(config, model=model)

@@ -1,0 +1,193 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bundle.manifest import Manifest
+from export.__main__ import main
+from export.build import smallest_side, staged
+from model.checkpoint import load_checkpoint, save_checkpoint, write_checkpoint
+from model.config import Variant
+from model.configs import CONFIGS, tiny
+from model.data import digits
+from model.deformable_detr import DeformableDetr
+from service.engines.load import open_engine
+
+
+def names_in(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A checkpoint file of a tiny model."""
+    config = tiny()
+    path = tmp_path / "tiny.safetensors"
+    classes = digits.CLASSES[: config.model.num_classes]
+    detector = DeformableDetr(config.model)
+    save_checkpoint(path, detector, config=config, classes=classes, provenance={}, metrics={})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("base", 1), ("refine", 1), ("two_stage", 128), ("demo", 64)]
+)
+def test_the_smallest_square_has_a_token_for_every_query(name, side):
+    assert smallest_side(CONFIGS[name]().model) == side
+
+
+def test_many_queries_need_a_larger_square():
+    model = replace(tiny().model, variant=Variant.TWO_STAGE, num_queries=900)
+
+    assert smallest_side(model) == 224  # 784 + 196 + 49 + 16 tokens; 192 has 765
+
+
+def test_a_new_directory_takes_its_place_when_all_is_done(tmp_path):
+    out = tmp_path / "bundles" / "new"
+
+    with staged(out) as directory:
+        (directory / "file").write_text("new")
+        assert not out.exists()
+
+    assert (out / "file").read_text() == "new"
+    assert names_in(out.parent) == ["new"]
+
+
+def test_a_directory_that_was_there_is_replaced_whole(tmp_path):
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "old").write_text("old")
+
+    with staged(out) as directory:
+        (directory / "file").write_text("new")
+
+    assert names_in(out) == ["file"]
+    assert names_in(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError("no space left"), ValueError])
+def test_what_stops_the_work_leaves_the_old_directory_and_nothing_else(tmp_path, stop):
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "old").write_text("old")
+
+    def work():
+        with staged(out) as directory:
+            (directory / "file").write_text("half")
+            raise stop
+
+    with pytest.raises((KeyboardInterrupt, OSError, ValueError)):
+        work()
+
+    assert (out / "old").read_text() == "old"
+    assert names_in(tmp_path) == ["bundle"]
+
+
+def test_a_directory_that_is_no_bundle_is_not_replaced(checkpoint, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "mine.jpg").write_bytes(b"precious")
+
+    status = main([str(checkpoint), "--out", str(photos)])
+
+    assert status == 1
+    assert "is no bundle; name a new directory" in capsys.readouterr().err
+    assert names_in(photos) == ["mine.jpg"]
+
+
+def test_a_file_is_not_replaced(checkpoint, tmp_path, capsys):
+    status = main([str(checkpoint), "--out", str(checkpoint)])
+
+    assert status == 1
+    assert "is no bundle" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path, capsys):
+    status = main([str(tmp_path / "none.safetensors"), "--out", str(tmp_path / "bundle")])
+
+    assert status == 1
+    assert "no such checkpoint; make train" in capsys.readouterr().err
+    assert names_in(tmp_path) == []
+
+
+def test_a_sample_that_is_no_image_is_named_before_anything_is_written(
+    checkpoint, tmp_path, capsys
+):
+    text = tmp_path / "notes.jpg"
+    text.write_text("not an image")
+
+    status = main([str(checkpoint), "--out", str(tmp_path / "bundle"), "--samples", str(text)])
+
+    assert status == 1
+    assert str(text) in capsys.readouterr().err
+    assert names_in(tmp_path) == ["notes.jpg", "tiny.safetensors"]
+
+
+def test_a_checkpoint_of_another_model_is_refused(checkpoint, tmp_path, capsys):
+    loaded = load_checkpoint(checkpoint)
+    del loaded.state_dict["level_embed"]
+    write_checkpoint(loaded, checkpoint)
+
+    status = main([str(checkpoint), "--out", str(tmp_path / "bundle")])
+
+    assert status == 1
+    assert "level_embed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", list(Variant))
+def test_a_bundle_loads_and_tells_where_it_comes_from(exported, variant):
+    small = exported(variant)
+
+    manifest, engine = open_engine(small.directory)
+    engine.close()
+
+    checkpoint = load_checkpoint(small.checkpoint)
+    assert manifest == small.manifest == Manifest.load(small.directory)
+    assert manifest.name == "small"
+    assert manifest.variant == variant
+    assert manifest.classes == checkpoint.classes
+    assert manifest.metrics == checkpoint.metrics
+    assert manifest.provenance["weights"] == checkpoint.provenance
+    assert manifest.provenance["config"] == "tiny"
+    assert manifest.provenance["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+
+
+@pytest.mark.slow
+def test_the_smallest_side_is_told_to_the_service(exported):
+    assert exported(Variant.BASE).manifest.preprocess.min_side == 1
+    assert exported(Variant.TWO_STAGE).manifest.preprocess.min_side == 64
+
+
+@pytest.mark.slow
+def test_no_more_detections_are_promised_than_queries_and_classes_make(exported):
+    assert exported(Variant.BASE).manifest.num_detections == 10
+    assert exported(Variant.REFINE).manifest.num_detections == 15
+
+
+@pytest.mark.slow
+def test_the_report_lies_in_the_bundle(exported):
+    small = exported(Variant.REFINE)
+
+    report = json.loads((small.directory / "report.json").read_text())
+
+    assert [comparison["name"] for comparison in report["comparisons"]] == [
+        *("one image", "padded batch", "odd sizes", "one pixel"),
+    ]
+    assert all(comparison["passed"] for comparison in report["comparisons"])
+    assert "report.json" in small.manifest.files
+
+
+@pytest.mark.slow
+def test_a_model_of_digits_comes_with_sample_images(exported):
+    small = exported(Variant.TWO_STAGE)
+
+    assert small.manifest.samples == tuple(f"samples/{i}.png" for i in (1, 2, 3, 4))
+    assert names_in(small.directory / "samples") == ["1.png", "2.png", "3.png", "4.png"]
+
+
+@pytest.mark.slow
+def test_a_model_of_other_things_has_no_samples_of_its_own(exported):
+    assert exported(Variant.BASE).manifest.samples == ()
+    assert not (exported(Variant.BASE).directory / "samples").exists()

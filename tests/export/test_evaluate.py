@@ -1,0 +1,44 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import model.evaluate
+from export.evaluate import main
+from model.config import Variant
+
+pytestmark = pytest.mark.slow
+
+LIMIT = 6
+
+
+def test_a_bundle_gives_the_detections_of_its_checkpoint(exported, tmp_path, capsys):
+    small = exported(Variant.TWO_STAGE)
+    files = tmp_path / "bundle.json", tmp_path / "checkpoint.json"
+
+    status = main(["--bundle", str(small.directory), "--out", str(files[0]), "--limit", str(LIMIT)])
+    of_the_bundle = capsys.readouterr().out
+    model.evaluate.main(
+        ["--checkpoint", str(small.checkpoint), "--out", str(files[1]), "--limit", str(LIMIT)]
+    )
+    of_the_checkpoint = capsys.readouterr().out
+
+    found, expected = (json.loads(file.read_text()) for file in files)
+    assert status == 0
+    assert len(found) == len(expected) > 0
+    assert [one["image_id"] for one in found] == [one["image_id"] for one in expected]
+    np.testing.assert_allclose(
+        [one["score"] for one in found], [one["score"] for one in expected], atol=1e-5
+    )
+    assert of_the_bundle.splitlines()[:12] == of_the_checkpoint.splitlines()[:12]
+
+
+def test_a_damaged_bundle_is_named(exported, tmp_path, capsys):
+    directory = shutil.copytree(exported(Variant.BASE).directory, tmp_path / "bundle")
+    (directory / "weights.bin").unlink()
+
+    status = main(["--bundle", str(directory)])
+
+    assert status == 1
+    assert "weights.bin: the manifest names it, but it is missing" in capsys.readouterr().err
