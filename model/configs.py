@@ -116,7 +116,7 @@ def small() -> TrainConfig:
             crop_max=240,
         ),
         backbone_init="random",
-        epochs=80,
+        epochs=50,
         batch_size=8,
         accumulation_steps=1,
         learning_rate=2e-3,
