@@ -146,7 +146,12 @@ function drawn(found, { width, height }, index) {
   const tag = document.createElement("span");
   tag.textContent = `${found.category_name} ${found.score.toFixed(2)}`;
   tag.style.background = colour;
-  tag.style.left = `${(100 * x) / width}%`;
+  if (x + w / 2 <= width / 2) {
+    tag.style.left = `${(100 * x) / width}%`;
+  } else { // grows to the left, so that it never leaves the image on the right
+    tag.style.right = `${100 * (1 - (x + w) / width)}%`;
+    tag.classList.add("right");
+  }
   tag.style.top = `${(100 * y) / height}%`;
   if (y < height * 0.06) tag.classList.add("inside");
 
