@@ -19,7 +19,7 @@ from PIL import Image
 from bundle.manifest import MANIFEST_NAME, Manifest, TensorSpec
 from bundle.preprocess import Preprocess, decode_image
 from export.to_onnx import export_graphs, write_graphs
-from export.verify import BOX_TOLERANCE, SCORE_TOLERANCE, verify
+from export.verify import verify
 from model.checkpoint import Checkpoint, build_model
 from model.config import ModelConfig, Variant
 from model.data.digits import DigitsDataset
@@ -74,7 +74,6 @@ def build_bundle(
                 engine.close()
         report = {
             "comparisons": comparisons,
-            "tolerance": {"score": SCORE_TOLERANCE, "box": BOX_TOLERANCE},
             "versions": manifest.provenance["versions"],
         }
         (directory / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")

@@ -4,6 +4,7 @@ Sizes and batch sizes are none of those seen in tracing: an exporter that takes 
 for a constant gives wrong numbers at other sizes, and no error.
 """
 
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,16 +14,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import skimage
+import torch
 from torch import Tensor, nn
 
 from bundle.preprocess import Preprocess, decode_image, pad_batch, prepare
 from model.evaluate import torch_predictor
-from model.inference import DetectionModel
+from model.inference import DetectionModel, decode_detections, normalise
 from model.queries import ProposalQueries
 from service.engines.base import Engine, RawOutput
 
 SCORE_TOLERANCE = 1e-4
 BOX_TOLERANCE = 1e-5  # of the image's width or height
+# Refinement can amplify rounding: where PyTorch itself is inexact, more is tolerated. In float32
+# ONNX Runtime was up to 7 times as far from PyTorch as PyTorch from float64 (R50, random weights
+# of large scale); a size that tracing took for a constant costs 0.1 and more.
+ROUNDING_FACTOR = 10
+MAX_TOLERANCE = 1e-3
+ANOTHER_BOX = 0.01  # farther apart than this, two boxes are not the same one computed twice
 # Proposals whose logits are closer than this at the cut may be taken for each other.
 PROPOSAL_GAP = 1e-4
 MAX_ATTEMPTS = 4  # with other photographs, where the cut is as close as that
@@ -45,13 +53,32 @@ class Difference(NamedTuple):
     """How far two outputs for the same batch are apart.
 
     score_error: largest difference of scores of equal rank. box_error: largest difference of a
-    coordinate between matched boxes. num_at_cut: detections that only one output holds, because
-    others of the same score took their place at the end of the list.
+    coordinate between matched boxes, 1 where one has no counterpart. num_at_cut: detections that
+    only one output holds, because others of the same score took their place at the end of the
+    list; more than half of a list are no exceptions any more, and count as an error of 1.
     """
 
     score_error: float
     box_error: float
     num_at_cut: int
+
+    def is_within(self, tolerance: "Tolerance") -> bool:
+        """Whether both errors are tolerated."""
+        return self.score_error <= tolerance.score and self.box_error <= tolerance.box
+
+
+class Tolerance(NamedTuple):
+    """Largest errors of scores and of box coordinates."""
+
+    score: float = SCORE_TOLERANCE
+    box: float = BOX_TOLERANCE
+
+    def widened(self, rounding: Difference) -> "Tolerance":
+        """The tolerance for a model whose own rounding errors are these."""
+        return Tolerance(
+            min(max(self.score, ROUNDING_FACTOR * rounding.score_error), MAX_TOLERANCE),
+            min(max(self.box, ROUNDING_FACTOR * rounding.box_error), MAX_TOLERANCE),
+        )
 
 
 def verify(
@@ -78,9 +105,10 @@ def verify(
             photos = [*photos[1:], photos[0]]
             gap = report["proposal_gap"]
             if gap is None or gap >= PROPOSAL_GAP or attempt + 1 == MAX_ATTEMPTS:
+                score, box = report["tolerance"].values()
                 raise ValueError(
                     f"the exported graph does not do what the model does: {describe(report)}; "
-                    f"tolerated are {SCORE_TOLERANCE:g} for scores and {BOX_TOLERANCE:g} for boxes"
+                    f"tolerated are {score:.1e} and {box:.1e}"
                 )
     return reports
 
@@ -127,12 +155,14 @@ def _row_difference(expected: RawOutput, found: RawOutput) -> Difference:
         distances = np.abs(found.boxes[candidates] - box).max(axis=1)
         nearest = int(distances.argmin()) if len(candidates) else -1
         distance = float(distances[nearest]) if len(candidates) else 1.0
-        if distance > BOX_TOLERANCE and score <= expected.scores[-1] + slack:
+        if distance > ANOTHER_BOX and score <= expected.scores[-1] + slack:
             num_at_cut += 1
             continue
         box_error = max(box_error, distance)
         if len(candidates):
             is_free[candidates[nearest]] = False
+    if 2 * num_at_cut > len(is_free):
+        box_error = 1.0
     return Difference(score_error, box_error, num_at_cut)
 
 
@@ -142,14 +172,29 @@ def _check(model: DetectionModel, engine: Engine, batch: Batch) -> dict[str, Any
     if not (np.isfinite(expected.scores).all() and np.isfinite(expected.boxes).all()):
         raise ValueError("the checkpoint's detections are not finite; train or convert it anew")
     apart = difference(expected, engine.run(batch.images, batch.padding_mask))
+    tolerance = Tolerance()
+    if not apart.is_within(tolerance):
+        tolerance = tolerance.widened(difference(_run_in_float64(model, batch), expected))
     return {
         "name": batch.name,
         "shape": list(batch.padding_mask.shape),
         "padding": float(batch.padding_mask.mean()),
         **apart._asdict(),
+        "tolerance": tolerance._asdict(),
         "proposal_gap": min(gaps, default=None),
-        "passed": apart.score_error <= SCORE_TOLERANCE and apart.box_error <= BOX_TOLERANCE,
+        "passed": apart.is_within(tolerance),
     }
+
+
+@torch.inference_mode()
+def _run_in_float64(model: DetectionModel, batch: Batch) -> RawOutput:
+    images, padding_mask = torch.from_numpy(batch.images), torch.from_numpy(batch.padding_mask)
+    detector = copy.deepcopy(model.detector).double()
+    normalised = normalise(images, padding_mask, model.preprocess).double()
+    outputs = detector(normalised, padding_mask)
+    count = detector.config.num_detections
+    decoded = decode_detections(outputs["pred_logits"], outputs["pred_boxes"], count)
+    return RawOutput(*(output.numpy() for output in decoded))
 
 
 @contextmanager
@@ -182,15 +227,16 @@ def _single(photos: Sequence[Image], preprocess: Preprocess) -> Batch:
 
 
 def _padded(photos: Sequence[Image], preprocess: Preprocess) -> Batch:
-    turned = [photos[0], np.rot90(photos[1]), photos[2]]
-    return _batch("padded batch", turned, _scaled(preprocess, 0.75), preprocess)
+    height, width = photos[0].shape[0], photos[1].shape[1]
+    wide, tall = photos[0][: -(-height // 2)], photos[1][:, : -(-width // 2)]
+    return _batch("padded batch", [wide, tall, photos[2]], _scaled(preprocess, 0.6), preprocess)
 
 
 def _odd(photos: Sequence[Image], preprocess: Preprocess) -> Batch:
-    small = _scaled(preprocess, 0.5)
+    small = _scaled(preprocess, 0.4)
     resized = [prepare(np.ascontiguousarray(photo), small)[0] for photo in photos[:4]]
     odd = [image[: (image.shape[0] - 1) | 1, : (image.shape[1] - 1) | 1] for image in resized]
-    return Batch("odd sizes", *pad_batch(odd, preprocess.min_side))
+    return Batch("odd sizes", *pad_batch(odd, preprocess.min_side + 1 + preprocess.min_side % 2))
 
 
 def _smallest(photos: Sequence[Image], preprocess: Preprocess) -> Batch:
