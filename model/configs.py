@@ -65,7 +65,7 @@ def demo() -> TrainConfig:
         dataset="digits",
         augment=None,
         backbone_init="random",
-        pretrain_steps=700,
+        pretrain_steps=1500,
         epochs=12,
         epoch_images=3200,
         batch_size=8,

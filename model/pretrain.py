@@ -16,8 +16,8 @@ from model.interrupt import StopRequest, shield_worker
 from model.progress import progress_bar
 from model.schedule import cosine_factor
 
-BATCH_SIZE = 128
-LEARNING_RATE = 2e-3
+BATCH_SIZE = 64
+LEARNING_RATE = 4e-3
 WARMUP_STEPS = 50
 WEIGHT_DECAY = 1e-4
 HELD_OUT_CROPS = 1024

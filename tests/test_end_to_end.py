@@ -1,0 +1,114 @@
+"""The whole way of a user: train, export, evaluate, serve, and the AP of what HTTP answers."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bundle.manifest import Manifest
+from model.coco_metrics import score
+from model.data.digits import DigitsDataset, write_coco
+
+ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "bundles" / "demo"
+FIXTURE = ROOT / "tests" / "data" / "coco_fixture12"
+
+
+def _run(*arguments: object) -> str:
+    command = [sys.executable, "-m", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _detect_all(address: str, directory: Path, ground_truth: dict[str, Any]) -> list[dict]:
+    """COCO results of every image of a data set, asked for over HTTP, eight at a time."""
+    results: list[dict] = []
+    images = ground_truth["images"]
+    with httpx.Client(base_url=address, timeout=60) as client:
+        for start in range(0, len(images), 8):
+            part = images[start : start + 8]
+            files = [
+                ("images", (image["file_name"], (directory / image["file_name"]).read_bytes()))
+                for image in part
+            ]
+            answer = client.post(
+                "/detect",
+                params={"format": "coco", "threshold": 0},
+                files=files,
+                data={"image_ids": ",".join(str(image["id"]) for image in part)},
+            )
+            assert answer.status_code == 200, answer.text
+            results += answer.json()
+    return results
+
+
+def test_the_demo_bundle_has_the_ap_that_its_manifest_says(tmp_path: Path) -> None:
+    _run("export.evaluate", "--bundle", DEMO, "--out", tmp_path / "results.json")
+
+    results = json.loads((tmp_path / "results.json").read_text())
+    measured = score(DigitsDataset("val").ground_truth(), results).numbers["AP"]
+    manifest = Manifest.load(DEMO)
+    # The manifest's is that of the checkpoint, measured in PyTorch.
+    assert measured == pytest.approx(manifest.metrics["AP"], abs=1e-3)
+    assert measured >= 0.60
+
+
+def test_results_collected_over_http_have_that_ap_too(
+    start: Callable[..., Any], tmp_path: Path
+) -> None:
+    dataset = DigitsDataset("val")
+    write_coco(dataset, tmp_path)
+    service = start(bundle=DEMO)
+    address = service.read_address()
+    service.wait_until_ready(address)
+
+    results = _detect_all(address, tmp_path / "images" / "val", dataset.ground_truth())
+
+    measured = score(dataset.ground_truth(), results).numbers["AP"]
+    assert measured == pytest.approx(Manifest.load(DEMO).metrics["AP"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_model_can_be_trained_exported_evaluated_and_served(
+    start: Callable[..., Any], tmp_path: Path
+) -> None:
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+
+    _run("model.train", "--config", "tiny", "--data", FIXTURE, "--out", run)
+    _run("export", run / "best.safetensors", "--out", bundle)
+    scores = {
+        name: _run(f"{package}.evaluate", f"--{name}", path, "--data", FIXTURE)
+        for package, name, path in (
+            ("model", "checkpoint", run / "best.safetensors"),
+            ("export", "bundle", bundle),
+        )
+    }
+    service = start(bundle=bundle)
+    address = service.read_address()
+    service.wait_until_ready(address)
+    photo = next((FIXTURE / "images").glob("*.jpg"))
+    answer = httpx.post(f"{address}/detect?threshold=0", files={"images": photo.read_bytes()})
+
+    assert _numbers(scores["bundle"]) == _numbers(scores["checkpoint"])
+    assert answer.status_code == 200
+    result = answer.json()["results"][0]
+    assert len(result["detections"]) == Manifest.load(bundle).num_detections
+    for detection in result["detections"]:
+        x, y, width, height = detection["bbox"]
+        assert x >= 0
+        assert y >= 0
+        assert x + width <= result["width"] + 1e-3
+        assert y + height <= result["height"] + 1e-3
+
+
+def _numbers(report: str) -> list[str]:
+    """The lines of a report that hold the twelve COCO numbers."""
+    lines = [line for line in report.splitlines() if line.startswith((" AP", "AP", " AR", "AR"))]
+    assert len(lines) == 12, report
+    return lines
