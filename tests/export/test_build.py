@@ -6,7 +6,7 @@ import torch
 
 from bundle.manifest import Manifest
 from export.__main__ import main
-from export.build import smallest_side, staged
+from export.build import batch_limit, smallest_side, staged
 from model.checkpoint import load_checkpoint, save_checkpoint, write_checkpoint
 from model.config import Variant
 from model.configs import CONFIGS, tiny
@@ -41,6 +41,11 @@ def test_many_queries_need_a_larger_square():
     model = replace(tiny().model, variant=Variant.TWO_STAGE, num_queries=900)
 
     assert smallest_side(model) == 224  # 784 + 196 + 49 + 16 tokens; 192 has 765
+
+
+@pytest.mark.parametrize(("name", "images"), [("base", 1), ("small", 8), ("demo", 8)])
+def test_large_images_run_one_by_one_and_small_ones_in_batches(name, images):
+    assert batch_limit(CONFIGS[name]().preprocess) == images
 
 
 def test_a_new_directory_takes_its_place_when_all_is_done(tmp_path):
