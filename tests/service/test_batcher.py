@@ -416,13 +416,19 @@ async def test_a_batch_is_reported_with_its_waits(
 async def test_answers_stay_right_under_a_storm_of_requests(
     batcher: Batcher, shouter: Shouter
 ) -> None:
+    someone_left = asyncio.Event()
+
     async def persist(name: str, num_words: int, bucket: str) -> bool:
         words = [f"{name}.{index}" for index in range(num_words)]
-        while True:
-            try:
-                return await say(batcher, *words, bucket=bucket) == [w.upper() for w in words]
-            except Overloaded:
-                await asyncio.sleep(0)
+        try:
+            while True:
+                try:
+                    return await say(batcher, *words, bucket=bucket) == [w.upper() for w in words]
+                except Overloaded:
+                    await someone_left.wait()
+        finally:
+            someone_left.set()
+            someone_left.clear()
 
     storm = [
         asyncio.ensure_future(persist(f"n{n}", 1 + n % MAX_QUEUE, "abc"[n % 3])) for n in range(300)
