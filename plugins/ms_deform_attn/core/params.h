@@ -1,0 +1,30 @@
+// Sizes and tensors of one call of multi-scale deformable attention; the same for every backend.
+#pragma once
+
+#include <cstdint>
+
+namespace detr
+{
+
+// Letters as in the documentation: B batch, S tokens, Q queries, M heads, D channels of a head,
+// L levels, P points of a head and level. All tensors are dense, in row-major order.
+struct MSDeformAttnParams
+{
+    int batch;
+    int numTokens;
+    int numQueries;
+    int numHeads;
+    int headDim;
+    int numLevels;
+    int numPoints;
+    int referenceDim; // 2: reference points are (x, y); 4: boxes (cx, cy, w, h)
+
+    const void* value;            // (B, S, M, D) of T
+    const int32_t* spatialShapes; // (L, 2): height, width; in the order of S
+    const void* referencePoints;  // (B, Q, L, 2 or 4) of float (double where T is), normalised
+    const void* samplingOffsets;  // (B, Q, M, L, P, 2) of T: x, y
+    const void* attentionLogits;  // (B, Q, M, L, P) of T, before the softmax over (L, P)
+    void* output;                 // (B, Q, M * D) of T
+};
+
+} // namespace detr

@@ -1,0 +1,90 @@
+// Where a sample lies and what it takes from a feature map: the formula's only copy in C++.
+//
+// Source: Deformable DETR, arXiv:2010.04159, eq. (3). Pixel centres lie at (i + 0.5) / size.
+//
+// `Real` is a float, a double or a vector of them, `Int` an int or a vector as long. What an
+// operator cannot say is said by select() and floorOf(), which a vector type overloads.
+#pragma once
+
+#include <cmath>
+
+#if defined(__CUDACC__)
+#define DETR_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define DETR_HOST_DEVICE inline
+#endif
+
+namespace detr
+{
+
+template <typename T>
+DETR_HOST_DEVICE T select(bool condition, T yes, T no)
+{
+    return condition ? yes : no;
+}
+
+DETR_HOST_DEVICE float floorOf(float x)
+{
+    return floorf(x);
+}
+
+DETR_HOST_DEVICE double floorOf(double x)
+{
+    return floor(x);
+}
+
+template <typename Int, typename Real>
+DETR_HOST_DEVICE Int toInt(Real x)
+{
+    return static_cast<Int>(x);
+}
+
+// Pixel coordinate along one axis of a level of `size` pixels, of a sample `offset` pixels away
+// from a reference point at `centre`, which is normalised.
+template <typename Real>
+DETR_HOST_DEVICE Real pixelFromPoint(Real centre, Real offset, Real size)
+{
+    return centre * size + offset - Real(0.5f);
+}
+
+// The same where the reference is a box of normalised `extent`: offsets are in half extents over
+// the number of points; `scale` is 0.5 / P.
+template <typename Real>
+DETR_HOST_DEVICE Real pixelFromBox(Real centre, Real extent, Real offset, Real size, Real scale)
+{
+    return (centre + offset * extent * scale) * size - Real(0.5f);
+}
+
+// The two pixels along one axis that a sample lies between, clamped into the map, and their
+// weights, which are zero outside of it.
+template <typename Real, typename Int>
+struct AxisTaps
+{
+    Int low;
+    Int high;
+    Real lowWeight;
+    Real highWeight;
+};
+
+// Pixels and weights of a sample at `coordinate` of an axis of `size` pixels. Every value is
+// allowed: beyond (-1, size), and for NaN, both weights are zero.
+template <typename Real, typename Int>
+DETR_HOST_DEVICE AxisTaps<Real, Int> axisTaps(Real coordinate, Int size, Real realSize)
+{
+    const Real zero(0.0f), one(1.0f);
+    Real inside = select(coordinate > -one, coordinate, -one); // also where it is NaN
+    inside = select(inside < realSize, inside, realSize);
+    const Real base = floorOf(inside);
+    const Real fraction = inside - base;
+    const Int low = toInt<Int>(base); // -1 .. size
+    const Int high = low + 1;
+    const Int last = size - 1;
+    AxisTaps<Real, Int> taps;
+    taps.lowWeight = select(base >= zero, select(base < realSize, one - fraction, zero), zero);
+    taps.highWeight = select(base < realSize - one, fraction, zero);
+    taps.low = select(low < 0, Int{}, select(low > last, last, low));
+    taps.high = select(high > last, last, high);
+    return taps;
+}
+
+} // namespace detr
