@@ -244,7 +244,6 @@ def make_bundle(directory: Path) -> None:
     Manifest(
         name="mock",
         variant="two_stage",
-        runtime="onnxruntime",
         graphs={"standard": "model.onnx"},
         inputs=(),
         outputs=(),

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bundle.atomic import write_atomically
 from bundle.preprocess import Preprocess
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MANIFEST_NAME = "manifest.json"
+CACHE_NAME = "cache"  # a directory that engines may write to; no part of what was verified
 REMEDY = "make the bundle anew with `make export`"
 
 
@@ -41,10 +42,10 @@ class ClassInfo(_Frozen):
 class Manifest(_Frozen):
     """The content of `manifest.json`; paths are relative to it and use forward slashes."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     name: str
     variant: Literal["base", "refine", "two_stage"]
-    runtime: Literal["onnxruntime"]
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"  # that the engine computes in
     graphs: dict[str, str]  # form -> file; "standard" needs nothing but standard operators
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -55,7 +56,7 @@ class Manifest(_Frozen):
     metrics: dict[str, float] = {}  # AP, AP50, ... on the validation set
     provenance: dict[str, Any] = {}
     samples: tuple[str, ...] = ()
-    files: dict[str, str] = {}  # every file but the manifest -> SHA-256; filled in by `save`
+    files: dict[str, str] = {}  # every other file -> SHA-256; filled in by `save`
 
     @model_validator(mode="after")
     def _check_classes(self) -> Self:
@@ -87,13 +88,18 @@ class Manifest(_Frozen):
         return manifest
 
     def save(self, directory: Path) -> Self:
-        """Hash every file of the directory and write the manifest, last and atomically.
+        """Hash every file of the directory but its cache, and write the manifest last, atomically.
 
         Returns the manifest as written. Raises ValueError where a graph or sample is missing.
         """
         path = directory / MANIFEST_NAME
-        files = sorted(file for file in directory.rglob("*") if file.is_file() and file != path)
-        hashes = {file.relative_to(directory).as_posix(): _sha256(file) for file in files}
+        kept_out = {path, *(directory / CACHE_NAME).rglob("*")}
+        files = sorted(file for file in directory.rglob("*") if file.is_file())
+        hashes = {
+            file.relative_to(directory).as_posix(): _sha256(file)
+            for file in files
+            if file not in kept_out
+        }
         manifest = self.model_copy(update={"files": hashes})
         manifest._check_references(directory)
         write_atomically(path, (manifest.model_dump_json(indent=2) + "\n").encode())

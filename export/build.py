@@ -132,7 +132,6 @@ def _manifest(
     return Manifest(
         name=name,
         variant=config.variant.value,
-        runtime="onnxruntime",
         graphs=graphs,
         inputs=(
             TensorSpec(name="images", dtype="uint8", shape=(*image, 3)),

@@ -74,7 +74,7 @@ def create_app(
     app.state.failure = None
     app.state.is_stopping = False
     ref = app.state.detector.model_ref
-    app.state.metrics.model.labels(ref.name, ref.variant, ref.version, manifest.runtime).set(1)
+    app.state.metrics.model.labels(ref.name, ref.variant, ref.version).set(1)
     app.include_router(routes.router)
     app.include_router(pages.router)
     app.add_exception_handler(ServiceError, _answer_service_error)

@@ -85,7 +85,7 @@ class Metrics:
         self.model = Gauge(
             "detr_model_info",
             "The model that is served; always 1.",
-            ["name", "variant", "version", "runtime"],
+            ["name", "variant", "version"],
             registry=registry,
         )
 

@@ -101,7 +101,6 @@ def make_toy_bundle(
     manifest = Manifest(
         name="toy",
         variant="two_stage",
-        runtime="onnxruntime",
         graphs={"standard": "model.onnx"},
         inputs=_INPUTS,
         outputs=_OUTPUTS,

@@ -49,6 +49,25 @@ def test_saving_again_hashes_anew(bundle: Path) -> None:
     assert Manifest.load(bundle) == saved
 
 
+def test_the_cache_of_engines_is_neither_hashed_nor_checked(bundle: Path) -> None:
+    (bundle / "cache" / "kind").mkdir(parents=True)
+    (bundle / "cache" / "kind" / "1.blob").write_bytes(b"compiled")
+
+    saved = Manifest.load(bundle).save(bundle)
+
+    assert set(saved.files) == {"model.onnx", "weights.bin", "samples/1.png"}
+
+
+def test_a_graph_computes_in_float32_unless_its_manifest_says_otherwise(
+    bundle: Path, edit: Callable[..., None]
+) -> None:
+    assert Manifest.load(bundle).precision == "fp32"
+
+    edit(precision="int8")
+
+    assert Manifest.load(bundle).precision == "int8"
+
+
 def test_a_changed_byte_is_refused(bundle: Path) -> None:
     content = bytearray((bundle / "model.onnx").read_bytes())
     content[-1] ^= 1
@@ -78,12 +97,12 @@ def test_unreadable_json_is_refused(bundle: Path, content: str) -> None:
         Manifest.load(bundle)
 
 
-@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"format_version": 2}'])
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"format_version": 1}'])
 def test_another_format_version_is_refused(bundle: Path, content: str) -> None:
     (bundle / "manifest.json").write_text(content)
 
     with pytest.raises(
-        ValueError, match=r"manifest\.json: expected format_version 1, got .*`make export`"
+        ValueError, match=r"manifest\.json: expected format_version 2, got .*`make export`"
     ):
         Manifest.load(bundle)
 
@@ -92,7 +111,8 @@ def test_another_format_version_is_refused(bundle: Path, content: str) -> None:
     ("field", "value"),
     [
         ("unknown_field", 1),
-        ("runtime", "other"),
+        ("runtime", "onnxruntime"),
+        ("precision", "fp8"),
         ("variant", "other"),
         ("classes", []),
         ("classes", [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]),
