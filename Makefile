@@ -25,34 +25,37 @@ PATHS =
 ARGS =
 PYTHON =
 
+# The native libraries are made anew when their sources or the installed packages change.
+NATIVE = build/plugins.stamp
+
 option = $(if $($(1)),--$(2) $($(1)))
 
-.PHONY: help serve detect train evaluate export weights install browser test test-fast lint check lock clean
+.PHONY: help serve detect train evaluate export weights install plugins browser test test-fast lint check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- use
 
-serve: $(VENV)/service.stamp ## serve a bundle over HTTP [BUNDLE= HOST= PORT=]
+serve: $(VENV)/service.stamp $(NATIVE) ## serve a bundle over HTTP [BUNDLE= HOST= PORT=]
 	exec env $(if $(BUNDLE),DETR_BUNDLE=$(BUNDLE)) $(if $(HOST),DETR_HOST=$(HOST)) \
 		$(if $(PORT),DETR_PORT=$(PORT)) $(BIN)/python -m service
 
-detect: $(VENV)/service.stamp ## detect in images and folders: PATHS= [BUNDLE= OUT= ARGS=]
+detect: $(VENV)/service.stamp $(NATIVE) ## detect in images and folders: PATHS= [BUNDLE= OUT= ARGS=]
 	$(BIN)/python -m service.detect $(PATHS) $(call option,BUNDLE,bundle) $(call option,OUT,out) $(ARGS)
 
-train: $(VENV)/full.stamp ## train a model, the demo unless told otherwise [CONFIG= DATA= OUT= RESUME= INIT=]
+train: $(VENV)/full.stamp $(NATIVE) ## train a model, the demo unless told otherwise [CONFIG= DATA= OUT= RESUME= INIT=]
 	$(BIN)/python -m model.train $(call option,CONFIG,config) $(call option,DATA,data) \
 	$(call option,OUT,out) $(call option,RESUME,resume) $(call option,INIT,init) $(ARGS)
 
-evaluate: $(VENV)/full.stamp ## COCO AP of CHECKPOINT= or BUNDLE=, the demo's unless told otherwise [DATA= OUT= ARGS=]
+evaluate: $(VENV)/full.stamp $(NATIVE) ## COCO AP of CHECKPOINT= or BUNDLE=, the demo's unless told otherwise [DATA= OUT= ARGS=]
 	$(BIN)/python -m $(if $(CHECKPOINT),model.evaluate --checkpoint $(CHECKPOINT),\
 	export.evaluate --bundle $(or $(BUNDLE),bundles/demo)) \
 	$(call option,DATA,data) $(call option,OUT,out) $(ARGS)
 
 export: CHECKPOINT = runs/demo/best.safetensors
 export: BUNDLE = runs/demo/bundle
-export: $(VENV)/full.stamp ## turn a checkpoint into a bundle [CHECKPOINT= BUNDLE= ARGS=]
+export: $(VENV)/full.stamp $(NATIVE) ## turn a checkpoint into a bundle [CHECKPOINT= BUNDLE= ARGS=]
 	$(BIN)/python -m export $(CHECKPOINT) --out $(BUNDLE) $(ARGS)
 
 weights: $(VENV)/full.stamp ## download and convert published weights: VARIANT=base|refine|two_stage|resnet50 [FORMAT= OUT=]
@@ -60,7 +63,7 @@ weights: $(VENV)/full.stamp ## download and convert published weights: VARIANT=b
 
 # --- install
 
-install: $(VENV)/full.stamp ## install everything into .venv [PYTHON=]
+install: $(VENV)/full.stamp $(NATIVE) ## install everything into .venv [PYTHON=]
 
 OLD_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
 
@@ -82,6 +85,12 @@ $(VENV)/full.stamp: pyproject.toml constraints.txt | $(VENV)/pip.stamp
 	@echo 'installing what training, export and tests need into $(VENV)'
 	@$(PIP) --group dev
 	@touch $(VENV)/service.stamp $@
+
+plugins: $(NATIVE) ## compile the native kernels into build/plugins
+
+$(NATIVE): $(wildcard plugins/*.py plugins/*/*/*.h plugins/*/*/*.cpp) $(VENV)/service.stamp
+	@$(BIN)/python -m plugins.build
+	@mkdir -p $(@D) && touch $@
 
 browser: ## install Chromium for the test of the page, where apt-get may be used
 	@for name in chromium chromium-browser; do command -v $$name >/dev/null && exit; done; \

@@ -1,0 +1,123 @@
+"""python -m plugins.build: compile the native libraries into build/plugins/, in seconds.
+
+Where there is no C++ compiler, nothing is built and everything runs on standard operators.
+"""
+
+import argparse
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from plugins import library
+
+PLUGINS = Path(__file__).parent
+OP = PLUGINS / "ms_deform_attn"
+CORE = OP / "core"
+
+FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden"),
+    *("-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"),
+)
+
+# Flags of a file of its own: instructions that are used only where the CPU has them.
+X86_FLAGS = {
+    "kernel_avx2.cpp": ("-mavx2", "-mfma"),
+    "kernel_avx512.cpp": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
+}
+
+
+@dataclass(frozen=True)
+class Library:
+    """One shared library: its file name, sources, and what a binding needs of its framework."""
+
+    name: str
+    sources: tuple[Path, ...]
+    flags: tuple[str, ...] = ()
+    link_flags: tuple[str, ...] = ()
+
+
+def cpu_kernels() -> tuple[Path, ...]:
+    """Sources of the CPU kernels, for every library that runs them."""
+    return tuple(sorted(CORE.glob("*.cpp")))
+
+
+def libraries() -> Iterator[Library]:
+    """Every library that can be built here."""
+    yield Library("libms_deform_attn.so", (OP / "bindings" / "c_api.cpp", *cpu_kernels()))
+
+
+def build(compiler: str, wanted: Library) -> bool:
+    """Make a library unless it is up to date; True if it had to be made.
+
+    Raises:
+        RuntimeError: the compiler failed; the message is what it said.
+    """
+    commands = {source: _command(compiler, wanted, source) for source in wanted.sources}
+    key = _key([*commands.values(), list(wanted.link_flags)], wanted.sources)
+    target, stamp = library.FOLDER / wanted.name, library.FOLDER / f"{wanted.name}.key"
+    if target.exists() and stamp.exists() and stamp.read_text() == key:
+        return False
+    work = library.FOLDER / f"{wanted.name}.{os.getpid()}"
+    work.mkdir(parents=True)
+    try:
+        objects = {source: work / f"{source.stem}.o" for source in wanted.sources}
+        jobs = [[*commands[source], "-o", str(out)] for source, out in objects.items()]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_run, jobs))
+        made = work / wanted.name
+        linked = ["-o", str(made), *map(str, objects.values()), *wanted.link_flags]
+        _run([compiler, "-shared", "-pthread", *linked])
+        os.replace(made, target)
+        stamp.write_text(key)
+    finally:
+        shutil.rmtree(work)
+    return True
+
+
+def _command(compiler: str, wanted: Library, source: Path) -> list[str]:
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    own = X86_FLAGS.get(source.name, ()) if is_x86 else ()
+    return [compiler, *FLAGS, *wanted.flags, *own, "-c", str(source)]
+
+
+def _key(commands: list[list[str]], sources: tuple[Path, ...]) -> str:
+    """Changes with everything that the library is made from."""
+    version = subprocess.run([commands[0][0], "--version"], capture_output=True, check=True).stdout
+    digest = hashlib.sha256(repr(commands).encode() + version)
+    for path in sorted({*sources, *OP.rglob("*.h")}):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
+
+
+def main() -> int:
+    """Build everything, a line a library; 1 if a compiler that is there fails."""
+    argparse.ArgumentParser(prog="python -m plugins.build", description=__doc__).parse_args()
+    compiler = os.environ.get("CXX") or "g++"
+    if shutil.which(compiler) is None:
+        print(f"no C++ compiler ({compiler}): nothing native is built; standard operators serve")
+        return 0
+    for wanted in libraries():
+        try:
+            made = build(compiler, wanted)
+        except RuntimeError as error:
+            print(f"{wanted.name}: not built; CXX=none does without\n{error}", file=sys.stderr)
+            return 1
+        print(f"{wanted.name}: {'built' if made else 'up to date'}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

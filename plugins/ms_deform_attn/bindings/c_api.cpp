@@ -1,0 +1,98 @@
+// A plain C interface to the CPU kernels, for whoever can load a shared library; torch's side of
+// it is model/ops/native.py. No exception leaves it: a function returns 0, or 1 and keeps a message.
+#include "../core/kernel_cpu.h"
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(__GNUC__)
+#define DETR_EXPORT __attribute__((visibility("default")))
+#else
+#define DETR_EXPORT
+#endif
+
+namespace
+{
+
+thread_local std::string lastError;
+
+// Runs body(item) for every item on up to numThreads threads, of which this is one. Threads live
+// as long as the call: a few tens of microseconds each, and nothing that a fork could lose.
+template <typename Body>
+void parallelFor(int numItems, int numThreads, const Body& body)
+{
+    std::atomic<int> next{0};
+    const auto work = [&] {
+        for (int item = next++; item < numItems; item = next++)
+        {
+            body(item);
+        }
+    };
+    std::vector<std::thread> others;
+    try
+    {
+        for (int i = 1; i < std::min(numThreads, numItems); ++i)
+        {
+            others.emplace_back(work);
+        }
+    }
+    catch (const std::system_error&)
+    {
+        // No more threads to be had: those there are do the work.
+    }
+    work();
+    for (std::thread& thread : others)
+    {
+        thread.join();
+    }
+}
+
+template <typename Body>
+int guarded(const Body& body) noexcept
+{
+    try
+    {
+        body();
+        return 0;
+    }
+    catch (const std::exception& error)
+    {
+        lastError = error.what();
+        return 1;
+    }
+}
+
+} // namespace
+
+extern "C"
+{
+
+// Why the last call on this thread returned 1.
+DETR_EXPORT const char* detrLastError()
+{
+    return lastError.c_str();
+}
+
+// The best instruction set here, as the number of a detr::Isa.
+DETR_EXPORT int detrBestIsa()
+{
+    return static_cast<int>(detr::bestIsa());
+}
+
+// `storage` is the number of a detr::ValueStorage, `isa` that of a detr::Isa.
+DETR_EXPORT int detrForward(const detr::MSDeformAttnParams* params, int storage, int isa, int numThreads)
+{
+    return guarded([&] {
+        detr::ForwardCpu forward(*params, static_cast<detr::ValueStorage>(storage),
+            static_cast<detr::Isa>(isa));
+        parallelFor(forward.numPrepareItems(), numThreads, [&](int i) { forward.prepare(i); });
+        parallelFor(forward.numItems(), numThreads, [&](int i) { forward.run(i); });
+    });
+}
+
+} // extern "C"

@@ -1,0 +1,26 @@
+// Kernels in plain C++: float32 and bfloat16 values, and everything in double.
+#include "forward_cpu.h"
+#include "vector_portable.h"
+
+namespace detr
+{
+
+const KernelTable* portableKernels(bool bfloat16)
+{
+    using V = PortableVector<float, 8>;
+    static const KernelTable kFloat32 = {
+        prepareBlock<V, float>, forwardBlock<V, float>, sizeof(float), sizeof(float)};
+    static const KernelTable kBFloat16 = {
+        prepareBlock<V, uint16_t>, forwardBlock<V, uint16_t>, sizeof(float), sizeof(uint16_t)};
+    return bfloat16 ? &kBFloat16 : &kFloat32;
+}
+
+const KernelTable* doubleKernels()
+{
+    using V = PortableVector<double, 4>;
+    static const KernelTable kFloat64 = {
+        prepareBlock<V, double>, forwardBlock<V, double>, sizeof(double), sizeof(double)};
+    return &kFloat64;
+}
+
+} // namespace detr

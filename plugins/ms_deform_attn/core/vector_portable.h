@@ -1,0 +1,279 @@
+// Vectors in plain C++, which compilers turn into whatever the machine has.
+#pragma once
+
+#include "sampling.h"
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace detr
+{
+
+template <typename T, int N>
+struct Pack
+{
+    T lane[N];
+
+    Pack() = default;
+
+    explicit Pack(T x)
+    {
+        for (T& l : lane)
+        {
+            l = x;
+        }
+    }
+};
+
+// A condition a lane: all bits set, or none.
+template <int N>
+struct PackMask
+{
+    int32_t lane[N];
+};
+
+#define DETR_PACK_OPERATOR(op)                                                                     \
+    template <typename T, int N>                                                                   \
+    inline Pack<T, N> operator op(const Pack<T, N>& a, const Pack<T, N>& b)                        \
+    {                                                                                              \
+        Pack<T, N> r;                                                                              \
+        for (int i = 0; i < N; ++i)                                                                \
+        {                                                                                          \
+            r.lane[i] = a.lane[i] op b.lane[i];                                                    \
+        }                                                                                          \
+        return r;                                                                                  \
+    }
+DETR_PACK_OPERATOR(+)
+DETR_PACK_OPERATOR(-)
+DETR_PACK_OPERATOR(*)
+#undef DETR_PACK_OPERATOR
+
+#define DETR_PACK_COMPARISON(op)                                                                   \
+    template <typename T, int N>                                                                   \
+    inline PackMask<N> operator op(const Pack<T, N>& a, const Pack<T, N>& b)                       \
+    {                                                                                              \
+        PackMask<N> r;                                                                             \
+        for (int i = 0; i < N; ++i)                                                                \
+        {                                                                                          \
+            r.lane[i] = -static_cast<int32_t>(a.lane[i] op b.lane[i]);                             \
+        }                                                                                          \
+        return r;                                                                                  \
+    }
+DETR_PACK_COMPARISON(>)
+DETR_PACK_COMPARISON(<)
+DETR_PACK_COMPARISON(>=)
+#undef DETR_PACK_COMPARISON
+
+template <typename T, int N>
+inline Pack<T, N> operator-(const Pack<T, N>& a)
+{
+    return Pack<T, N>(T(0)) - a;
+}
+
+template <int N>
+inline Pack<int32_t, N> operator+(const Pack<int32_t, N>& a, int32_t b)
+{
+    return a + Pack<int32_t, N>(b);
+}
+
+template <int N>
+inline Pack<int32_t, N> operator-(const Pack<int32_t, N>& a, int32_t b)
+{
+    return a - Pack<int32_t, N>(b);
+}
+
+template <int N>
+inline PackMask<N> operator<(const Pack<int32_t, N>& a, int32_t b)
+{
+    return a < Pack<int32_t, N>(b);
+}
+
+template <typename T, int N>
+inline Pack<T, N> select(const PackMask<N>& condition, const Pack<T, N>& yes, const Pack<T, N>& no)
+{
+    Pack<T, N> r;
+    for (int i = 0; i < N; ++i)
+    {
+        r.lane[i] = condition.lane[i] != 0 ? yes.lane[i] : no.lane[i];
+    }
+    return r;
+}
+
+template <typename IntPack, typename T, int N>
+inline IntPack toInt(const Pack<T, N>& x)
+{
+    IntPack r;
+    for (int i = 0; i < N; ++i)
+    {
+        r.lane[i] = static_cast<int32_t>(x.lane[i]);
+    }
+    return r;
+}
+
+// Of values that an int32 holds: floorf() is a call of a library on many machines.
+template <typename T, int N>
+inline Pack<T, N> floorOf(const Pack<T, N>& x)
+{
+    Pack<T, N> r;
+    for (int i = 0; i < N; ++i)
+    {
+        const T towardsZero = static_cast<T>(static_cast<int32_t>(x.lane[i]));
+        r.lane[i] = towardsZero > x.lane[i] ? towardsZero - T(1) : towardsZero;
+    }
+    return r;
+}
+
+// What the kernels ask of an instruction set.
+template <typename T, int N>
+struct PortableVector
+{
+    using Scalar = T;
+    using Float = Pack<T, N>;
+    using Int = Pack<int32_t, N>;
+    static constexpr int kLanes = N;
+    static constexpr int kMaxPairs = 2; // pairs of vectors that sums are kept in at once
+
+    static Float load(const T* p)
+    {
+        Float r;
+        std::memcpy(r.lane, p, sizeof(r.lane));
+        return r;
+    }
+
+    // The first `count` lanes from memory, the others of `rest`.
+    static Float load(const T* p, int count, Float rest)
+    {
+        for (int i = 0; i < N && i < count; ++i)
+        {
+            rest.lane[i] = p[i];
+        }
+        return rest;
+    }
+
+    static Int load(const int32_t* p)
+    {
+        Int r;
+        std::memcpy(r.lane, p, sizeof(r.lane));
+        return r;
+    }
+
+    static void store(T* p, const Float& x)
+    {
+        std::memcpy(p, x.lane, sizeof(x.lane));
+    }
+
+    // The first `count` lanes only.
+    static void store(T* p, const Float& x, int count)
+    {
+        for (int i = 0; i < N && i < count; ++i)
+        {
+            p[i] = x.lane[i];
+        }
+    }
+
+    static void store(int32_t* p, const Int& x)
+    {
+        std::memcpy(p, x.lane, sizeof(x.lane));
+    }
+
+    // `count` pairs (x, y) from memory, zero beyond.
+    static void loadPairs(const T* p, int count, Float& x, Float& y)
+    {
+        x = y = Float(T(0));
+        for (int i = 0; i < N && i < count; ++i)
+        {
+            x.lane[i] = p[2 * i];
+            y.lane[i] = p[2 * i + 1];
+        }
+    }
+
+    // table[index], of a table of `size` entries.
+    static Float lookUp(const T* table, int /*size*/, const Int& index)
+    {
+        Float r;
+        for (int i = 0; i < N; ++i)
+        {
+            r.lane[i] = table[index.lane[i]];
+        }
+        return r;
+    }
+
+    static Float multiplyAdd(const Float& a, const Float& b, const Float& c)
+    {
+        return a * b + c;
+    }
+
+    static Float maxOf(const Float& a, const Float& b)
+    {
+        return select(a > b, a, b);
+    }
+
+    static T maxOfLanes(const Float& x)
+    {
+        T r = x.lane[0];
+        for (int i = 1; i < N; ++i)
+        {
+            r = x.lane[i] > r ? x.lane[i] : r;
+        }
+        return r;
+    }
+
+    static T sumOfLanes(const Float& x)
+    {
+        T r(0);
+        for (const T l : x.lane)
+        {
+            r += l;
+        }
+        return r;
+    }
+
+    static Float expOf(const Float& x)
+    {
+        Float r;
+        for (int i = 0; i < N; ++i)
+        {
+            r.lane[i] = std::exp(x.lane[i]);
+        }
+        return r;
+    }
+
+    static void loadTwo(const T* p, Float& a, Float& b)
+    {
+        a = load(p);
+        b = load(p + N);
+    }
+
+    static void loadTwo(const uint16_t* p, Float& a, Float& b)
+    {
+        for (int i = 0; i < N; ++i)
+        {
+            const uint32_t bitsA = static_cast<uint32_t>(p[i]) << 16;
+            const uint32_t bitsB = static_cast<uint32_t>(p[N + i]) << 16;
+            std::memcpy(&a.lane[i], &bitsA, sizeof(bitsA));
+            std::memcpy(&b.lane[i], &bitsB, sizeof(bitsB));
+        }
+    }
+
+    static void copy(const T* from, T* to, int count)
+    {
+        std::memcpy(to, from, sizeof(T) * static_cast<size_t>(count));
+    }
+
+    // To bfloat16, to nearest even; a NaN stays one.
+    static void copy(const float* from, uint16_t* to, int count)
+    {
+        for (int i = 0; i < count; ++i)
+        {
+            uint32_t bits;
+            std::memcpy(&bits, from + i, sizeof(bits));
+            const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+            const bool isNaN = (bits & 0x7fffffffu) > 0x7f800000u;
+            to[i] = static_cast<uint16_t>(isNaN ? 0x7fc0u : rounded);
+        }
+    }
+};
+
+} // namespace detr
