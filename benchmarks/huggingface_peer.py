@@ -1,0 +1,98 @@
+"""Deformable DETR of Hugging Face transformers: a peer, and where the benchmark's weights are from.
+
+The backbone is transformers' own ResNet-50, which needs no timm and does the same work. Nothing
+else is changed: on a CPU the model samples with `grid_sample` and its batch norms are not folded.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
+
+from bundle.preprocess import Preprocess
+from model.config import Variant
+from model.inference import decode_detections, normalise
+from service.engines.base import RawOutput
+
+NUM_CLASSES = 80
+NUM_DETECTIONS = 100
+# A new model samples on a fixed grid and weighs all samples alike; its biases are zero and its
+# norms change nothing. A runtime could leave out what a trained model needs, so everything gets
+# noise, and the op's projections get weights by which offsets spread by two pixels (their inputs
+# are normalised, C = 256).
+OFFSETS_STD, WEIGHTS_STD, NOISE_STD = 2.0 / 16, 1.0 / 16, 0.02
+
+# The names of transformers' ResNet and those of the published files, which are timm's.
+_STAGE = r"backbone\.model\.encoder\.stages\.(\d)\.layers\.(\d+)"
+_RESNET_NAMES = (
+    (r"backbone\.model\.embedder\.embedder\.convolution\.", "backbone.model.conv1."),
+    (r"backbone\.model\.embedder\.embedder\.normalization\.", "backbone.model.bn1."),
+    (rf"{_STAGE}\.shortcut\.convolution\.", "backbone.model.layer{}.{}.downsample.0."),
+    (rf"{_STAGE}\.shortcut\.normalization\.", "backbone.model.layer{}.{}.downsample.1."),
+    (rf"{_STAGE}\.layer\.(\d)\.convolution\.", "backbone.model.layer{}.{}.conv{}."),
+    (rf"{_STAGE}\.layer\.(\d)\.normalization\.", "backbone.model.layer{}.{}.bn{}."),
+)
+
+
+def build_peer(variant: Variant) -> DeformableDetrForObjectDetection:
+    """The model of a variant in evaluation mode, with the same random weights every time."""
+    config = DeformableDetrConfig(
+        backbone_config=ResNetConfig(out_features=["stage2", "stage3", "stage4"]),
+        with_box_refine=variant is not Variant.BASE,
+        two_stage=variant is Variant.TWO_STAGE,
+        num_labels=NUM_CLASSES,
+    )
+    torch.manual_seed(0)
+    model = DeformableDetrForObjectDetection(config).eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith(("sampling_offsets.weight", "attention_weights.weight")):
+                tensor.normal_(std=OFFSETS_STD if "offsets" in name else WEIGHTS_STD)
+            elif re.search(r"class_embed\.\d\.weight", name):
+                tensor.normal_(std=WEIGHTS_STD)
+            elif tensor.ndim == 1:
+                tensor.mul_(1 + NOISE_STD * torch.rand_like(tensor))
+                tensor.add_(NOISE_STD * torch.rand_like(tensor))
+    return model
+
+
+def published_tensors(model: DeformableDetrForObjectDetection) -> dict[str, Tensor]:
+    """Its tensors by the names that published files have; `model.convert` reads these."""
+    return {_published_name(name): x.clone() for name, x in model.state_dict().items()}
+
+
+def open_peer(
+    model: DeformableDetrForObjectDetection, images: np.ndarray, mode: str
+) -> Callable[[], RawOutput]:
+    """A function that runs the model on images (B, H, W, 3) uint8, normalised beforehand.
+
+    Args:
+        mode: "fp32", "bf16" (autocast) or "compile" (inductor, float32).
+    """
+    padding_mask = torch.zeros(images.shape[:3], dtype=torch.bool)
+    pixels = normalise(torch.from_numpy(images), padding_mask, Preprocess()).contiguous()
+    pixel_mask = (~padding_mask).long()
+    network: Callable[..., Any] = torch.compile(model) if mode == "compile" else model
+
+    def run() -> RawOutput:
+        half = torch.autocast("cpu", torch.bfloat16, enabled=mode == "bf16")
+        with torch.inference_mode(), half:
+            output = network(pixel_values=pixels, pixel_mask=pixel_mask)
+            found = decode_detections(output.logits, output.pred_boxes, NUM_DETECTIONS)
+        return RawOutput(*(part.numpy() for part in found))
+
+    return run
+
+
+def _published_name(name: str) -> str:
+    for pattern, published in _RESNET_NAMES:
+        if match := re.search(pattern, name):
+            numbers = [int(number) + 1 for number in match.groups()]
+            if len(numbers) > 1:
+                numbers[1] -= 1  # stages and convolutions count from one, blocks from zero
+            return name.replace(match[0], published.format(*numbers))
+    return name
