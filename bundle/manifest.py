@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bundle.atomic import write_atomically
 from bundle.preprocess import Preprocess
+from bundle.tensorrt_plan import TensorRTPlan
 
 FORMAT_VERSION: Final = 2
 MANIFEST_NAME = "manifest.json"
@@ -47,6 +48,7 @@ class Manifest(_Frozen):
     variant: Literal["base", "refine", "two_stage"]
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"  # that the engine computes in
     graphs: dict[str, str]  # form -> file; "standard" needs nothing but standard operators
+    tensorrt: TensorRTPlan | None = None  # a plan for one kind of GPU, beside the graphs
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     preprocess: Preprocess
@@ -124,10 +126,11 @@ class Manifest(_Frozen):
             raise ValueError(f"{path}: {error}; {REMEDY}") from error
 
     def _check_references(self, directory: Path) -> None:
-        for name in (*self.graphs.values(), *self.samples):
+        plans = (self.tensorrt.file,) if self.tensorrt else ()
+        for name in (*self.graphs.values(), *plans, *self.samples):
             if name not in self.files:
                 raise ValueError(
-                    f"{directory / name}: a graph or sample of the bundle, but not among its "
+                    f"{directory / name}: a graph, plan or sample of the bundle, but not among its "
                     f"files; {REMEDY}"
                 )
 

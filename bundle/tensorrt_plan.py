@@ -1,0 +1,115 @@
+"""The TensorRT part of a manifest: the plan, what it was built for, and the shapes it takes.
+
+A plan is a serialized TensorRT engine. It runs on the kind of GPU and the version of TensorRT that
+it was built with, and on no other.
+"""
+
+from typing import NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bundle.preprocess import Preprocess, resized_size
+
+
+class BatchShape(NamedTuple):
+    """Number and padded size of the images of one batch."""
+
+    batch: int
+    height: int
+    width: int
+
+    def fits(self, limit: "BatchShape") -> bool:
+        """Whether no dimension is above the limit's."""
+        return all(size <= most for size, most in zip(self, limit, strict=True))
+
+
+class ShapeProfile(BaseModel):
+    """The batches that a plan takes, from `min` to `max`, and the one it was tuned for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min: BatchShape
+    opt: BatchShape
+    max: BatchShape
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        is_ordered = self.min.fits(self.opt) and self.opt.fits(self.max)
+        if not is_ordered or min(self.min) < 1 or self.min.batch != 1:
+            raise ValueError(
+                "expected 1 <= min <= opt <= max and batches from 1, got "
+                f"{tuple(self.min)}, {tuple(self.opt)}, {tuple(self.max)}"
+            )
+        return self
+
+
+class Fingerprint(BaseModel):
+    """What a plan depends on, besides the graph."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gpu: str  # as the driver names it
+    compute_capability: str  # "8.6"
+    tensorrt: str  # the full version
+    plugin_sha256: str | None = None  # of the library with MSDeformAttn; None where there is none
+
+    def differences(self, here: "Fingerprint") -> list[str]:
+        """What is not alike on this machine, in words; empty where the plan may run."""
+        named = {
+            "GPU": (self.gpu, here.gpu),
+            "compute capability": (self.compute_capability, here.compute_capability),
+            "TensorRT": (self.tensorrt, here.tensorrt),
+        }
+        if self.plugin_sha256 and here.plugin_sha256:  # a plan may carry the library in itself
+            named["plugin"] = (self.plugin_sha256[:12], here.plugin_sha256[:12])
+        return [
+            f"{name}: built for {built}, found {found}"
+            for name, (built, found) in named.items()
+            if built != found
+        ]
+
+
+class TensorRTPlan(BaseModel):
+    """A plan in the bundle."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    graph: str = "plugin"  # the form of the graph that it was built from
+    fingerprint: Fingerprint
+    profiles: tuple[ShapeProfile, ...] = Field(min_length=1)
+
+
+def max_batch(profiles: tuple[ShapeProfile, ...], preprocess: Preprocess) -> int:
+    """Most images in a batch such that every batch that preprocessing can give fits a profile.
+
+    Smaller images are padded up to a profile, so only the largest landscape and the largest
+    portrait count. 0 where one of them fits no profile.
+    """
+    short = max(preprocess.short_side, preprocess.min_side)
+    long = max(preprocess.long_side, short)
+    return min(
+        max(
+            (profile.max.batch for profile in profiles if BatchShape(1, *size).fits(profile.max)),
+            default=0,
+        )
+        for size in ((short, long), (long, short))
+    )
+
+
+def default_profiles(preprocess: Preprocess, max_batch_size: int) -> tuple[ShapeProfile, ...]:
+    """Profiles for landscapes and portraits, each for single images and for batches.
+
+    They are tuned for photographs of 4:3, and take everything that preprocessing can give.
+    """
+    least = BatchShape(1, preprocess.min_side, preprocess.min_side)
+    short = max(preprocess.short_side, preprocess.min_side)
+    long = max(preprocess.long_side, short)
+    low, wide = resized_size(3, 4, short, long)
+    profiles = []
+    for batch in sorted({1, max_batch_size}):
+        landscape = (BatchShape(batch, low, wide), BatchShape(batch, short, long))
+        portrait = (BatchShape(batch, wide, low), BatchShape(batch, long, short))
+        for opt, most in dict.fromkeys((landscape, portrait)):
+            profiles.append(ShapeProfile(min=least, opt=opt, max=most))
+    return tuple(profiles)

@@ -1,0 +1,213 @@
+"""The few calls of the CUDA runtime that an engine makes, each of them checked.
+
+The only file that knows the Python binding, `cuda.bindings.runtime`: every function of it returns
+a tuple of an error code and what the C function writes through pointers.
+"""
+
+import ctypes
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+MIB = 1024 * 1024
+
+
+class CudaError(RuntimeError):
+    """A call of the CUDA runtime failed."""
+
+    def __init__(self, function: str, name: str, description: str) -> None:
+        super().__init__(f"{function}: {description} ({name})")
+        self.name = name
+
+
+class Device(NamedTuple):
+    """The GPU of this process: the first that CUDA_VISIBLE_DEVICES leaves."""
+
+    name: str
+    compute_capability: str  # "8.6"
+    free_bytes: int
+    total_bytes: int
+
+
+class Cuda:
+    """The CUDA runtime."""
+
+    def __init__(self, runtime: Any) -> None:
+        self.runtime = runtime
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Call a function of the binding; returns what it gives besides the error code.
+
+        Raises:
+            CudaError: the code is not that of success.
+        """
+        code, *values = getattr(self.runtime, function)(*arguments)
+        if code != self.runtime.cudaError_t.cudaSuccess:
+            _, description = self.runtime.cudaGetErrorString(code)
+            text = description.decode() if isinstance(description, bytes) else str(description)
+            raise CudaError(function, code.name, text)
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def device(self) -> Device:
+        """The GPU and the memory that is free on it now."""
+        self.call("cudaSetDevice", 0)
+        properties = self.call("cudaGetDeviceProperties", 0)
+        free_bytes, total_bytes = self.call("cudaMemGetInfo")
+        name = properties.name
+        return Device(
+            name.decode().rstrip("\0") if isinstance(name, bytes) else str(name),
+            f"{properties.major}.{properties.minor}",
+            int(free_bytes),
+            int(total_bytes),
+        )
+
+
+class DeviceMemory:
+    """Memory of the GPU."""
+
+    def __init__(self, cuda: Cuda, num_bytes: int) -> None:
+        self._cuda = cuda
+        self.num_bytes = max(num_bytes, 1)
+        self.address = int(cuda.call("cudaMalloc", self.num_bytes))
+
+    def close(self) -> None:
+        """Free it; nothing on the GPU may still use it."""
+        self._cuda.call("cudaFree", self.address)
+
+
+class PinnedMemory:
+    """Page-locked memory of the host, which the GPU copies from and to by itself."""
+
+    def __init__(self, cuda: Cuda, num_bytes: int) -> None:
+        self._cuda = cuda
+        self._address = int(
+            cuda.call("cudaHostAlloc", max(num_bytes, 1), cuda.runtime.cudaHostAllocDefault)
+        )
+        content = (ctypes.c_uint8 * max(num_bytes, 1)).from_address(self._address)
+        self.bytes: npt.NDArray[np.uint8] = np.ctypeslib.as_array(content)
+
+    def close(self) -> None:
+        """Free it; neither copies nor views of `bytes` may be left."""
+        del self.bytes
+        self._cuda.call("cudaFreeHost", self._address)
+
+
+class Graph:
+    """Work that was captured once and is launched as a whole."""
+
+    def __init__(self, cuda: Cuda, handle: Any) -> None:
+        self._cuda = cuda
+        self.handle = handle
+
+    def close(self) -> None:
+        """Destroy it; it must not be running."""
+        self._cuda.call("cudaGraphExecDestroy", self.handle)
+
+
+class Stream:
+    """A queue of work on the GPU; what is put into it runs in order."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        runtime = cuda.runtime
+        self._stream = cuda.call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
+        # Waiting on such an event sleeps; by default a thread that waits for the GPU spins on a
+        # core, which the threads that decode the next images need.
+        flags = runtime.cudaEventBlockingSync | runtime.cudaEventDisableTiming
+        try:
+            self._done = cuda.call("cudaEventCreateWithFlags", flags)
+        except CudaError:
+            cuda.call("cudaStreamDestroy", self._stream)
+            raise
+        self.handle = int(self._stream)
+
+    def upload(self, address: int, source: npt.NDArray[Any]) -> None:
+        """Copy a contiguous array in pinned memory to the GPU; it must not change meanwhile."""
+        kind = self._cuda.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._copy(address, source.ctypes.data, source.nbytes, kind)
+
+    def download(self, target: npt.NDArray[Any], address: int) -> None:
+        """Copy from the GPU into a contiguous array in pinned memory."""
+        kind = self._cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._copy(target.ctypes.data, address, target.nbytes, kind)
+
+    def capture(self, enqueue: Callable[[], None]) -> Graph:
+        """Record what `enqueue` puts into this stream, without running it.
+
+        Raises:
+            CudaError: something in it cannot be captured.
+        """
+        mode = self._cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._cuda.call("cudaStreamBeginCapture", self._stream, mode)
+        try:
+            enqueue()
+        except BaseException:
+            self._abandon_capture()
+            raise
+        captured = self._cuda.call("cudaStreamEndCapture", self._stream)
+        try:
+            return Graph(self._cuda, self._cuda.call("cudaGraphInstantiate", captured, 0))
+        finally:
+            self._cuda.call("cudaGraphDestroy", captured)
+
+    def launch(self, graph: Graph) -> None:
+        """Run a captured graph."""
+        self._cuda.call("cudaGraphLaunch", graph.handle, self._stream)
+
+    def synchronize(self) -> None:
+        """Wait, asleep, until everything in the stream has run.
+
+        Raises:
+            CudaError: something in it failed.
+        """
+        self._cuda.call("cudaEventRecord", self._done, self._stream)
+        self._cuda.call("cudaEventSynchronize", self._done)
+
+    def close(self) -> None:
+        """Destroy it; nothing may be left in it."""
+        self._cuda.call("cudaEventDestroy", self._done)
+        self._cuda.call("cudaStreamDestroy", self._stream)
+
+    def _abandon_capture(self) -> None:
+        try:
+            self._cuda.call(
+                "cudaGraphDestroy", self._cuda.call("cudaStreamEndCapture", self._stream)
+            )
+        except CudaError:  # what failed inside has invalidated the capture, and left no graph
+            return
+
+    def _copy(self, target: int, source: int, num_bytes: int, kind: Any) -> None:
+        self._cuda.call("cudaMemcpyAsync", target, source, num_bytes, kind, self._stream)
+
+
+def load_cuda() -> Cuda:
+    """The CUDA runtime of this machine, once it has been seen to work.
+
+    Raises:
+        ValueError: no Python binding, no driver or no GPU; says what to do.
+    """
+    try:
+        cuda = Cuda(import_module("cuda.bindings.runtime"))
+    except (ImportError, OSError) as error:
+        raise ValueError(
+            f"the Python package cuda-bindings cannot be loaded ({error}); install it with "
+            "`pip install --group tensorrt`"
+        ) from error
+    try:
+        cuda.device()
+    except RuntimeError as error:
+        raise ValueError(_explain(error)) from error
+    return cuda
+
+
+def _explain(error: RuntimeError) -> str:
+    remedy = "check `nvidia-smi`; a container needs `--gpus all` and the NVIDIA container toolkit"
+    name = error.name if isinstance(error, CudaError) else ""
+    if name == "cudaErrorInsufficientDriver":
+        return f"no NVIDIA driver, or one too old for this version of CUDA: {error}; {remedy}"
+    if name == "cudaErrorNoDevice":
+        return f"no GPU that this process may use: {error}; {remedy}"
+    return f"CUDA cannot be used: {error}; {remedy}"

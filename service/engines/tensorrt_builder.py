@@ -1,0 +1,153 @@
+"""From an ONNX graph to a TensorRT plan; the one builder, of export and of the service.
+
+Precision is what the graph says: the network is strongly typed, and TF32 is off, so that float32
+means float32. Works with TensorRT 10 and 11, and with TensorRT-RTX, which builds without a GPU.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bundle.atomic import write_atomically
+from bundle.manifest import TensorSpec
+from bundle.tensorrt_plan import ShapeProfile
+from service.engines.tensorrt_runtime import TensorRTError, load_plugin, log_of, require
+from service.engines.tensorrt_tensors import dims_of
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_INTERVAL_S = 5.0
+MAX_FAULTS = 3  # of a graph, in a message: an operator that is missing is missing in every layer
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What is not in the graph.
+
+    plugin: library with the operators of the graph that TensorRT lacks, embedded in the plan.
+    workspace_bytes: most memory that one layer may use; None leaves it to TensorRT.
+    timing_cache: file in which measurements of kernels are kept; a second build is faster.
+    target: compute capability as "8.6", to build for another GPU than the one here; TensorRT-RTX
+        only.
+    """
+
+    profiles: Sequence[ShapeProfile]
+    plugin: Path | None = None
+    workspace_bytes: int | None = None
+    timing_cache: Path | None = None
+    target: str | None = None
+
+
+def build_plan(trt: Any, graph: Path, inputs: Sequence[TensorSpec], options: BuildOptions) -> bytes:
+    """Build the plan of a graph, which takes seconds to many minutes.
+
+    Args:
+        trt: the module, `tensorrt` or `tensorrt_rtx`.
+        graph: the ONNX file; its weights may lie beside it.
+        inputs: of the graph, with the free dimensions batch, height and width.
+        options: see there.
+
+    Raises:
+        ValueError: the graph or the plugin does not load, or TensorRT cannot build it here; the
+            message holds what TensorRT said.
+    """
+    log = log_of(trt)
+    log.take_errors()
+    builder = trt.Builder(log)
+    if options.plugin is not None:
+        load_plugin(trt, options.plugin)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    _parse(trt, network, graph)
+    try:
+        config, cache = _configure(trt, builder, inputs, options)
+        monitor = config.progress_monitor = _progress_of(trt)()
+        logger.info("building a plan of %s for %d profiles", graph, len(options.profiles))
+        plan = bytes(require(trt, builder.build_serialized_network(network, config), "the build"))
+        del monitor  # which the configuration does not keep alive
+    except TensorRTError as error:
+        raise ValueError(f"{graph}: {error}{_advice(str(error))}") from error
+    if cache is not None and options.timing_cache is not None:
+        write_atomically(options.timing_cache, bytes(cache.serialize()))
+    return plan
+
+
+def _parse(trt: Any, network: Any, graph: Path) -> None:
+    parser = trt.OnnxParser(network, log_of(trt))
+    if not graph.is_file():
+        raise ValueError(f"{graph}: no such graph; run `make export`")
+    if not parser.parse_from_file(str(graph)):
+        faults = [str(parser.get_error(index)) for index in range(parser.num_errors)]
+        more = f"; and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
+        raise ValueError(
+            f"{graph}: TensorRT {trt.__version__} cannot read it: "
+            f"{'; '.join(faults[:MAX_FAULTS]) or log_of(trt).take_errors()}{more}"
+        )
+
+
+def _configure(
+    trt: Any, builder: Any, inputs: Sequence[TensorSpec], options: BuildOptions
+) -> tuple[Any, Any]:
+    """The configuration, and its timing cache or None."""
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.plugin is not None:
+        config.plugins_to_serialize = [str(options.plugin)]
+    if options.target is not None:
+        config.num_compute_capabilities = 1
+        name = f"SM{options.target.replace('.', '')}"
+        if not hasattr(trt.ComputeCapability, name):
+            raise ValueError(f"expected a target that {trt.__name__} builds for, got {name}")
+        capability = getattr(trt.ComputeCapability, name)
+        require(trt, config.set_compute_capability(capability, 0), f"target {options.target}")
+    for profile in options.profiles:
+        shapes = builder.create_optimization_profile()
+        for spec in inputs:
+            sizes = (dims_of(spec, size) for size in (profile.min, profile.opt, profile.max))
+            shapes.set_shape(spec.name, *sizes)
+        index = config.add_optimization_profile(shapes)
+        require(trt, index >= 0, f"profile {profile}")
+    cache = None
+    if options.timing_cache is not None:
+        known = options.timing_cache.read_bytes() if options.timing_cache.exists() else b""
+        cache = config.create_timing_cache(known)
+        if not config.set_timing_cache(cache, ignore_mismatch=False):
+            logger.info("%s is of another GPU or version; it starts anew", options.timing_cache)
+            cache = config.create_timing_cache(b"")
+            config.set_timing_cache(cache, ignore_mismatch=False)
+    return config, cache
+
+
+def _progress_of(trt: Any) -> Any:
+    class Progress(trt.IProgressMonitor):  # type: ignore[misc]  # the base is Any
+        """Logs how far the build is, every few seconds."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+            self._logged_at = time.monotonic()
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._steps[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            now = time.monotonic()
+            if now - self._logged_at >= PROGRESS_INTERVAL_S:
+                self._logged_at = now
+                logger.info("  %s: %d of %d", phase_name, step + 1, self._steps[phase_name])
+            return True  # go on
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._steps.pop(phase_name, None)
+
+    return Progress
+
+
+def _advice(message: str) -> str:
+    if "memory" in message.lower():
+        return "; stop what else uses the GPU, or build for smaller batches: SHAPES=..."
+    return ""

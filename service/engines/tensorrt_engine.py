@@ -1,0 +1,209 @@
+"""TensorRT on an NVIDIA GPU: a plan, its buffers, and one stream that everything runs in.
+
+All memory is taken at start, for the largest batch of the profiles. An inference copies the images
+into pinned memory one by one, so that the GPU fetches the first while the next is being copied,
+launches the network, and waits for its few outputs.
+"""
+
+import logging
+import math
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.manifest import Manifest, TensorSpec
+from bundle.tensorrt_plan import BatchShape, ShapeProfile, max_batch
+from service.engines.base import RawOutput
+from service.engines.cuda import MIB, Cuda, CudaError, DeviceMemory, Stream
+from service.engines.tensorrt_lanes import Lanes
+from service.engines.tensorrt_runtime import REBUILD, TensorRTError, log_of, require
+from service.engines.tensorrt_tensors import Buffer, check_tensors, dims_of
+from service.errors import EngineFailure
+
+logger = logging.getLogger(__name__)
+
+
+class TensorRTEngine:
+    """A plan that is loaded, warmed up at every profile, and ready to run."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        plan: bytes,
+        profiles: tuple[ShapeProfile, ...],
+        *,
+        trt: Any,
+        cuda: Cuda,
+        max_graphs: int,
+    ) -> None:
+        """Load the plan; see `Lanes` for max_graphs.
+
+        Raises:
+            ValueError: the plan does not load or is not what the manifest says, the profiles do
+                not take every image, or the memory of the GPU does not suffice.
+        """
+        self.name = manifest.name
+        self.max_batch_size = min(manifest.max_batch_size, max_batch(profiles, manifest.preprocess))
+        self._profiles = profiles
+        self._resources = ExitStack()
+        device = cuda.device()
+        try:
+            self._load(manifest, plan, trt, cuda, max_graphs)
+            self._warm_up()
+        except (CudaError, TensorRTError) as error:
+            self.close()
+            raise ValueError(_explain(error, device.name, cuda)) from error
+        except BaseException:
+            self.close()
+            raise
+        # Weights, contexts and graphs lie where TensorRT and the driver put them, so what the
+        # engine holds is told by what is gone.
+        free_bytes = cuda.device().free_bytes
+        self.device_memory_bytes = max(0, device.free_bytes - free_bytes)
+        logger.info(
+            "%s holds %d MiB of %s: activations %d, inputs and outputs %d, and weights, contexts "
+            "and %d CUDA graphs; %d of %d MiB are free",
+            *(self.name, self.device_memory_bytes // MIB, device.name),
+            *(self._activations.num_bytes // MIB, self._io_bytes // MIB, self._lanes.num_graphs),
+            *(free_bytes // MIB, device.total_bytes // MIB),
+        )
+
+    def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
+        """See `Engine.run`."""
+        shape = BatchShape(*padding_mask.shape)
+        profile = self._profile_for(shape)
+        try:
+            output = self._execute(profile, images, padding_mask)
+        except (CudaError, TensorRTError) as error:
+            raise EngineFailure(f"TensorRT failed on {images.shape}: {error}") from error
+        if not (np.isfinite(output.scores).all() and np.isfinite(output.boxes).all()):
+            raise EngineFailure(f"expected finite scores and boxes for {images.shape}")
+        return output
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        try:
+            self._resources.close()
+        except CudaError as error:  # of a GPU that has failed, everything else has been tried
+            logger.warning("the GPU did not release everything: %s", error)
+
+    # --- at start
+
+    def _load(self, manifest: Manifest, plan: bytes, trt: Any, cuda: Cuda, max_graphs: int) -> None:
+        if self.max_batch_size < 1:
+            sizes = [tuple(profile.max) for profile in self._profiles]
+            short, long = manifest.preprocess.short_side, manifest.preprocess.long_side
+            raise ValueError(
+                f"expected profiles that take images of {short}x{long} and {long}x{short}, got "
+                f"profiles up to {sizes}; {REBUILD}"
+            )
+        log = log_of(trt)
+        log.take_errors()
+        runtime = trt.Runtime(log)
+        runtime.engine_host_code_allowed = True  # a plan may carry the plugin; its hash is checked
+        engine = require(trt, runtime.deserialize_cuda_engine(plan), "deserialize_cuda_engine")
+        check_tensors(engine, manifest, self._profiles)
+        self._stream = Stream(cuda)
+        self._resources.callback(self._stream.close)
+        self._activations = DeviceMemory(cuda, engine.device_memory_size_v2)
+        self._resources.callback(self._activations.close)
+        self._inputs, self._outputs = (
+            {spec.name: self._buffer(cuda, spec) for spec in specs}
+            for specs in (manifest.inputs, manifest.outputs)
+        )
+        buffers = self._inputs | self._outputs
+        self._io_bytes = sum(buffer.device.num_bytes for buffer in buffers.values())
+        self._lanes = Lanes(
+            trt,
+            engine,
+            self._stream,
+            addresses={name: buffer.device.address for name, buffer in buffers.items()},
+            activations=self._activations,
+            input_shapes=lambda shape: {
+                name: buffer.dims(shape) for name, buffer in self._inputs.items()
+            },
+            max_graphs=max_graphs,
+        )
+        self._resources.callback(self._lanes.close)
+        self._resources.callback(self._settle)
+
+    def _buffer(self, cuda: Cuda, spec: TensorSpec) -> Buffer:
+        largest = max(math.prod(dims_of(spec, profile.max)) for profile in self._profiles)
+        buffer = Buffer(cuda, spec, largest)
+        self._resources.callback(buffer.close)
+        return buffer
+
+    def _warm_up(self) -> None:
+        """Run every profile: its largest batch, and what it is tuned for until it has a graph."""
+        for index, profile in enumerate(self._profiles):
+            for shape in (profile.max, profile.opt, profile.opt):
+                images, padding_mask = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.bool_)
+                self._execute(index, images, padding_mask)
+
+    # --- at work
+
+    def _profile_for(self, shape: BatchShape) -> int:
+        """The smallest profile that takes the batch, padded up if it has to be."""
+        fitting = [
+            (not profile.min.fits(shape), math.prod(profile.max), index)
+            for index, profile in enumerate(self._profiles)
+            if shape.fits(profile.max)
+        ]
+        if not fitting:
+            sizes = [tuple(profile.max) for profile in self._profiles]
+            raise EngineFailure(f"expected a batch of at most one of {sizes}, got {tuple(shape)}")
+        return min(fitting)[-1]
+
+    def _execute(
+        self, index: int, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]
+    ) -> RawOutput:
+        least = self._profiles[index].min
+        batch, height, width = padding_mask.shape
+        shape = BatchShape(batch, max(height, least.height), max(width, least.width))
+        try:
+            self._upload("images", images, shape, padding=0)
+            self._upload("padding_mask", padding_mask, shape, padding=1)
+            self._lanes.enqueue(index, shape)
+            answers = [self._download(name, shape) for name in RawOutput._fields]
+            self._stream.synchronize()
+        except BaseException:
+            self._settle()
+            raise
+        return RawOutput(*(answer.copy() for answer in answers))
+
+    def _upload(self, name: str, rows: npt.NDArray[Any], shape: BatchShape, padding: int) -> None:
+        buffer = self._inputs[name]
+        pinned = buffer.pinned(shape)
+        if rows.shape != pinned.shape:
+            pinned[...] = padding
+        for row, source in enumerate(rows):
+            pinned[row, : source.shape[0], : source.shape[1]] = source
+            self._stream.upload(buffer.device.address + row * pinned[row].nbytes, pinned[row])
+
+    def _download(self, name: str, shape: BatchShape) -> npt.NDArray[Any]:
+        """What will hold the output once the stream has run."""
+        buffer = self._outputs[name]
+        pinned = buffer.pinned(shape)
+        self._stream.download(pinned, buffer.device.address)
+        return pinned
+
+    def _settle(self) -> None:
+        """Wait until nothing uses the buffers any more, whatever became of it."""
+        try:
+            self._stream.synchronize()
+        except CudaError as error:
+            logger.warning("the GPU failed: %s", error)
+
+
+def _explain(error: Exception, gpu: str, cuda: Cuda) -> str:
+    """What to do about an engine that does not start."""
+    if "out of memory" not in str(error).lower():
+        return f"the plan does not run on {gpu}: {error}; {REBUILD}"
+    free_bytes, total_bytes = cuda.call("cudaMemGetInfo")
+    return (
+        f"the memory of {gpu} does not suffice: {error}, {free_bytes // MIB} of "
+        f"{total_bytes // MIB} MiB are free; stop what else uses it, or make the plan anew for "
+        "smaller batches with `make export RUNTIME=tensorrt SHAPES=...`"
+    )

@@ -1,0 +1,135 @@
+"""Execution contexts and CUDA graphs of a TensorRT engine, one of each for every shape in use.
+
+TensorRT wants a context for each captured graph, since a change of shape invalidates what a graph
+of the same context holds, and one plain run after every change of shape before it is captured. All
+contexts share one block of memory for activations: only one of them runs at a time.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bundle.tensorrt_plan import BatchShape
+from service.engines.cuda import CudaError, DeviceMemory, Graph, Stream
+from service.engines.tensorrt_runtime import TensorRTError, require
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Lane:
+    """A context, set to the shape that it is kept under."""
+
+    context: Any
+    is_ready: bool = False  # it is set to its shape and has run once
+    graph: Graph | None = None
+
+    def reset(self) -> None:
+        """Make it free for another shape."""
+        self.is_ready = False
+        graph, self.graph = self.graph, None
+        if graph is not None:
+            graph.close()
+
+
+class Lanes:
+    """The contexts of one engine, least recently used first.
+
+    Args:
+        trt, engine: the module and the engine.
+        addresses: on the GPU, of every input and output; the same for all shapes.
+        activations: memory that any profile can run in.
+        input_shapes: the shape of every input for a shape of the batch.
+        max_graphs: most graphs kept; 0 runs without.
+    """
+
+    def __init__(
+        self,
+        trt: Any,
+        engine: Any,
+        stream: Stream,
+        *,
+        addresses: dict[str, int],
+        activations: DeviceMemory,
+        input_shapes: Callable[[BatchShape], dict[str, tuple[int, ...]]],
+        max_graphs: int,
+    ) -> None:
+        self._trt = trt
+        self._engine = engine
+        self._stream = stream
+        self._addresses = addresses
+        self._activations = activations
+        self._input_shapes = input_shapes
+        self._num_lanes = max(1, max_graphs)
+        self._uses_graphs = max_graphs > 0
+        self._lanes: OrderedDict[tuple[int, BatchShape], _Lane] = OrderedDict()
+
+    @property
+    def num_graphs(self) -> int:
+        """Graphs that are kept now."""
+        return sum(lane.graph is not None for lane in self._lanes.values())
+
+    def enqueue(self, profile: int, shape: BatchShape) -> None:
+        """Put one inference into the stream. The stream must have run all that came before.
+
+        Raises:
+            TensorRTError, CudaError: it could not be enqueued. What is in the stream may still run.
+        """
+        key = (profile, shape)
+        lane = self._lanes[key] = self._lanes.get(key) or self._free_lane()
+        self._lanes.move_to_end(key)
+        if not lane.is_ready:
+            self._bind(lane.context, profile, shape)
+            self._enqueue_plain(lane.context)
+            lane.is_ready = True
+        elif lane.graph is not None or (self._uses_graphs and self._capture(lane)):
+            assert lane.graph is not None
+            self._stream.launch(lane.graph)
+        else:
+            self._enqueue_plain(lane.context)
+
+    def close(self) -> None:
+        """Destroy graphs, contexts and the engine; nothing may be running."""
+        while self._lanes:
+            _, lane = self._lanes.popitem()
+            lane.reset()
+        del self._engine
+
+    def _free_lane(self) -> _Lane:
+        """A new lane, or that of the shape which was not used for longest."""
+        if len(self._lanes) < self._num_lanes:
+            return _Lane(self._new_context())
+        _, lane = self._lanes.popitem(last=False)
+        lane.reset()
+        return lane
+
+    def _bind(self, context: Any, profile: int, shape: BatchShape) -> None:
+        if context.active_optimization_profile != profile:
+            switched = context.set_optimization_profile_async(profile, self._stream.handle)
+            require(self._trt, switched, f"set_optimization_profile_async({profile})")
+        for name, dims in self._input_shapes(shape).items():
+            require(self._trt, context.set_input_shape(name, dims), f"set_input_shape{name, dims}")
+
+    def _new_context(self) -> Any:
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(strategy)
+        require(self._trt, context, "create_execution_context")
+        context.set_device_memory(self._activations.address, self._activations.num_bytes)
+        for name, address in self._addresses.items():
+            require(self._trt, context.set_tensor_address(name, address), "set_tensor_address")
+        return context
+
+    def _enqueue_plain(self, context: Any) -> None:
+        is_enqueued = context.execute_async_v3(self._stream.handle)
+        require(self._trt, is_enqueued, "execute_async_v3")
+
+    def _capture(self, lane: _Lane) -> bool:
+        """Give the lane its graph; where this engine cannot be captured, do without from now on."""
+        try:
+            lane.graph = self._stream.capture(lambda: self._enqueue_plain(lane.context))
+        except (CudaError, TensorRTError) as error:
+            logger.warning("the engine runs without CUDA graphs: %s", error)
+            self._uses_graphs = False
+        return lane.graph is not None

@@ -1,0 +1,147 @@
+"""TensorRT's Python module behind one door: loading it, its log, the plugin, what runs here.
+
+Nothing here builds or runs an engine. The module is `Any` to the type checker: it is installed on
+machines with a GPU only.
+"""
+
+import hashlib
+import logging
+from collections import deque
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from bundle.tensorrt_plan import Fingerprint
+from plugins import library
+from service.engines.cuda import Device
+
+logger = logging.getLogger(__name__)
+
+REBUILD = (
+    "make the plan anew with `make export RUNTIME=tensorrt`, or set DETR_REBUILD_ENGINE=true to "
+    "build it at start"
+)
+PLUGIN_OPERATOR = "MSDeformAttn"
+MIN_VERSION, END_VERSION = (10, 1), (12,)  # set_device_memory came with 10.1
+
+
+class TensorRTError(RuntimeError):
+    """A call of TensorRT failed; the message holds what it logged."""
+
+
+def load_tensorrt() -> Any:
+    """The module `tensorrt`.
+
+    Raises:
+        ValueError: it is not installed, one of its libraries is missing, or its version is not
+            one that the engine is written for.
+    """
+    try:
+        trt = import_module("tensorrt")
+    except (ImportError, OSError) as error:
+        raise ValueError(
+            f"TensorRT cannot be loaded ({error}); install the Python package tensorrt, of a "
+            "version that fits the driver, or serve with another DETR_ENGINE"
+        ) from error
+    version = tuple(int(part) for part in trt.__version__.split(".")[:2])
+    if not MIN_VERSION <= version < END_VERSION:
+        raise ValueError(
+            f"expected TensorRT {MIN_VERSION[0]}.{MIN_VERSION[1]} to {END_VERSION[0] - 1}, got "
+            f"{trt.__version__}; install another one, or serve with another DETR_ENGINE"
+        )
+    return trt
+
+
+@cache
+def log_of(trt: Any) -> Any:
+    """The one log of the process, an ILogger: TensorRT keeps the first that it is given.
+
+    What TensorRT says goes to the log of this module. Errors are kept too, since its functions
+    return None or False and say why only here: see `take_errors`.
+    """
+
+    class Log(trt.ILogger):  # type: ignore[misc]  # the base is Any
+        """Forwards to the logging of Python and keeps the last errors."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self._errors: deque[str] = deque(maxlen=8)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self._errors.append(message)
+                logger.error("%s", message)
+            elif severity == trt.ILogger.WARNING:
+                logger.info("%s", message)
+            else:
+                logger.debug("%s", message)
+
+        def take_errors(self) -> str:
+            """The errors since the last call, joined."""
+            errors = list(dict.fromkeys(self._errors))
+            self._errors.clear()
+            return "; ".join(errors) or "TensorRT gave no reason"
+
+    return Log()
+
+
+def require(trt: Any, outcome: Any, call: str) -> Any:
+    """The outcome of a call of TensorRT.
+
+    Raises:
+        TensorRTError: it is None or False, which is how TensorRT says that it failed.
+    """
+    if outcome is None or outcome is False:
+        raise TensorRTError(f"{call} failed: {log_of(trt).take_errors()}")
+    return outcome
+
+
+def plugin_file(trt: Any) -> str:
+    """Name of the library with the operator; one is built for each major version of TensorRT."""
+    return f"libms_deform_attn_tensorrt{trt.__version__.split('.')[0]}.so"
+
+
+def find_plugin(trt: Any) -> Path | None:
+    """The library with the operator, or None where it was not built."""
+    return library.find(plugin_file(trt))
+
+
+def load_plugin(trt: Any, path: Path | None) -> None:
+    """Make the operator known to TensorRT.
+
+    Raises:
+        ValueError: there is no library for this version, or it does not register the operator.
+    """
+    if _knows_operator(trt):
+        return
+    version = trt.__version__
+    if path is None:
+        raise ValueError(
+            f"no plugin library for TensorRT {version}: expected {plugin_file(trt)} in "
+            f"{library.FOLDER}; run `make plugins`"
+        )
+    log = log_of(trt)
+    log.take_errors()
+    handle = trt.get_plugin_registry().load_library(str(path))
+    if handle is None or not _knows_operator(trt):
+        raise ValueError(
+            f"{path}: TensorRT {version} finds no operator {PLUGIN_OPERATOR} in it "
+            f"({log.take_errors()}); it was built for another version, or a library that it needs "
+            "is missing; run `make plugins`"
+        )
+
+
+def fingerprint_of(trt: Any, device: Device, plugin: Path | None) -> Fingerprint:
+    """What a plan that is built here depends on."""
+    return Fingerprint(
+        gpu=device.name,
+        compute_capability=device.compute_capability,
+        tensorrt=trt.__version__,
+        plugin_sha256=hashlib.sha256(plugin.read_bytes()).hexdigest() if plugin else None,
+    )
+
+
+def _knows_operator(trt: Any) -> bool:
+    creators = trt.get_plugin_registry().all_creators
+    return any(creator.name == PLUGIN_OPERATOR for creator in creators)

@@ -1,0 +1,93 @@
+"""Inputs and outputs of a TensorRT engine: sizes, memory, and the check against the manifest."""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.manifest import Manifest, TensorSpec
+from bundle.tensorrt_plan import BatchShape, ShapeProfile
+from service.engines.cuda import Cuda, CudaError, DeviceMemory, PinnedMemory
+from service.engines.tensorrt_runtime import REBUILD
+
+# TensorRT's names of numpy's types, alike in 10 and 11.
+_DTYPES = {
+    "uint8": "UINT8",
+    "bool": "BOOL",
+    "int32": "INT32",
+    "int64": "INT64",
+    "float16": "HALF",
+    "float32": "FLOAT",
+}
+
+
+class Buffer:
+    """One input or output: memory of the GPU, and pinned memory to copy from or to."""
+
+    def __init__(self, cuda: Cuda, spec: TensorSpec, num_elements: int) -> None:
+        self._spec = spec
+        self._dtype = np.dtype(spec.dtype)
+        self.device = DeviceMemory(cuda, num_elements * self._dtype.itemsize)
+        try:
+            self._host = PinnedMemory(cuda, num_elements * self._dtype.itemsize)
+        except CudaError:
+            self.device.close()
+            raise
+
+    def dims(self, shape: BatchShape) -> tuple[int, ...]:
+        """Of the tensor, for this shape of the batch."""
+        return dims_of(self._spec, shape)
+
+    def pinned(self, shape: BatchShape) -> npt.NDArray[Any]:
+        """The front of the pinned memory, as the tensor for this shape of the batch."""
+        dims = self.dims(shape)
+        num_bytes = math.prod(dims) * self._dtype.itemsize
+        return self._host.bytes[:num_bytes].view(self._dtype).reshape(dims)
+
+    def close(self) -> None:
+        """Free both."""
+        self._host.close()
+        self.device.close()
+
+
+def dims_of(spec: TensorSpec, shape: BatchShape) -> tuple[int, ...]:
+    """Sizes of a tensor whose free dimensions are named batch, height and width."""
+    sizes = shape._asdict()
+    return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in spec.shape)
+
+
+def check_tensors(engine: Any, manifest: Manifest, profiles: tuple[ShapeProfile, ...]) -> None:
+    """Raises ValueError where tensors or profiles of the plan are not those of the manifest."""
+    for side, specs in (("INPUT", manifest.inputs), ("OUTPUT", manifest.outputs)):
+        expected = {
+            spec.name: (
+                _DTYPES.get(spec.dtype, spec.dtype),
+                tuple(_or_free(dim) for dim in spec.shape),
+            )
+            for spec in specs
+        }
+        found = {
+            name: (engine.get_tensor_dtype(name).name, tuple(engine.get_tensor_shape(name)))
+            for name in map(engine.get_tensor_name, range(engine.num_io_tensors))
+            if engine.get_tensor_mode(name).name == side
+        }
+        _compare(f"{side.lower()}s", expected, found)
+    _compare("number of profiles", len(profiles), engine.num_optimization_profiles)
+    for index, profile in enumerate(profiles):
+        for spec in manifest.inputs:
+            wanted = [dims_of(spec, shape) for shape in (profile.min, profile.opt, profile.max)]
+            built = map(tuple, engine.get_tensor_profile_shape(spec.name, index))
+            _compare(f"profile {index} of {spec.name}", wanted, list(built))
+
+
+def _or_free(dim: int | str) -> int:
+    return dim if isinstance(dim, int) else -1
+
+
+def _compare(subject: str, expected: object, found: object) -> None:
+    if expected != found:
+        raise ValueError(
+            f"the plan is not that of the manifest: expected {subject} {expected}, got {found}; "
+            f"{REBUILD}"
+        )
