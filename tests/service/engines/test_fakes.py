@@ -1,0 +1,90 @@
+"""The fakes offer nothing that the real modules do not, by the same names and values."""
+
+import inspect
+from enum import Enum
+
+import pytest
+import tensorrt_lean
+import tensorrt_rtx
+from cuda.bindings import runtime
+
+from service.engines.cuda import load_cuda
+from tests import fake_tensorrt
+from tests.fake_cuda import CudaErrorCode, FakeCuda
+
+
+def public(kind: type) -> set[str]:
+    """Methods and properties that a class of a fake defines."""
+    return {
+        name
+        for name, value in vars(kind).items()
+        if not name.startswith("_") and (inspect.isfunction(value) or isinstance(value, property))
+    }
+
+
+@pytest.mark.parametrize("name", sorted(n for n in public(FakeCuda) if n.startswith("cuda")))
+def test_the_runtime_has_every_function_of_the_fake(name: str) -> None:
+    assert callable(getattr(runtime, name))
+
+
+@pytest.mark.parametrize("name", sorted(n for n in public(FakeCuda) if n.startswith("cuda")))
+def test_a_function_takes_as_many_arguments_as_that_of_the_fake(name: str) -> None:
+    signature = (getattr(runtime, name).__doc__ or "").splitlines()[0]
+    num_arguments = len([part for part in signature.split("(", 1)[1].split(",") if part != ")"])
+
+    assert num_arguments == len(inspect.signature(getattr(FakeCuda, name)).parameters) - 1
+
+
+def test_constants_have_the_values_of_the_runtime() -> None:
+    constants = {name: value for name, value in vars(FakeCuda).items() if isinstance(value, int)}
+
+    assert constants == {name: getattr(runtime, name) for name in constants}
+    assert {code.name: int(code) for code in CudaErrorCode} == {
+        code.name: int(getattr(runtime.cudaError_t, code.name)) for code in CudaErrorCode
+    }
+    for kind in ("cudaMemcpyKind", "cudaStreamCaptureMode"):
+        for name, value in vars(getattr(FakeCuda, kind)).items():
+            assert value == int(getattr(getattr(runtime, kind), name))
+
+
+def test_a_machine_without_a_driver_is_told_so() -> None:
+    if has_gpu():
+        pytest.skip("there is a GPU")
+
+    with pytest.raises(ValueError, match=r"(no NVIDIA driver|no GPU|cannot be used).*nvidia-smi"):
+        load_cuda()
+
+
+def has_gpu() -> bool:
+    code, *_ = runtime.cudaSetDevice(0)
+    return code == runtime.cudaError_t.cudaSuccess
+
+
+@pytest.mark.parametrize(
+    ("fake", "real"),
+    [
+        (fake_tensorrt.Runtime, tensorrt_lean.Runtime),
+        (fake_tensorrt.Engine, tensorrt_lean.ICudaEngine),
+        (fake_tensorrt.Context, tensorrt_lean.IExecutionContext),
+        (fake_tensorrt.Registry, tensorrt_lean.IPluginRegistry),
+        (fake_tensorrt.Builder, tensorrt_rtx.Builder),
+        (fake_tensorrt.Config, tensorrt_rtx.IBuilderConfig),
+        (fake_tensorrt.Shapes, tensorrt_rtx.IOptimizationProfile),
+        (fake_tensorrt.Cache, tensorrt_rtx.ITimingCache),
+        (fake_tensorrt.Parser, tensorrt_rtx.OnnxParser),
+    ],
+    ids=lambda kind: kind.__name__,
+)
+def test_tensorrt_has_every_method_of_the_fake(fake: type, real: type) -> None:
+    assert public(fake) - {"activation_bytes"} <= set(dir(real))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, kind in vars(fake_tensorrt.FakeTensorRT).items() if isinstance(kind, type)],
+)
+def test_tensorrt_has_every_member_of_an_enumeration_of_the_fake(name: str) -> None:
+    fake, real = getattr(fake_tensorrt.FakeTensorRT, name), getattr(tensorrt_rtx, name)
+    members = fake.__members__ if issubclass(fake, Enum) else public(fake)
+
+    assert [member for member in members if not hasattr(real, member)] == []

@@ -1,0 +1,156 @@
+import logging
+from pathlib import Path
+
+import pytest
+
+from bundle.manifest import Manifest
+from bundle.tensorrt_plan import default_profiles
+from service.engines import tensorrt_builder
+from service.engines.tensorrt_builder import BuildOptions, build_plan
+from tests.fake_tensorrt import FakeTensorRT
+from tests.tensorrt_rtx import run_with_tensorrt_rtx
+from tests.toy_bundle import make_toy_bundle
+
+
+def options_for(directory: Path, **others: object) -> BuildOptions:
+    manifest = Manifest.load(directory)
+    return BuildOptions(default_profiles(manifest.preprocess, manifest.max_batch_size), **others)
+
+
+def build(directory: Path, trt: FakeTensorRT, graph: str = "model.onnx", **others: object) -> bytes:
+    inputs = Manifest.load(directory).inputs
+    return build_plan(trt, directory / graph, inputs, options_for(directory, **others))
+
+
+def test_every_profile_reaches_every_input(toy_bundle: Path, trt: FakeTensorRT) -> None:
+    build(toy_bundle, trt)
+
+    (config,) = trt.builds
+    assert [shapes["images"] for shapes in config.profiles] == [
+        ((1, 32, 32, 3), (1, 64, 85, 3), (1, 64, 128, 3)),
+        ((1, 32, 32, 3), (1, 85, 64, 3), (1, 128, 64, 3)),
+        ((1, 32, 32, 3), (4, 64, 85, 3), (4, 64, 128, 3)),
+        ((1, 32, 32, 3), (4, 85, 64, 3), (4, 128, 64, 3)),
+    ]
+    assert [shapes["padding_mask"] for shapes in config.profiles] == [
+        tuple(size[:3] for size in shapes["images"]) for shapes in config.profiles
+    ]
+
+
+def test_float32_is_not_rounded_to_tf32(toy_bundle: Path, trt: FakeTensorRT) -> None:
+    build(toy_bundle, trt)
+
+    assert trt.builds[0].cleared == [trt.BuilderFlag.TF32]
+
+
+def test_the_plugin_is_loaded_and_embedded(
+    toy_bundle: Path, trt: FakeTensorRT, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "plugin.so"
+    plugin.write_text("MSDeformAttn")
+
+    build(toy_bundle, trt, plugin=plugin)
+
+    assert trt.builds[0].plugins_to_serialize == [str(plugin)]
+    assert [creator.name for creator in trt.registry.all_creators] == ["MSDeformAttn"]
+
+
+def test_the_workspace_is_limited_where_a_limit_is_given(
+    toy_bundle: Path, trt: FakeTensorRT
+) -> None:
+    build(toy_bundle, trt)
+    build(toy_bundle, trt, workspace_bytes=1000)
+
+    assert [config.pools for config in trt.builds] == [{}, {trt.MemoryPoolType.WORKSPACE: 1000}]
+
+
+@pytest.mark.parametrize("known", [None, b"timings", b"of another GPU"])
+def test_measurements_of_kernels_are_kept(
+    toy_bundle: Path, trt: FakeTensorRT, tmp_path: Path, known: bytes | None
+) -> None:
+    file = tmp_path / "timing.cache"
+    if known is not None:
+        file.write_bytes(known)
+
+    build(toy_bundle, trt, timing_cache=file)
+
+    assert trt.builds[0].cache.content == (b"timings" if known == b"timings" else b"")
+    assert file.read_bytes() == b"timings"
+
+
+def test_progress_is_logged(
+    toy_bundle: Path,
+    trt: FakeTensorRT,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(tensorrt_builder, "PROGRESS_INTERVAL_S", 0.0)
+    caplog.set_level(logging.INFO)
+
+    build(toy_bundle, trt)
+
+    assert "building a plan of" in caplog.text
+    assert "Tactics: 2 of 2" in caplog.text
+
+
+def test_a_graph_that_is_missing_is_named(toy_bundle: Path, trt: FakeTensorRT) -> None:
+    with pytest.raises(ValueError, match=r"other\.onnx: no such graph; run `make export`"):
+        build(toy_bundle, trt, "other.onnx")
+
+
+def test_a_build_that_fails_says_why(toy_bundle: Path, trt: FakeTensorRT, tmp_path: Path) -> None:
+    trt.build_error = "Error Code 10: no implementation for node"
+
+    with pytest.raises(ValueError, match=r"the build failed: Error Code 10: no implementation"):
+        build(toy_bundle, trt, timing_cache=tmp_path / "timing.cache")
+
+    assert not (tmp_path / "timing.cache").exists()
+
+
+# --- with the builder of TensorRT-RTX
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import tensorrt_rtx as trt
+from bundle.manifest import Manifest
+from bundle.tensorrt_plan import default_profiles
+from service.engines.tensorrt_builder import BuildOptions, build_plan
+
+directory, graph, target = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+manifest = Manifest.load(directory)
+profiles = default_profiles(manifest.preprocess, manifest.max_batch_size)
+try:
+    options = BuildOptions(profiles, target=target)
+    print("built", len(build_plan(trt, directory / graph, manifest.inputs, options)))
+except ValueError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.mark.parametrize("target", ["8.6", "12.0"])
+def test_a_real_builder_makes_a_plan(toy_bundle: Path, tmp_path: Path, target: str) -> None:
+    printed = run_with_tensorrt_rtx(PROGRAM, tmp_path, str(toy_bundle), "model.onnx", target)
+
+    assert printed.startswith("built ")
+    assert int(printed.split()[1]) > 100_000
+
+
+@pytest.mark.parametrize(
+    ("graph", "target", "message"),
+    [
+        ("damaged.onnx", "8.6", "damaged.onnx: TensorRT 1.7.1.116 cannot read it: "),
+        ("model.onnx", "9.9", "expected a target that tensorrt_rtx builds for, got SM99"),
+    ],
+)
+def test_a_real_builder_refuses_in_one_line(
+    tmp_path: Path, graph: str, target: str, message: str
+) -> None:
+    make_toy_bundle(tmp_path / "toy")
+    (tmp_path / "toy" / "damaged.onnx").write_bytes(b"nonsense")
+
+    printed = run_with_tensorrt_rtx(PROGRAM, tmp_path, str(tmp_path / "toy"), graph, target)
+
+    assert printed.startswith("refused: ")
+    assert message in printed
+    assert printed.count("\n") == 1
