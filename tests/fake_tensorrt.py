@@ -59,8 +59,7 @@ class FakeTensorRT:
         self.registry = Registry(self)
         self.log: Any = None  # the first that is given, as in TensorRT
         self.can_capture = True
-        self.enqueue_error: str | None = None
-        self.build_error: str | None = None
+        self.errors: dict[str, str] = {}  # what a function logs, and fails
         self.builds: list[Config] = []
         self.contexts: weakref.WeakSet[Context] = weakref.WeakSet()
         self.misuses: list[str] = []  # seen where an exception would be lost
@@ -76,6 +75,12 @@ class FakeTensorRT:
 
     def OnnxParser(self, network: "Network", log: Any) -> "Parser":
         return Parser(network)
+
+    def fails(self, function: str) -> bool:
+        """Whether the test wants this call to fail; TensorRT says why in its log only."""
+        if function in self.errors:
+            self.error(self.errors[function])
+        return function in self.errors
 
     def error(self, message: str) -> None:
         if self.log is not None:
@@ -163,9 +168,11 @@ class Engine:
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[list[int]]:
         return self.profiles[profile_index][name]
 
-    def create_execution_context(self, strategy: object) -> "Context":
+    def create_execution_context(self, strategy: object) -> "Context | None":
         assert strategy is FakeTensorRT.ExecutionContextAllocationStrategy.USER_MANAGED
         self.trt.cuda.refuse_capture()
+        if self.trt.fails("create_execution_context"):
+            return None
         return Context(self)
 
 
@@ -196,12 +203,14 @@ class Context:
         self._memory = (memory, size)
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
+        assert name in self._engine.nodes
         self._addresses[name] = memory
-        return name in self._engine.nodes
+        return not self._trt.fails("set_tensor_address")
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         self._require_idle()
-        if profile_index >= self._engine.num_optimization_profiles:
+        assert profile_index < self._engine.num_optimization_profiles
+        if self._trt.fails("set_optimization_profile_async"):
             return False
         self.active_optimization_profile = profile_index
         self._shapes, self._is_settled = {}, False
@@ -211,6 +220,8 @@ class Context:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._require_idle()
         least, _, most = self._engine.profiles[self.active_optimization_profile][name]
+        if self._trt.fails("set_input_shape"):
+            return False
         if not all(low <= dim <= high for low, dim, high in zip(least, shape, most, strict=True)):
             self._trt.error(f"{name}: {shape} is not within {least} and {most}")
             return False
@@ -237,8 +248,7 @@ class Context:
                 return False
         elif cuda.is_in_flight(activations):
             raise Misuse("the activations of a run before are still in use")
-        if self._trt.enqueue_error:
-            self._trt.error(self._trt.enqueue_error)
+        if self._trt.fails("execute_async_v3"):
             return False
         dims = self._dims()
         blocks = [
@@ -379,8 +389,7 @@ class Builder:
         if not (monitor.step_complete("Tactics", 0) and monitor.step_complete("Tactics", 1)):
             return None
         monitor.phase_finish("Tactics")
-        if self._trt.build_error:
-            self._trt.error(self._trt.build_error)
+        if self._trt.fails("build_serialized_network"):
             return None
         assert network.graph is not None
         return self._trt.make_plan(network.graph, config.profiles)

@@ -127,7 +127,6 @@ class TensorRTEngine:
             max_graphs=max_graphs,
         )
         self._resources.callback(self._lanes.close)
-        self._resources.callback(self._settle)
 
     def _buffer(self, cuda: Cuda, spec: TensorSpec) -> Buffer:
         largest = max(math.prod(dims_of(spec, profile.max)) for profile in self._profiles)

@@ -62,8 +62,9 @@ class Lanes:
         self._addresses = addresses
         self._activations = activations
         self._input_shapes = input_shapes
-        self._num_lanes = max(1, max_graphs)
         self._uses_graphs = max_graphs > 0
+        # All are made at start, so that serving takes no more memory than starting.
+        self._spare = [_Lane(self._new_context()) for _ in range(max(1, max_graphs))]
         self._lanes: OrderedDict[tuple[int, BatchShape], _Lane] = OrderedDict()
 
     @property
@@ -95,12 +96,13 @@ class Lanes:
         while self._lanes:
             _, lane = self._lanes.popitem()
             lane.reset()
+        self._spare.clear()
         del self._engine
 
     def _free_lane(self) -> _Lane:
-        """A new lane, or that of the shape which was not used for longest."""
-        if len(self._lanes) < self._num_lanes:
-            return _Lane(self._new_context())
+        """A lane that has no shape yet, or that of the shape which was not used for longest."""
+        if self._spare:
+            return self._spare.pop()
         _, lane = self._lanes.popitem(last=False)
         lane.reset()
         return lane

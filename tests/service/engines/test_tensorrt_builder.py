@@ -99,7 +99,7 @@ def test_a_graph_that_is_missing_is_named(toy_bundle: Path, trt: FakeTensorRT) -
 
 
 def test_a_build_that_fails_says_why(toy_bundle: Path, trt: FakeTensorRT, tmp_path: Path) -> None:
-    trt.build_error = "Error Code 10: no implementation for node"
+    trt.errors["build_serialized_network"] = "Error Code 10: no implementation for node"
 
     with pytest.raises(ValueError, match=r"the build failed: Error Code 10: no implementation"):
         build(toy_bundle, trt, timing_cache=tmp_path / "timing.cache")

@@ -112,6 +112,14 @@ def test_more_shapes_than_graphs_are_right_in_any_order(
         assert_alike(engine.run(*batch), oracle.run(*batch))
 
 
+def test_batches_of_one_size_and_any_number_are_right(
+    engine: TensorRTEngine, oracle: OnnxRuntimeEngine
+) -> None:
+    for number in (1, 3, 2, 3, 1, 3, 2):
+        batch = batch_of(*[(50, 70)] * number)
+        assert_alike(engine.run(*batch), oracle.run(*batch))
+
+
 def test_images_smaller_than_every_profile_are_padded_up(
     engine: TensorRTEngine, oracle: OnnxRuntimeEngine
 ) -> None:
@@ -185,6 +193,21 @@ def test_without_graphs_one_context_runs_everything(
     engine.close()
 
 
+def test_the_graph_that_was_not_used_for_longest_makes_room(
+    bundle: Path, trt: FakeTensorRT, cuda: FakeCuda
+) -> None:
+    engine = load(bundle, trt, max_graphs=2)
+    often, seldom, new = (50, 70), (50, 60), (50, 50)
+
+    for size in (often, often, seldom, seldom, often, new):
+        engine.run(*batch_of(size))
+    num_graphs = cuda.num_graphs
+    engine.run(*batch_of(often))
+
+    assert num_graphs == cuda.num_graphs == 1  # that of `often`, which was launched
+    engine.close()
+
+
 def test_an_engine_that_cannot_be_captured_runs_without_graphs_and_says_so_once(
     bundle: Path,
     trt: FakeTensorRT,
@@ -215,6 +238,17 @@ def test_every_profile_is_warm_before_the_first_request(
     used = {context.active_optimization_profile for context in trt.contexts}
 
     assert (used, cuda.num_graphs) == ({0, 1}, 2)
+    engine.close()
+
+
+def test_profiles_that_are_tuned_for_the_same_batch_are_all_warm(
+    planned: Callable[..., Path], trt: FakeTensorRT
+) -> None:
+    narrow = LANDSCAPE.model_copy(update={"min": LANDSCAPE.opt._replace(batch=1)})
+
+    engine = load(planned((LANDSCAPE, PORTRAIT, narrow)), trt, max_graphs=8)
+
+    assert {context.active_optimization_profile for context in trt.contexts} == {0, 1, 2}
     engine.close()
 
 
@@ -279,27 +313,32 @@ def test_a_batch_that_no_profile_takes_is_refused(engine: TensorRTEngine) -> Non
 def test_an_error_of_cuda_is_an_engine_failure_and_the_engine_goes_on(
     engine: TensorRTEngine, oracle: OnnxRuntimeEngine, cuda: FakeCuda, function: str
 ) -> None:
-    batch = batch_of((64, 96), (64, 96))
-    engine.run(*batch)
     cuda.failures[function] = CudaErrorCode.cudaErrorInvalidValue
 
     with pytest.raises(EngineFailure, match=rf"failed on \(2, 64, 96, 3\): {function}: .*Invalid"):
-        engine.run(*batch)
+        engine.run(*batch_of((64, 96), (64, 96)))
 
+    batch = batch_of((64, 96), (64, 96))
     assert_alike(engine.run(*batch), oracle.run(*batch))
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        *("set_optimization_profile_async", "set_input_shape", "execute_async_v3"),
+    ],
+)
 def test_an_error_of_tensorrt_is_an_engine_failure_with_its_reason(
-    engine: TensorRTEngine, oracle: OnnxRuntimeEngine, trt: FakeTensorRT
+    engine: TensorRTEngine, oracle: OnnxRuntimeEngine, trt: FakeTensorRT, function: str
 ) -> None:
-    batch = batch_of((40, 41))
-    trt.enqueue_error = "Error Code 1: Myelin"
+    trt.errors[function] = "Error Code 1: Myelin"
 
-    with pytest.raises(EngineFailure, match="execute_async_v3 failed: Error Code 1: Myelin"):
-        engine.run(*batch)
+    with pytest.raises(EngineFailure, match=rf"{function}.* failed: Error Code 1: Myelin"):
+        engine.run(*batch_of((80, 41)))  # a new shape, of another profile than the last
 
-    trt.enqueue_error = None
+    trt.errors.clear()
     for _ in range(3):
+        batch = batch_of((80, 41))
         assert_alike(engine.run(*batch), oracle.run(*batch))
 
 
@@ -406,10 +445,22 @@ def test_tensors_that_differ_from_the_manifest_are_refused(
     assert message in refused(bundle, trt)
 
 
-def test_an_engine_that_fails_at_warm_up_is_refused(bundle: Path, trt: FakeTensorRT) -> None:
-    trt.enqueue_error = "Error Code 2: the kernel does not fit this device"
+@pytest.mark.parametrize(
+    "function",
+    [
+        *("create_execution_context", "set_tensor_address", "set_optimization_profile_async"),
+        *("set_input_shape", "execute_async_v3"),
+    ],
+)
+def test_an_engine_that_fails_at_start_is_refused(
+    bundle: Path, trt: FakeTensorRT, function: str
+) -> None:
+    trt.errors[function] = "Error Code 2: the kernel does not fit this device"
 
-    assert "the kernel does not fit this device" in refused(bundle, trt)
+    message = refused(bundle, trt)
+
+    assert "the plan does not run on NVIDIA Fake" in message
+    assert "the kernel does not fit this device" in message
 
 
 @pytest.mark.parametrize(

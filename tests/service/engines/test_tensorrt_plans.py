@@ -199,7 +199,8 @@ def test_a_plan_of_another_plugin_is_refused(
 def test_a_build_that_runs_out_of_memory_says_what_to_do(
     elsewhere: Path, trt: FakeTensorRT
 ) -> None:
-    trt.build_error = "Error Code 2: OutOfMemory (Requested size was 900 bytes.)"
+    reason = "Error Code 2: OutOfMemory (Requested size was 900 bytes.)"
+    trt.errors["build_serialized_network"] = reason
 
     with pytest.raises(
         ValueError,
