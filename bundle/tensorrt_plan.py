@@ -102,14 +102,18 @@ def default_profiles(preprocess: Preprocess, max_batch_size: int) -> tuple[Shape
 
     They are tuned for photographs of 4:3, and take everything that preprocessing can give.
     """
-    least = BatchShape(1, preprocess.min_side, preprocess.min_side)
-    short = max(preprocess.short_side, preprocess.min_side)
+    least = preprocess.min_side
+    short = max(preprocess.short_side, least)
     long = max(preprocess.long_side, short)
-    low, wide = resized_size(3, 4, short, long)
-    profiles = []
-    for batch in sorted({1, max_batch_size}):
-        landscape = (BatchShape(batch, low, wide), BatchShape(batch, short, long))
-        portrait = (BatchShape(batch, wide, low), BatchShape(batch, long, short))
-        for opt, most in dict.fromkeys((landscape, portrait)):
-            profiles.append(ShapeProfile(min=least, opt=opt, max=most))
-    return tuple(profiles)
+    low, wide = (max(side, least) for side in resized_size(3, 4, short, long))
+    sizes = {(short, long): (low, wide)}
+    sizes.setdefault((long, short), (wide, low))
+    return tuple(
+        ShapeProfile(
+            min=BatchShape(1, least, least),
+            opt=BatchShape(batch, *size),
+            max=BatchShape(batch, *largest),
+        )
+        for batch in sorted({1, max_batch_size})
+        for largest, size in sizes.items()
+    )

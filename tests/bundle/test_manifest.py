@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from bundle.manifest import ClassInfo, Manifest
+from bundle.preprocess import Preprocess
+from bundle.tensorrt_plan import Fingerprint, TensorRTPlan, default_profiles
 from tests.toy_bundle import TOY_CLASSES, make_toy_bundle
 
 
@@ -66,6 +68,27 @@ def test_a_graph_computes_in_float32_unless_its_manifest_says_otherwise(
     edit(precision="int8")
 
     assert Manifest.load(bundle).precision == "int8"
+
+
+@pytest.fixture
+def plan() -> TensorRTPlan:
+    fingerprint = Fingerprint(gpu="NVIDIA L4", compute_capability="8.9", tensorrt="11.4.0.106")
+    profiles = default_profiles(Preprocess(short_side=64, long_side=128, min_side=32), 4)
+    return TensorRTPlan(file="model.plan", fingerprint=fingerprint, profiles=profiles)
+
+
+def test_a_plan_is_a_file_of_the_bundle(bundle: Path, plan: TensorRTPlan) -> None:
+    (bundle / "model.plan").write_bytes(b"plan")
+
+    Manifest.load(bundle).model_copy(update={"tensorrt": plan}).save(bundle)
+
+    assert Manifest.load(bundle).tensorrt == plan
+    assert "model.plan" in Manifest.load(bundle).files
+
+
+def test_a_plan_that_is_not_there_is_refused(bundle: Path, plan: TensorRTPlan) -> None:
+    with pytest.raises(ValueError, match=r"model\.plan: a graph, plan or sample"):
+        Manifest.load(bundle).model_copy(update={"tensorrt": plan}).save(bundle)
 
 
 def test_a_changed_byte_is_refused(bundle: Path) -> None:
