@@ -129,7 +129,9 @@ class Detector:
             with stopwatch.stage(Stage.DECODE):
                 prepared = await self._decode(uploads)
             pixels = [image for image, _ in prepared]
-            outputs = await ticket.run(pixels, [self._bucket(image) for image in pixels])
+            short_side = self.manifest.preprocess.short_side
+            buckets = [bucket(image.shape[0], image.shape[1], short_side) for image in pixels]
+            outputs = await ticket.run(pixels, buckets)
             stopwatch.seconds[Stage.QUEUE] = ticket.wait_s
             stopwatch.seconds[Stage.INFER] = ticket.run_s
         self._metrics.images.inc(len(uploads))
@@ -175,14 +177,6 @@ class Detector:
 
     # --- batching
 
-    def _bucket(self, image: Pixels) -> tuple[int, int]:
-        """Images are batched only with such of like height and width, so that padding stays small.
-
-        With thirds of the short side, 4:3 and 3:2 landscapes lie one bucket apart.
-        """
-        step_px = -(-self.manifest.preprocess.short_side // 3)
-        return -(-image.shape[0] // step_px), -(-image.shape[1] // step_px)
-
     def _assemble(self, images: list[Pixels]) -> _Batch:
         batch = _Batch(*pad_batch(images, self.manifest.preprocess.min_side))
         num_pixels = sum(image.shape[0] * image.shape[1] for image in images)
@@ -210,6 +204,17 @@ class Detector:
         for batch_size in {1, min(2, self.max_batch_size)}:
             engine.run(*pad_batch([image] * batch_size, preprocess.min_side))
         logger.info("the engine %s is warm", engine.name)
+
+
+def bucket(height: int, width: int, short_side: int) -> tuple[int, int, bool]:
+    """Images are batched only with such of like height and width, so that padding stays small.
+
+    With thirds of the short side, 4:3 and 3:2 landscapes lie one bucket apart. Images that are
+    higher than the short side meet none that are wider, not by a pixel: no batch is larger than
+    the largest landscape or the largest portrait, for which engines hold memory.
+    """
+    step_px = -(-short_side // 3)
+    return -(-height // step_px), -(-width // step_px), height > short_side
 
 
 def _rows(output: RawOutput) -> list[RawOutput]:
