@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path` through a temporary file beside it, which a rename puts in place.
 
     On any failure, a full disk and Ctrl-C included, `path` is untouched and nothing is left over.

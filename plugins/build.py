@@ -5,6 +5,7 @@ Where there is no C++ compiler, nothing is built and everything runs on standard
 
 import argparse
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -51,6 +52,25 @@ def cpu_kernels() -> tuple[Path, ...]:
 def libraries() -> Iterator[Library]:
     """Every library that can be built here."""
     yield Library("libms_deform_attn.so", (OP / "bindings" / "c_api.cpp", *cpu_kernels()))
+    yield from _openvino_extension()
+
+
+def _openvino_extension() -> Iterator[Library]:
+    """The op for the OpenVINO that is installed, against the headers and libraries of its wheel."""
+    package = importlib.util.find_spec("openvino")
+    if package is None or package.origin is None:
+        return
+    root = Path(package.origin).parent
+    runtime = [*root.glob("libs/libopenvino.so.*"), *root.glob("libs/libtbb.so.*")]
+    if len(runtime) != 2 or not (root / "include").is_dir():  # not a wheel for Linux
+        return
+    yield Library(
+        library.openvino_extension(),
+        (OP / "bindings" / "openvino_extension.cpp", *cpu_kernels()),
+        flags=("-isystem", str(root / "include")),
+        # Its code has to outlive the last node of a graph, which may outlive the runtime's core.
+        link_flags=("-Wl,-z,nodelete", *map(str, runtime)),
+    )
 
 
 def build(compiler: str, wanted: Library) -> bool:

@@ -1,8 +1,14 @@
 """Where native libraries lie once `python -m plugins.build` has made them."""
 
+from importlib.metadata import version
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "build" / "plugins"
+
+
+def openvino_extension() -> str:
+    """File name of the extension for the OpenVINO that is installed; it works with no other."""
+    return f"libms_deform_attn_openvino_{version('openvino')}.so"
 
 
 def find(name: str) -> Path | None:

@@ -29,7 +29,7 @@ OTHERS = {
         *("fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "prometheus_client"),
         *("numpy", "PIL", "tqdm", "python_multipart", "anyio"),
     },
-    "service.engines": {"numpy", "onnxruntime"},
+    "service.engines": {"numpy", "onnxruntime", "openvino"},
     "model": {
         *("torch", "numpy", "scipy", "safetensors", "faster_coco_eval", "tqdm", "cv2", "PIL"),
         *("sklearn", "skimage", "pydantic", "httpx"),

@@ -1,9 +1,20 @@
 """What every engine is: a batch of padded images in, the graph's top detections out."""
 
-from typing import NamedTuple, Protocol
+import logging
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from bundle.manifest import REMEDY, Manifest, TensorSpec
+from service.errors import EngineFailure
+
+logger = logging.getLogger(__name__)
+
+# latency: all threads on one batch. throughput: a batch is split, a thread for each part.
+Mode = Literal["latency", "throughput"]
 
 
 class RawOutput(NamedTuple):
@@ -18,10 +29,21 @@ class RawOutput(NamedTuple):
     boxes: npt.NDArray[np.float32]
 
 
+class EngineInfo(NamedTuple):
+    """What runs a bundle: the runtime, and what was chosen for it."""
+
+    runtime: str
+    precision: str  # that it computes in, which the bundle's may not be possible here
+    graph: str  # the form: "standard" or "plugin"
+    threads: int  # in all
+    streams: int  # parts of a batch that run side by side
+
+
 class Engine(Protocol):
     """A loaded graph. Only one thread calls `run` at a time."""
 
     name: str
+    info: EngineInfo
     max_batch_size: int
 
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
@@ -33,3 +55,43 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release the runtime; `run` must not be called again."""
+
+
+def graph_path(directory: Path, manifest: Manifest, form: str) -> Path:
+    """The file of a graph of a bundle. Raises ValueError where the bundle has none of this form."""
+    if form not in manifest.graphs:
+        raise ValueError(
+            f"{directory}: expected a graph {form!r}, got {sorted(manifest.graphs)}; {REMEDY}"
+        )
+    return directory / manifest.graphs[form]
+
+
+def check_names(path: Path, side: str, specs: Iterable[TensorSpec], names: Iterable[str]) -> None:
+    """Raise ValueError unless the inputs or outputs of a graph are those of the manifest."""
+    expected, found = sorted(spec.name for spec in specs), sorted(names)
+    if expected != found:
+        raise ValueError(f"{path}: expected {side} {expected}, got {found}; {REMEDY}")
+
+
+def choose_precision(manifest: Manifest, possible: Collection[str]) -> str:
+    """The bundle's precision, or fp32 where the engine cannot compute in it here."""
+    if manifest.precision in possible:
+        return manifest.precision
+    logger.warning("%s is not possible here: the bundle is run in fp32", manifest.precision)
+    return "fp32"
+
+
+def reason(error: Exception) -> str:
+    """What a runtime says went wrong, in one line, without places in its source."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return " ".join(line for line in lines if line and not line.startswith("Exception from"))
+
+
+def checked(output: RawOutput, shape: tuple[int, ...]) -> RawOutput:
+    """The output for images of a shape. Raises EngineFailure where it is not from 0 to 1.
+
+    That finds NaN, and what becomes of it: some runtimes clamp it to their lowest number.
+    """
+    if not all(((values >= 0) & (values <= 1)).all() for values in (output.scores, output.boxes)):
+        raise EngineFailure(f"expected finite scores and boxes, from 0 to 1, for {shape}")
+    return output

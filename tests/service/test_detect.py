@@ -9,7 +9,7 @@ import pytest
 
 from bundle.preprocess import decode_image
 from service.detect import find_images, main
-from service.engines.onnxruntime_engine import OnnxRuntimeEngine
+from service.engines.openvino_engine import OpenVinoEngine
 from service.errors import EngineFailure
 
 
@@ -116,16 +116,16 @@ def test_an_engine_failure_costs_its_own_image_only(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answer = OnnxRuntimeEngine.run
+    answer = OpenVinoEngine.run
     calls: list[int] = []
 
-    def fail_first(engine: OnnxRuntimeEngine, *args: np.ndarray) -> object:
+    def fail_first(engine: OpenVinoEngine, *args: np.ndarray) -> object:
         calls.append(1)
         if len(calls) == 1:
             raise EngineFailure("broken")
         return answer(engine, *args)
 
-    monkeypatch.setattr(OnnxRuntimeEngine, "run", fail_first)
+    monkeypatch.setattr(OpenVinoEngine, "run", fail_first)
 
     status = run(photos)
 
@@ -144,7 +144,7 @@ def test_an_interrupt_leaves_the_old_file(
     out = tmp_path / "out" / "results.json"
     out.parent.mkdir()
     out.write_text("old")
-    monkeypatch.setattr(OnnxRuntimeEngine, "run", interrupt)
+    monkeypatch.setattr(OpenVinoEngine, "run", interrupt)
 
     status = run(photos, "--out", out)
 

@@ -1,3 +1,8 @@
+"""What every engine does, and which one is opened."""
+
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,16 +12,31 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_native
 
 from bundle.manifest import Manifest, TensorSpec
 from bundle.preprocess import pad_batch
+from service.engines import onnxruntime_engine, openvino_engine
 from service.engines.base import Engine
-from service.engines.load import open_engine
-from service.engines.onnxruntime_engine import RUNTIME_ERRORS, OnnxRuntimeEngine
+from service.engines.load import EngineName, open_engine
+from service.engines.onnxruntime_engine import OnnxRuntimeEngine
+from service.engines.openvino_engine import OpenVinoEngine
 from service.errors import EngineFailure
 from tests.toy_bundle import TOY_GRAPH, make_toy_bundle
 
+ROOT = Path(__file__).parents[2]
+ENGINES = {"onnxruntime": OnnxRuntimeEngine, "openvino": OpenVinoEngine}
+RUNTIME_ERRORS = {
+    "onnxruntime": onnxruntime_engine.RUNTIME_ERRORS,
+    "openvino": openvino_engine.RUNTIME_ERRORS,
+}
+TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+
+
+@pytest.fixture(params=ENGINES)
+def kind(request: pytest.FixtureRequest) -> EngineName:
+    return request.param
+
 
 @pytest.fixture
-def engine(toy_bundle: Path) -> Engine:
-    return open_engine(toy_bundle, threads=1)[1]
+def engine(toy_bundle: Path, kind: EngineName) -> Engine:
+    return open_engine(toy_bundle, engine=kind, threads=1)[1]
 
 
 def test_the_engine_finds_what_the_graph_finds(engine: Engine, scene: np.ndarray) -> None:
@@ -42,12 +62,39 @@ def test_an_image_is_answered_alike_alone_and_in_a_padded_batch(
         np.testing.assert_allclose(found[1], expected[0], atol=1e-6)
 
 
-def test_name_and_batch_size_are_those_of_the_manifest(tmp_path: Path) -> None:
+def test_an_output_stays_as_it_was_when_the_engine_runs_again(
+    engine: Engine, scene: np.ndarray
+) -> None:
+    first = engine.run(*pad_batch([scene]))
+    kept = [values.copy() for values in first]
+
+    engine.run(*pad_batch([np.full((96, 128, 3), 255, np.uint8)]))
+
+    for expected, found in zip(kept, first, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_name_and_batch_size_are_those_of_the_manifest(tmp_path: Path, kind: EngineName) -> None:
     make_toy_bundle(tmp_path / "toy", max_batch_size=3)
 
-    manifest, engine = open_engine(tmp_path / "toy", threads=1)
+    manifest, engine = open_engine(tmp_path / "toy", engine=kind, threads=1)
 
     assert (engine.name, engine.max_batch_size) == (manifest.name, 3) == ("toy", 3)
+
+
+def test_an_engine_says_what_it_is(engine: Engine, kind: EngineName) -> None:
+    assert engine.info == (kind, "fp32", "standard", 1, 1)
+
+
+def test_a_precision_that_is_not_possible_here_is_replaced_and_said(
+    toy_bundle: Path, kind: EngineName, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = Manifest.load(toy_bundle).model_copy(update={"precision": "fp16"})
+
+    engine = ENGINES[kind](toy_bundle, manifest, threads=1)
+
+    assert engine.info.precision == "fp32"
+    assert caplog.messages == ["fp16 is not possible here: the bundle is run in fp32"]
 
 
 def test_a_damaged_bundle_is_not_opened(tmp_path: Path) -> None:
@@ -58,34 +105,37 @@ def test_a_damaged_bundle_is_not_opened(tmp_path: Path) -> None:
         open_engine(tmp_path / "toy")
 
 
-def test_a_file_that_is_no_graph_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_no_graph_is_named(tmp_path: Path, kind: EngineName) -> None:
     manifest = make_toy_bundle(tmp_path / "toy")
     (tmp_path / "toy" / "model.onnx").write_bytes(b"not a graph")
 
-    with pytest.raises(ValueError, match=r"model\.onnx: ONNX Runtime cannot load .*`make export`"):
-        OnnxRuntimeEngine(tmp_path / "toy", manifest)
+    with pytest.raises(
+        ValueError, match=rf"model\.onnx: {TITLES[kind]} cannot load .*`make export`"
+    ):
+        ENGINES[kind](tmp_path / "toy", manifest)
 
 
-def test_an_unknown_graph_is_refused(toy_bundle: Path) -> None:
+def test_an_unknown_graph_is_refused(toy_bundle: Path, kind: EngineName) -> None:
     with pytest.raises(ValueError, match=r"expected a graph 'plugin', got \['standard'\]"):
-        OnnxRuntimeEngine(toy_bundle, Manifest.load(toy_bundle), graph="plugin")
+        ENGINES[kind](toy_bundle, Manifest.load(toy_bundle), graph="plugin")
 
 
-def test_a_graph_unlike_its_manifest_is_refused(toy_bundle: Path) -> None:
+def test_a_graph_unlike_its_manifest_is_refused(toy_bundle: Path, kind: EngineName) -> None:
     outputs = (TensorSpec(name="logits", dtype="float32", shape=(1,)),)
     manifest = Manifest.load(toy_bundle).model_copy(update={"outputs": outputs})
 
     with pytest.raises(ValueError, match=r"expected outputs \['logits'\], got \['boxes'"):
-        OnnxRuntimeEngine(toy_bundle, manifest)
+        ENGINES[kind](toy_bundle, manifest)
 
 
-def test_an_error_of_the_runtime_is_an_engine_failure(engine: Engine) -> None:
+def test_an_error_of_the_runtime_is_an_engine_failure(engine: Engine, kind: EngineName) -> None:
     images, padding_mask = np.zeros((1, 8, 8, 4), np.uint8), np.zeros((1, 8, 8), np.bool_)
 
-    with pytest.raises(EngineFailure, match=r"ONNX Runtime failed on \(1, 8, 8, 4\)") as caught:
+    with pytest.raises(EngineFailure, match=rf"{TITLES[kind]} failed on \(1, 8, 8, 4\)") as caught:
         engine.run(images, padding_mask)
 
-    assert isinstance(caught.value.__cause__, ort_native.InvalidArgument)
+    assert isinstance(caught.value.__cause__, RUNTIME_ERRORS[kind])
+    assert "\n" not in str(caught.value)
 
 
 def test_the_engine_goes_on_after_a_failure(engine: Engine, scene: np.ndarray) -> None:
@@ -95,24 +145,32 @@ def test_the_engine_goes_on_after_a_failure(engine: Engine, scene: np.ndarray) -
     assert engine.run(*pad_batch([scene])).scores[0, 0] > 0.9
 
 
-@pytest.mark.parametrize("kind", RUNTIME_ERRORS, ids=lambda kind: kind.__name__)
-def test_every_error_of_the_runtime_is_translated(
-    engine: Engine, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+@pytest.mark.parametrize(
+    "error", onnxruntime_engine.RUNTIME_ERRORS, ids=lambda error: error.__name__
+)
+def test_every_error_of_onnx_runtime_is_translated(
+    toy_bundle: Path, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     def fail(*_: object) -> None:
-        raise kind("broken")
+        raise error("broken")
 
+    engine = OnnxRuntimeEngine(toy_bundle, Manifest.load(toy_bundle), threads=1)
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
 
-    with pytest.raises(EngineFailure, match="broken"):
+    with pytest.raises(EngineFailure, match=r"ONNX Runtime failed on .*: broken"):
         engine.run(*pad_batch([scene]))
 
 
+def test_the_errors_of_onnx_runtime_are_those_that_it_defines() -> None:
+    assert ort_native.InvalidArgument in onnxruntime_engine.RUNTIME_ERRORS
+    assert ort_native.Fail in onnxruntime_engine.RUNTIME_ERRORS
+
+
 def test_scores_that_are_not_finite_are_an_engine_failure(
-    tmp_path: Path, scene: np.ndarray
+    tmp_path: Path, scene: np.ndarray, kind: EngineName
 ) -> None:
     make_toy_bundle(tmp_path / "toy", graph=TOY_GRAPH.replace("white = {255.0}", "white = {0.0}"))
-    _, engine = open_engine(tmp_path / "toy", threads=1)
+    _, engine = open_engine(tmp_path / "toy", engine=kind, threads=1)
 
     with pytest.raises(EngineFailure, match="finite"):
         engine.run(*pad_batch([scene]))
@@ -123,3 +181,70 @@ def test_boxes_that_are_not_finite_are_an_engine_failure(engine: Engine) -> None
 
     with pytest.raises(EngineFailure, match="finite"):
         engine.run(images, only_padding)
+
+
+# --- which engine is opened
+
+
+def detect_in_a_copy_of_the_service(
+    tmp_path: Path, program: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program where service, bundle and plugins are, but nothing that was built."""
+    for name in ("service", "bundle", "plugins", "bundles"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("cache"))
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+
+
+DETECT = """
+import logging
+from pathlib import Path
+import numpy as np
+from service.engines.load import open_engine
+
+logging.basicConfig(level="WARNING", format="%(message)s")
+_, engine = open_engine(Path("bundles/demo"), threads=1)
+output = engine.run(np.full((1, 96, 128, 3), 99, np.uint8), np.zeros((1, 96, 128), np.bool_))
+print(*engine.info, output.scores.shape)
+"""
+
+
+def test_without_openvino_the_service_runs_on_onnx_runtime_and_says_so(tmp_path: Path) -> None:
+    blocked = "import sys\nsys.modules['openvino'] = None\n"
+
+    result = detect_in_a_copy_of_the_service(tmp_path, blocked + DETECT)
+
+    assert result.stdout == "onnxruntime fp32 standard 1 1 (1, 100)\n", result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "OpenVINO cannot be imported" in result.stderr
+
+
+def test_without_the_native_op_the_service_runs_the_standard_graph_and_says_so(
+    tmp_path: Path,
+) -> None:
+    result = detect_in_a_copy_of_the_service(tmp_path, DETECT)
+
+    assert result.stdout == "openvino fp32 standard 1 1 (1, 100)\n", result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "is not built" in result.stderr
+    assert "`make plugins`" in result.stderr
+
+
+def test_an_engine_that_was_asked_for_is_not_replaced(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.delitem(sys.modules, "service.engines.openvino_engine")
+
+    with pytest.raises(ValueError, match=r"OpenVINO cannot be imported .*engine onnxruntime"):
+        open_engine(toy_bundle, engine="openvino")
+
+
+def test_onnx_runtime_says_that_it_has_no_streams(
+    toy_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, engine = open_engine(toy_bundle, engine="onnxruntime", threads=1, mode="throughput")
+
+    assert engine.info.streams == 1
+    assert "no mode throughput" in caplog.text

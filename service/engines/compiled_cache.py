@@ -1,0 +1,47 @@
+"""Compiled graphs, kept in a bundle's cache so that its next start need not compile.
+
+Beside each lies a SHA-256 of it and of what it was made for: the bundle's hashes do not cover its
+cache, and a runtime may take changed weights for good ones.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from bundle.atomic import write_atomically
+from bundle.manifest import CACHE_NAME
+
+logger = logging.getLogger(__name__)
+
+
+def read_compiled(bundle: Path, name: str, key: str) -> bytes | None:
+    """What was kept under this name; None where it was made for another key, or is damaged."""
+    path = bundle / CACHE_NAME / name
+    try:
+        compiled, digest = path.read_bytes(), _digest_path(path).read_bytes()
+    except OSError:
+        return None
+    return compiled if digest == _digest(key, compiled) else None
+
+
+def keep_compiled(bundle: Path, name: str, key: str, export: Callable[[], memoryview]) -> None:
+    """Keep what `export` returns, in place of what there is, if the bundle can be written to."""
+    path = bundle / CACHE_NAME / name
+    try:
+        path.parent.mkdir(exist_ok=True)
+        compiled = export()
+        write_atomically(path, compiled)
+        write_atomically(_digest_path(path), _digest(key, compiled))
+    except OSError as error:
+        logger.info("the compiled graph is not kept for the next start: %s", error)
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _digest(key: str, compiled: bytes | memoryview) -> bytes:
+    digest = hashlib.sha256(key.encode())
+    digest.update(compiled)
+    return digest.hexdigest().encode()
