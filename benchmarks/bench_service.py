@@ -32,7 +32,7 @@ from PIL import Image
 from bundle.manifest import Manifest
 from bundle.postprocess import to_detections
 from bundle.preprocess import Preprocess, decode_image, pad_batch, prepare
-from service.engines.base import RawOutput
+from service.engines.base import EngineInfo, RawOutput
 
 MAX_BATCH_SIZE = 16
 FIXED_MS, IMAGE_MS = 32.0, 8.0
@@ -44,6 +44,7 @@ class MockEngine:
     """Sleeps as long as a GPU would work, and finds 100 objects."""
 
     name = "mock"
+    info = EngineInfo("mock", "fp32", "standard", threads=1, streams=1)
     max_batch_size = MAX_BATCH_SIZE
 
     def run(self, images: np.ndarray, padding_mask: np.ndarray) -> RawOutput:

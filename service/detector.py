@@ -23,12 +23,13 @@ from bundle.preprocess import (
 )
 from bundle.preprocess import InvalidImage as UndecodableImage
 from service.batcher import BatchReport, DynamicBatcher, Ticket
-from service.engines.base import Engine, RawOutput
+from service.cores import allowed_cores
+from service.engines.base import Engine, EngineInfo, RawOutput
 from service.engines.load import open_engine
 from service.errors import InvalidImage, NotReady, UnsupportedMediaType
 from service.metrics import Metrics, Stage, Stopwatch
 from service.schemas import ModelRef
-from service.settings import Settings, num_cores
+from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class Detector:
         self._settings = settings
         self._metrics = metrics
         self._decoders = ThreadPoolExecutor(
-            settings.decode_threads or num_cores(), thread_name_prefix="decode"
+            settings.decode_threads or allowed_cores(), thread_name_prefix="decode"
         )
         self._engine: Engine | None = None
         self._batcher: DynamicBatcher[Pixels, _Batch, RawOutput] | None = None
@@ -91,6 +92,7 @@ class Detector:
             engine = await asyncio.to_thread(self._open, self._settings.bundle)
         self._engine = engine
         await asyncio.to_thread(self._warm_up, engine)
+        self._metrics.engine.labels(*engine.info).set(1)
         self._batcher = DynamicBatcher(
             self._assemble,
             lambda batch: _rows(engine.run(batch.images, batch.padding_mask)),
@@ -102,10 +104,14 @@ class Detector:
 
     @property
     def max_batch_size(self) -> int:
-        """The smallest of what the bundle, the engine and the settings allow."""
-        limits = [self.manifest.max_batch_size, self._settings.max_batch_size]
-        limits.append(self._engine.max_batch_size if self._engine else None)
-        return min(limit for limit in limits if limit is not None)
+        """The least of what the engine (the bundle, until there is one) and the settings allow."""
+        limit = self._engine.max_batch_size if self._engine else self.manifest.max_batch_size
+        return min(limit, self._settings.max_batch_size or limit)
+
+    @property
+    def engine_info(self) -> EngineInfo | None:
+        """What runs the bundle, once it is opened."""
+        return self._engine.info if self._engine else None
 
     def admit(self, num_images: int) -> Ticket[Pixels, RawOutput]:
         """Reserve places for the images of a request.
@@ -193,7 +199,12 @@ class Detector:
     # --- the engine
 
     def _open(self, bundle: Path) -> Engine:
-        _, engine = open_engine(bundle, threads=self._settings.engine_threads)
+        _, engine = open_engine(
+            bundle,
+            engine=self._settings.engine,
+            threads=self._settings.engine_threads,
+            mode=self._settings.engine_mode,
+        )
         return engine
 
     def _warm_up(self, engine: Engine) -> None:
@@ -203,7 +214,8 @@ class Detector:
         image = np.zeros((height, width, 3), np.uint8)
         for batch_size in {1, min(2, self.max_batch_size)}:
             engine.run(*pad_batch([image] * batch_size, preprocess.min_side))
-        logger.info("the engine %s is warm", engine.name)
+        info = ", ".join(f"{name} {value}" for name, value in engine.info._asdict().items())
+        logger.info("the engine %s is warm: %s", engine.name, info)
 
 
 def bucket(height: int, width: int, short_side: int) -> tuple[int, int, bool]:

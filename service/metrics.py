@@ -7,6 +7,8 @@ from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from service.engines.base import EngineInfo
+
 # From a small model on a GPU to a large one on a CPU.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _PIXELS = (1e4, 1e5, 3e5, 1e6, 2e6, 5e6, 1e7, 2e7, 5e7, 1e8)
@@ -86,6 +88,12 @@ class Metrics:
             "detr_model_info",
             "The model that is served; always 1.",
             ["name", "variant", "version"],
+            registry=registry,
+        )
+        self.engine = Gauge(
+            "detr_engine_info",
+            "The engine that runs it; always 1.",
+            EngineInfo._fields,
             registry=registry,
         )
 

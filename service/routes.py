@@ -27,6 +27,7 @@ from service.schemas import (
     ImageResult,
     ModelInfo,
     OutputFormat,
+    RunningEngine,
     coco_results,
 )
 from service.settings import Settings
@@ -141,10 +142,11 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/model", tags=["detection"], summary="The model that is served")
 async def model(request: Request) -> ModelInfo:
-    """The model that is served: its classes, preprocessing, metrics and origin."""
-    manifest = _detector(request).manifest
+    """The model that is served: its engine, classes, preprocessing, metrics and origin."""
+    manifest, engine = _detector(request).manifest, _detector(request).engine_info
     return ModelInfo(
         **_detector(request).model_ref.model_dump(),
+        engine=RunningEngine(**engine._asdict()) if engine else None,
         classes=list(manifest.classes),
         preprocess=manifest.preprocess,
         num_detections=manifest.num_detections,

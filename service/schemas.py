@@ -147,9 +147,20 @@ def coco_results(results: Iterable[ImageResult]) -> list[CocoResult]:
     ]
 
 
-class ModelInfo(ModelRef):
-    """Answer of GET /model."""
+class RunningEngine(BaseModel):
+    """What runs the model: see `EngineInfo`."""
 
+    runtime: str
+    precision: str
+    graph: str
+    threads: int
+    streams: int
+
+
+class ModelInfo(ModelRef):
+    """Answer of GET /model; `engine` is null while it loads."""
+
+    engine: RunningEngine | None
     classes: list[ClassInfo]
     preprocess: Preprocess
     num_detections: int

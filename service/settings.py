@@ -1,6 +1,5 @@
 """How the service is configured: by environment variables, and only here."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -8,15 +7,10 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bundle.preprocess import MAX_PIXELS
+from service.engines.base import Mode
+from service.engines.load import EngineName
 
 MIB = 1024 * 1024
-
-
-def num_cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Settings(BaseSettings):
@@ -52,12 +46,21 @@ class Settings(BaseSettings):
         int, Field(ge=1, description="Most pixels of one image, told from its header.")
     ] = MAX_PIXELS
     decode_threads: Annotated[
-        int | None, Field(ge=1, description="Threads that decode images; one per core by default.")
+        int | None,
+        Field(ge=1, description="Threads that decode images; one per allowed core by default."),
     ] = None
+    engine: Annotated[
+        EngineName,
+        Field(description="What runs the graph; auto takes OpenVINO if it is there."),
+    ] = "auto"
     engine_threads: Annotated[
         int | None,
-        Field(ge=1, description="Threads of one inference on a CPU; one per core by default."),
+        Field(ge=1, description="Threads of the engine; one per allowed core by default."),
     ] = None
+    engine_mode: Annotated[
+        Mode,
+        Field(description="latency: all threads on one batch; throughput: one for each part of it"),
+    ] = "latency"
     drain_delay_s: Annotated[
         float,
         Field(

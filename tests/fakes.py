@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import numpy.typing as npt
 
-from service.engines.base import RawOutput
+from service.engines.base import EngineInfo, RawOutput
 from service.errors import EngineFailure
 
 
@@ -57,6 +57,7 @@ class FakeEngine:
     """
 
     name = "fake"
+    info = EngineInfo("fake", "fp32", "standard", threads=2, streams=1)
 
     def __init__(self, max_batch_size: int = 8) -> None:
         self.max_batch_size = max_batch_size

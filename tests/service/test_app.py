@@ -48,7 +48,7 @@ def settings(toy_bundle: Path) -> Settings:
 
 @pytest.fixture
 def engine() -> FakeEngine:
-    return FakeEngine()
+    return FakeEngine(max_batch_size=4)
 
 
 @pytest.fixture
@@ -255,6 +255,20 @@ async def test_the_model_is_described(client: httpx.AsyncClient) -> None:
     assert [info["name"] for info in model["classes"]] == ["red", "green", "blue"]
     assert model["samples"] == ["samples/1.png"]
     assert model["max_batch_size"] == 4
+    assert model["engine"] == {
+        "runtime": "fake",
+        "precision": "fp32",
+        "graph": "standard",
+        "threads": 2,
+        "streams": 1,
+    }
+
+
+async def test_the_engine_that_runs_is_named(client: httpx.AsyncClient) -> None:
+    exposition = (await client.get("/metrics")).text
+
+    labels = 'graph="standard",precision="fp32",runtime="fake",streams="1",threads="2"'
+    assert f"detr_engine_info{{{labels}}} 1.0" in exposition
 
 
 async def test_samples_are_served_and_nothing_else_of_the_bundle(
