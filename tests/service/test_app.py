@@ -530,7 +530,7 @@ async def test_a_full_queue_is_overloaded(
 async def test_a_passed_deadline_is_a_gateway_timeout(
     settings: Settings, engine: FakeEngine, png_bytes: bytes
 ) -> None:
-    app = create_app(settings.model_copy(update={"deadline_s": 0.01}), engine)
+    app = create_app(settings.model_copy(update={"deadline_s": 0.5}), engine)
     async with running(app) as client:
         held = await begin_and_hold(client, engine, png_bytes)
 
