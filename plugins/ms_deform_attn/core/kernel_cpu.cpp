@@ -239,7 +239,7 @@ void ForwardCpu::run(int item) const
     {
         char bytes[64];
     };
-    const size_t perSample = 4 * (sizeof(int32_t) + mState->kernels.scalarBytes);
+    const size_t perSample = 4 * kForwardBlock * (sizeof(int32_t) + mState->kernels.scalarBytes);
     std::vector<Line> workspace(
         (perSample * static_cast<size_t>(mState->call.numPadded) + 63) / sizeof(Line));
     mState->kernels.forward(mState->call, imageHead / p.numHeads, imageHead % p.numHeads, first,

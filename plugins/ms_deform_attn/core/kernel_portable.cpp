@@ -9,9 +9,9 @@ const KernelTable* portableKernels(bool bfloat16)
 {
     using V = PortableVector<float, 8>;
     static const KernelTable kFloat32 = {
-        prepareBlock<V, float>, forwardBlock<V, float>, sizeof(float), sizeof(float)};
+        prepareItem<V, float>, forwardItem<V, float>, sizeof(float), sizeof(float)};
     static const KernelTable kBFloat16 = {
-        prepareBlock<V, uint16_t>, forwardBlock<V, uint16_t>, sizeof(float), sizeof(uint16_t)};
+        prepareItem<V, uint16_t>, forwardItem<V, uint16_t>, sizeof(float), sizeof(uint16_t)};
     return bfloat16 ? &kBFloat16 : &kFloat32;
 }
 
@@ -19,7 +19,7 @@ const KernelTable* doubleKernels()
 {
     using V = PortableVector<double, 4>;
     static const KernelTable kFloat64 = {
-        prepareBlock<V, double>, forwardBlock<V, double>, sizeof(double), sizeof(double)};
+        prepareItem<V, double>, forwardItem<V, double>, sizeof(double), sizeof(double)};
     return &kFloat64;
 }
 

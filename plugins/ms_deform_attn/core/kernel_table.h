@@ -30,6 +30,13 @@ struct SampleTable
     const int32_t* reference; // of the level's reference point among those of a query
 };
 
+// offset * extent * boxScale is what a sample moves by, where reference points carry a box.
+template <typename Scalar>
+inline Scalar boxScale(const MSDeformAttnParams& p)
+{
+    return Scalar(0.5) / static_cast<Scalar>(p.numPoints);
+}
+
 // One forward call, laid out.
 struct ForwardCall
 {
@@ -48,8 +55,11 @@ struct ForwardCall
 // Brings tokens [first, last) of an image together by head.
 using PrepareFunction = void (*)(const ForwardCall&, int image, int first, int last);
 
-// Answers queries [first, last) of a head of an image. The workspace holds 4 offsets (int32) and
-// 4 weights (scalars) for numPadded samples, the offsets first, aligned to 64 bytes.
+// Queries that are answered together.
+constexpr int kForwardBlock = 16;
+
+// Answers queries [first, last) of a head of an image. The workspace holds four offsets (int32) and
+// four weights (scalars) for numPadded samples of each query of a block, aligned to 64 bytes.
 using ForwardFunction =
     void (*)(const ForwardCall&, int image, int head, int first, int last, void* workspace);
 

@@ -3,7 +3,8 @@
 // Source: Deformable DETR, arXiv:2010.04159, eq. (3). Pixel centres lie at (i + 0.5) / size.
 //
 // `Real` is a float, a double or a vector of them, `Int` an int or a vector as long. What an
-// operator cannot say is said by select() and floorOf(), which a vector type overloads.
+// operator cannot say is said by select(), atLeast(), atMost(), floorOf() and toInt(), which a
+// vector type overloads.
 #pragma once
 
 #include <cmath>
@@ -21,6 +22,20 @@ template <typename T>
 DETR_HOST_DEVICE T select(bool condition, T yes, T no)
 {
     return condition ? yes : no;
+}
+
+// The larger of the two; the bound where x is NaN.
+template <typename T>
+DETR_HOST_DEVICE T atLeast(T x, T bound)
+{
+    return x > bound ? x : bound;
+}
+
+// The smaller of the two; the bound where x is NaN.
+template <typename T>
+DETR_HOST_DEVICE T atMost(T x, T bound)
+{
+    return x < bound ? x : bound;
 }
 
 DETR_HOST_DEVICE float floorOf(float x)
@@ -72,8 +87,7 @@ template <typename Real, typename Int>
 DETR_HOST_DEVICE AxisTaps<Real, Int> axisTaps(Real coordinate, Int size, Real realSize)
 {
     const Real zero(0.0f), one(1.0f);
-    Real inside = select(coordinate > -one, coordinate, -one); // also where it is NaN
-    inside = select(inside < realSize, inside, realSize);
+    const Real inside = atMost(atLeast(coordinate, -one), realSize);
     const Real base = floorOf(inside);
     const Real fraction = inside - base;
     const Int low = toInt<Int>(base); // -1 .. size
@@ -82,9 +96,30 @@ DETR_HOST_DEVICE AxisTaps<Real, Int> axisTaps(Real coordinate, Int size, Real re
     AxisTaps<Real, Int> taps;
     taps.lowWeight = select(base >= zero, select(base < realSize, one - fraction, zero), zero);
     taps.highWeight = select(base < realSize - one, fraction, zero);
-    taps.low = select(low < 0, Int{}, select(low > last, last, low));
-    taps.high = select(high > last, last, high);
+    taps.low = atMost(atLeast(low, Int{}), last);
+    taps.high = atMost(high, last);
     return taps;
+}
+
+// What the two weights gain for each pixel that the coordinate moves, for gradients. Where a
+// coordinate is whole, so that one of them has a kink, that of the side above is taken.
+template <typename Real>
+struct AxisSlopes
+{
+    Real low;
+    Real high;
+};
+
+template <typename Real>
+DETR_HOST_DEVICE AxisSlopes<Real> axisSlopes(Real coordinate, Real realSize)
+{
+    const Real zero(0.0f), one(1.0f);
+    const Real inside = atMost(atLeast(coordinate, -one), realSize);
+    const Real base = floorOf(inside);
+    AxisSlopes<Real> slopes;
+    slopes.low = select(base >= zero, select(base < realSize, -one, zero), zero);
+    slopes.high = select(coordinate >= -one, select(base < realSize - one, one, zero), zero);
+    return slopes;
 }
 
 } // namespace detr

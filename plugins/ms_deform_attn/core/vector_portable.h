@@ -84,12 +84,6 @@ inline Pack<int32_t, N> operator-(const Pack<int32_t, N>& a, int32_t b)
     return a - Pack<int32_t, N>(b);
 }
 
-template <int N>
-inline PackMask<N> operator<(const Pack<int32_t, N>& a, int32_t b)
-{
-    return a < Pack<int32_t, N>(b);
-}
-
 template <typename T, int N>
 inline Pack<T, N> select(const PackMask<N>& condition, const Pack<T, N>& yes, const Pack<T, N>& no)
 {
@@ -99,6 +93,18 @@ inline Pack<T, N> select(const PackMask<N>& condition, const Pack<T, N>& yes, co
         r.lane[i] = condition.lane[i] != 0 ? yes.lane[i] : no.lane[i];
     }
     return r;
+}
+
+template <typename T, int N>
+inline Pack<T, N> atLeast(const Pack<T, N>& x, const Pack<T, N>& bound)
+{
+    return select(x > bound, x, bound);
+}
+
+template <typename T, int N>
+inline Pack<T, N> atMost(const Pack<T, N>& x, const Pack<T, N>& bound)
+{
+    return select(x < bound, x, bound);
 }
 
 template <typename IntPack, typename T, int N>
@@ -133,7 +139,8 @@ struct PortableVector
     using Float = Pack<T, N>;
     using Int = Pack<int32_t, N>;
     static constexpr int kLanes = N;
-    static constexpr int kMaxPairs = 2; // pairs of vectors that sums are kept in at once
+    static constexpr int kMaxPairs = 2;     // pairs of vectors of channels in one pass
+    static constexpr int kAccumulators = 4; // vectors that sums are kept in
 
     static Float load(const T* p)
     {
@@ -200,14 +207,22 @@ struct PortableVector
         return r;
     }
 
+    using Quad = const T*; // four numbers
+
+    static Quad loadQuad(const T* p)
+    {
+        return p;
+    }
+
+    template <int kLane>
+    static Float splat(Quad quad)
+    {
+        return Float(quad[kLane]);
+    }
+
     static Float multiplyAdd(const Float& a, const Float& b, const Float& c)
     {
         return a * b + c;
-    }
-
-    static Float maxOf(const Float& a, const Float& b)
-    {
-        return select(a > b, a, b);
     }
 
     static T maxOfLanes(const Float& x)
@@ -257,13 +272,8 @@ struct PortableVector
         }
     }
 
-    static void copy(const T* from, T* to, int count)
-    {
-        std::memcpy(to, from, sizeof(T) * static_cast<size_t>(count));
-    }
-
     // To bfloat16, to nearest even; a NaN stays one.
-    static void copy(const float* from, uint16_t* to, int count)
+    static void toBFloat16(const float* from, uint16_t* to, int count)
     {
         for (int i = 0; i < count; ++i)
         {

@@ -1,0 +1,293 @@
+// Vectors of AVX-512 (F, BW, DQ, VL); included by kernel_avx512.cpp only.
+#pragma once
+
+#include "exponential.h"
+#include "sampling.h"
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace detr
+{
+
+struct Avx512Float
+{
+    __m512 v;
+
+    Avx512Float() = default;
+
+    Avx512Float(__m512 x)
+        : v(x)
+    {
+    }
+
+    explicit Avx512Float(float x)
+        : v(_mm512_set1_ps(x))
+    {
+    }
+};
+
+struct Avx512Int
+{
+    __m512i v;
+
+    Avx512Int()
+        : v(_mm512_setzero_si512())
+    {
+    }
+
+    Avx512Int(__m512i x)
+        : v(x)
+    {
+    }
+
+    explicit Avx512Int(int32_t x)
+        : v(_mm512_set1_epi32(x))
+    {
+    }
+};
+
+struct Avx512Mask
+{
+    __mmask16 m;
+};
+
+inline Avx512Float operator+(Avx512Float a, Avx512Float b)
+{
+    return _mm512_add_ps(a.v, b.v);
+}
+
+inline Avx512Float operator-(Avx512Float a, Avx512Float b)
+{
+    return _mm512_sub_ps(a.v, b.v);
+}
+
+inline Avx512Float operator*(Avx512Float a, Avx512Float b)
+{
+    return _mm512_mul_ps(a.v, b.v);
+}
+
+inline Avx512Float operator-(Avx512Float a)
+{
+    return _mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f));
+}
+
+inline Avx512Mask operator>(Avx512Float a, Avx512Float b)
+{
+    return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)};
+}
+
+inline Avx512Mask operator<(Avx512Float a, Avx512Float b)
+{
+    return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)};
+}
+
+inline Avx512Mask operator>=(Avx512Float a, Avx512Float b)
+{
+    return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ)};
+}
+
+inline Avx512Int operator+(Avx512Int a, Avx512Int b)
+{
+    return _mm512_add_epi32(a.v, b.v);
+}
+
+inline Avx512Int operator*(Avx512Int a, Avx512Int b)
+{
+    return _mm512_mullo_epi32(a.v, b.v);
+}
+
+inline Avx512Int operator+(Avx512Int a, int32_t b)
+{
+    return _mm512_add_epi32(a.v, _mm512_set1_epi32(b));
+}
+
+inline Avx512Int operator-(Avx512Int a, int32_t b)
+{
+    return _mm512_sub_epi32(a.v, _mm512_set1_epi32(b));
+}
+
+inline Avx512Float select(Avx512Mask condition, Avx512Float yes, Avx512Float no)
+{
+    return _mm512_mask_mov_ps(no.v, condition.m, yes.v);
+}
+
+inline Avx512Float atLeast(Avx512Float x, Avx512Float bound)
+{
+    return _mm512_max_ps(x.v, bound.v); // the second where one is a NaN
+}
+
+inline Avx512Float atMost(Avx512Float x, Avx512Float bound)
+{
+    return _mm512_min_ps(x.v, bound.v);
+}
+
+inline Avx512Int atLeast(Avx512Int x, Avx512Int bound)
+{
+    return _mm512_max_epi32(x.v, bound.v);
+}
+
+inline Avx512Int atMost(Avx512Int x, Avx512Int bound)
+{
+    return _mm512_min_epi32(x.v, bound.v);
+}
+
+inline Avx512Float floorOf(Avx512Float x)
+{
+    return _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+}
+
+template <typename Int>
+inline Avx512Int toInt(Avx512Float x)
+{
+    return _mm512_cvttps_epi32(x.v);
+}
+
+// What the kernels ask of an instruction set; see vector_portable.h.
+struct Avx512
+{
+    using Scalar = float;
+    using Float = Avx512Float;
+    using Int = Avx512Int;
+    static constexpr int kLanes = 16;
+    static constexpr int kMaxPairs = 8;
+    static constexpr int kAccumulators = 16;
+
+    static __mmask16 firstLanes(int count)
+    {
+        return static_cast<__mmask16>(count >= kLanes ? 0xffffu : (1u << count) - 1u);
+    }
+
+    static Float load(const float* p)
+    {
+        return _mm512_loadu_ps(p);
+    }
+
+    static Float load(const float* p, int count, Float rest)
+    {
+        if (count >= kLanes)
+        {
+            return load(p);
+        }
+        return _mm512_mask_loadu_ps(rest.v, firstLanes(count), p);
+    }
+
+    static Int load(const int32_t* p)
+    {
+        return _mm512_loadu_si512(p);
+    }
+
+    static void store(float* p, Float x)
+    {
+        _mm512_storeu_ps(p, x.v);
+    }
+
+    static void store(float* p, Float x, int count)
+    {
+        if (count >= kLanes)
+        {
+            return store(p, x);
+        }
+        _mm512_mask_storeu_ps(p, firstLanes(count), x.v);
+    }
+
+    static void store(int32_t* p, Int x)
+    {
+        _mm512_storeu_si512(p, x.v);
+    }
+
+    static void loadPairs(const float* p, int count, Float& x, Float& y)
+    {
+        const Float zero(0.0f);
+        const Float first = load(p, 2 * count, zero);
+        const Float second = count > kLanes / 2 ? load(p + kLanes, 2 * count - kLanes, zero) : zero;
+        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+        x = _mm512_permutex2var_ps(first.v, even, second.v);
+        y = _mm512_permutex2var_ps(first.v, odd, second.v);
+    }
+
+    static Float lookUp(const float* table, int size, Int index)
+    {
+        if (size <= kLanes)
+        {
+            return _mm512_permutexvar_ps(index.v, load(table, size, Float(0.0f)).v);
+        }
+        return _mm512_i32gather_ps(index.v, table, sizeof(float));
+    }
+
+    using Quad = __m512; // four floats, in each quarter
+
+    static Quad loadQuad(const float* p)
+    {
+        return _mm512_broadcast_f32x4(_mm_loadu_ps(p));
+    }
+
+    template <int kLane>
+    static Float splat(Quad quad)
+    {
+        return _mm512_permute_ps(quad, kLane * 0x55);
+    }
+
+    static Float multiplyAdd(Float a, Float b, Float c)
+    {
+        return _mm512_fmadd_ps(a.v, b.v, c.v);
+    }
+
+    static float maxOfLanes(Float x)
+    {
+        return _mm512_reduce_max_ps(x.v);
+    }
+
+    static float sumOfLanes(Float x)
+    {
+        return _mm512_reduce_add_ps(x.v);
+    }
+
+    static Float timesPowerOfTwo(Float x, Float exponent)
+    {
+        return _mm512_scalef_ps(x.v, exponent.v);
+    }
+
+    static Float expOf(Float x)
+    {
+        return exponential<Avx512>(x);
+    }
+
+    static void loadTwo(const float* p, Float& a, Float& b)
+    {
+        a = load(p);
+        b = load(p + kLanes);
+    }
+
+    // Channel i of a block of 32 lies beside channel 16 + i.
+    static void loadTwo(const uint16_t* p, Float& a, Float& b)
+    {
+        const __m512i both = _mm512_loadu_si512(p);
+        a = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+        b = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+    }
+
+    static void toBFloat16(const float* from, uint16_t* to, int count)
+    {
+        for (int i = 0; i < count; i += 2 * kLanes)
+        {
+            const __m512i low = roundToBFloat16(_mm512_loadu_ps(from + i));
+            const __m512i high = roundToBFloat16(_mm512_loadu_ps(from + i + kLanes));
+            _mm512_storeu_si512(to + i, _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(low, 16), high));
+        }
+    }
+
+    // To nearest even, in the upper half of each lane; a NaN stays one.
+    static __m512i roundToBFloat16(__m512 x)
+    {
+        const __m512i bits = _mm512_castps_si512(x);
+        const __m512i isOdd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), isOdd);
+        const __mmask16 isNaN = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+        return _mm512_mask_mov_epi32(rounded, isNaN, _mm512_set1_epi32(0x7fc00000));
+    }
+};
+
+} // namespace detr
