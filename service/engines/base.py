@@ -37,6 +37,7 @@ class EngineInfo(NamedTuple):
     graph: str  # the form: "standard" or "plugin"
     threads: int  # in all
     streams: int  # parts of a batch that run side by side
+    gpu_memory_bytes: int = 0  # that it holds once it is warm
 
 
 class Engine(Protocol):

@@ -1,6 +1,8 @@
-"""ONNX Runtime on the CPU: the portable engine, and the oracle for every other one."""
+"""ONNX Runtime: on the CPU the portable engine, and the oracle for every other one."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +35,16 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 )
 
 
+class Provider(NamedTuple):
+    """What ONNX Runtime runs nodes of a graph with, and its options."""
+
+    name: str
+    options: dict[str, str]
+
+
+CPU = Provider("CPUExecutionProvider", {})
+
+
 class OnnxRuntimeEngine:
     """A bundle's ONNX graph in an ONNX Runtime session."""
 
@@ -43,24 +55,34 @@ class OnnxRuntimeEngine:
         *,
         threads: int | None = None,
         graph: str = "standard",
+        providers: Sequence[Provider] = (CPU,),
+        model: bytes | None = None,
     ) -> None:
-        """Load `graph` of the bundle in `directory`; `threads` None takes one for each core that
-        the process may use.
+        """Load a graph of the bundle in `directory`.
+
+        Args:
+            threads: on the CPU; None takes one for each core that the process may use.
+            graph: its form.
+            providers: the first runs what it can, the next the rest; the CPU comes last anyway.
+            model: the graph, where it is not to be run as it lies in its file.
 
         Raises:
-            ValueError: the bundle has no such graph, the graph does not load, or its inputs and
-                outputs are not those of the manifest.
+            ValueError: the bundle has no such graph, the graph does not load, its inputs and
+                outputs are not those of the manifest, or the first provider does not start.
         """
         path = graph_path(directory, manifest, graph)
         threads = threads or allowed_cores()
-        self._session = _open_session(path, threads)
+        _require_available(providers)
+        self._session = _open_session(path, threads, providers, model)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         check_names(path, "inputs", manifest.inputs, [node.name for node in inputs])
         check_names(path, "outputs", manifest.outputs, [node.name for node in outputs])
         self.name = manifest.name
         self.max_batch_size = manifest.max_batch_size
-        precision = choose_precision(manifest, ("fp32", "int8"))
-        self.info = EngineInfo("onnxruntime", precision, graph, threads, streams=1)
+        on_cpu = providers[0] == CPU
+        precision = choose_precision(manifest, ("fp32", "int8")) if on_cpu else manifest.precision
+        runtime = "onnxruntime" if on_cpu else f"onnxruntime {providers[0].name}"
+        self.info = EngineInfo(runtime, precision, graph, threads, streams=1)
 
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
         """See `Engine.run`."""
@@ -78,16 +100,45 @@ class OnnxRuntimeEngine:
         del self._session
 
 
-def _open_session(path: Path, threads: int) -> ort.InferenceSession:
+def _require_available(providers: Sequence[Provider]) -> None:
+    available = ort.get_available_providers()
+    missing = [provider.name for provider in providers if provider.name not in available]
+    if missing:
+        raise ValueError(
+            f"ONNX Runtime {ort.__version__} has no {' and no '.join(missing)}, only {available}; "
+            "install onnxruntime-gpu in place of onnxruntime, or choose another DETR_ENGINE"
+        )
+
+
+def _open_session(
+    path: Path, threads: int, providers: Sequence[Provider], model: bytes | None
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors; warnings are about fusions that did not apply
     # Spinning threads answer sooner but hold every core while they wait, which starves the
     # threads that decode the next images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if model is not None:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(path.parent)
+        )
+    wanted = list(map(tuple, providers))
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            model or str(path), options, providers=wanted, enable_fallback=0
+        )
     except RUNTIME_ERRORS as error:
+        remedy = (
+            REMEDY if providers[0] == CPU else "install what it lacks, or choose another engine"
+        )
         raise ValueError(
-            f"{path}: ONNX Runtime cannot load it ({reason(error)}); {REMEDY}"
+            f"{path}: ONNX Runtime cannot load it ({reason(error)}); {remedy}"
         ) from error
+    used = session.get_providers()
+    if used[0] != providers[0].name:  # it goes on without, and says why on stderr only
+        raise ValueError(
+            f"{providers[0].name} did not start, and {used[0]} took its place; the lines above say "
+            "which library or driver is missing; install it, or choose another DETR_ENGINE"
+        )
+    return session

@@ -69,9 +69,17 @@ def build_plan(trt: Any, graph: Path, inputs: Sequence[TensorSpec], options: Bui
         del monitor  # which the configuration does not keep alive
     except TensorRTError as error:
         raise ValueError(f"{graph}: {error}{_advice(str(error))}") from error
-    if cache is not None and options.timing_cache is not None:
-        write_atomically(options.timing_cache, bytes(cache.serialize()))
+    if options.timing_cache is not None:
+        _keep_timings(options.timing_cache, cache)
     return plan
+
+
+def _keep_timings(file: Path, cache: Any) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, bytes(cache.serialize()))
+    except OSError as error:  # a bundle that is mounted read-only
+        logger.info("the measurements of kernels are not kept for the next build: %s", error)
 
 
 def _parse(trt: Any, network: Any, graph: Path) -> None:
@@ -113,7 +121,7 @@ def _configure(
         require(trt, index >= 0, f"profile {profile}")
     cache = None
     if options.timing_cache is not None:
-        known = options.timing_cache.read_bytes() if options.timing_cache.exists() else b""
+        known = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
         cache = config.create_timing_cache(known)
         if not config.set_timing_cache(cache, ignore_mismatch=False):
             logger.info("%s is of another GPU or version; it starts anew", options.timing_cache)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bundle.manifest import Manifest, TensorSpec
 from bundle.tensorrt_plan import BatchShape, ShapeProfile, max_batch
-from service.engines.base import RawOutput
+from service.engines.base import EngineInfo, RawOutput, checked
 from service.engines.cuda import MIB, Cuda, CudaError, DeviceMemory, Stream
 from service.engines.tensorrt_lanes import Lanes
 from service.engines.tensorrt_runtime import REBUILD, TensorRTError, log_of, require
@@ -37,8 +37,15 @@ class TensorRTEngine:
         trt: Any,
         cuda: Cuda,
         max_graphs: int,
+        graph: str = "plugin",
     ) -> None:
-        """Load the plan; see `Lanes` for max_graphs.
+        """Load the plan.
+
+        Args:
+            profiles: that it was built with.
+            trt, cuda: TensorRT and the CUDA runtime of this machine.
+            max_graphs: most CUDA graphs kept; see `Lanes`.
+            graph: the form of the graph that it was built from.
 
         Raises:
             ValueError: the plan does not load or is not what the manifest says, the profiles do
@@ -61,11 +68,12 @@ class TensorRTEngine:
         # Weights, contexts and graphs lie where TensorRT and the driver put them, so what the
         # engine holds is told by what is gone.
         free_bytes = cuda.device().free_bytes
-        self.device_memory_bytes = max(0, device.free_bytes - free_bytes)
+        held_bytes = max(0, device.free_bytes - free_bytes)
+        self.info = EngineInfo("tensorrt", manifest.precision, graph, 1, 1, held_bytes)
         logger.info(
             "%s holds %d MiB of %s: activations %d, inputs and outputs %d, and weights, contexts "
             "and %d CUDA graphs; %d of %d MiB are free",
-            *(self.name, self.device_memory_bytes // MIB, device.name),
+            *(self.name, held_bytes // MIB, device.name),
             *(self._activations.num_bytes // MIB, self._io_bytes // MIB, self._lanes.num_graphs),
             *(free_bytes // MIB, device.total_bytes // MIB),
         )
@@ -78,9 +86,7 @@ class TensorRTEngine:
             output = self._execute(profile, images, padding_mask)
         except (CudaError, TensorRTError) as error:
             raise EngineFailure(f"TensorRT failed on {images.shape}: {error}") from error
-        if not (np.isfinite(output.scores).all() and np.isfinite(output.boxes).all()):
-            raise EngineFailure(f"expected finite scores and boxes for {images.shape}")
-        return output
+        return checked(output, images.shape)
 
     def close(self) -> None:
         """See `Engine.close`."""

@@ -6,24 +6,22 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bundle.atomic import write_atomically
 from bundle.manifest import CACHE_NAME, Manifest
 from bundle.tensorrt_plan import Fingerprint, ShapeProfile, default_profiles
+from service.engines.compiled_cache import keep_compiled, read_compiled
 from service.engines.cuda import Cuda
 from service.engines.tensorrt_builder import BuildOptions, build_plan
 from service.engines.tensorrt_runtime import REBUILD, find_plugin, fingerprint_of, load_plugin
 
 logger = logging.getLogger(__name__)
 
-CACHE_FOLDER = f"{CACHE_NAME}/tensorrt"
-_DIGEST_BYTES = hashlib.sha256().digest_size
-
 
 class Plan(NamedTuple):
-    """A serialized engine, and the batches that it takes."""
+    """A serialized engine, the batches that it takes, and the form of graph that it is made of."""
 
     data: bytes
     profiles: tuple[ShapeProfile, ...]
+    graph: str
 
 
 def find_plan(
@@ -52,24 +50,22 @@ def find_plan(
         if not differences:
             if plugin is not None:  # else the plan carries it, or TensorRT will say that it lacks
                 load_plugin(trt, plugin)
-            return Plan(path.read_bytes(), profiles)
+            return Plan(path.read_bytes(), profiles, form)
         reason = f"{path} was not built for this machine ({'; '.join(differences)})"
     if not may_build:
         raise ValueError(f"{reason}; {REBUILD}")
     if form == "plugin":
         load_plugin(trt, plugin)
     logger.warning("%s: using one that is built here, unverified", reason)
-    file = directory / CACHE_FOLDER / f"{_key(manifest, form, here, profiles)}.plan"
-    data = _read(file)
+    key = _key(manifest, form, here, profiles)
+    name = f"tensorrt-{key[:16]}.plan"
+    data = read_compiled(directory, name, key)
     if data is None:
-        can_keep = _make_folder(file.parent)
-        options = BuildOptions(
-            profiles, plugin, timing_cache=file.with_name("timing.cache") if can_keep else None
-        )
+        timing_cache = directory / CACHE_NAME / "tensorrt-timing.cache"
+        options = BuildOptions(profiles, plugin, timing_cache=timing_cache)
         data = build_plan(trt, directory / manifest.graphs[form], manifest.inputs, options)
-        if can_keep:
-            write_atomically(file, hashlib.sha256(data).digest() + data)
-    return Plan(data, profiles)
+        keep_compiled(directory, name, key, lambda: memoryview(data))
+    return Plan(data, profiles, form)
 
 
 def _key(
@@ -78,28 +74,4 @@ def _key(
     """Changes with everything that a plan is made from."""
     shapes = [profile.model_dump() for profile in profiles]
     parts = (manifest.files, form, here.model_dump(), shapes)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _read(file: Path) -> bytes | None:
-    """A plan that was kept; None where there is none, or what is there is damaged."""
-    if not file.is_file():
-        return None
-    content = file.read_bytes()
-    digest, data = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    if hashlib.sha256(data).digest() != digest:
-        logger.warning("%s is damaged and is built anew", file)
-        return None
-    return data
-
-
-def _make_folder(folder: Path) -> bool:
-    """Whether plans can be kept there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        logger.warning("the plan is not kept, and each start builds it anew: %s", error)
-        return False
-    return True
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -4,6 +4,7 @@ Nothing here builds or runs an engine. The module is `Any` to the type checker: 
 machines with a GPU only.
 """
 
+import ctypes
 import hashlib
 import logging
 from collections import deque
@@ -127,8 +128,8 @@ def load_plugin(trt: Any, path: Path | None) -> None:
     if handle is None or not _knows_operator(trt):
         raise ValueError(
             f"{path}: TensorRT {version} finds no operator {PLUGIN_OPERATOR} in it "
-            f"({log.take_errors()}); it was built for another version, or a library that it needs "
-            "is missing; run `make plugins`"
+            f"({_loader_error(path) or log.take_errors()}); it was built for another version, or a "
+            "library that it needs is missing; run `make plugins`"
         )
 
 
@@ -140,6 +141,15 @@ def fingerprint_of(trt: Any, device: Device, plugin: Path | None) -> Fingerprint
         tensorrt=trt.__version__,
         plugin_sha256=hashlib.sha256(plugin.read_bytes()).hexdigest() if plugin else None,
     )
+
+
+def _loader_error(path: Path) -> str:
+    """Why the system cannot open a library; TensorRT keeps it to itself until it has a log."""
+    try:
+        ctypes.CDLL(str(path))
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _knows_operator(trt: Any) -> bool:

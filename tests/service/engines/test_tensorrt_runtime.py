@@ -101,7 +101,5 @@ def test_a_plugin_built_for_another_version_is_refused(tmp_path: Path, trt: Fake
 def test_a_plugin_that_does_not_load_is_refused_with_the_reason(
     tmp_path: Path, trt: FakeTensorRT
 ) -> None:
-    trt.Runtime(log_of(trt))
-
-    with pytest.raises(ValueError, match=r"Unable to load library: .*missing\.so"):
+    with pytest.raises(ValueError, match=r"missing\.so: cannot open shared object file"):
         load_plugin(trt, tmp_path / "missing.so")

@@ -1,0 +1,100 @@
+"""ONNX Runtime on an NVIDIA GPU: its CUDA and TensorRT providers, which run the same bundle."""
+
+import logging
+from pathlib import Path
+
+from bundle.manifest import CACHE_NAME, Manifest
+from bundle.tensorrt_plan import BatchShape, default_profiles
+from service.engines.base import graph_path
+from service.engines.onnx_domain import rename_domain
+from service.engines.onnxruntime_engine import OnnxRuntimeEngine, Provider
+from service.engines.tensorrt_runtime import find_plugin, load_plugin, load_tensorrt
+from service.engines.tensorrt_tensors import dims_of
+
+logger = logging.getLogger(__name__)
+
+# Like with like: float32 is not rounded, no search for convolutions whenever an image of another
+# size arrives, and memory grows by what is needed instead of by doubling.
+CUDA = Provider(
+    "CUDAExecutionProvider",
+    {
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+    },
+)
+TENSORRT_MAJOR = "10"  # that onnxruntime-gpu is linked to, as of 1.31
+PLUGIN_DOMAIN = "trt.plugins"  # in which ONNX Runtime finds what TensorRT has registered
+
+
+def open_on_cuda(directory: Path, manifest: Manifest, threads: int | None) -> OnnxRuntimeEngine:
+    """The standard graph with the CUDA provider. Raises ValueError as OnnxRuntimeEngine does."""
+    return OnnxRuntimeEngine(directory, manifest, threads=threads, providers=(CUDA,))
+
+
+def open_on_tensorrt(directory: Path, manifest: Manifest, threads: int | None) -> OnnxRuntimeEngine:
+    """The graph with the TensorRT provider, which builds its engines at the first run.
+
+    With MSDeformAttn nodes where the plugin can be registered, else with standard operators.
+    Raises ValueError as OnnxRuntimeEngine does.
+    """
+    options = _tensorrt_options(directory, manifest)
+    form, model = "standard", None
+    try:
+        plugin = _register_plugin(manifest)
+    except ValueError as error:
+        logger.warning("ONNX Runtime runs the graph of standard operators, slower: %s", error)
+    else:
+        form = "plugin"
+        model = rename_domain(
+            graph_path(directory, manifest, form).read_bytes(), "detr", PLUGIN_DOMAIN
+        )
+        options["trt_extra_plugin_lib_paths"] = str(plugin)
+    providers = (Provider("TensorrtExecutionProvider", options), CUDA)
+    return OnnxRuntimeEngine(
+        directory, manifest, threads=threads, graph=form, providers=providers, model=model
+    )
+
+
+def _register_plugin(manifest: Manifest) -> Path:
+    """Make the operator known to the TensorRT that ONNX Runtime will use, and return its library.
+
+    ONNX Runtime only opens the libraries that it is given, which registers no plugin of the kind
+    that registers when TensorRT loads it; but both see what is registered in the process.
+    """
+    trt = load_tensorrt()
+    if trt.__version__.split(".")[0] != TENSORRT_MAJOR:
+        raise ValueError(
+            f"expected TensorRT {TENSORRT_MAJOR}, which ONNX Runtime uses, got {trt.__version__}"
+        )
+    if "plugin" not in manifest.graphs:
+        raise ValueError("the bundle has no graph 'plugin'")
+    plugin = find_plugin(trt)
+    load_plugin(trt, plugin)
+    assert plugin is not None
+    return plugin
+
+
+def _tensorrt_options(directory: Path, manifest: Manifest) -> dict[str, str]:
+    profiles = default_profiles(manifest.preprocess, manifest.max_batch_size)
+    largest = BatchShape(*map(max, zip(*(profile.max for profile in profiles), strict=True)))
+    cache = str(directory / CACHE_NAME)
+    return {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": cache,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": cache,
+        "trt_fp16_enable": str(int(manifest.precision == "fp16")),
+        "trt_bf16_enable": str(int(manifest.precision == "bf16")),
+        "trt_int8_enable": str(int(manifest.precision == "int8")),
+        "trt_profile_min_shapes": _shapes(manifest, profiles[0].min),
+        "trt_profile_opt_shapes": _shapes(manifest, profiles[0].opt),
+        "trt_profile_max_shapes": _shapes(manifest, largest),
+    }
+
+
+def _shapes(manifest: Manifest, shape: BatchShape) -> str:
+    """images:1x64x64x3,padding_mask:1x64x64"""
+    return ",".join(
+        f"{spec.name}:{'x'.join(map(str, dims_of(spec, shape)))}" for spec in manifest.inputs
+    )
