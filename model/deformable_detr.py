@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from model.backbone import ResNet
 from model.config import ModelConfig, Variant
 from model.position_encoding import encode_pixels
-from model.pyramid import build_pyramid, level_padding_masks
+from model.pyramid import build_pyramid
 from model.queries import BoxHead, LearnedQueries, ProposalQueries, class_head
 from model.transformer import Decoder, Encoder
 
@@ -83,13 +83,12 @@ class DeformableDetr(nn.Module):
     def forward(self, images: Tensor, padding_mask: Tensor) -> dict[str, Any]:
         features = self._features(images)
         shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
-        level_masks = level_padding_masks(padding_mask, shapes)
-        pyramid = build_pyramid(level_masks)
+        pyramid = build_pyramid(padding_mask, shapes)
         tokens = torch.cat([f.flatten(2).transpose(1, 2) for f in features], dim=1)  # (B, S, C)
         position = torch.cat(
             [
-                (encode_pixels(mask, tokens.shape[-1]) + embed).flatten(1, 2)
-                for mask, embed in zip(level_masks, self.level_embed, strict=True)
+                (encode_pixels(y, x, tokens.shape[-1]) + embed).flatten(1, 2)
+                for y, x, embed in zip(pyramid.rows, pyramid.columns, self.level_embed, strict=True)
             ],
             dim=1,
         )

@@ -13,10 +13,12 @@ def normalise(images: Tensor, padding_mask: Tensor, preprocess: Preprocess) -> T
 
     Padding is zero *after* normalisation, as in training.
     """
-    mean = torch.tensor(preprocess.mean, device=images.device)
-    std = torch.tensor(preprocess.std, device=images.device)
-    normalised = (images.float() - mean) / std
-    return normalised.masked_fill(padding_mask[..., None], 0.0).permute(0, 3, 1, 2)
+    mean = torch.tensor(preprocess.mean, device=images.device)[:, None, None]
+    std = torch.tensor(preprocess.std, device=images.device)[:, None, None]
+    # A runtime moves bytes here, and computes along rows of pixels. In PyTorch nothing moves:
+    # channels stay last in memory, which where() keeps so, and convolutions are faster for it.
+    normalised = (images.permute(0, 3, 1, 2).float() - mean) / std
+    return torch.where(padding_mask[:, None], 0.0, normalised)
 
 
 def decode_detections(

@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -17,14 +18,12 @@ def interleaved_sine(angles: Tensor, num_features: int, temperature: float = 100
     return torch.stack((arguments.sin(), arguments.cos()), dim=-1).flatten(-2)
 
 
-def encode_pixels(padding_mask: Tensor, hidden_dim: int) -> Tensor:
+def encode_pixels(y: Tensor, x: Tensor, hidden_dim: int) -> Tensor:
     """Position encoding of one feature level, y before x.
 
-    Positions count valid pixels from the top-left corner and are scaled to (0, 2 pi) over the
-    valid part of the map; at padding they mean nothing and are never read.
-
     Args:
-        padding_mask: (B, H, W) bool, True on padding.
+        y, x: (B, H) and (B, W), the pixels' centres, normalised by the un-padded size. At padding
+            they lie beyond 1; what becomes of them there is never read.
         hidden_dim: number of features, half for each axis.
 
     Returns:
@@ -32,13 +31,11 @@ def encode_pixels(padding_mask: Tensor, hidden_dim: int) -> Tensor:
 
     Source: Carion et al., arXiv:2005.12872, appendix A.4, with pixel centres at half steps.
     """
-    valid = (~padding_mask).float()
-    y = valid.cumsum(1)
-    x = valid.cumsum(2)
-    y = (y - 0.5) / (y[:, -1:, :] + 1e-6) * (2 * math.pi)
-    x = (x - 0.5) / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
     half = hidden_dim // 2
-    return torch.cat((interleaved_sine(y, half), interleaved_sine(x, half)), dim=-1)
+    rows, columns = (interleaved_sine(axis * (2 * math.pi), half) for axis in (y, x))
+    # A row has one encoding and a column one, and their sum is both side by side: H + W sines
+    # instead of H * W, and one pass over the map.
+    return F.pad(rows, (0, half))[:, :, None] + F.pad(columns, (half, 0))[:, None]
 
 
 def encode_boxes(boxes: Tensor, num_features: int) -> Tensor:

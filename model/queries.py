@@ -103,21 +103,30 @@ class ProposalQueries(nn.Module):
         anchors, is_invalid = proposal_logits(pyramid)
         tokens = memory.masked_fill(is_invalid[..., None], 0.0)
         tokens = self.memory_norm(self.memory_proj(tokens))
-        logits = self.class_head(tokens)  # (B, S, K)
-        box_logits = self.box_head(tokens).float() + anchors  # (B, S, 4)
 
-        num_tokens = logits.shape[1]
+        # What ranks the proposals, and the boxes of those chosen, come apart from the outputs of
+        # the loss: a graph for inference drops those, and with them the heads on most tokens.
+        objectness = F.linear(tokens, self.class_head.weight[:1], self.class_head.bias[:1])
+        num_tokens = tokens.shape[1]
         # A comparison rather than min(): tracing settles it, and K stays a constant of the graph.
         count = self.num_queries if num_tokens >= self.num_queries else num_tokens
-        best = logits[..., 0].topk(count, dim=1).indices[..., None]  # (B, Q, 1)
-        reference_points = box_logits.gather(1, best.expand(-1, -1, 4)).detach().sigmoid()
+        best = objectness[..., 0].topk(count, dim=1).indices[..., None]  # (B, Q, 1)
+        chosen = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1])).detach()  # (B, Q, C)
+        chosen_anchors = anchors.gather(1, best.expand(-1, -1, 4))
+        reference_points = (self.box_head(chosen).float() + chosen_anchors).detach().sigmoid()
+
         num_features = self.position_proj.in_features // 4
         embedding = encode_boxes(reference_points, num_features).to(memory.dtype)
         position, content = self.position_norm(self.position_proj(embedding)).chunk(2, dim=-1)
-        if self.content_from_memory:
-            content = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1])).detach()
-        enc_outputs = {"pred_logits": logits, "pred_boxes": box_logits.sigmoid()}
-        return Queries(content, position, reference_points, enc_outputs)
+        return Queries(
+            chosen if self.content_from_memory else content,
+            position,
+            reference_points,
+            enc_outputs={
+                "pred_logits": self.class_head(tokens),
+                "pred_boxes": (self.box_head(tokens).float() + anchors).sigmoid(),
+            },
+        )
 
 
 def proposal_logits(pyramid: Pyramid) -> tuple[Tensor, Tensor]:

@@ -189,6 +189,16 @@ def test_the_number_of_proposals_is_a_constant_of_the_graph(exported):
     assert counts == [30, 15]
 
 
+def test_proposals_are_ranked_by_one_logit_and_boxed_when_chosen(exported):
+    small = exported(Variant.TWO_STAGE)
+    head = small.model.detector.queries.class_head
+    shapes = [sorted(tensor.dims) for tensor in load(small, "plugin").graph.initializer]
+
+    # The decoder's last class head is in the graph whole; of the encoder's, the row that ranks.
+    assert shapes.count(sorted(head.weight.shape)) == 1
+    assert [1, head.in_features] in shapes
+
+
 @pytest.mark.parametrize("form", ["standard", "plugin"])
 def test_a_graph_says_nothing_of_the_machine_that_made_it(exported, form):
     graph = load(exported(Variant.BASE), form)

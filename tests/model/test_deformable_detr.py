@@ -9,6 +9,7 @@ from model.config import ModelConfig, Variant
 from model.configs import tiny
 from model.deformable_detr import DeformableDetr
 from model.losses import compute_losses
+from model.queries import Queries
 
 TINY = tiny().model
 variants = pytest.mark.parametrize("variant", list(Variant))
@@ -75,6 +76,25 @@ def test_proposals_of_an_image_in_a_padded_batch_are_nearly_its_own() -> None:
 
     batched = batched.view(8, 20, 4)[:, :12].flatten(0, 1)
     assert (batched - alone).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("query_content", ["position", "memory"])
+def test_queries_are_made_of_the_best_of_all_proposals(query_content: str) -> None:
+    torch.manual_seed(0)
+    config = replace(TINY, variant=Variant.TWO_STAGE, query_content=query_content)
+    model = DeformableDetr(config).eval()
+    torch.nn.init.normal_(model.queries.box_head.layers[-1].weight)
+    images, mask = _images((64, 96), (80, 70))
+    made: list[Queries] = []
+    model.queries.register_forward_hook(lambda _module, _args, queries: made.append(queries))
+
+    proposals = model(images, mask)["enc_outputs"]
+
+    best = proposals["pred_logits"][..., 0].topk(TINY.num_queries, dim=1).indices[..., None]
+    boxes = proposals["pred_boxes"].gather(1, best.expand(-1, -1, 4))
+    torch.testing.assert_close(made[0].reference_points, boxes)
+    assert not made[0].reference_points.requires_grad
+    assert made[0].content.requires_grad is (query_content == "position")
 
 
 @variants

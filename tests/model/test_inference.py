@@ -21,6 +21,14 @@ def test_padding_is_zero_after_normalisation() -> None:
     torch.testing.assert_close(result[0, 0, 0, 0].item(), (200 - 123.675) / 58.395)
 
 
+def test_channels_stay_last_in_memory_where_convolutions_are_faster() -> None:
+    images = torch.zeros(2, 4, 6, 3, dtype=torch.uint8)
+
+    result = normalise(images, torch.zeros(2, 4, 6, dtype=torch.bool), Preprocess())
+
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_detections_are_picked_within_their_own_image() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 7, 4, generator=generator)
