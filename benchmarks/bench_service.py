@@ -45,6 +45,7 @@ class MockEngine:
 
     name = "mock"
     info = EngineInfo("mock", "fp32", "standard", threads=1, streams=1)
+    gpu_memory_bytes = 0
     max_batch_size = MAX_BATCH_SIZE
 
     def run(self, images: np.ndarray, padding_mask: np.ndarray) -> RawOutput:

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bundle.preprocess import Preprocess, resized_size
 
+GPU_BATCH_SIZE = 8  # images in a batch on a GPU, where nothing else is asked for
+
 
 class BatchShape(NamedTuple):
     """Number and padded size of the images of one batch."""
@@ -97,7 +99,9 @@ def max_batch(profiles: tuple[ShapeProfile, ...], preprocess: Preprocess) -> int
     )
 
 
-def default_profiles(preprocess: Preprocess, max_batch_size: int) -> tuple[ShapeProfile, ...]:
+def default_profiles(
+    preprocess: Preprocess, max_batch_size: int = GPU_BATCH_SIZE
+) -> tuple[ShapeProfile, ...]:
     """Profiles for landscapes and portraits, each for single images and for batches.
 
     They are tuned for photographs of 4:3, and take everything that preprocessing can give.

@@ -25,7 +25,7 @@ from bundle.preprocess import InvalidImage as UndecodableImage
 from service.batcher import BatchReport, DynamicBatcher, Ticket
 from service.cores import allowed_cores
 from service.engines.base import Engine, EngineInfo, RawOutput
-from service.engines.load import open_engine
+from service.engines.load import GpuOptions, open_engine
 from service.errors import InvalidImage, NotReady, UnsupportedMediaType
 from service.metrics import Metrics, Stage, Stopwatch
 from service.schemas import ModelRef
@@ -93,6 +93,7 @@ class Detector:
         self._engine = engine
         await asyncio.to_thread(self._warm_up, engine)
         self._metrics.engine.labels(*engine.info).set(1)
+        self._metrics.gpu_memory.set(engine.gpu_memory_bytes)
         self._batcher = DynamicBatcher(
             self._assemble,
             lambda batch: _rows(engine.run(batch.images, batch.padding_mask)),
@@ -204,6 +205,7 @@ class Detector:
             engine=self._settings.engine,
             threads=self._settings.engine_threads,
             mode=self._settings.engine_mode,
+            gpu=GpuOptions(self._settings.rebuild_engine, self._settings.cuda_graphs),
         )
         return engine
 

@@ -96,6 +96,11 @@ class Metrics:
             EngineInfo._fields,
             registry=registry,
         )
+        self.gpu_memory = Gauge(
+            "detr_gpu_memory_bytes",
+            "Memory of the GPU that the engine has taken at start.",
+            registry=registry,
+        )
 
 
 class Stopwatch:

@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bundle.preprocess import MAX_PIXELS
 from service.engines.base import Mode
-from service.engines.load import EngineName
+from service.engines.load import DEFAULT_GPU_OPTIONS, EngineName
 
 MIB = 1024 * 1024
 
@@ -51,7 +51,10 @@ class Settings(BaseSettings):
     ] = None
     engine: Annotated[
         EngineName,
-        Field(description="What runs the graph; auto takes OpenVINO if it is there."),
+        Field(
+            description="What runs the graph; auto takes TensorRT if the bundle has a plan and "
+            "there is a GPU, else OpenVINO if it is there."
+        ),
     ] = "auto"
     engine_threads: Annotated[
         int | None,
@@ -61,6 +64,21 @@ class Settings(BaseSettings):
         Mode,
         Field(description="latency: all threads on one batch; throughput: one for each part of it"),
     ] = "latency"
+    rebuild_engine: Annotated[
+        bool,
+        Field(
+            description="Whether TensorRT may build a plan at start, where the bundle has none for "
+            "this machine."
+        ),
+    ] = DEFAULT_GPU_OPTIONS.may_build
+    cuda_graphs: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Most CUDA graphs that TensorRT keeps, one for each shape of batch; 0 for "
+            "none.",
+        ),
+    ] = DEFAULT_GPU_OPTIONS.max_graphs
     drain_delay_s: Annotated[
         float,
         Field(

@@ -37,7 +37,6 @@ class EngineInfo(NamedTuple):
     graph: str  # the form: "standard" or "plugin"
     threads: int  # in all
     streams: int  # parts of a batch that run side by side
-    gpu_memory_bytes: int = 0  # that it holds once it is warm
 
 
 class Engine(Protocol):
@@ -46,6 +45,7 @@ class Engine(Protocol):
     name: str
     info: EngineInfo
     max_batch_size: int
+    gpu_memory_bytes: int  # that it has taken at start
 
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
         """Detections of images (B, H, W, 3) RGB with padding_mask (B, H, W), True on padding.

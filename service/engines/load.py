@@ -2,14 +2,26 @@
 
 import logging
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import Literal, NamedTuple, assert_never
 
 from bundle.manifest import Manifest
 from service.engines.base import Engine, Mode
 
 logger = logging.getLogger(__name__)
 
-EngineName = Literal["auto", "openvino", "onnxruntime"]
+EngineName = Literal[
+    "auto", "openvino", "onnxruntime", "tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt"
+]
+
+
+class GpuOptions(NamedTuple):
+    """What concerns TensorRT only."""
+
+    may_build: bool = False  # a plan at start, where the bundle has none for this machine
+    max_graphs: int = 16  # CUDA graphs that are kept
+
+
+DEFAULT_GPU_OPTIONS = GpuOptions()
 
 
 def open_engine(
@@ -18,21 +30,26 @@ def open_engine(
     engine: EngineName = "auto",
     threads: int | None = None,
     mode: Mode = "latency",
+    gpu: GpuOptions = DEFAULT_GPU_OPTIONS,
 ) -> tuple[Manifest, Engine]:
     """Check the bundle and open an engine on it.
 
     Args:
         directory: of the bundle.
-        engine: "auto" takes OpenVINO where it can be imported, else ONNX Runtime.
+        engine: "auto" takes TensorRT where the bundle has a plan and there is a GPU, else OpenVINO
+            where it can be imported, else ONNX Runtime.
         threads: of the engine in all; None takes one for each core that the process may use.
-        mode: what the threads do; see `Mode`.
+        mode: what the threads do; see `Mode`. OpenVINO only.
+        gpu: for TensorRT.
 
     Raises:
         ValueError: the bundle is missing, damaged or does not load, or the engine cannot be
             imported; says what to do.
     """
     manifest = Manifest.load(directory)
-    name = _fastest_here() if engine == "auto" else engine
+    name = _fastest_here(manifest) if engine == "auto" else engine
+    if mode == "throughput" and name != "openvino":
+        logger.warning("%s has no mode throughput: all threads run one batch", name)
     if name == "openvino":
         try:
             from service.engines.openvino_engine import OpenVinoEngine
@@ -44,13 +61,49 @@ def open_engine(
     if name == "onnxruntime":
         from service.engines.onnxruntime_engine import OnnxRuntimeEngine
 
-        if mode == "throughput":
-            logger.warning("ONNX Runtime has no mode throughput: all threads run one batch")
         return manifest, OnnxRuntimeEngine(directory, manifest, threads=threads)
+    if name == "tensorrt":
+        return manifest, _open_tensorrt(directory, manifest, gpu)
+    if name == "onnxruntime-cuda":
+        from service.engines.onnxruntime_gpu import open_on_cuda
+
+        return manifest, open_on_cuda(directory, manifest, threads)
+    if name == "onnxruntime-tensorrt":
+        from service.engines.onnxruntime_gpu import open_on_tensorrt
+
+        return manifest, open_on_tensorrt(directory, manifest, threads)
     assert_never(name)
 
 
-def _fastest_here() -> Literal["openvino", "onnxruntime"]:
+def _open_tensorrt(directory: Path, manifest: Manifest, gpu: GpuOptions) -> Engine:
+    from service.engines.cuda import load_cuda
+    from service.engines.tensorrt_engine import TensorRTEngine
+    from service.engines.tensorrt_plans import find_plan
+    from service.engines.tensorrt_runtime import load_tensorrt
+
+    trt, cuda = load_tensorrt(), load_cuda()
+    plan = find_plan(directory, manifest, trt=trt, cuda=cuda, may_build=gpu.may_build)
+    return TensorRTEngine(
+        *(manifest, plan.data, plan.profiles),
+        trt=trt,
+        cuda=cuda,
+        max_graphs=gpu.max_graphs,
+        graph=plan.graph,
+    )
+
+
+def _fastest_here(manifest: Manifest) -> Literal["tensorrt", "openvino", "onnxruntime"]:
+    if manifest.tensorrt is not None:
+        from service.engines.cuda import load_cuda
+        from service.engines.tensorrt_runtime import load_tensorrt
+
+        try:
+            load_tensorrt()
+            load_cuda()
+        except ValueError as error:
+            logger.warning("the bundle's TensorRT plan is not used, but the CPU: %s", error)
+        else:
+            return "tensorrt"
     try:
         import openvino  # noqa: F401
     except ImportError as error:

@@ -10,6 +10,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_native
 
 from bundle.manifest import REMEDY, Manifest
+from bundle.tensorrt_plan import GPU_BATCH_SIZE
 from service.cores import allowed_cores
 from service.engines.base import (
     EngineInfo,
@@ -48,6 +49,8 @@ CPU = Provider("CPUExecutionProvider", {})
 class OnnxRuntimeEngine:
     """A bundle's ONNX graph in an ONNX Runtime session."""
 
+    gpu_memory_bytes = 0  # ONNX Runtime does not tell, and takes more as it needs it
+
     def __init__(
         self,
         directory: Path,
@@ -78,8 +81,8 @@ class OnnxRuntimeEngine:
         check_names(path, "inputs", manifest.inputs, [node.name for node in inputs])
         check_names(path, "outputs", manifest.outputs, [node.name for node in outputs])
         self.name = manifest.name
-        self.max_batch_size = manifest.max_batch_size
         on_cpu = providers[0] == CPU
+        self.max_batch_size = manifest.max_batch_size if on_cpu else GPU_BATCH_SIZE
         precision = choose_precision(manifest, ("fp32", "int8")) if on_cpu else manifest.precision
         runtime = "onnxruntime" if on_cpu else f"onnxruntime {providers[0].name}"
         self.info = EngineInfo(runtime, precision, graph, threads, streams=1)

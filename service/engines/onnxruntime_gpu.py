@@ -69,14 +69,14 @@ def _register_plugin(manifest: Manifest) -> Path:
         )
     if "plugin" not in manifest.graphs:
         raise ValueError("the bundle has no graph 'plugin'")
-    plugin = find_plugin(trt)
+    plugin = find_plugin()
     load_plugin(trt, plugin)
     assert plugin is not None
     return plugin
 
 
 def _tensorrt_options(directory: Path, manifest: Manifest) -> dict[str, str]:
-    profiles = default_profiles(manifest.preprocess, manifest.max_batch_size)
+    profiles = default_profiles(manifest.preprocess)
     largest = BatchShape(*map(max, zip(*(profile.max for profile in profiles), strict=True)))
     cache = str(directory / CACHE_NAME)
     return {

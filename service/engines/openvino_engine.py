@@ -45,6 +45,8 @@ _CACHED_PRIMITIVES: Final = 300
 class OpenVinoEngine:
     """A bundle's ONNX graph, compiled by OpenVINO for this CPU."""
 
+    gpu_memory_bytes = 0
+
     def __init__(
         self,
         directory: Path,

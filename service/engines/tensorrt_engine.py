@@ -52,7 +52,8 @@ class TensorRTEngine:
                 not take every image, or the memory of the GPU does not suffice.
         """
         self.name = manifest.name
-        self.max_batch_size = min(manifest.max_batch_size, max_batch(profiles, manifest.preprocess))
+        # The bundle's own limit is for the memory and the time that a CPU has.
+        self.max_batch_size = max_batch(profiles, manifest.preprocess)
         self._profiles = profiles
         self._resources = ExitStack()
         device = cuda.device()
@@ -68,12 +69,12 @@ class TensorRTEngine:
         # Weights, contexts and graphs lie where TensorRT and the driver put them, so what the
         # engine holds is told by what is gone.
         free_bytes = cuda.device().free_bytes
-        held_bytes = max(0, device.free_bytes - free_bytes)
-        self.info = EngineInfo("tensorrt", manifest.precision, graph, 1, 1, held_bytes)
+        self.gpu_memory_bytes = max(0, device.free_bytes - free_bytes)
+        self.info = EngineInfo("tensorrt", manifest.precision, graph, threads=1, streams=1)
         logger.info(
             "%s holds %d MiB of %s: activations %d, inputs and outputs %d, and weights, contexts "
             "and %d CUDA graphs; %d of %d MiB are free",
-            *(self.name, held_bytes // MIB, device.name),
+            *(self.name, self.gpu_memory_bytes // MIB, device.name),
             *(self._activations.num_bytes // MIB, self._io_bytes // MIB, self._lanes.num_graphs),
             *(free_bytes // MIB, device.total_bytes // MIB),
         )

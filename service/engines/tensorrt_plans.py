@@ -38,10 +38,10 @@ def find_plan(
     """
     shipped = manifest.tensorrt
     form = shipped.graph if shipped else "plugin" if "plugin" in manifest.graphs else "standard"
-    plugin = find_plugin(trt) if form == "plugin" else None
+    plugin = find_plugin() if form == "plugin" else None
     here = fingerprint_of(trt, cuda.device(), plugin)
     if shipped is None:
-        profiles = default_profiles(manifest.preprocess, manifest.max_batch_size)
+        profiles = default_profiles(manifest.preprocess)
         reason = f"{directory} holds no TensorRT plan"
     else:
         profiles = shipped.profiles

@@ -23,6 +23,7 @@ REBUILD = (
     "make the plan anew with `make export RUNTIME=tensorrt`, or set DETR_REBUILD_ENGINE=true to "
     "build it at start"
 )
+PLUGIN_FILE = "libms_deform_attn_tensorrt.so"
 PLUGIN_OPERATOR = "MSDeformAttn"
 MIN_VERSION, END_VERSION = (10, 1), (12,)  # set_device_memory came with 10.1
 
@@ -98,14 +99,9 @@ def require(trt: Any, outcome: Any, call: str) -> Any:
     return outcome
 
 
-def plugin_file(trt: Any) -> str:
-    """Name of the library with the operator; one is built for each major version of TensorRT."""
-    return f"libms_deform_attn_tensorrt{trt.__version__.split('.')[0]}.so"
-
-
-def find_plugin(trt: Any) -> Path | None:
-    """The library with the operator, or None where it was not built."""
-    return library.find(plugin_file(trt))
+def find_plugin() -> Path | None:
+    """The library with the operator, for TensorRT 10 and 11; None where it was not built."""
+    return library.find(PLUGIN_FILE)
 
 
 def load_plugin(trt: Any, path: Path | None) -> None:
@@ -119,8 +115,8 @@ def load_plugin(trt: Any, path: Path | None) -> None:
     version = trt.__version__
     if path is None:
         raise ValueError(
-            f"no plugin library for TensorRT {version}: expected {plugin_file(trt)} in "
-            f"{library.FOLDER}; run `make plugins`"
+            f"no plugin library for TensorRT {version}: expected {PLUGIN_FILE} in "
+            f"{library.FOLDER}; run `make plugins`, which needs nvcc and TensorRT's headers"
         )
     log = log_of(trt)
     log.take_errors()

@@ -56,7 +56,7 @@ def planned(tmp_path: Path, trt: FakeTensorRT) -> Callable[..., Path]:
         directory = tmp_path / "planned"
         manifest = make_toy_bundle(directory)
         if profiles is None:
-            profiles = default_profiles(manifest.preprocess, manifest.max_batch_size)
+            profiles = default_profiles(manifest.preprocess)
         content = {"profiles": built_shapes(manifest, profiles)} | changes
         (directory / "model.plan").write_bytes(trt.make_plan(directory / "model.onnx", **content))
         fingerprint = fingerprint_of(load_tensorrt(), load_cuda().device(), None)

@@ -267,7 +267,7 @@ def test_the_memory_that_the_engine_holds_is_told(
 
     engine = load(bundle, trt)
 
-    assert engine.info.gpu_memory_bytes == cuda.used_bytes > 4 * 64 * 128 * 10
+    assert engine.gpu_memory_bytes == cuda.used_bytes > 4 * 64 * 128 * 10
     assert "toy holds 0 MiB of NVIDIA Fake" in caplog.text
     engine.close()
     assert cuda.used_bytes == 0

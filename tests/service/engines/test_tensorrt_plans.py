@@ -9,7 +9,7 @@ from bundle.tensorrt_plan import default_profiles
 from service.engines.cuda import load_cuda
 from service.engines.tensorrt_engine import TensorRTEngine
 from service.engines.tensorrt_plans import Plan, find_plan
-from service.engines.tensorrt_runtime import load_tensorrt, plugin_file
+from service.engines.tensorrt_runtime import PLUGIN_FILE, load_tensorrt
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import FakeTensorRT
 from tests.toy_bundle import make_toy_bundle
@@ -38,7 +38,7 @@ def elsewhere(planned: Callable[..., Path], cuda: FakeCuda) -> Path:
 def plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trt: FakeTensorRT) -> Path:
     """The plugin library of this machine."""
     monkeypatch.setattr("plugins.library.FOLDER", tmp_path)
-    path = tmp_path / plugin_file(trt)
+    path = tmp_path / PLUGIN_FILE
     path.write_text("MSDeformAttn")
     return path
 
@@ -160,7 +160,7 @@ def test_a_bundle_without_a_plan_gets_profiles_for_every_image(
 
     plan = find(tmp_path / "toy", may_build=True)
 
-    assert plan.profiles == default_profiles(manifest.preprocess, manifest.max_batch_size)
+    assert plan.profiles == default_profiles(manifest.preprocess)
 
 
 def test_a_graph_of_the_operator_is_not_built_without_its_plugin(
@@ -172,7 +172,7 @@ def test_a_graph_of_the_operator_is_not_built_without_its_plugin(
 
     with pytest.raises(
         ValueError,
-        match=r"no plugin library for TensorRT 11\.4.*attn_tensorrt11\.so .*`make plugins`",
+        match=r"no plugin library for TensorRT 11\.4.*attn_tensorrt\.so .*`make plugins`",
     ):
         find(directory, may_build=True)
 

@@ -1,0 +1,106 @@
+"""Which engine is opened on a machine with a GPU, and on one without."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bundle.preprocess import pad_batch
+from service.engines.load import GpuOptions, open_engine
+from tests.fake_cuda import CudaErrorCode, FakeCuda
+from tests.fake_tensorrt import FakeTensorRT
+
+
+def test_a_plan_is_run_where_there_is_a_gpu(
+    planned: Callable[..., Path], scene: np.ndarray, cuda: FakeCuda
+) -> None:
+    _, engine = open_engine(planned())
+
+    output = engine.run(*pad_batch([scene[:64]]))
+
+    assert engine.info[:3] == ("tensorrt", "fp32", "standard")
+    assert engine.max_batch_size == 8
+    assert output.scores[0, 0] == pytest.approx(230 / 255)
+    engine.close()
+    assert cuda.leaks() == []
+
+
+def test_a_plan_is_left_alone_on_a_machine_without_a_gpu_which_says_so(
+    planned: Callable[..., Path], cuda: FakeCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = planned()
+    cuda.failures["cudaSetDevice"] = CudaErrorCode.cudaErrorNoDevice
+
+    _, engine = open_engine(directory)
+
+    assert engine.info.runtime == "openvino"
+    (message,) = [text for text in caplog.messages if "plan" in text]
+    assert message.startswith("the bundle's TensorRT plan is not used, but the CPU: no GPU that")
+
+
+def test_a_plan_is_left_alone_where_tensorrt_is_not_installed_which_is_said(
+    planned: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = planned()
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+
+    _, engine = open_engine(directory)
+
+    assert engine.info.runtime == "openvino"
+    assert "is not used, but the CPU: TensorRT cannot be loaded" in caplog.text
+
+
+def test_a_bundle_without_a_plan_does_not_ask_for_a_gpu(
+    toy_bundle: Path, trt: FakeTensorRT, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, engine = open_engine(toy_bundle)
+
+    assert engine.info.runtime == "openvino"
+    assert "plan" not in caplog.text
+
+
+def test_a_plan_for_another_gpu_is_no_reason_to_go_on_with_the_cpu(
+    planned: Callable[..., Path], cuda: FakeCuda
+) -> None:
+    directory = planned()
+    cuda.name = b"NVIDIA L4"
+
+    with pytest.raises(ValueError, match="GPU: built for NVIDIA Fake, found NVIDIA L4"):
+        open_engine(directory)
+
+
+def test_a_plan_is_built_where_that_is_allowed(
+    planned: Callable[..., Path], cuda: FakeCuda, trt: FakeTensorRT
+) -> None:
+    directory = planned()
+    cuda.name = b"NVIDIA L4"
+
+    _, engine = open_engine(directory, gpu=GpuOptions(may_build=True, max_graphs=2))
+
+    assert engine.info.runtime == "tensorrt"
+    assert len(trt.contexts) == 2
+    engine.close()
+
+
+def test_tensorrt_without_a_gpu_is_refused(toy_bundle: Path, trt: FakeTensorRT) -> None:
+    trt.cuda.failures["cudaSetDevice"] = CudaErrorCode.cudaErrorInsufficientDriver
+
+    with pytest.raises(ValueError, match="no NVIDIA driver, or one too old"):
+        open_engine(toy_bundle, engine="tensorrt")
+
+
+def test_a_mode_that_an_engine_does_not_have_is_said(
+    planned: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, engine = open_engine(planned(), mode="throughput")
+
+    assert "tensorrt has no mode throughput" in caplog.text
+    engine.close()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+def test_onnx_runtime_without_its_gpu_package_is_refused(toy_bundle: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="install onnxruntime-gpu in place of onnxruntime"):
+        open_engine(toy_bundle, engine=name)
