@@ -88,7 +88,7 @@ $(VENV)/full.stamp: pyproject.toml constraints.txt | $(VENV)/pip.stamp
 
 plugins: $(NATIVE) ## compile the native kernels into build/plugins
 
-$(NATIVE): $(wildcard plugins/*.py plugins/*/*/*.h plugins/*/*/*.cpp) $(VENV)/service.stamp
+$(NATIVE): $(wildcard plugins/*.py plugins/*/*/*.h plugins/*/*/*.cpp plugins/*/*/*.cu) $(VENV)/service.stamp
 	@$(BIN)/python -m plugins.build
 	@mkdir -p $(@D) && touch $@
 

@@ -27,6 +27,15 @@ FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"),
 )
 
+NVCC_FLAGS = (
+    *("-std=c++17", "-O3", "--threads=0"),
+    "--compiler-options=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
+)
+
+# Compute capabilities that machine code is made for, which runs on later ones of the same major
+# too; those of later majors compile the code of the last one when it is loaded.
+GPUS = (75, 80, 86, 89, 90, 100, 120)
+
 # Flags of a file of its own: instructions that are used only where the CPU has them.
 X86_FLAGS = {
     "kernel_avx2.cpp": ("-mavx2", "-mfma"),
@@ -36,12 +45,16 @@ X86_FLAGS = {
 
 @dataclass(frozen=True)
 class Library:
-    """One shared library: its file name, sources, and what a binding needs of its framework."""
+    """One shared library: its file name, sources, and what a binding needs of its framework.
+
+    Its compiler is that for C++ where none is named.
+    """
 
     name: str
     sources: tuple[Path, ...]
-    flags: tuple[str, ...] = ()
-    link_flags: tuple[str, ...] = ()
+    compiler: str | None = None
+    flags: tuple[str, ...] = FLAGS
+    link_flags: tuple[str, ...] = ("-pthread",)
 
 
 def cpu_kernels() -> tuple[Path, ...]:
@@ -53,6 +66,7 @@ def libraries() -> Iterator[Library]:
     """Every library that can be built here."""
     yield Library("libms_deform_attn.so", (OP / "bindings" / "c_api.cpp", *cpu_kernels()))
     yield from _openvino_extension()
+    yield from _tensorrt_plugin()
 
 
 def _openvino_extension() -> Iterator[Library]:
@@ -67,18 +81,54 @@ def _openvino_extension() -> Iterator[Library]:
     yield Library(
         library.openvino_extension(),
         (OP / "bindings" / "openvino_extension.cpp", *cpu_kernels()),
-        flags=("-isystem", str(root / "include")),
+        flags=(*FLAGS, "-isystem", str(root / "include")),
         # Its code has to outlive the last node of a graph, which may outlive the runtime's core.
-        link_flags=("-Wl,-z,nodelete", *map(str, runtime)),
+        link_flags=("-pthread", "-Wl,-z,nodelete", *map(str, runtime)),
     )
+
+
+def _tensorrt_plugin() -> Iterator[Library]:
+    """The op for TensorRT 10 and 11, where there are nvcc and TensorRT's headers."""
+    nvcc, headers = shutil.which("nvcc"), tensorrt_headers()
+    if nvcc is None or headers is None:
+        return
+    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
+    gpus = [gpu for gpu in GPUS if f"sm_{gpu}" in known.stdout.split()]
+    code = [f"--generate-code=arch=compute_{gpu},code=sm_{gpu}" for gpu in gpus]
+    latest = f"--generate-code=arch=compute_{gpus[-1]},code=compute_{gpus[-1]}"
+    yield Library(
+        library.TENSORRT_PLUGIN,
+        (OP / "bindings" / "tensorrt_plugin.cpp", CORE / "kernel_cuda.cu"),
+        compiler=nvcc,
+        flags=(*NVCC_FLAGS, *code, latest, "-isystem", str(headers)),
+        link_flags=("--cudart=static",),
+    )
+
+
+def tensorrt_headers() -> Path | None:
+    """Where TensorRT's headers lie: where TENSORRT_INCLUDE_DIR says, or in the system's folders.
+
+    Else those of 10.14 in the package kernel-lens, whose interface of plugins is that of 11, too.
+    """
+    named = os.environ.get("TENSORRT_INCLUDE_DIR")
+    if named:
+        return Path(named)
+    folders = [Path("/usr/include"), Path(f"/usr/include/{platform.machine()}-linux-gnu")]
+    package = importlib.util.find_spec("kernel_lens")
+    if package is not None and package.origin is not None:
+        folders.append(Path(package.origin).parent / "include" / "tensorrt")
+    return next((folder for folder in folders if (folder / "NvInferRuntime.h").exists()), None)
 
 
 def build(compiler: str, wanted: Library) -> bool:
     """Make a library unless it is up to date; True if it had to be made.
 
+    `compiler` is that for C++.
+
     Raises:
         RuntimeError: the compiler failed; the message is what it said.
     """
+    compiler = wanted.compiler or compiler
     commands = {source: _command(compiler, wanted, source) for source in wanted.sources}
     key = _key([*commands.values(), list(wanted.link_flags)], wanted.sources)
     target, stamp = library.FOLDER / wanted.name, library.FOLDER / f"{wanted.name}.key"
@@ -93,7 +143,7 @@ def build(compiler: str, wanted: Library) -> bool:
             list(pool.map(_run, jobs))
         made = work / wanted.name
         linked = ["-o", str(made), *map(str, objects.values()), *wanted.link_flags]
-        _run([compiler, "-shared", "-pthread", *linked])
+        _run([compiler, "-shared", *linked])
         os.replace(made, target)
         stamp.write_text(key)
     finally:
@@ -104,7 +154,7 @@ def build(compiler: str, wanted: Library) -> bool:
 def _command(compiler: str, wanted: Library, source: Path) -> list[str]:
     is_x86 = platform.machine() in ("x86_64", "AMD64")
     own = X86_FLAGS.get(source.name, ()) if is_x86 else ()
-    return [compiler, *FLAGS, *wanted.flags, *own, "-c", str(source)]
+    return [compiler, *wanted.flags, *own, "-c", str(source)]
 
 
 def _key(commands: list[list[str]], sources: tuple[Path, ...]) -> str:

@@ -5,6 +5,9 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "build" / "plugins"
 
+# For TensorRT 10 and 11, whose interface of plugins is the same.
+TENSORRT_PLUGIN = "libms_deform_attn_tensorrt.so"
+
 
 def openvino_extension() -> str:
     """File name of the extension for the OpenVINO that is installed; it works with no other."""

@@ -1,0 +1,4 @@
+// See half_types.h.
+#pragma once
+
+#include "half_types.h"
