@@ -89,7 +89,7 @@ def _openvino_extension() -> Iterator[Library]:
 
 def _tensorrt_plugin() -> Iterator[Library]:
     """The op for TensorRT 10 and 11, where there are nvcc and TensorRT's headers."""
-    nvcc, headers = shutil.which("nvcc"), tensorrt_headers()
+    nvcc, headers = shutil.which(os.environ.get("NVCC") or "nvcc"), tensorrt_headers()
     if nvcc is None or headers is None:
         return
     known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
@@ -183,7 +183,9 @@ def main() -> int:
         try:
             made = build(compiler, wanted)
         except RuntimeError as error:
-            print(f"{wanted.name}: not built; CXX=none does without\n{error}", file=sys.stderr)
+            variable = "NVCC" if wanted.compiler else "CXX"
+            without = f"{variable}=none does without"
+            print(f"{wanted.name}: not built; {without}\n{error}", file=sys.stderr)
             return 1
         print(f"{wanted.name}: {'built' if made else 'up to date'}")
     return 0

@@ -18,6 +18,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from plugins import library
+from plugins.build import tensorrt_headers
 from tests.plugins.emulated import needs_compiler
 from tests.plugins.tensorrt_plugin import plugin
 from tests.tensorrt_rtx import run_with_tensorrt_rtx
@@ -205,6 +206,14 @@ def test_tensorrt_11_registers_the_library_and_lets_it_go(tmp_path: Path) -> Non
 
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == ["11", True, False]
+
+
+def test_headers_are_taken_from_where_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENSORRT_INCLUDE_DIR", str(tmp_path))
+
+    assert tensorrt_headers() == tmp_path
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")

@@ -291,18 +291,19 @@ bool isFor(const MSDeformAttnParams& p)
 
 } // namespace fast
 
-// Every other size: samples come in chunks, and a block has as many items as their channels fill.
+// Every other size: samples come in chunks, and a block has as many items as its threads have
+// channels for, but not more than make blocks too few for a GPU where items have few channels.
 namespace general
 {
 
 constexpr int kThreads = 128;
-constexpr int kMaxSlots = 512; // samples in shared memory: 16 KiB
+constexpr int kMaxItems = 32; // of a block
+constexpr int kChunk = 16;    // samples of an item that are in shared memory at once
 
 struct Plan
 {
-    int numItems; // of a block
+    int numItems;  // of a block
     int numSlices; // threads that share the channels of an item
-    int chunk; // samples of an item that are in shared memory at once: a power of two
 };
 
 struct Item
@@ -319,9 +320,9 @@ template <typename T, int kChannels>
 __global__ void __launch_bounds__(kThreads, 6) kernel(const MSDeformAttnParams p, const Plan plan)
 {
     __shared__ Level levels[kMaxLevels];
-    __shared__ Item items[kThreads];
-    __shared__ int4 offsets[kMaxSlots];
-    __shared__ float4 weights[kMaxSlots];
+    __shared__ Item items[kMaxItems];
+    __shared__ int4 offsets[kMaxItems * kChunk];
+    __shared__ float4 weights[kMaxItems * kChunk];
 
     const int thread = static_cast<int>(threadIdx.x);
     const int numSamples = p.numLevels * p.numPoints;
@@ -380,15 +381,15 @@ __global__ void __launch_bounds__(kThreads, 6) kernel(const MSDeformAttnParams p
     }
     values = keptWhole(values);
     float sum[kChannels] = {};
-    for (int first = 0; first < numSamples; first += plan.chunk)
+    for (int first = 0; first < numSamples; first += kChunk)
     {
-        const int count = min(plan.chunk, numSamples - first);
-        for (int slot = thread; slot < plan.numItems * plan.chunk; slot += kThreads)
+        const int count = min(kChunk, numSamples - first);
+        for (int slot = thread; slot < plan.numItems * kChunk; slot += kThreads)
         {
-            const int inChunk = slot & (plan.chunk - 1);
+            const int inChunk = slot % kChunk;
             if (inChunk < count)
             {
-                const Item& item = items[slot / plan.chunk];
+                const Item& item = items[slot / kChunk];
                 const int64_t sample = item.index * numSamples + first + inChunk;
                 const int level = (first + inChunk) / p.numPoints;
                 const float weight
@@ -402,7 +403,7 @@ __global__ void __launch_bounds__(kThreads, 6) kernel(const MSDeformAttnParams p
         __syncthreads();
         for (int i = 0; hasWork && i < count; ++i)
         {
-            const int slot = ownItem * plan.chunk + i;
+            const int slot = ownItem * kChunk + i;
             addSample(sum, values, offsets[slot], weights[slot]);
         }
         __syncthreads();
@@ -419,12 +420,7 @@ cudaError_t launch(const MSDeformAttnParams& p, cudaStream_t stream)
     const int numSlices = (p.headDim + kChannels - 1) / kChannels;
     Plan plan;
     plan.numSlices = std::min(numSlices, kThreads);
-    plan.numItems = kThreads / plan.numSlices;
-    plan.chunk = kLanes;
-    while (plan.chunk * plan.numItems > kMaxSlots)
-    {
-        plan.chunk /= 2;
-    }
+    plan.numItems = std::min(kThreads / plan.numSlices, kMaxItems);
     const int64_t numItems = static_cast<int64_t>(p.batch) * p.numQueries * p.numHeads;
     const int64_t numBlocks = (numItems + plan.numItems - 1) / plan.numItems;
     if (numBlocks > std::numeric_limits<int>::max())
