@@ -219,7 +219,7 @@ def test_headers_are_taken_from_where_the_environment_says(
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 def test_the_library_needs_neither_tensorrt_nor_cuda_to_load() -> None:
     path = library.find(library.TENSORRT_PLUGIN)
-    assert path is not None
+    assert path is not None, "run make plugins"
     dynamic = subprocess.run(["readelf", "-d", path], capture_output=True, text=True, check=True)
     symbols = subprocess.run(
         ["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True
