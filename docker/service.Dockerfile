@@ -1,19 +1,24 @@
 # The service: no torch, no compiler, no root. Build from the repository root:
 #   docker build -f docker/service.Dockerfile -t detr-serve .
 
-FROM python:3.11.14-slim-bookworm AS packages
+# This one has a compiler, for the native kernels.
+FROM python:3.11.14-bookworm AS packages
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 RUN python -m venv /venv \
     && /venv/bin/python -m pip install --no-cache-dir -c constraints.txt --upgrade pip \
     && /venv/bin/python -m pip install --no-cache-dir -c constraints.txt --group service \
     && /venv/bin/python -m pip uninstall --yes pip
+COPY plugins/ plugins/
+RUN /venv/bin/python -m plugins.build
 
 FROM python:3.11.14-slim-bookworm
 WORKDIR /app
 COPY --from=packages /venv /venv
 COPY bundle/ bundle/
 COPY service/ service/
+COPY plugins/ plugins/
+COPY --from=packages /build/build/plugins/ build/plugins/
 COPY bundles/demo/ bundles/demo/
 # The root file system may be read-only: nothing is written, byte code included.
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1

@@ -175,6 +175,7 @@ def _run(command: list[str]) -> None:
 def main() -> int:
     """Build everything, a line a library; 1 if a compiler that is there fails."""
     argparse.ArgumentParser(prog="python -m plugins.build", description=__doc__).parse_args()
+    library.FOLDER.mkdir(parents=True, exist_ok=True)  # an image copies it, whatever is in it
     compiler = os.environ.get("CXX") or "g++"
     if shutil.which(compiler) is None:
         print(f"no C++ compiler ({compiler}): nothing native is built; standard operators serve")

@@ -1,10 +1,13 @@
 """The one Python signature of multi-scale deformable attention: checks, then picks a backend."""
 
+import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from model.ops import native
+from model.ops.registration import ms_deform_attn_operator, say_once
 from model.ops.reference import ms_deform_attn_reference
 
 
@@ -27,28 +30,45 @@ def ms_deform_attn(
         sampling_offsets: (B, Q, M, L, P, 2), (x, y) in pixels of the level, or in
             half box sizes over P where reference points carry a box.
         attention_logits: (B, Q, M, L, P), before the softmax over (L, P).
-        backend: "reference" (plain PyTorch), "operator" (the opaque op `detr::ms_deform_attn`,
-            one node in an exported graph) or "auto": the operator while a graph is being
-            exported, else the reference.
+        backend: "reference" (plain PyTorch), "operator" (the opaque op `detr::ms_deform_attn`:
+            one node in an exported graph, and the native kernels where there are some), "native"
+            (the same, refused where there are none) or "auto": the operator while a graph is
+            being exported and where there are native kernels, else the reference.
 
     Returns:
         (B, Q, M * D), dtype of value. Points outside a level read as zero.
 
     Raises:
-        ValueError: shapes disagree, or there is no such backend.
+        ValueError: shapes disagree, or there is no such backend here.
 
     Source: Deformable DETR, arXiv:2010.04159, eq. (3). Pixel centres lie at (i + 0.5) / size.
     """
     _check(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
-    if backend == "auto":
-        backend = "operator" if torch.compiler.is_exporting() else "reference"
     tensors = (reference_points, sampling_offsets, attention_logits)
+    if backend == "auto":
+        backend = "operator" if _is_operator_better(value) else "reference"
+    if backend == "native" and not native.supports(value):
+        raise ValueError(
+            f"no native kernels for {value.dtype} on {value.device.type}; `make plugins` builds "
+            "those for float32, float64 and bfloat16 on a CPU, and needs a C++ compiler"
+        )
     if backend == "reference":
         return ms_deform_attn_reference(value, spatial_shapes, *tensors)
-    if backend == "operator":
+    if backend in ("operator", "native"):
         flat = [side for shape in spatial_shapes for side in shape]
-        return torch.ops.detr.ms_deform_attn(value, flat, *tensors)
-    raise ValueError(f"unknown backend {backend!r}; there are: auto, reference, operator")
+        return ms_deform_attn_operator(value, flat, *tensors)
+    raise ValueError(f"unknown backend {backend!r}; there are: auto, reference, operator, native")
+
+
+def _is_operator_better(value: Tensor) -> bool:
+    if torch.compiler.is_exporting() or native.supports(value):
+        return True
+    if not torch.compiler.is_compiling():
+        if value.device.type == "cpu":
+            say_once(logging.WARNING, "plain PyTorch, which is slow; `make plugins` helps")
+        else:
+            say_once(logging.INFO, "plain PyTorch")
+    return False
 
 
 def _check(
@@ -84,32 +104,3 @@ def _check(
         raise ValueError(f"expected value with {num_heads} heads, got {tuple(value.shape)}")
     num_tokens = sum(h * w for h, w in spatial_shapes)
     torch._check(value.shape[1] == num_tokens, lambda: "spatial_shapes do not add up to S of value")
-
-
-@torch.library.custom_op("detr::ms_deform_attn", mutates_args=())
-def _operator(
-    value: Tensor,
-    spatial_shapes: Sequence[int],
-    reference_points: Tensor,
-    sampling_offsets: Tensor,
-    attention_logits: Tensor,
-) -> Tensor:
-    return ms_deform_attn_reference(
-        value,
-        list(zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True)),
-        reference_points,
-        sampling_offsets,
-        attention_logits,
-    ).contiguous()
-
-
-@_operator.register_fake
-def _operator_shape(
-    value: Tensor,
-    spatial_shapes: Sequence[int],
-    reference_points: Tensor,
-    sampling_offsets: Tensor,
-    attention_logits: Tensor,
-) -> Tensor:
-    batch, _, num_heads, head_dim = value.shape
-    return value.new_empty(batch, sampling_offsets.shape[1], num_heads * head_dim)

@@ -72,8 +72,10 @@ def test_the_image_holds_neither_torch_nor_pip_nor_training_code(image):
     assert not list(packages.glob("torch*"))
     assert not list(packages.glob("pip"))
     assert sorted(path.name for path in image.folder(".").iterdir()) == [
+        "build",
         "bundle",
         "bundles",
+        "plugins",
         "service",
     ]
 

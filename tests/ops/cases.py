@@ -44,17 +44,24 @@ class OpCase:
         )
 
 
+PYRAMID = ((9, 13), (5, 7), (3, 4), (2, 2))
+
 CASES = (
     OpCase("two levels, points"),
     OpCase("two levels, boxes", reference_width=4),
     OpCase("one level", shapes=((5, 3),)),
     OpCase("one pixel", shapes=((1, 1), (1, 1))),
-    OpCase(
-        "published sizes", heads=8, head_dim=32, points=4, shapes=((9, 13), (5, 7), (3, 4), (2, 2))
-    ),
+    OpCase("published sizes", heads=8, head_dim=32, points=4, shapes=PYRAMID),
+    OpCase("blocks of queries", heads=8, head_dim=32, points=4, queries=37, shapes=PYRAMID),
+    OpCase("one wide head", heads=1, head_dim=256, points=4, queries=37, shapes=PYRAMID),
+    OpCase("one channel", head_dim=1, points=4, queries=20, shapes=PYRAMID),
+    OpCase("five points", head_dim=40, points=5, queries=20, shapes=PYRAMID),
+    OpCase("nine levels", head_dim=64, reference_width=4, shapes=(*PYRAMID, *PYRAMID, (1, 1))),
+    OpCase("many samples of one head", heads=1, head_dim=16, points=70, shapes=((3, 5),)),
     OpCase("odd head width", head_dim=7, points=1),
     OpCase("outside the map", spread=1.5),
     OpCase("boxes outside the map", reference_width=4, spread=1.5),
+    OpCase("far outside the map", queries=20, spread=1e6),
     OpCase("no queries", queries=0),
     OpCase("one image", batch=1),
 )

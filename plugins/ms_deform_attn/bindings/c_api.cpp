@@ -88,10 +88,23 @@ DETR_EXPORT int detrBestIsa()
 DETR_EXPORT int detrForward(const detr::MSDeformAttnParams* params, int storage, int isa, int numThreads)
 {
     return guarded([&] {
-        detr::ForwardCpu forward(*params, static_cast<detr::ValueStorage>(storage),
+        const detr::ForwardCpu forward(*params, static_cast<detr::ValueStorage>(storage),
             static_cast<detr::Isa>(isa));
         parallelFor(forward.numPrepareItems(), numThreads, [&](int i) { forward.prepare(i); });
         parallelFor(forward.numItems(), numThreads, [&](int i) { forward.run(i); });
+    });
+}
+
+// As detrForward(), with the gradients of the same call.
+DETR_EXPORT int detrBackward(const detr::MSDeformAttnParams* params,
+    const detr::MSDeformAttnGradients* gradients, int storage, int isa, int numThreads)
+{
+    return guarded([&] {
+        const detr::BackwardCpu backward(*params, *gradients,
+            static_cast<detr::ValueStorage>(storage), static_cast<detr::Isa>(isa));
+        parallelFor(backward.numPrepareItems(), numThreads, [&](int i) { backward.prepare(i); });
+        parallelFor(backward.numItems(), numThreads, [&](int i) { backward.run(i); });
+        parallelFor(backward.numFinishItems(), numThreads, [&](int i) { backward.finish(i); });
     });
 }
 

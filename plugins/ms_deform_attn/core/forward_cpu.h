@@ -3,8 +3,6 @@
 
 #include "taps_cpu.h"
 
-#include <algorithm>
-
 namespace detr
 {
 
@@ -160,7 +158,7 @@ inline void forwardQueries(
     };
     for (int block = first; block < last; block += kForwardBlock)
     {
-        const int size = std::min(kForwardBlock, last - block);
+        const int size = smaller<V>(kForwardBlock, last - block);
         for (int q = 0; q < size; ++q)
         {
             const Query<V> query = queryAt<V>(call, image, head, block + q);

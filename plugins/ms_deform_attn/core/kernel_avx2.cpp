@@ -2,6 +2,7 @@
 #include "kernel_table.h"
 
 #if defined(__AVX2__)
+#include "backward_cpu.h"
 #include "forward_cpu.h"
 #include "vector_avx2.h"
 #endif
@@ -13,9 +14,9 @@ const KernelTable* avx2Kernels(bool bfloat16)
 {
 #if defined(__AVX2__)
     static const KernelTable kFloat32 = {prepareItem<Avx2, float>, forwardItem<Avx2, float>,
-        sizeof(float), sizeof(float)};
-    static const KernelTable kBFloat16 = {prepareItem<Avx2, uint16_t>,
-        forwardItem<Avx2, uint16_t>, sizeof(float), sizeof(uint16_t)};
+        backwardItem<Avx2>, sizeof(float), sizeof(float)};
+    static const KernelTable kBFloat16 = {prepareItem<Avx2, uint16_t>, forwardItem<Avx2, uint16_t>,
+        nullptr, sizeof(float), sizeof(uint16_t)};
     return bfloat16 ? &kBFloat16 : &kFloat32;
 #else
     (void)bfloat16;

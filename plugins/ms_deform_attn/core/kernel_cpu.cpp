@@ -1,13 +1,11 @@
-// Picks the kernels and lays a call out for them; see kernel_cpu.h.
+// Cuts a call into work items; see kernel_cpu.h.
 #include "kernel_cpu.h"
 
-#include "kernel_table.h"
-#include "scratch.h"
+#include "layout_cpu.h"
 
 #include <algorithm>
-#include <limits>
+#include <cstring>
 #include <stdexcept>
-#include <vector>
 
 namespace detr
 {
@@ -17,233 +15,216 @@ namespace
 constexpr int kTokensPerItem = 256;
 constexpr int kQueriesPerItem = 128;
 
-// With fewer queries than this part of the tokens, reading values where they lie is faster than
-// bringing those of a head together first.
-constexpr int kTokensPerQueryToRepack = 4;
-
-const KernelTable* find(Isa isa, bool bfloat16)
+// Part `item` of a loop over equal rows, which is cut into blocks: the row, and from where to where.
+struct Block
 {
-    switch (isa)
+    int row;
+    int first;
+    int last;
+
+    Block(int item, int length, int blockLength)
+        : row(item / numBlocks(length, blockLength))
+        , first(item % numBlocks(length, blockLength) * blockLength)
+        , last(std::min(first + blockLength, length))
     {
-    case Isa::kAvx512: return avx512Kernels(bfloat16);
-    case Isa::kAvx2: return avx2Kernels(bfloat16);
-    case Isa::kPortable: break;
     }
-    return portableKernels(bfloat16);
-}
 
-bool hasInstructions(Isa isa)
-{
-#if defined(__x86_64__) && defined(__GNUC__)
-    switch (isa)
+    static int numBlocks(int length, int blockLength)
     {
-    case Isa::kAvx512:
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
-            && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    case Isa::kAvx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    case Isa::kPortable: break;
-    }
-#endif
-    return isa == Isa::kPortable;
-}
-
-bool isDirect(const MSDeformAttnParams& p)
-{
-    return p.numHeads == 1
-        || static_cast<int64_t>(p.numQueries) * kTokensPerQueryToRepack < p.numTokens;
-}
-
-bool isBFloat16(const MSDeformAttnParams& p, ValueStorage storage)
-{
-    return storage == ValueStorage::kBFloat16 && !isDirect(p) && p.headDim % kBFloat16Block == 0;
-}
-
-const KernelTable& chooseKernels(const MSDeformAttnParams& p, ValueStorage storage, Isa isa)
-{
-    if (storage == ValueStorage::kFloat64)
-    {
-        return *doubleKernels();
-    }
-    const KernelTable* const kernels =
-        hasInstructions(isa) ? find(isa, isBFloat16(p, storage)) : nullptr;
-    if (kernels == nullptr)
-    {
-        throw std::invalid_argument("no kernels for this instruction set here");
-    }
-    return *kernels;
-}
-
-size_t repackedBytes(const MSDeformAttnParams& p, const KernelTable& kernels)
-{
-    return isDirect(p) ? 0
-                       : kernels.storedBytes * static_cast<size_t>(p.batch)
-            * static_cast<size_t>(p.numTokens) * static_cast<size_t>(p.numHeads * p.headDim);
-}
-
-int ceilDiv(int a, int b)
-{
-    return (a + b - 1) / b;
-}
-
-// The columns of a SampleTable.
-template <typename Scalar>
-struct SampleColumns
-{
-    std::vector<Scalar> width, height;
-    std::vector<int32_t> intWidth, intHeight, start, row, reference;
-    SampleTable<Scalar> table;
-
-    SampleColumns(const MSDeformAttnParams& p, int numPadded, int32_t tokenStride)
-        : width(numPadded, Scalar(1))
-        , height(numPadded, Scalar(1))
-        , intWidth(numPadded, 1)
-        , intHeight(numPadded, 1)
-        , start(numPadded, 0)
-        , row(numPadded, 0)
-        , reference(numPadded, 0)
-        , table{width.data(), height.data(), intWidth.data(), intHeight.data(), start.data(),
-              row.data(), reference.data()}
-    {
-        int32_t firstToken = 0;
-        for (int level = 0, i = 0; level < p.numLevels; ++level)
-        {
-            const int32_t h = p.spatialShapes[2 * level], w = p.spatialShapes[2 * level + 1];
-            for (int point = 0; point < p.numPoints; ++point, ++i)
-            {
-                width[i] = static_cast<Scalar>(w);
-                height[i] = static_cast<Scalar>(h);
-                intWidth[i] = w;
-                intHeight[i] = h;
-                start[i] = firstToken * tokenStride;
-                row[i] = w * tokenStride;
-                reference[i] = level * p.referenceDim;
-            }
-            firstToken += h * w;
-        }
+        return (length + blockLength - 1) / blockLength;
     }
 };
 
-void check(const MSDeformAttnParams& p)
+struct alignas(64) Line
 {
-    int64_t numTokens = 0;
-    for (int level = 0; level < p.numLevels; ++level)
-    {
-        const int64_t h = p.spatialShapes[2 * level], w = p.spatialShapes[2 * level + 1];
-        if (h < 1 || w < 1)
-        {
-            throw std::invalid_argument("expected levels of at least one pixel");
-        }
-        numTokens += h * w;
-    }
-    const int64_t perToken = static_cast<int64_t>(p.numHeads) * p.headDim;
-    if (numTokens != p.numTokens)
-    {
-        throw std::invalid_argument("spatial shapes do not add up to the tokens of value");
-    }
-    if (numTokens * perToken > std::numeric_limits<int32_t>::max())
-    {
-        throw std::invalid_argument("expected fewer than 2^31 values an image");
-    }
-    if (p.numLevels < 1 || p.numPoints < 1 || (p.referenceDim != 2 && p.referenceDim != 4))
-    {
-        throw std::invalid_argument("expected levels, points and references of 2 or 4 numbers");
-    }
+    char bytes[64];
+};
+
+// Of an item: lines of memory for so many int32 and scalars for each padded sample.
+std::vector<Line> workspaceFor(const CallLayout& layout, size_t numInts, size_t numScalars)
+{
+    const size_t perSample = numInts * sizeof(int32_t) + numScalars * layout.kernels().scalarBytes;
+    const size_t numBytes = perSample * static_cast<size_t>(layout.call().numPadded);
+    return std::vector<Line>((numBytes + sizeof(Line) - 1) / sizeof(Line));
+}
+
+void prepareItem(const CallLayout& layout, int item)
+{
+    const Block block(item, layout.call().params.numTokens, kTokensPerItem);
+    layout.kernels().prepare(layout.call(), block.row, block.first, block.last);
+}
+
+int numTokenItems(const CallLayout& layout)
+{
+    const MSDeformAttnParams& p = layout.call().params;
+    return layout.isRepacked() ? p.batch * Block::numBlocks(p.numTokens, kTokensPerItem) : 0;
 }
 
 } // namespace
 
-Isa bestIsa()
-{
-    for (const Isa isa : {Isa::kAvx512, Isa::kAvx2})
-    {
-        if (hasInstructions(isa) && find(isa, false) != nullptr)
-        {
-            return isa;
-        }
-    }
-    return Isa::kPortable;
-}
-
 struct ForwardCpu::State
 {
-    const KernelTable& kernels;
-    Scratch repacked;
-    ForwardCall call;
-    SampleColumns<float> columns;
-    SampleColumns<double> doubleColumns;
-    int tokenBlocks; // of an image; 0 where values are read where they lie
-    int queryBlocks; // of an image and head
-
-    State(const MSDeformAttnParams& p, const KernelTable& chosen)
-        : kernels(chosen)
-        , repacked(repackedBytes(p, kernels))
-        , call(layOut(p, repacked.data()))
-        , columns(p, call.numPadded, call.tokenStride)
-        , doubleColumns(p, call.numPadded, call.tokenStride)
-        , tokenBlocks(isDirect(p) ? 0 : ceilDiv(p.numTokens, kTokensPerItem))
-        , queryBlocks(ceilDiv(p.numQueries, kQueriesPerItem))
-    {
-        call.samples = kernels.scalarBytes == sizeof(double)
-            ? static_cast<const void*>(&doubleColumns.table)
-            : &columns.table;
-    }
-
-    static ForwardCall layOut(const MSDeformAttnParams& p, void* repacked)
-    {
-        ForwardCall call{};
-        call.params = p;
-        call.numSamples = p.numLevels * p.numPoints;
-        call.numPadded = ceilDiv(call.numSamples, kSamplePadding) * kSamplePadding;
-        const bool direct = isDirect(p);
-        call.values = direct ? const_cast<void*>(p.value) : repacked;
-        call.tokenStride = direct ? p.numHeads * p.headDim : p.headDim;
-        call.headStride = direct ? p.headDim : static_cast<ptrdiff_t>(p.numTokens) * p.headDim;
-        call.imageStride = static_cast<ptrdiff_t>(p.numTokens) * p.numHeads * p.headDim;
-        return call;
-    }
+    CallLayout layout;
 };
 
 ForwardCpu::ForwardCpu(const MSDeformAttnParams& params, ValueStorage storage, Isa isa)
+    : mState(new State{{params, storage, isa}})
 {
-    check(params);
-    mState = std::make_unique<State>(params, chooseKernels(params, storage, isa));
 }
 
 ForwardCpu::~ForwardCpu() = default;
 
 int ForwardCpu::numPrepareItems() const
 {
-    return mState->call.params.batch * mState->tokenBlocks;
+    return numTokenItems(mState->layout);
 }
 
-void ForwardCpu::prepare(int item)
+void ForwardCpu::prepare(int item) const
 {
-    const int first = item % mState->tokenBlocks * kTokensPerItem;
-    const int last = std::min(first + kTokensPerItem, mState->call.params.numTokens);
-    mState->kernels.prepare(mState->call, item / mState->tokenBlocks, first, last);
+    prepareItem(mState->layout, item);
 }
 
 int ForwardCpu::numItems() const
 {
-    const MSDeformAttnParams& p = mState->call.params;
-    return p.batch * p.numHeads * mState->queryBlocks;
+    const MSDeformAttnParams& p = mState->layout.call().params;
+    return p.batch * p.numHeads * Block::numBlocks(p.numQueries, kQueriesPerItem);
 }
 
 void ForwardCpu::run(int item) const
 {
-    const MSDeformAttnParams& p = mState->call.params;
-    const int imageHead = item / mState->queryBlocks;
-    const int first = item % mState->queryBlocks * kQueriesPerItem;
-    const int last = std::min(first + kQueriesPerItem, p.numQueries);
-    struct alignas(64) Line
+    const CallLayout& layout = mState->layout;
+    const MSDeformAttnParams& p = layout.call().params;
+    const Block block(item, p.numQueries, kQueriesPerItem);
+    std::vector<Line> workspace = workspaceFor(layout, 4 * kForwardBlock, 4 * kForwardBlock);
+    layout.kernels().forward(layout.call(), block.row / p.numHeads, block.row % p.numHeads,
+        block.first, block.last, workspace.data());
+}
+
+struct BackwardCpu::State
+{
+    CallLayout layout;
+    Scratch values;     // gradients of the values, by head
+    Scratch references; // gradients of the reference points, by head
+    BackwardCall call;
+
+    State(const MSDeformAttnParams& p, const MSDeformAttnGradients& gradients,
+        ValueStorage storage, Isa isa)
+        : layout(p, storage, isa)
+        , values(layout.isRepacked() ? layout.valueBytes() : 0)
+        , references(gradients.referencePoints == nullptr
+                  ? 0
+                  : layout.kernels().scalarBytes * static_cast<size_t>(p.numHeads)
+                      * numReferences(p) * static_cast<size_t>(p.batch))
+        , call{layout.call(), gradients,
+              layout.isRepacked() ? values.data() : gradients.value, references.data()}
     {
-        char bytes[64];
-    };
-    const size_t perSample = 4 * kForwardBlock * (sizeof(int32_t) + mState->kernels.scalarBytes);
-    std::vector<Line> workspace(
-        (perSample * static_cast<size_t>(mState->call.numPadded) + 63) / sizeof(Line));
-    mState->kernels.forward(mState->call, imageHead / p.numHeads, imageHead % p.numHeads, first,
-        last, workspace.data());
+        if (layout.kernels().backward == nullptr)
+        {
+            throw std::invalid_argument("no backward kernel for bfloat16");
+        }
+    }
+
+    // Of an image: numbers of its reference points.
+    static size_t numReferences(const MSDeformAttnParams& p)
+    {
+        return static_cast<size_t>(p.numQueries) * static_cast<size_t>(p.numLevels * p.referenceDim);
+    }
+
+    // Gradients of the values of some tokens, from by head to as the values came.
+    void putBack(int image, int first, int last) const
+    {
+        const MSDeformAttnParams& p = layout.call().params;
+        const auto at = [&](void* start, ptrdiff_t element) {
+            return static_cast<char*>(start)
+                + element * static_cast<ptrdiff_t>(layout.kernels().scalarBytes);
+        };
+        for (ptrdiff_t head = 0; head < p.numHeads; ++head)
+        {
+            for (ptrdiff_t token = first; token < last; ++token)
+            {
+                const ptrdiff_t to = ((static_cast<ptrdiff_t>(image) * p.numTokens + token)
+                                             * p.numHeads + head) * p.headDim;
+                const ptrdiff_t from = image * layout.call().imageStride
+                    + head * layout.call().headStride + token * layout.call().tokenStride;
+                std::memcpy(at(call.gradients.value, to), at(call.values, from),
+                    layout.kernels().scalarBytes * static_cast<size_t>(p.headDim));
+            }
+        }
+    }
+
+    // Gradients of the reference points of an image: the sum over heads.
+    template <typename Scalar>
+    void addHeads(int image) const
+    {
+        const MSDeformAttnParams& p = layout.call().params;
+        const size_t count = numReferences(p);
+        const size_t before = static_cast<size_t>(image) * count;
+        Scalar* const to = static_cast<Scalar*>(call.gradients.referencePoints) + before;
+        const Scalar* from =
+            static_cast<const Scalar*>(call.references) + before * static_cast<size_t>(p.numHeads);
+        std::fill(to, to + count, Scalar(0));
+        for (int head = 0; head < p.numHeads; ++head, from += count)
+        {
+            std::transform(from, from + count, to, to, std::plus<Scalar>());
+        }
+    }
+};
+
+BackwardCpu::BackwardCpu(const MSDeformAttnParams& params, const MSDeformAttnGradients& gradients,
+    ValueStorage storage, Isa isa)
+    : mState(new State(params, gradients, storage, isa))
+{
+}
+
+BackwardCpu::~BackwardCpu() = default;
+
+int BackwardCpu::numPrepareItems() const
+{
+    return numTokenItems(mState->layout);
+}
+
+void BackwardCpu::prepare(int item) const
+{
+    prepareItem(mState->layout, item);
+}
+
+int BackwardCpu::numItems() const
+{
+    const MSDeformAttnParams& p = mState->layout.call().params;
+    return p.batch * p.numHeads;
+}
+
+void BackwardCpu::run(int item) const
+{
+    const CallLayout& layout = mState->layout;
+    const int numHeads = layout.call().params.numHeads;
+    std::vector<Line> workspace = workspaceFor(layout, 4, 9);
+    layout.kernels().backward(mState->call, item / numHeads, item % numHeads, workspace.data());
+}
+
+int BackwardCpu::numFinishItems() const
+{
+    const bool hasReferences = mState->call.references != nullptr;
+    const int numImages = hasReferences ? mState->layout.call().params.batch : 0;
+    return numTokenItems(mState->layout) + numImages;
+}
+
+void BackwardCpu::finish(int item) const
+{
+    const int numTokens = numTokenItems(mState->layout);
+    if (item < numTokens)
+    {
+        const Block block(item, mState->layout.call().params.numTokens, kTokensPerItem);
+        mState->putBack(block.row, block.first, block.last);
+    }
+    else if (mState->layout.kernels().scalarBytes == sizeof(double))
+    {
+        mState->addHeads<double>(item - numTokens);
+    }
+    else
+    {
+        mState->addHeads<float>(item - numTokens);
+    }
 }
 
 } // namespace detr

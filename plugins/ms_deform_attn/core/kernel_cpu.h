@@ -47,11 +47,39 @@ public:
 
     // Items of the first loop, which brings the values of a head together; may be none.
     int numPrepareItems() const;
-    void prepare(int item);
+    void prepare(int item) const;
 
     // Items of the second loop: a block of queries of one head of one image each.
     int numItems() const;
     void run(int item) const;
+
+private:
+    struct State;
+    std::unique_ptr<State> mState;
+};
+
+// The gradients of a call. A loop over finish() follows the one over run(). Nothing is added in an
+// order that depends on threads, so gradients are the same for any number of them.
+class BackwardCpu
+{
+public:
+    // As ForwardCpu; the output of the parameters is not used, and kBFloat16 is refused.
+    BackwardCpu(const MSDeformAttnParams& params, const MSDeformAttnGradients& gradients,
+        ValueStorage storage, Isa isa = bestIsa());
+    ~BackwardCpu();
+    BackwardCpu(const BackwardCpu&) = delete;
+    BackwardCpu& operator=(const BackwardCpu&) = delete;
+
+    int numPrepareItems() const;
+    void prepare(int item) const;
+
+    // Items of the second loop: a head of an image each.
+    int numItems() const;
+    void run(int item) const;
+
+    // Items of the third loop, which puts together what heads have computed; may be none.
+    int numFinishItems() const;
+    void finish(int item) const;
 
 private:
     struct State;

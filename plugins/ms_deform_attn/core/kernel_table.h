@@ -30,14 +30,7 @@ struct SampleTable
     const int32_t* reference; // of the level's reference point among those of a query
 };
 
-// offset * extent * boxScale is what a sample moves by, where reference points carry a box.
-template <typename Scalar>
-inline Scalar boxScale(const MSDeformAttnParams& p)
-{
-    return Scalar(0.5) / static_cast<Scalar>(p.numPoints);
-}
-
-// One forward call, laid out.
+// One call, laid out.
 struct ForwardCall
 {
     MSDeformAttnParams params;
@@ -63,10 +56,25 @@ constexpr int kForwardBlock = 16;
 using ForwardFunction =
     void (*)(const ForwardCall&, int image, int head, int first, int last, void* workspace);
 
+// A backward call: values lie as in the forward call, their gradients the same way elsewhere.
+struct BackwardCall
+{
+    ForwardCall forward;
+    MSDeformAttnGradients gradients;
+    void* values;     // gradients of the values
+    void* references; // those of the reference points by head, (B, M, Q, L, 2 or 4); or null
+};
+
+// All gradients of a head of an image. The workspace holds, for numPadded samples, four offsets
+// (int32), and four weights, four products and one more of each sample (scalars), aligned to 64
+// bytes.
+using BackwardFunction = void (*)(const BackwardCall&, int image, int head, void* workspace);
+
 struct KernelTable
 {
     PrepareFunction prepare;
     ForwardFunction forward;
+    BackwardFunction backward; // null for bfloat16
     size_t scalarBytes; // of an element of every tensor
     size_t storedBytes; // of a value that is kept for sampling
 };

@@ -27,4 +27,14 @@ struct MSDeformAttnParams
     void* output;                 // (B, Q, M * D) of T
 };
 
+// Where the gradients of one call come from and go to; T and shapes as above.
+struct MSDeformAttnGradients
+{
+    const void* output;    // that of the output
+    void* value;           // these are written, not added to
+    void* referencePoints; // null where it is not wanted
+    void* samplingOffsets;
+    void* attentionLogits;
+};
+
 } // namespace detr

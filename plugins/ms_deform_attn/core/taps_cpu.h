@@ -5,10 +5,26 @@
 #include "kernel_table.h"
 #include "sampling.h"
 
-#include <limits>
+#include <cmath>
 
 namespace detr
 {
+
+// No kernel uses a function that is compiled for another instruction set as well, of the standard
+// library or ours: a linker keeps one copy of those, of any of the sets.
+template <class V>
+inline int smaller(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+// offset * extent * boxScale is what a sample moves by, where reference points carry a box.
+template <class V>
+inline typename V::Float boxScale(const MSDeformAttnParams& p)
+{
+    using Scalar = typename V::Scalar;
+    return typename V::Float(Scalar(0.5) / static_cast<Scalar>(p.numPoints));
+}
 
 // One query and head of a call.
 template <class V>
@@ -39,7 +55,7 @@ inline typename V::Float exponentials(
 {
     using Scalar = typename V::Scalar;
     using Float = typename V::Float;
-    const Float lowest(-std::numeric_limits<Scalar>::infinity());
+    const Float lowest(static_cast<Scalar>(-HUGE_VAL));
     Float highest = lowest;
     for (int i = 0; i < numSamples; i += V::kLanes)
     {
@@ -85,7 +101,7 @@ struct Samples
         }
         else
         {
-            const Float scale(boxScale<typename V::Scalar>(p));
+            const Float scale = boxScale<V>(p);
             boxWidth = V::lookUp(query.reference + 2, numReferences - 2, which);
             boxHeight = V::lookUp(query.reference + 3, numReferences - 3, which);
             x = pixelFromBox(centreX, boxWidth, offsetX, width, scale);

@@ -212,6 +212,27 @@ struct Avx2
         y = _mm256_shuffle_ps(low, high, 0xdd);
     }
 
+    static void storePairs(float* p, Float x, Float y, int count)
+    {
+        const __m256 low = _mm256_unpacklo_ps(x.v, y.v);
+        const __m256 high = _mm256_unpackhi_ps(x.v, y.v);
+        store(p, _mm256_permute2f128_ps(low, high, 0x20), 2 * count);
+        store(p + kLanes, _mm256_permute2f128_ps(low, high, 0x31), 2 * count - kLanes);
+    }
+
+    static Float firstOf(Float x, int count)
+    {
+        return _mm256_and_ps(x.v, _mm256_castsi256_ps(firstLanes(count)));
+    }
+
+    static void storeSums(float* p, const Float (&x)[4])
+    {
+        const __m256 sums = _mm256_hadd_ps(
+            _mm256_hadd_ps(x[0].v, x[1].v), _mm256_hadd_ps(x[2].v, x[3].v));
+        _mm_storeu_ps(
+            p, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
+    }
+
     static Float lookUp(const float* table, int size, Int index)
     {
         if (size <= kLanes)

@@ -208,6 +208,37 @@ struct Avx512
         y = _mm512_permutex2var_ps(first.v, odd, second.v);
     }
 
+    static void storePairs(float* p, Float x, Float y, int count)
+    {
+        const __m512i first =
+            _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(kLanes / 2));
+        store(p, _mm512_permutex2var_ps(x.v, first, y.v), 2 * count);
+        if (count > kLanes / 2)
+        {
+            store(p + kLanes, _mm512_permutex2var_ps(x.v, second, y.v), 2 * count - kLanes);
+        }
+    }
+
+    static Float firstOf(Float x, int count)
+    {
+        return _mm512_maskz_mov_ps(firstLanes(count), x.v);
+    }
+
+    static void storeSums(float* p, const Float (&x)[4])
+    {
+        __m256 half[4];
+        for (int i = 0; i < 4; ++i)
+        {
+            half[i] = _mm256_add_ps(
+                _mm512_castps512_ps256(x[i].v), _mm512_extractf32x8_ps(x[i].v, 1));
+        }
+        const __m256 sums = _mm256_hadd_ps(
+            _mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
+        _mm_storeu_ps(
+            p, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
+    }
+
     static Float lookUp(const float* table, int size, Int index)
     {
         if (size <= kLanes)

@@ -196,6 +196,35 @@ struct PortableVector
         }
     }
 
+    static void storePairs(T* p, const Float& x, const Float& y, int count)
+    {
+        for (int i = 0; i < N && i < count; ++i)
+        {
+            p[2 * i] = x.lane[i];
+            p[2 * i + 1] = y.lane[i];
+        }
+    }
+
+    // The first `count` lanes, zero beyond.
+    static Float firstOf(const Float& x, int count)
+    {
+        Float r(T(0));
+        for (int i = 0; i < N && i < count; ++i)
+        {
+            r.lane[i] = x.lane[i];
+        }
+        return r;
+    }
+
+    // The sum of the lanes of each.
+    static void storeSums(T* p, const Float (&x)[4])
+    {
+        for (int i = 0; i < 4; ++i)
+        {
+            p[i] = sumOfLanes(x[i]);
+        }
+    }
+
     // table[index], of a table of `size` entries.
     static Float lookUp(const T* table, int /*size*/, const Int& index)
     {

@@ -1,0 +1,112 @@
+"""Native libraries are made when something they are made from changes, and only then."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from plugins import build, library
+from plugins.build import Library
+
+COMPILER = "g++"
+needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C++ compiler (g++)")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where libraries are looked for and put, instead of build/plugins."""
+    monkeypatch.setattr(library, "FOLDER", tmp_path / "built")
+    return tmp_path / "built"
+
+
+@pytest.fixture
+def one_function(tmp_path: Path) -> Library:
+    """A library of a single function."""
+    source = tmp_path / "one_function.cpp"
+    source.write_text('extern "C" int one() { return 1; }\n')
+    return Library("libone.so", (source,))
+
+
+@needs_compiler
+def test_a_library_is_made_once(folder: Path, one_function: Library) -> None:
+    assert library.find("libone.so") is None
+
+    made = [build.build(COMPILER, one_function) for _ in range(3)]
+
+    assert made == [True, False, False]
+    assert library.find("libone.so") == folder / "libone.so"
+    assert sorted(path.name for path in folder.iterdir()) == ["libone.so", "libone.so.key"]
+
+
+@needs_compiler
+@pytest.mark.usefixtures("folder")
+def test_a_library_is_made_anew_when_a_source_or_a_flag_changes(one_function: Library) -> None:
+    build.build(COMPILER, one_function)
+
+    one_function.sources[0].write_text('extern "C" int one() { return 2; }\n')
+    with_flag = Library(one_function.name, one_function.sources, flags=(*build.FLAGS, "-g"))
+
+    assert build.build(COMPILER, one_function)
+    assert build.build(COMPILER, with_flag)
+    assert not build.build(COMPILER, with_flag)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("folder")
+def test_headers_are_part_of_what_a_library_is_made_from(
+    tmp_path: Path, one_function: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "OP", tmp_path)
+    header = tmp_path / "core" / "some.h"
+    header.parent.mkdir()
+    header.write_text("#define ONE 1\n")
+    build.build(COMPILER, one_function)
+
+    header.write_text("#define ONE 2\n")
+
+    assert build.build(COMPILER, one_function)
+
+
+@needs_compiler
+def test_a_source_that_does_not_compile_leaves_the_library_of_before(
+    folder: Path, one_function: Library
+) -> None:
+    build.build(COMPILER, one_function)
+    before = (folder / "libone.so").read_bytes()
+    one_function.sources[0].write_text("int one( {\n")
+
+    with pytest.raises(RuntimeError, match="error: expected"):
+        build.build(COMPILER, one_function)
+
+    assert (folder / "libone.so").read_bytes() == before
+    assert sorted(path.name for path in folder.iterdir()) == ["libone.so", "libone.so.key"]
+
+
+def test_without_a_compiler_nothing_is_built_and_one_line_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr("sys.argv", ["plugins.build"])
+
+    status = build.main()
+
+    assert status == 0
+    assert list(folder.iterdir()) == []
+    assert capsys.readouterr().out == (
+        "no C++ compiler (no-such-compiler): nothing native is built; standard operators serve\n"
+    )
+
+
+@needs_compiler
+@pytest.mark.usefixtures("folder")
+def test_a_compiler_that_fails_is_an_error_with_a_way_around_it(
+    one_function: Library, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_function.sources[0].write_text("int one( {\n")
+    monkeypatch.setattr(build, "libraries", lambda: iter([one_function]))
+    monkeypatch.setattr("sys.argv", ["plugins.build"])
+
+    status = build.main()
+
+    assert status == 1
+    assert "libone.so: not built; CXX=none does without" in capsys.readouterr().err
