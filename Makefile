@@ -22,6 +22,7 @@ CHECKPOINT =
 VARIANT =
 FORMAT =
 PATHS =
+PRECISION =
 ARGS =
 PYTHON =
 
@@ -55,8 +56,9 @@ evaluate: $(VENV)/full.stamp $(NATIVE) ## COCO AP of CHECKPOINT= or BUNDLE=, the
 
 export: CHECKPOINT = runs/demo/best.safetensors
 export: BUNDLE = runs/demo/bundle
-export: $(VENV)/full.stamp $(NATIVE) ## turn a checkpoint into a bundle [CHECKPOINT= BUNDLE= ARGS=]
-	$(BIN)/python -m export $(CHECKPOINT) --out $(BUNDLE) $(ARGS)
+export: $(VENV)/full.stamp $(NATIVE) ## turn a checkpoint into a bundle [CHECKPOINT= BUNDLE= PRECISION=fp32|bf16|int8 DATA= ARGS=]
+	$(BIN)/python -m export $(CHECKPOINT) --out $(BUNDLE) $(call option,PRECISION,precision) \
+	$(call option,DATA,data) $(ARGS)
 
 weights: $(VENV)/full.stamp ## download and convert published weights: VARIANT=base|refine|two_stage|resnet50 [FORMAT= OUT=]
 	$(BIN)/python -m model.weights $(VARIANT) $(call option,FORMAT,format) $(call option,OUT,out)

@@ -1,11 +1,9 @@
-"""From a checkpoint to a verified bundle, in a directory that appears whole or not at all."""
+"""From a checkpoint to a verified bundle."""
 
 import hashlib
 import io
 import json
 import logging
-import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +14,9 @@ from typing import Any
 
 from PIL import Image
 
-from bundle.manifest import MANIFEST_NAME, Manifest, TensorSpec
+from bundle.manifest import Manifest, TensorSpec
 from bundle.preprocess import Preprocess, decode_image
+from export.staging import require_replaceable, staged
 from export.to_onnx import export_graphs, write_graphs
 from export.verify import verify
 from model.checkpoint import Checkpoint, build_model
@@ -54,7 +53,7 @@ def build_bundle(
         OSError: the disk is full or not writable.
         In all cases `out` is as it was before.
     """
-    _require_replaceable(out)
+    require_replaceable(out)
     config = checkpoint.config
     preprocess = config.preprocess.model_copy(
         update={"min_side": max(config.preprocess.min_side, smallest_side(config.model))}
@@ -65,11 +64,11 @@ def build_bundle(
         for file, data in sample_files.items():
             (directory / file).parent.mkdir(exist_ok=True)
             (directory / file).write_bytes(data)
-        with _stage("tracing the model and writing its graphs"):
+        with stage("tracing the model and writing its graphs"):
             graphs = write_graphs(export_graphs(model, min_side=preprocess.min_side), directory)
         names = tuple(sample_files)
         manifest = _manifest(checkpoint, preprocess, graphs, names, name or config.name)
-        with _stage("verifying the graph in ONNX Runtime against PyTorch"):
+        with stage("verifying the graph in ONNX Runtime against PyTorch"):
             images = [decode_image(data) for data in sample_files.values()]
             engine = OnnxRuntimeEngine(directory, manifest)
             try:
@@ -172,45 +171,8 @@ def _samples(checkpoint: Checkpoint, files: Sequence[Path]) -> dict[str, bytes]:
 
 
 @contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A new directory beside `out` that takes its place in the end, or is removed on a failure.
-
-    Whatever stops the work, Ctrl-C included, `out` holds what it held or all that is new.
-    """
-    out = out.resolve()
-    staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        if out.exists():
-            _swap(staging, out)
-        else:
-            staging.rename(out)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-
-
-def _swap(staging: Path, out: Path) -> None:
-    former = staging.with_suffix(".former")
-    out.rename(former)
-    try:
-        staging.rename(out)
-    except BaseException:
-        former.rename(out)
-        raise
-    shutil.rmtree(former)
-
-
-def _require_replaceable(out: Path) -> None:
-    if not out.exists() or (out / MANIFEST_NAME).is_file():
-        return
-    if not out.is_dir() or any(out.iterdir()):
-        raise ValueError(f"{out} is there and is no bundle; name a new directory with --out")
-
-
-@contextmanager
-def _stage(description: str) -> Iterator[None]:
+def stage(description: str) -> Iterator[None]:
+    """Say what is being done, and then how long it took."""
     log.info("%s ...", description)
     start = time.perf_counter()
     yield

@@ -34,7 +34,7 @@ OTHERS = {
         *("torch", "numpy", "scipy", "safetensors", "faster_coco_eval", "tqdm", "cv2", "PIL"),
         *("sklearn", "skimage", "pydantic", "httpx"),
     },
-    "export": {"torch", "numpy", "onnx", "onnxscript", "onnx_ir", "skimage", "PIL"},
+    "export": {"torch", "numpy", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "skimage", "PIL"},
     "plugins": set(),
 }
 
@@ -48,7 +48,7 @@ COMMANDS = {
     "model.weights": ["--base-url", "--format", "--out"],
     "model.data.check": ["--split"],
     "model.data.digits": ["--num-images", "--seed", "--split"],
-    "export": ["--name", "--out", "--samples"],
+    "export": ["--data", "--name", "--out", "--precision", "--samples"],
     "export.evaluate": ["--batch-size", "--bundle", "--data", "--limit", "--out", "--split"],
     "plugins.build": [],
     "service.detect": ["--bundle", "--draw", "--format", "--out", "--threshold", "--top-k"],

@@ -55,6 +55,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Variant], Ex
     return export
 
 
+@pytest.fixture
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Variant], Path]:
+    """A function from a variant to a checkpoint of its small model."""
+
+    def write(variant: Variant) -> Path:
+        path = tmp_path_factory.mktemp(variant.value) / "model.safetensors"
+        write_checkpoint(variant, path)
+        return path
+
+    return write
+
+
 def write_checkpoint(variant: Variant, path: Path) -> None:
     """A checkpoint whose heads and samplings are random, so that every image gives other boxes."""
     config = _config(variant)

@@ -6,7 +6,7 @@ import torch
 
 from bundle.manifest import Manifest
 from export.__main__ import main
-from export.build import batch_limit, smallest_side, staged
+from export.build import batch_limit, smallest_side
 from model.checkpoint import load_checkpoint, save_checkpoint, write_checkpoint
 from model.config import Variant
 from model.configs import CONFIGS, tiny
@@ -46,47 +46,6 @@ def test_many_queries_need_a_larger_square():
 @pytest.mark.parametrize(("name", "images"), [("base", 1), ("small", 8), ("demo", 8)])
 def test_large_images_run_one_by_one_and_small_ones_in_batches(name, images):
     assert batch_limit(CONFIGS[name]().preprocess) == images
-
-
-def test_a_new_directory_takes_its_place_when_all_is_done(tmp_path):
-    out = tmp_path / "bundles" / "new"
-
-    with staged(out) as directory:
-        (directory / "file").write_text("new")
-        assert not out.exists()
-
-    assert (out / "file").read_text() == "new"
-    assert names_in(out.parent) == ["new"]
-
-
-def test_a_directory_that_was_there_is_replaced_whole(tmp_path):
-    out = tmp_path / "bundle"
-    out.mkdir()
-    (out / "old").write_text("old")
-
-    with staged(out) as directory:
-        (directory / "file").write_text("new")
-
-    assert names_in(out) == ["file"]
-    assert names_in(tmp_path) == ["bundle"]
-
-
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError("no space left"), ValueError])
-def test_what_stops_the_work_leaves_the_old_directory_and_nothing_else(tmp_path, stop):
-    out = tmp_path / "bundle"
-    out.mkdir()
-    (out / "old").write_text("old")
-
-    def work():
-        with staged(out) as directory:
-            (directory / "file").write_text("half")
-            raise stop
-
-    with pytest.raises((KeyboardInterrupt, OSError, ValueError)):
-        work()
-
-    assert (out / "old").read_text() == "old"
-    assert names_in(tmp_path) == ["bundle"]
 
 
 def test_a_directory_that_is_no_bundle_is_not_replaced(checkpoint, tmp_path, capsys):

@@ -1,0 +1,246 @@
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino as ov
+import pytest
+from onnx import numpy_helper
+
+from bundle.manifest import ClassInfo, Manifest
+from export.__main__ import main
+from export.accuracy import MAX_AP_DROP, agreement
+from export.reduce import Data, open_data, reduce_bundle, write_reduced
+from export.staging import staged
+from model.config import Variant
+from model.data.digits import CLASSES, DigitsDataset, write_coco
+from model.evaluate import evaluate
+from service.engines.load import open_engine
+from service.engines.onnxruntime_engine import OnnxRuntimeEngine
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "bundles" / "demo"
+HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+OUTLIER = 2.0**13  # a power of two, so that float32 stays as it is
+
+
+class StoppedImages(DigitsDataset):
+    """Images whose third reading is Ctrl-C."""
+
+    def read_image(self, index):
+        if index == 2:
+            raise KeyboardInterrupt
+        return super().read_image(index)
+
+
+def names_in(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def evaluate_digits(engine, manifest, num_images):
+    val = DigitsDataset("val", num_images=num_images)
+    try:
+        return evaluate(engine.run, val, manifest.preprocess, classes=manifest.classes)
+    finally:
+        engine.close()
+
+
+def conv_relu_conv(nodes):
+    """Two convolutions with nothing but a ReLU between them."""
+    for first in nodes:
+        relus = [node for node in nodes if first.output[0] in node.input]
+        readers = [node for node in nodes if relus and relus[0].output[0] in node.input]
+        found = [node.op_type for node in (first, *relus, *readers)]
+        if found == ["Conv", "Relu", "Conv"]:
+            return first, readers[0]
+    raise AssertionError("expected two convolutions in a row")
+
+
+def add_outlier(directory):
+    """Make one channel of the backbone huge, and the next convolution read it as it was."""
+    manifest = Manifest.load(directory)
+    for file in manifest.graphs.values():
+        model = onnx.load(directory / file)
+        weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        first, second = conv_relu_conv(model.graph.node)
+        for name, where, factor in (
+            (first.input[1], np.s_[0], OUTLIER),
+            (first.input[2], np.s_[0], OUTLIER),
+            (second.input[1], np.s_[:, 0], 1 / OUTLIER),
+        ):
+            array = numpy_helper.to_array(weights[name]).copy()
+            array[where] *= factor
+            weights[name].CopyFrom(numpy_helper.from_array(array, name))
+        onnx.save(model, directory / file)
+    manifest.save(directory)
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """A copy of the demo bundle, float32."""
+    directory = tmp_path / "fp32"
+    return Path(shutil.copytree(DEMO, directory, ignore=shutil.ignore_patterns("cache")))
+
+
+@pytest.fixture(scope="module")
+def data():
+    """The demo's validation set, and few images to calibrate on."""
+    return Data(DigitsDataset("train", num_images=40), DigitsDataset("val"))
+
+
+def test_int8_keeps_the_ap_of_the_demo_and_the_report_says_so(demo, data, tmp_path):
+    with staged(tmp_path / "int8") as directory:
+        reduce_bundle(demo, directory, "int8", data)
+
+    manifest = Manifest.load(tmp_path / "int8")
+    report = json.loads((tmp_path / "int8" / "report.json").read_text())
+    assert manifest.precision == "int8"
+    assert manifest.samples == Manifest.load(demo).samples
+    assert report["reduced"]["images"] == 200
+    assert report["reduced"]["drop"] <= MAX_AP_DROP
+    assert report["reduced"]["agreement"] > 0.97
+    assert report["reduced"]["int8"]["AP"] == manifest.metrics["AP"]
+    assert report["reduced"]["int8"]["engine"]["precision"] == "int8"
+    assert report["reduced"]["fp32"]["AP"] == pytest.approx(
+        Manifest.load(demo).metrics["AP"], abs=1e-3
+    )
+    assert report["comparisons"]
+    assert names_in(tmp_path) == ["fp32", "int8"]
+    assert "cache" not in names_in(tmp_path / "int8")
+
+
+def test_int8_is_the_same_in_every_engine_and_form(demo, data, tmp_path):
+    directory = tmp_path / "int8"
+    manifest = write_reduced(demo, directory, "int8", data.train)
+
+    metrics = [
+        evaluate_digits(engine, manifest, num_images=60)
+        for engine in (
+            OnnxRuntimeEngine(directory, manifest),
+            open_engine(directory, engine="openvino")[1],
+        )
+    ]
+
+    one, other = metrics
+    assert agreement(one.results, other.results) > 0.97
+    assert agreement(other.results, one.results) > 0.97
+    assert one.numbers["AP"] == pytest.approx(other.numbers["AP"], abs=0.01)
+
+
+def test_int8_weights_are_small_and_kept_once(demo, tmp_path):
+    few = DigitsDataset("train", num_images=3)
+
+    write_reduced(demo, tmp_path / "int8", "int8", few)
+
+    sizes = [(folder / "weights.bin").stat().st_size for folder in (demo, tmp_path / "int8")]
+    assert sizes[1] < 0.55 * sizes[0]
+
+
+def test_a_model_that_int8_breaks_is_refused_with_both_aps(demo, tmp_path):
+    add_outlier(demo)
+    few = Data(DigitsDataset("train", num_images=8), DigitsDataset("val", num_images=40))
+
+    with pytest.raises(ValueError, match="PRECISION=bf16 or fp32"), staged(tmp_path / "o") as out:
+        reduce_bundle(demo, out, "int8", few)
+
+    assert names_in(tmp_path) == ["fp32"]
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16")
+def test_bf16_keeps_the_ap_of_the_demo(demo, data, tmp_path):
+    manifest = reduce_bundle(demo, tmp_path / "bf16", "bf16", data)
+
+    report = json.loads((tmp_path / "bf16" / "report.json").read_text())
+    assert manifest.precision == "bf16"
+    assert report["reduced"]["drop"] <= MAX_AP_DROP
+    assert report["reduced"]["bf16"]["engine"]["precision"] == "bf16"
+
+
+def test_ctrl_c_while_images_are_calibrated_leaves_what_was_there(demo, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "manifest.json").write_text("the former bundle")
+    stopped = Data(StoppedImages("train", num_images=8), DigitsDataset("val", num_images=4))
+
+    with pytest.raises(KeyboardInterrupt), staged(out) as directory:
+        reduce_bundle(demo, directory, "int8", stopped)
+
+    assert (out / "manifest.json").read_text() == "the former bundle"
+    assert names_in(tmp_path) == ["fp32", "out"]
+
+
+def test_ctrl_c_ends_the_command_and_nothing_is_left(checkpoint_of, tmp_path):
+    command = [sys.executable, "-m", "export", str(checkpoint_of(Variant.TWO_STAGE))]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "bundle"), "--precision", "int8"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    first_line = process.stderr.readline()
+
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=120)
+
+    assert "tracing the model" in first_line
+    assert process.returncode == 130
+    assert "stopped; nothing was written" in rest
+    assert "Traceback" not in rest
+    assert names_in(tmp_path) == []
+
+
+def test_a_model_that_finds_nothing_is_refused_and_the_former_bundle_stays(
+    demo, checkpoint_of, tmp_path, capsys
+):
+    checkpoint, out = checkpoint_of(Variant.TWO_STAGE), demo
+
+    status = main([str(checkpoint), "--out", str(out), "--precision", "int8"])
+
+    assert status == 1
+    assert "the AP in fp32 is 0.0" in capsys.readouterr().err
+    assert names_in(tmp_path) == ["fp32"]
+    assert Manifest.load(out).precision == "fp32"
+
+
+def test_a_model_of_other_things_needs_data(checkpoint_of, tmp_path, capsys):
+    checkpoint = checkpoint_of(Variant.BASE)
+
+    status = main([str(checkpoint), "--out", str(tmp_path / "bundle"), "--precision", "bf16"])
+
+    assert status == 1
+    assert "expected --data DIR, a data set in COCO's format" in capsys.readouterr().err
+    assert names_in(tmp_path) == []
+
+
+def test_float32_takes_no_data(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["any.safetensors", "--out", str(tmp_path / "bundle"), "--data", str(tmp_path)])
+
+    assert "fp32 is exact" in capsys.readouterr().err
+
+
+def test_a_split_that_is_missing_or_empty_is_named(tmp_path):
+    write_coco(DigitsDataset("val", num_images=2), tmp_path)
+
+    with pytest.raises(ValueError, match="no annotations of split 'train'"):
+        open_data(tmp_path, CLASSES)
+
+    empty = DigitsDataset("train", num_images=0).ground_truth()
+    (tmp_path / "annotations" / "train.json").write_text(json.dumps(empty))
+    (tmp_path / "images" / "train").mkdir()
+    with pytest.raises(ValueError, match="no-images: the list images is empty"):
+        open_data(tmp_path, CLASSES)
+
+
+def test_data_of_other_classes_is_refused(tmp_path):
+    write_coco(DigitsDataset("val", num_images=2), tmp_path)
+    write_coco(DigitsDataset("train", num_images=2), tmp_path)
+
+    with pytest.raises(ValueError, match="none of the model's"):
+        open_data(tmp_path, [ClassInfo(id=1, name="cell")])
