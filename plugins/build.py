@@ -83,7 +83,7 @@ def _openvino_extension() -> Iterator[Library]:
         (OP / "bindings" / "openvino_extension.cpp", *cpu_kernels()),
         flags=(*FLAGS, "-isystem", str(root / "include")),
         # Its code has to outlive the last node of a graph, which may outlive the runtime's core.
-        link_flags=("-pthread", "-Wl,-z,nodelete", *map(str, runtime)),
+        link_flags=("-pthread", "-Wl,-z,nodelete,-z,defs", *map(str, runtime)),
     )
 
 

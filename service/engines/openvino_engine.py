@@ -23,6 +23,7 @@ from service.engines.base import (
     reason,
 )
 from service.engines.compiled_cache import keep_compiled, read_compiled
+from service.engines.openvino_graph import prepare_graph
 from service.errors import EngineFailure
 
 logger = logging.getLogger(__name__)
@@ -191,9 +192,7 @@ def _compile(
         except RUNTIME_ERRORS as error:
             logger.info("%s is compiled anew: %s", path, reason(error))  # another CPU or OpenVINO
     model = core.read_model(path)
-    for node in model.get_ops():
-        if node.get_type_name() == "MSDeformAttn":
-            node.set_attribute("value_storage", hint)
+    prepare_graph(model, hint)
     compiled = core.compile_model(model, "CPU", properties)
     keep_compiled(directory, name, key, lambda: compiled.export_model().getbuffer())
     return compiled

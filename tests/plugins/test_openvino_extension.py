@@ -2,7 +2,8 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import openvino as ov
@@ -12,8 +13,10 @@ from onnx import TensorProto, helper
 
 from model.ops.reference import ms_deform_attn_reference
 from plugins import library
+from service.engines.openvino_graph import prepare_graph
 from tests.ops.cases import CASES, OpCase
 
+DEMO = Path(__file__).parents[2] / "bundles" / "demo"
 INPUTS = {
     "value": ("B", "S", "M", "D"),
     "spatial_shapes": ("L", 2),
@@ -151,6 +154,42 @@ def test_sizes_that_do_not_add_up_to_the_tokens_are_refused(
 def test_an_unknown_storage_is_refused(run: Callable[..., list[np.ndarray]]) -> None:
     with pytest.raises(RuntimeError, match="expected value_storage f32 or bf16, got f16"):
         run(one_node(), arguments(CASES[0]), storage="f16")
+
+
+@pytest.mark.usefixtures("core")
+def test_what_leads_to_reference_points_stays_float32_under_the_hint_bf16(core: ov.Core) -> None:
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU does not compute in bf16")
+    model = core.read_model(DEMO / "model.plugin.onnx")
+    prepare_graph(model, "bf16")
+
+    runtime = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+
+    nodes = runtime.get_runtime_model().get_ops()
+    calls = [node for node in nodes if layer_of(node) == ("Reference", "f32")]
+    layers = [layer for call in calls for layer in computed_from(call.input_value(2).get_node())]
+    assert len(calls) == 4
+    assert [layer for layer in layers if layer[1] == "bf16"] == []
+    assert ("Eltwise", "f32") in layers
+    assert ("FullyConnected", "bf16") in map(layer_of, nodes)
+
+
+def layer_of(node: ov.Node) -> tuple[str, str]:
+    """What the CPU runs for a node, and in which precision."""
+    info = node.get_rt_info()
+    return info["layerType"].astype(str), info["runtimePrecision"].astype(str)
+
+
+def computed_from(node: ov.Node) -> Iterator[tuple[str, str]]:
+    """The layers that a value is computed by, up to the nearest product of matrices."""
+    kind, precision = layer_of(node)
+    sources = [value.get_node() for value in node.input_values()]
+    is_product = kind == "FullyConnected"
+    is_product |= kind == "Reorder" and layer_of(sources[0])[0] == "FullyConnected"  # to float32
+    if not is_product:
+        yield kind, precision
+        for source in sources:
+            yield from computed_from(source)
 
 
 ORPHAN = """

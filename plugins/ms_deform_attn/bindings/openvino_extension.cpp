@@ -13,7 +13,16 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <unordered_set>
 #include <vector>
+
+namespace ov
+{
+
+// Exported by the runtime, but in no header of its wheel: `node` is not to be computed in `to`.
+OPENVINO_API void disable_conversion(const std::shared_ptr<Node>& node, const element::Type& to);
+
+} // namespace ov
 
 namespace detr
 {
@@ -29,6 +38,23 @@ enum Input : size_t
     kAttentionLogits, // (B, Q, M, L, P) float32
     kNumInputs,
 };
+
+// Keeps what a number is computed from in float32 under the hint bf16, back to the last products
+// of matrices: a bfloat16 near 1 moves in steps of 0.65 pixels of a level 167 wide.
+void keepFloat32(ov::Node* node, std::unordered_set<const ov::Node*>& visited)
+{
+    const std::string type = node->get_type_name();
+    const bool isProduct = type == "MatMul" || type == "FullyConnected" || type == "Convolution";
+    if (isProduct || !visited.insert(node).second)
+    {
+        return;
+    }
+    ov::disable_conversion(node->shared_from_this(), ov::element::f16); // means: or bf16
+    for (const ov::Output<ov::Node>& input : node->input_values())
+    {
+        keepFloat32(input.get_node(), visited);
+    }
+}
 
 class MSDeformAttn : public ov::op::Op
 {
@@ -73,6 +99,12 @@ public:
             shapes.push_back(get_input_partial_shape(input));
         }
         set_output_type(0, ov::element::f32, outputShape(shapes));
+        if (mValueStorage == "bf16")
+        {
+            // Here and not once: transformations put nodes without the mark in place of others.
+            std::unordered_set<const ov::Node*> visited;
+            keepFloat32(get_input_node_ptr(kReferencePoints), visited);
+        }
     }
 
     bool has_evaluate() const override

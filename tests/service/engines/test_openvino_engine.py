@@ -163,6 +163,21 @@ def test_the_second_start_compiles_nothing_and_answers_the_same(
         np.testing.assert_array_equal(found, expected)
 
 
+def test_a_second_start_in_bf16_answers_the_same(
+    demo: Path, manifest: Manifest, batches: dict[str, Batch], oracle: dict[str, RawOutput]
+) -> None:
+    bf16 = manifest.model_copy(update={"precision": "bf16"})
+    first, second = (OpenVinoEngine(demo, bf16, threads=1) for _ in range(2))
+    if first.info.precision != "bf16":
+        pytest.skip("this CPU does not compute in bf16, or the extension is not built")
+
+    outputs = [engine.run(*batches["three"]) for engine in (first, second)]
+
+    for found, again in zip(*outputs, strict=True):
+        np.testing.assert_array_equal(found, again)
+    assert 1e-4 < np.abs(outputs[0].scores - oracle["three"].scores).max() < 0.02
+
+
 def test_the_cache_serves_other_numbers_of_threads_and_streams(
     open_demo: Callable[..., OpenVinoEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
