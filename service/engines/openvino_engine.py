@@ -1,5 +1,6 @@
 """OpenVINO on the CPU: the fastest engine there, with the op as a native call where it is built."""
 
+import inspect
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import openvino as ov
 from bundle.manifest import REMEDY, Manifest
 from plugins import library
 from service.cores import allowed_cores
+from service.engines import openvino_graph
 from service.engines.base import (
     EngineInfo,
     Mode,
@@ -23,7 +25,6 @@ from service.engines.base import (
     reason,
 )
 from service.engines.compiled_cache import keep_compiled, read_compiled
-from service.engines.openvino_graph import prepare_graph
 from service.errors import EngineFailure
 
 logger = logging.getLogger(__name__)
@@ -184,7 +185,8 @@ def _compile(
 ) -> ov.CompiledModel:
     """The graph compiled. The cache does not depend on the number of threads and streams."""
     hint = properties["INFERENCE_PRECISION_HINT"]
-    name, key = f"{path.stem}.openvino", f"{hint} {manifest.model_dump_json()}"
+    made_from = (hint, inspect.getsource(openvino_graph), manifest.model_dump_json())
+    name, key = f"{path.stem}.openvino", " ".join(made_from)
     kept = read_compiled(directory, name, key)
     if kept is not None:
         try:
@@ -192,7 +194,7 @@ def _compile(
         except RUNTIME_ERRORS as error:
             logger.info("%s is compiled anew: %s", path, reason(error))  # another CPU or OpenVINO
     model = core.read_model(path)
-    prepare_graph(model, hint)
+    openvino_graph.prepare_graph(model, hint)
     compiled = core.compile_model(model, "CPU", properties)
     keep_compiled(directory, name, key, lambda: compiled.export_model().getbuffer())
     return compiled
