@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from model.ops import native
-from model.ops.registration import ms_deform_attn_operator, say_once
 from model.ops.reference import ms_deform_attn_reference
+from model.ops.registration import ms_deform_attn_operator, say_once
 
 
 def ms_deform_attn(

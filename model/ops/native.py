@@ -66,14 +66,25 @@ def forward(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
     *,
+    kept_as: torch.dtype | None = None,
     instructions: str | None = None,
 ) -> Tensor:
-    """The op; arguments as those of `detr::ms_deform_attn`, instructions the best unless named."""
+    """The op; arguments as those of `detr::ms_deform_attn`.
+
+    Args:
+        kept_as: what values are rounded to while they are sampled, if not their own type:
+            bfloat16 for float32.
+        instructions: one of instruction_sets(), the best unless named.
+
+    Raises:
+        ValueError: the kernels cannot run this call.
+    """
     tensors = _computed(value, reference_points, sampling_offsets, attention_logits)
     batch, _, num_heads, head_dim = value.shape
     output = tensors[0].new_empty(batch, sampling_offsets.shape[1], num_heads * head_dim)
     params, _shapes = _params(spatial_shapes, *tensors, output=output)
-    _call("detrForward", params, storage=_STORAGES[value.dtype], instructions=instructions)
+    storage = _STORAGES[kept_as or value.dtype]
+    _call("detrForward", params, storage=storage, instructions=instructions)
     return output.to(value.dtype)
 
 

@@ -109,7 +109,8 @@ int main()
     {
         std::istringstream sizes(line);
         detr::MSDeformAttnParams p{};
-        sizes >> p.batch >> p.numQueries >> p.numHeads >> p.headDim >> p.numPoints >> p.referenceDim;
+        sizes >> p.batch >> p.numQueries >> p.numHeads >> p.headDim >> p.numPoints
+            >> p.referenceDim;
         std::vector<int32_t> shapes;
         for (int32_t height = 0, width = 0; sizes >> height >> width;)
         {

@@ -1,5 +1,6 @@
 // A plain C interface to the CPU kernels, for whoever can load a shared library; torch's side of
-// it is model/ops/native.py. No exception leaves it: a function returns 0, or 1 and keeps a message.
+// it is model/ops/native.py. No exception leaves it: a function returns 0, or 1 and keeps a
+// message.
 #include "../core/kernel_cpu.h"
 
 #include <algorithm>
@@ -85,11 +86,12 @@ DETR_EXPORT int detrBestIsa()
 }
 
 // `storage` is the number of a detr::ValueStorage, `isa` that of a detr::Isa.
-DETR_EXPORT int detrForward(const detr::MSDeformAttnParams* params, int storage, int isa, int numThreads)
+DETR_EXPORT int detrForward(
+    const detr::MSDeformAttnParams* params, int storage, int isa, int numThreads)
 {
     return guarded([&] {
-        const detr::ForwardCpu forward(*params, static_cast<detr::ValueStorage>(storage),
-            static_cast<detr::Isa>(isa));
+        const detr::ForwardCpu forward(
+            *params, static_cast<detr::ValueStorage>(storage), static_cast<detr::Isa>(isa));
         parallelFor(forward.numPrepareItems(), numThreads, [&](int i) { forward.prepare(i); });
         parallelFor(forward.numItems(), numThreads, [&](int i) { forward.run(i); });
     });

@@ -26,7 +26,7 @@ inline void clear(typename V::Scalar* p, ptrdiff_t count)
 }
 
 // Through the weighted sum: the products of all taps, and what the values gain at each.
-template <class V>
+template <class V, int kChannels>
 inline void throughValues(const typename V::Scalar* outGradient, int numChannels, int numSamples,
     int numPadded, const BackwardTaps<V>& at, const typename V::Scalar* values,
     typename V::Scalar* valueGradients)
@@ -34,6 +34,11 @@ inline void throughValues(const typename V::Scalar* outGradient, int numChannels
     using Scalar = typename V::Scalar;
     using Float = typename V::Float;
     const Float zero(0);
+    Float kept[kChannels / V::kLanes + 1]; // of the output's gradient, where that is short
+    for (int c = 0; c < kChannels; c += V::kLanes)
+    {
+        kept[c / V::kLanes] = V::load(outGradient + c);
+    }
     for (int corner = 0; corner < 4; ++corner)
     {
         for (int first = 0; first < numSamples; first += 4)
@@ -48,9 +53,9 @@ inline void throughValues(const typename V::Scalar* outGradient, int numChannels
                 for (int c = 0; c < numChannels; c += V::kLanes)
                 {
                     const int numLeft = numChannels - c;
-                    const Float out = V::load(outGradient + c, numLeft, zero);
-                    product[i] =
-                        V::multiplyAdd(out, V::load(value + c, numLeft, zero), product[i]);
+                    const Float out = kChannels != 0 ? kept[c / V::kLanes]
+                                                     : V::load(outGradient + c, numLeft, zero);
+                    product[i] = V::multiplyAdd(out, V::load(value + c, numLeft, zero), product[i]);
                     const Float before = V::load(gradient + c, numLeft, zero);
                     V::store(gradient + c, V::multiplyAdd(out, weight, before), numLeft);
                 }
@@ -98,20 +103,23 @@ inline void throughLocations(const BackwardCall& call, const Samples<V>& samples
 }
 
 // Gradients of one query and head.
-template <class V>
+template <class V, int kSamples, int kChannels>
 inline void backwardQuery(const BackwardCall& call, const Query<V>& query, ptrdiff_t queryHead,
-    const BackwardTaps<V>& at, const typename V::Scalar* values,
-    typename V::Scalar* valueGradients, typename V::Scalar* referenceGradient)
+    const BackwardTaps<V>& at, const typename V::Scalar* values, typename V::Scalar* valueGradients,
+    typename V::Scalar* referenceGradient)
 {
     using Scalar = typename V::Scalar;
     using Float = typename V::Float;
     const ForwardCall& forward = call.forward;
     const MSDeformAttnParams& p = forward.params;
-    const int numSamples = forward.numSamples, numPadded = forward.numPadded;
+    const int numSamples = kSamples != 0 ? kSamples : forward.numSamples;
+    const int numChannels = kChannels != 0 ? kChannels : p.headDim;
+    const int numPadded = forward.numPadded;
     const auto& table = *static_cast<const SampleTable<Scalar>*>(forward.samples);
     computeTaps<V>(forward, query, numSamples, at.taps);
-    throughValues<V>(static_cast<const Scalar*>(call.gradients.output) + queryHead * p.headDim,
-        p.headDim, numSamples, numPadded, at, values, valueGradients);
+    throughValues<V, kChannels>(
+        static_cast<const Scalar*>(call.gradients.output) + queryHead * p.headDim, numChannels,
+        numSamples, numPadded, at, values, valueGradients);
 
     // The softmax once more: its result was multiplied into the weights of the taps.
     const Float scale = exponentials<V>(query.logits, numSamples, at.sample);
@@ -154,9 +162,11 @@ inline void backwardQuery(const BackwardCall& call, const Query<V>& query, ptrdi
     }
 }
 
-// See BackwardFunction.
-template <class V>
-void backwardItem(const BackwardCall& call, int image, int head, void* workspace)
+// Queries of one head; kSamples is L * P and kChannels is D, or they are 0 where known at run time
+// only.
+template <class V, int kSamples, int kChannels>
+DETR_KERNEL inline void backwardQueries(
+    const BackwardCall& call, int image, int head, void* workspace)
 {
     using Scalar = typename V::Scalar;
     const ForwardCall& forward = call.forward;
@@ -188,9 +198,23 @@ void backwardItem(const BackwardCall& call, int image, int head, void* workspace
     {
         const ptrdiff_t queryHead =
             (static_cast<ptrdiff_t>(image) * p.numQueries + q) * p.numHeads + head;
-        backwardQuery<V>(call, queryAt<V>(forward, image, head, q), queryHead, at, values,
-            valueGradients, referenceGradient);
+        backwardQuery<V, kSamples, kChannels>(call, queryAt<V>(forward, image, head, q), queryHead,
+            at, values, valueGradients, referenceGradient);
         referenceGradient = referenceGradient == nullptr ? nullptr : referenceGradient + perQuery;
+    }
+}
+
+// See BackwardFunction.
+template <class V>
+void backwardItem(const BackwardCall& call, int image, int head, void* workspace)
+{
+    if (call.forward.numSamples == 16 && call.forward.params.headDim == 32)
+    {
+        backwardQueries<V, 16, 32>(call, image, head, workspace);
+    }
+    else
+    {
+        backwardQueries<V, 0, 0>(call, image, head, workspace);
     }
 }
 

@@ -4,23 +4,24 @@
 namespace detr
 {
 
-// exp(x) for x <= 0, to about one unit in the last place of a float; zero or nearly so below -87.
-// 2^n of the nearest n, times a Taylor polynomial of what is left, within half of ln 2.
+// exp(x - highest) for x <= highest, to about one unit in the last place of a float where it is
+// near one, and absolutely so where it is less: as 2^n of the nearest n, times a polynomial of what
+// is left, within (-0.5, 0.5). Never less than 2^-125.
 template <class V>
-inline typename V::Float exponential(typename V::Float x)
+inline typename V::Float exponential(typename V::Float x, typename V::Float highest)
 {
     using Float = typename V::Float;
-    const Float lowest(-87.0f);
-    x = select(x < lowest, lowest, x); // a NaN stays one
-    const Float n = floorOf(V::multiplyAdd(x, Float(1.44269504f), Float(0.5f)));
-    Float r = V::multiplyAdd(n, Float(-0.693359375f), x); // ln 2 in two parts
-    r = V::multiplyAdd(n, Float(2.12194440e-4f), r);
-    Float sum(1.0f / 720);
-    sum = V::multiplyAdd(sum, r, Float(1.0f / 120));
-    sum = V::multiplyAdd(sum, r, Float(1.0f / 24));
-    sum = V::multiplyAdd(sum, r, Float(1.0f / 6));
-    sum = V::multiplyAdd(sum, r, Float(0.5f));
-    sum = V::multiplyAdd(sum, r, Float(1.0f));
+    const Float toBinary(1.44269504f);
+    const Float binary = atLeast(Float(-125.0f), (x - highest) * toBinary); // a NaN stays one
+    const Float n = V::nearestOf(binary);
+    const Float r = binary - n;
+    // Taylor series of 2^r, which is off by less than 2e-8 there.
+    Float sum(1.5403530e-4f); // ln(2)^6 / 6!
+    sum = V::multiplyAdd(sum, r, Float(1.3333558e-3f));
+    sum = V::multiplyAdd(sum, r, Float(9.6181291e-3f));
+    sum = V::multiplyAdd(sum, r, Float(5.5504109e-2f));
+    sum = V::multiplyAdd(sum, r, Float(2.4022651e-1f));
+    sum = V::multiplyAdd(sum, r, Float(6.9314718e-1f));
     sum = V::multiplyAdd(sum, r, Float(1.0f));
     return V::timesPowerOfTwo(sum, n);
 }

@@ -10,6 +10,10 @@ namespace detr
 // block looks at stays in the first cache.
 constexpr int kGroup = 8;
 
+// The queries of an encoder lie at the tokens, and look a few rows of a map ahead: of so many
+// tokens. Without asking for these early a call takes a tenth longer.
+constexpr int kTokensAhead = 1000;
+
 // Adds `count` samples to kPairs pairs of vectors of channels of a query, or stores their sum if
 // they are its first. Sums are kept in sets, so that none waits for the one just before.
 template <class V, class Stored, int kPairs, bool kWholeGroup>
@@ -117,27 +121,40 @@ inline void addSamples(const Stored* values, const Taps<V>& taps, int numPadded,
     }
 }
 
+#if defined(__GNUC__)
+#define DETR_PREFETCH(address, cache) __builtin_prefetch(address, 0, cache)
+#else
+#define DETR_PREFETCH(address, cache) static_cast<void>(address)
+#endif
+
 // Asks for what computeTaps() is going to read. Beyond the last query nothing happens.
 template <class V>
 inline void prefetch(const Query<V>& query, int numSamples)
 {
-#if defined(__GNUC__)
     constexpr int kLine = 64 / sizeof(typename V::Scalar);
     for (int i = 0; i < numSamples; i += kLine)
     {
-        __builtin_prefetch(query.offsets + 2 * i);
-        __builtin_prefetch(query.offsets + 2 * i + kLine);
-        __builtin_prefetch(query.logits + i);
+        DETR_PREFETCH(query.offsets + 2 * i, 3);
+        DETR_PREFETCH(query.offsets + 2 * i + kLine, 3);
+        DETR_PREFETCH(query.logits + i, 3);
     }
-#else
-    (void)query;
-    (void)numSamples;
-#endif
 }
+
+// Asks for the values of a token, for the second cache.
+template <class V, class Stored>
+inline void prefetch(const Stored* values, int numChannels)
+{
+    constexpr int kLine = 64 / sizeof(Stored);
+    for (int c = 0; c < numChannels; c += kLine)
+    {
+        DETR_PREFETCH(values + c, 2);
+    }
+}
+#undef DETR_PREFETCH
 
 // Queries of one head; kSamples is L * P, or 0 where it is known at run time only.
 template <class V, class Stored, int kSamples>
-inline void forwardQueries(
+DETR_KERNEL inline void forwardQueries(
     const ForwardCall& call, int image, int head, int first, int last, void* workspace)
 {
     using Scalar = typename V::Scalar;
@@ -156,12 +173,18 @@ inline void forwardQueries(
         const int start = 4 * inBlock * numPadded + sample;
         return Taps<V>{offsets + start, weights + start};
     };
+    const bool isEncoder = p.numQueries == p.numTokens;
     for (int block = first; block < last; block += kForwardBlock)
     {
         const int size = smaller<V>(kForwardBlock, last - block);
         for (int q = 0; q < size; ++q)
         {
             const Query<V> query = queryAt<V>(call, image, head, block + q);
+            if (isEncoder)
+            {
+                const ptrdiff_t token = smaller<V>(block + q + kTokensAhead, p.numTokens - 1);
+                prefetch<V>(values + token * call.tokenStride, p.headDim);
+            }
             computeTaps<V>(call, query, numSamples, tapsOf(q, 0));
         }
         int sample = 0;
@@ -171,7 +194,8 @@ inline void forwardQueries(
             {
                 if (sample == 0)
                 {
-                    prefetch<V>(queryAt<V>(call, image, head, block + kForwardBlock + q), numSamples);
+                    prefetch<V>(
+                        queryAt<V>(call, image, head, block + kForwardBlock + q), numSamples);
                 }
                 addSamples<V, Stored, true>(values, tapsOf(q, sample), numPadded, kGroup,
                     sample == 0, out + (block + q) * outStride, p.headDim);

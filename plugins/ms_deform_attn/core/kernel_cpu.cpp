@@ -15,7 +15,8 @@ namespace
 constexpr int kTokensPerItem = 256;
 constexpr int kQueriesPerItem = 128;
 
-// Part `item` of a loop over equal rows, which is cut into blocks: the row, and from where to where.
+// Part `item` of a loop over equal rows, which is cut into blocks: the row, and from where to
+// where.
 struct Block
 {
     int row;
@@ -107,16 +108,16 @@ struct BackwardCpu::State
     Scratch references; // gradients of the reference points, by head
     BackwardCall call;
 
-    State(const MSDeformAttnParams& p, const MSDeformAttnGradients& gradients,
-        ValueStorage storage, Isa isa)
+    State(const MSDeformAttnParams& p, const MSDeformAttnGradients& gradients, ValueStorage storage,
+        Isa isa)
         : layout(p, storage, isa)
         , values(layout.isRepacked() ? layout.valueBytes() : 0)
         , references(gradients.referencePoints == nullptr
                   ? 0
                   : layout.kernels().scalarBytes * static_cast<size_t>(p.numHeads)
                       * numReferences(p) * static_cast<size_t>(p.batch))
-        , call{layout.call(), gradients,
-              layout.isRepacked() ? values.data() : gradients.value, references.data()}
+        , call{layout.call(), gradients, layout.isRepacked() ? values.data() : gradients.value,
+              references.data()}
     {
         if (layout.kernels().backward == nullptr)
         {
@@ -127,7 +128,8 @@ struct BackwardCpu::State
     // Of an image: numbers of its reference points.
     static size_t numReferences(const MSDeformAttnParams& p)
     {
-        return static_cast<size_t>(p.numQueries) * static_cast<size_t>(p.numLevels * p.referenceDim);
+        return static_cast<size_t>(p.numQueries)
+            * static_cast<size_t>(p.numLevels * p.referenceDim);
     }
 
     // Gradients of the values of some tokens, from by head to as the values came.
@@ -142,8 +144,9 @@ struct BackwardCpu::State
         {
             for (ptrdiff_t token = first; token < last; ++token)
             {
-                const ptrdiff_t to = ((static_cast<ptrdiff_t>(image) * p.numTokens + token)
-                                             * p.numHeads + head) * p.headDim;
+                const ptrdiff_t to =
+                    ((static_cast<ptrdiff_t>(image) * p.numTokens + token) * p.numHeads + head)
+                    * p.headDim;
                 const ptrdiff_t from = image * layout.call().imageStride
                     + head * layout.call().headStride + token * layout.call().tokenStride;
                 std::memcpy(at(call.gradients.value, to), at(call.values, from),

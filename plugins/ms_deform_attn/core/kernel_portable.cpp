@@ -8,19 +8,19 @@ namespace detr
 
 const KernelTable* portableKernels(bool bfloat16)
 {
-    using V = PortableVector<float, 8>;
-    static const KernelTable kFloat32 = {
-        prepareItem<V, float>, forwardItem<V, float>, backwardItem<V>, sizeof(float), sizeof(float)};
-    static const KernelTable kBFloat16 = {
-        prepareItem<V, uint16_t>, forwardItem<V, uint16_t>, nullptr, sizeof(float), sizeof(uint16_t)};
+    using V = PortableVector<float, 4>;
+    static const KernelTable kFloat32 = {prepareItem<V, float>, forwardItem<V, float>,
+        backwardItem<V>, sizeof(float), sizeof(float)};
+    static const KernelTable kBFloat16 = {prepareItem<V, uint16_t>, forwardItem<V, uint16_t>,
+        nullptr, sizeof(float), sizeof(uint16_t)};
     return bfloat16 ? &kBFloat16 : &kFloat32;
 }
 
 const KernelTable* doubleKernels()
 {
     using V = PortableVector<double, 4>;
-    static const KernelTable kFloat64 = {
-        prepareItem<V, double>, forwardItem<V, double>, backwardItem<V>, sizeof(double), sizeof(double)};
+    static const KernelTable kFloat64 = {prepareItem<V, double>, forwardItem<V, double>,
+        backwardItem<V>, sizeof(double), sizeof(double)};
     return &kFloat64;
 }
 

@@ -48,13 +48,22 @@ struct ForwardCall
 // Brings tokens [first, last) of an image together by head.
 using PrepareFunction = void (*)(const ForwardCall&, int image, int first, int last);
 
+// What a kernel calls becomes a part of it: called, vectors of plain C++ would pass through memory.
+#if !defined(DETR_KERNEL)
+#if defined(__GNUC__)
+#define DETR_KERNEL __attribute__((flatten))
+#else
+#define DETR_KERNEL
+#endif
+#endif
+
 // Queries that are answered together.
-constexpr int kForwardBlock = 16;
+constexpr int kForwardBlock = 8;
 
 // Answers queries [first, last) of a head of an image. The workspace holds four offsets (int32) and
 // four weights (scalars) for numPadded samples of each query of a block, aligned to 64 bytes.
-using ForwardFunction =
-    void (*)(const ForwardCall&, int image, int head, int first, int last, void* workspace);
+using ForwardFunction = void (*)(
+    const ForwardCall&, int image, int head, int first, int last, void* workspace);
 
 // A backward call: values lie as in the forward call, their gradients the same way elsewhere.
 struct BackwardCall
@@ -75,8 +84,8 @@ struct KernelTable
     PrepareFunction prepare;
     ForwardFunction forward;
     BackwardFunction backward; // null for bfloat16
-    size_t scalarBytes; // of an element of every tensor
-    size_t storedBytes; // of a value that is kept for sampling
+    size_t scalarBytes;        // of an element of every tensor
+    size_t storedBytes;        // of a value that is kept for sampling
 };
 
 // The kernels of an instruction set; null where the library was built without them.

@@ -94,10 +94,10 @@ DETR_HOST_DEVICE AxisTaps<Real, Int> axisTaps(Real coordinate, Int size, Real re
     const Int high = low + 1;
     const Int last = size - 1;
     AxisTaps<Real, Int> taps;
-    taps.lowWeight = select(base >= zero, select(base < realSize, one - fraction, zero), zero);
-    taps.highWeight = select(base < realSize - one, fraction, zero);
     taps.low = atMost(atLeast(low, Int{}), last);
     taps.high = atMost(high, last);
+    taps.lowWeight = select(taps.low == low, one - fraction, zero);
+    taps.highWeight = select(taps.high == high, fraction, zero);
     return taps;
 }
 

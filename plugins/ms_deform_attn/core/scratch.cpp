@@ -68,7 +68,8 @@ Scratch::Scratch(size_t numBytes)
         auto best = shared.free.end();
         for (auto it = shared.free.begin(); it != shared.free.end(); ++it)
         {
-            if (it->numBytes >= numBytes && (best == shared.free.end() || it->numBytes < best->numBytes))
+            if (it->numBytes >= numBytes
+                && (best == shared.free.end() || it->numBytes < best->numBytes))
             {
                 best = it;
             }

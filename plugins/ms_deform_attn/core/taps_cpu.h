@@ -65,7 +65,7 @@ inline typename V::Float exponentials(
     Float sum(0);
     for (int i = 0; i < numSamples; i += V::kLanes)
     {
-        const Float e = V::expOf(V::load(logits + i, numSamples - i, lowest) - highest);
+        const Float e = V::expOf(V::load(logits + i, numSamples - i, lowest), highest);
         V::store(result + i, e);
         sum = sum + e;
     }
@@ -77,9 +77,9 @@ template <class V>
 struct Samples
 {
     using Float = typename V::Float;
-    Float width, height;           // of their levels
-    Float centreX, centreY;        // of their reference points
-    Float boxWidth, boxHeight;     // where these are boxes
+    Float width, height;       // of their levels
+    Float centreX, centreY;    // of their reference points
+    Float boxWidth, boxHeight; // where these are boxes
     Float offsetX, offsetY;
     Float x, y; // pixel coordinates
 

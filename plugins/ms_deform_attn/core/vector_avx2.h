@@ -109,6 +109,11 @@ inline Avx2Int operator-(Avx2Int a, int32_t b)
     return _mm256_sub_epi32(a.v, _mm256_set1_epi32(b));
 }
 
+inline Avx2Mask operator==(Avx2Int a, Avx2Int b)
+{
+    return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(a.v, b.v))};
+}
+
 inline Avx2Float select(Avx2Mask condition, Avx2Float yes, Avx2Float no)
 {
     return _mm256_blendv_ps(no.v, yes.v, condition.m);
@@ -227,10 +232,9 @@ struct Avx2
 
     static void storeSums(float* p, const Float (&x)[4])
     {
-        const __m256 sums = _mm256_hadd_ps(
-            _mm256_hadd_ps(x[0].v, x[1].v), _mm256_hadd_ps(x[2].v, x[3].v));
-        _mm_storeu_ps(
-            p, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
+        const __m256 sums =
+            _mm256_hadd_ps(_mm256_hadd_ps(x[0].v, x[1].v), _mm256_hadd_ps(x[2].v, x[3].v));
+        _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
     }
 
     static Float lookUp(const float* table, int size, Int index)
@@ -280,9 +284,14 @@ struct Avx2
         return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x.v), bits));
     }
 
-    static Float expOf(Float x)
+    static Float nearestOf(Float x)
     {
-        return exponential<Avx2>(x);
+        return _mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+
+    static Float expOf(Float x, Float highest)
+    {
+        return exponential<Avx2>(x, highest);
     }
 
     static void loadTwo(const float* p, Float& a, Float& b)
@@ -316,7 +325,8 @@ struct Avx2
     {
         const __m256i bits = _mm256_castps_si256(x);
         const __m256i isOdd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-        const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), isOdd);
+        const __m256i rounded =
+            _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), isOdd);
         const __m256i isNaN = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
         return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), isNaN);
     }

@@ -108,6 +108,11 @@ inline Avx512Int operator-(Avx512Int a, int32_t b)
     return _mm512_sub_epi32(a.v, _mm512_set1_epi32(b));
 }
 
+inline Avx512Mask operator==(Avx512Int a, Avx512Int b)
+{
+    return {_mm512_cmpeq_epi32_mask(a.v, b.v)};
+}
+
 inline Avx512Float select(Avx512Mask condition, Avx512Float yes, Avx512Float no)
 {
     return _mm512_mask_mov_ps(no.v, condition.m, yes.v);
@@ -202,7 +207,8 @@ struct Avx512
         const Float zero(0.0f);
         const Float first = load(p, 2 * count, zero);
         const Float second = count > kLanes / 2 ? load(p + kLanes, 2 * count - kLanes, zero) : zero;
-        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        const __m512i even =
+            _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
         const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
         x = _mm512_permutex2var_ps(first.v, even, second.v);
         y = _mm512_permutex2var_ps(first.v, odd, second.v);
@@ -230,13 +236,12 @@ struct Avx512
         __m256 half[4];
         for (int i = 0; i < 4; ++i)
         {
-            half[i] = _mm256_add_ps(
-                _mm512_castps512_ps256(x[i].v), _mm512_extractf32x8_ps(x[i].v, 1));
+            half[i] =
+                _mm256_add_ps(_mm512_castps512_ps256(x[i].v), _mm512_extractf32x8_ps(x[i].v, 1));
         }
-        const __m256 sums = _mm256_hadd_ps(
-            _mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
-        _mm_storeu_ps(
-            p, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
+        const __m256 sums =
+            _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
+        _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)));
     }
 
     static Float lookUp(const float* table, int size, Int index)
@@ -281,9 +286,14 @@ struct Avx512
         return _mm512_scalef_ps(x.v, exponent.v);
     }
 
-    static Float expOf(Float x)
+    static Float nearestOf(Float x)
     {
-        return exponential<Avx512>(x);
+        return _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+
+    static Float expOf(Float x, Float highest)
+    {
+        return exponential<Avx512>(x, highest);
     }
 
     static void loadTwo(const float* p, Float& a, Float& b)
@@ -297,7 +307,8 @@ struct Avx512
     {
         const __m512i both = _mm512_loadu_si512(p);
         a = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
-        b = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+        b = _mm512_castsi512_ps(
+            _mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
     }
 
     static void toBFloat16(const float* from, uint16_t* to, int count)
@@ -306,7 +317,8 @@ struct Avx512
         {
             const __m512i low = roundToBFloat16(_mm512_loadu_ps(from + i));
             const __m512i high = roundToBFloat16(_mm512_loadu_ps(from + i + kLanes));
-            _mm512_storeu_si512(to + i, _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(low, 16), high));
+            _mm512_storeu_si512(
+                to + i, _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(low, 16), high));
         }
     }
 
@@ -315,7 +327,8 @@ struct Avx512
     {
         const __m512i bits = _mm512_castps_si512(x);
         const __m512i isOdd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-        const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), isOdd);
+        const __m512i rounded =
+            _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), isOdd);
         const __mmask16 isNaN = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
         return _mm512_mask_mov_epi32(rounded, isNaN, _mm512_set1_epi32(0x7fc00000));
     }

@@ -64,6 +64,7 @@ DETR_PACK_OPERATOR(*)
 DETR_PACK_COMPARISON(>)
 DETR_PACK_COMPARISON(<)
 DETR_PACK_COMPARISON(>=)
+DETR_PACK_COMPARISON(==)
 #undef DETR_PACK_COMPARISON
 
 template <typename T, int N>
@@ -152,7 +153,11 @@ struct PortableVector
     // The first `count` lanes from memory, the others of `rest`.
     static Float load(const T* p, int count, Float rest)
     {
-        for (int i = 0; i < N && i < count; ++i)
+        if (count >= N)
+        {
+            return load(p);
+        }
+        for (int i = 0; i < count; ++i)
         {
             rest.lane[i] = p[i];
         }
@@ -174,7 +179,11 @@ struct PortableVector
     // The first `count` lanes only.
     static void store(T* p, const Float& x, int count)
     {
-        for (int i = 0; i < N && i < count; ++i)
+        if (count >= N)
+        {
+            return store(p, x);
+        }
+        for (int i = 0; i < count; ++i)
         {
             p[i] = x.lane[i];
         }
@@ -274,12 +283,13 @@ struct PortableVector
         return r;
     }
 
-    static Float expOf(const Float& x)
+    // exp(x - highest).
+    static Float expOf(const Float& x, const Float& highest)
     {
         Float r;
         for (int i = 0; i < N; ++i)
         {
-            r.lane[i] = std::exp(x.lane[i]);
+            r.lane[i] = std::exp(x.lane[i] - highest.lane[i]);
         }
         return r;
     }
