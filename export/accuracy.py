@@ -86,11 +86,9 @@ def compare(before: Measured, after: Measured, precision: str, num_images: int) 
     """What the report says about the comparison."""
     share = agreement(before.metrics.results, after.metrics.results)
     drop = before.metrics.numbers["AP"] - after.metrics.numbers["AP"]
-    found = "none above" if share is None else f"{share:.1%} of those above"
-    log.info(
-        "  AP drops by %.4f where %s is allowed; found again: %s a score of %s",
-        *(drop, MAX_AP_DROP, found, SURE_SCORE),
-    )
+    log.info("  AP changes by %+.4f; a drop of %s is allowed", -drop, MAX_AP_DROP)
+    if share is not None:
+        log.info("  %.1f%% of detections above a score of %s stay", 100 * share, SURE_SCORE)
     return {
         "images": num_images,
         "drop": drop,

@@ -9,6 +9,8 @@ What is quantised is decided by the flow of data; names and places in the graph 
 value projections | they run over maps and tokens: nearly all multiplications |
 | float: all other layers: the decoder, the heads, what ranks proposals | they run over a few \
 hundred queries, and scores, boxes and reference points come straight out of them |
+| float: the convolution that reads the image | its three channels do not fill the dot products of \
+int8: no time is lost, and its rounding would go through everything |
 | int8: what a convolution's output is added to | the convolution then adds it in registers and \
 writes int8 itself |
 | float: all other sums, normalisation, softmax, positions, MSDeformAttn | they are cheap, or no \
@@ -30,6 +32,7 @@ from export.to_onnx import Graphs
 
 OUTPUT_AXIS = {"Conv": 0, "MatMul": 1}  # of the weights of layers that can be quantised
 LARGEST = 127  # -128 is not used, so that the range is symmetric
+MIN_CHANNELS = 4  # that a layer reads; so many products are added up in one instruction
 VALUE = 0  # which input of MSDeformAttn
 
 FLOAT = ir.DataType.FLOAT
@@ -108,12 +111,15 @@ def _layers_before_values(graph: ir.Graph) -> list[ir.Node]:
         if node is not None and node not in found:
             found.add(node)
             pending += node.inputs
-    return [node for node in graph if node in found and _is_learned_layer(node)]
+    return [node for node in graph if node in found and _is_wide_layer(node)]
 
 
-def _is_learned_layer(node: ir.Node) -> bool:
+def _is_wide_layer(node: ir.Node) -> bool:
     weights = node.inputs[1] if node.op_type in OUTPUT_AXIS else None
-    return weights is not None and weights.is_initializer()
+    if weights is None or weights.const_value is None:
+        return False
+    num_channels: int = weights.const_value.numpy().shape[1 - OUTPUT_AXIS[node.op_type]]
+    return num_channels >= MIN_CHANNELS
 
 
 def _summand(node: ir.Node, convolutions: Sequence[ir.Node]) -> int | None:

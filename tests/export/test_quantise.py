@@ -47,7 +47,7 @@ SHAPES = {
 def make_graphs():
     rng = np.random.default_rng(2)
     arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
-    arrays["stem_weight"][1] = 0
+    arrays["shortcut_weight"][1] = 0
     arrays["value_weight"][:, 2] = 0
     tensors = [ir.tensor(array, name=name) for name, array in arrays.items()]
     forms = {
@@ -95,11 +95,17 @@ def nodes(model, op_type):
     return [node for node in model.graph if node.op_type == op_type]
 
 
-def test_layers_before_attention_are_int8_and_what_follows_stays_float(exact):
+def test_layers_before_attention_are_int8_but_the_one_that_reads_the_image(exact):
     plan = plan_int8(exact.plugin.graph)
 
-    assert plan.layers == ["stem", "shortcut", "branch", "second_branch", "projected"]
-    assert all(Reader("scores", 0) not in readers for readers in plan.activations.values())
+    assert plan.layers == ["shortcut", "branch", "second_branch", "projected"]
+
+
+def test_what_follows_attention_stays_float(exact):
+    plan = plan_int8(exact.plugin.graph)
+
+    assert "scores" not in plan.layers
+    assert "sum" not in plan.activations
 
 
 def test_what_is_added_to_a_convolution_is_read_in_int8_and_other_sums_are_float(exact):
@@ -108,7 +114,7 @@ def test_what_is_added_to_a_convolution_is_read_in_int8_and_other_sums_are_float
     assert readers["shortcut"] == [Reader("first", 1)]
     assert readers["first_relu"] == [Reader("second_branch", 0), Reader("second", 0)]
     assert readers["tokens"] == [Reader("projected", 0)]
-    assert set(readers) == {"pixels", "stem_relu", "shortcut", "first_relu", "tokens"}
+    assert set(readers) == {"stem_relu", "shortcut", "first_relu", "tokens"}
 
 
 def test_int8_changes_the_output_by_its_rounding(exact, rounded):
@@ -124,7 +130,7 @@ def test_both_forms_share_their_weights_and_equal_layers_theirs(rounded):
     plugin, standard = map(constants, rounded)
 
     weights = [name for name in plugin if name.endswith("weight.int8")]
-    assert len(weights) == 4
+    assert len(weights) == 3
     assert all(plugin[name] is standard[name] for name in weights)
     assert "twin_weight" not in plugin
     assert "head_weight" in plugin
@@ -133,7 +139,7 @@ def test_both_forms_share_their_weights_and_equal_layers_theirs(rounded):
 def test_weights_have_a_scale_for_each_output_channel(exact, rounded):
     before, after = constants(exact.standard), constants(rounded.standard)
 
-    for name, others in (("stem_weight", (1, 2, 3)), ("value_weight", 0)):
+    for name, others in (("shortcut_weight", (1, 2, 3)), ("value_weight", 0)):
         exact_weights = before[name].numpy()
         scale = after[f"{name}.scale"].numpy()
         values = after[f"{name}.int8"].numpy()
@@ -146,7 +152,7 @@ def test_zero_points_are_zero_as_tensorrt_requires(rounded):
     quantise = nodes(rounded.standard, "QuantizeLinear")
 
     zeros = [node.inputs[2].const_value.numpy() for node in quantise]
-    assert len(zeros) == 5
+    assert len(zeros) == 4
     assert all(zero.dtype == np.int8 and zero == 0 for zero in zeros)
     assert all(len(node.inputs) == 2 or node.inputs[2].const_value.numpy() == 0
                for node in nodes(rounded.standard, "DequantizeLinear"))  # fmt: skip
