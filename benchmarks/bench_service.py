@@ -2,8 +2,11 @@
 
 A mock engine sleeps 32 + 8 b ms for a batch of b images, 100 images/s at 16, behind this service
 and behind peers. Efficiency is images/s over HTTP divided by images/s of the bare engine, measured
-in the same run. Clients are one process of their own, and send one JPEG again and again. The
+in the same round. Clients are one process of their own, and send one JPEG again and again. The
 servers are measured in turn, --rounds times; the table shows the median and the spread.
+
+With --bundle, the bundle's own engine runs behind this service alone, on the cores that decoding
+and the clients use as well; DETR_ENGINE and the other settings are taken from the environment.
 """
 
 import argparse
@@ -19,8 +22,8 @@ import statistics
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,12 +35,21 @@ from PIL import Image
 from bundle.manifest import Manifest
 from bundle.postprocess import to_detections
 from bundle.preprocess import Preprocess, decode_image, pad_batch, prepare
-from service.engines.base import EngineInfo, RawOutput
+from service.engines.base import Engine, EngineInfo, RawOutput
+from service.engines.load import open_engine
+from service.settings import Settings
 
 MAX_BATCH_SIZE = 16
 FIXED_MS, IMAGE_MS = 32.0, 8.0
 PREPROCESS = Preprocess()
 BOUNDARY = b"bench"
+
+
+class Bundle(NamedTuple):
+    """What is served: a directory, with its own engine or the mock one."""
+
+    directory: Path
+    is_real: bool
 
 
 class MockEngine:
@@ -64,18 +76,18 @@ class MockEngine:
 # --- the servers, each in a process of its own
 
 
-def serve_ours(port: int, bundle: Path) -> None:
+def serve_ours(port: int, bundle: Bundle) -> None:
     from service.__main__ import Server
     from service.app import create_app
-    from service.settings import Settings
 
-    settings = Settings(bundle=bundle, port=port, log_level="warning")
-    Server(create_app(settings, MockEngine()), settings).run(
+    settings = Settings(bundle=bundle.directory, port=port, log_level="warning")
+    engine = None if bundle.is_real else MockEngine()
+    Server(create_app(settings, engine), settings).run(
         sockets=[socket.create_server(("127.0.0.1", port), backlog=2048)]
     )
 
 
-def serve_plain_fastapi(port: int, bundle: Path) -> None:
+def serve_plain_fastapi(port: int, bundle: Bundle) -> None:
     """What one writes first: an upload, the model under a lock, no batching."""
     from fastapi import FastAPI, UploadFile
 
@@ -95,7 +107,7 @@ def serve_plain_fastapi(port: int, bundle: Path) -> None:
     uvicorn.run(app, port=port, log_level="warning", access_log=False)
 
 
-def serve_litserve(port: int, bundle: Path) -> None:
+def serve_litserve(port: int, bundle: Bundle) -> None:
     from benchmarks.litserve_peer import serve
 
     serve(port)
@@ -121,8 +133,8 @@ class Sample(NamedTuple):
     num_errors: int
 
 
-def measure_in_process(port: int, num_clients: int, seconds: float, body: bytes, out: Any) -> None:
-    out.put(asyncio.run(closed_loop(port, num_clients, seconds, body)))
+def measure(port: int, num_clients: int, seconds: float, body: bytes) -> Sample:
+    return asyncio.run(closed_loop(port, num_clients, seconds, body))
 
 
 async def closed_loop(port: int, num_clients: int, seconds: float, body: bytes) -> Sample:
@@ -163,21 +175,38 @@ async def read_answer(reader: asyncio.StreamReader) -> int:
 # --- the run
 
 
-def bare_engine(seconds: float) -> dict[int, float]:
+def bare_engine(bundle: Bundle, seconds: float, jpeg: bytes) -> dict[int, float]:
     """Images/s of the engine alone, by batch size."""
-    engine, speeds = MockEngine(), {}
-    for batch_size in (1, 2, 4, 8, 16):
-        images = np.zeros((batch_size, 8, 8, 3), np.uint8)
+    manifest, engine = open_bare(bundle)
+    image, _ = prepare(decode_image(jpeg), manifest.preprocess)
+    speeds = {}
+    for batch_size in (1, 2, 4, 8, 16, 32):
+        if batch_size > engine.max_batch_size:
+            break
+        batch = pad_batch([image] * batch_size, manifest.preprocess.min_side)
+        engine.run(*batch)
         num_runs, started = 0, time.perf_counter()
         while time.perf_counter() - started < seconds:
-            engine.run(images, images[..., 0] > 0)
+            engine.run(*batch)
             num_runs += 1
         speeds[batch_size] = num_runs * batch_size / (time.perf_counter() - started)
     return speeds
 
 
+def open_bare(bundle: Bundle) -> tuple[Manifest, Engine]:
+    if not bundle.is_real:
+        return Manifest.load(bundle.directory), MockEngine()
+    settings = Settings(bundle=bundle.directory)
+    return open_engine(
+        settings.bundle,
+        engine=settings.engine,
+        threads=settings.engine_threads,
+        mode=settings.engine_mode,
+    )
+
+
 @contextmanager
-def running(serve: Callable[[int, Path], None], bundle: Path) -> Iterator[int]:
+def running(serve: Callable[[int, Bundle], None], bundle: Bundle) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     process = multiprocessing.get_context("spawn").Process(
@@ -194,7 +223,7 @@ def running(serve: Callable[[int, Path], None], bundle: Path) -> Iterator[int]:
             os.killpg(process.pid, signal.SIGKILL)  # LitServe leaves its workers behind
 
 
-def lead_group(serve: Callable[[int, Path], None], port: int, bundle: Path) -> None:
+def lead_group(serve: Callable[[int, Bundle], None], port: int, bundle: Bundle) -> None:
     os.setpgrp()
     serve(port, bundle)
 
@@ -213,19 +242,14 @@ def wait_until_ready(port: int) -> None:
     raise TimeoutError(f"nothing is ready on port {port}")
 
 
-def measure(port: int, num_clients: int, seconds: float, body: bytes) -> Sample:
-    context = multiprocessing.get_context("spawn")
-    out = context.Queue()
-    arguments = (port, num_clients, seconds, body, out)
-    process = context.Process(target=measure_in_process, args=arguments)
-    process.start()
-    sample: Sample = out.get(timeout=seconds + 120)
-    process.join()
-    return sample
+def apart(function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
+    """Call a function in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result(timeout_s)
 
 
-def make_body() -> tuple[bytes, int]:
-    """A multipart body with a 640 x 480 JPEG of about 93 kB, and the size of the JPEG."""
+def make_body() -> tuple[bytes, bytes]:
+    """A multipart body with a 640 x 480 JPEG of about 80 kB, and the JPEG."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8))
     smooth = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC), np.int16)
@@ -236,7 +260,7 @@ def make_body() -> tuple[bytes, int]:
     head = b'Content-Disposition: form-data; name="images"; filename="photo.jpg"\r\n'
     return b"--%s\r\n%sContent-Type: image/jpeg\r\n\r\n%s\r\n--%s--\r\n" % (
         BOUNDARY, head, jpeg, BOUNDARY,
-    ), len(jpeg)  # fmt: skip
+    ), jpeg  # fmt: skip
 
 
 def make_bundle(directory: Path) -> None:
@@ -260,38 +284,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="of one measurement")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--bundle", type=Path, help="with its own engine, in place of a mock one")
     args = parser.parse_args()
-    servers: dict[str, Callable[[int, Path], None]] = {"detr-serve": serve_ours}
-    if importlib.util.find_spec("litserve"):
-        servers["LitServe"] = serve_litserve
-    servers["FastAPI, no batching"] = serve_plain_fastapi
-    body, jpeg_bytes = make_body()
-    samples: dict[tuple[str, int], deque[Sample]] = {}
-    loads = [1, MAX_BATCH_SIZE, 2 * MAX_BATCH_SIZE, 4 * MAX_BATCH_SIZE]
-    bare = bare_engine(seconds=2)
-    best = max(bare.values())
     with tempfile.TemporaryDirectory() as directory:
-        bundle = Path(directory) / "mock"
-        make_bundle(bundle)
-        for _ in range(args.rounds):
-            for name in random.sample(list(servers), len(servers)):
-                with running(servers[name], bundle) as port:
-                    for num_clients in loads:
-                        sample = measure(port, num_clients, args.seconds, body)
-                        samples.setdefault((name, num_clients), deque()).append(sample)
-    print(f"JPEG of {jpeg_bytes} bytes; bare engine, images/s by batch size:")
-    print("  " + ", ".join(f"{size}: {speed:.1f}" for size, speed in bare.items()))
+        bundle = Bundle(args.bundle or Path(directory) / "mock", is_real=args.bundle is not None)
+        servers: dict[str, Callable[[int, Bundle], None]] = {"detr-serve": serve_ours}
+        if not bundle.is_real:
+            make_bundle(bundle.directory)
+            servers["FastAPI, no batching"] = serve_plain_fastapi
+            if importlib.util.find_spec("litserve"):
+                servers["LitServe"] = serve_litserve
+        run(servers, bundle, args.rounds, args.seconds)
+
+
+def run(
+    servers: dict[str, Callable[[int, Bundle], None]], bundle: Bundle, rounds: int, seconds: float
+) -> None:
+    body, jpeg = make_body()
+    bare: list[dict[int, float]] = []
+    samples: dict[tuple[str, int], list[Sample]] = {}
+    for _ in range(rounds):
+        bare.append(apart(bare_engine, bundle, min(seconds, 5), jpeg, timeout_s=600))
+        largest = max(bare[-1])
+        for name in random.sample(list(servers), len(servers)):
+            with running(servers[name], bundle) as port:
+                for num_clients in sorted({1, 8, largest, 2 * largest, 4 * largest}):
+                    sample = apart(
+                        measure, port, num_clients, seconds, body, timeout_s=seconds + 120
+                    )
+                    samples.setdefault((name, num_clients), []).append(sample)
+    print(f"JPEG of {len(jpeg)} bytes; bare engine, images/s by batch size:")
+    speeds = {size: [found[size] for found in bare] for size in bare[0]}
+    print("  " + ", ".join(f"{size}: {spread(found)}" for size, found in speeds.items()))
     print("\n| server | clients | images/s | efficiency | median ms | p99 ms | errors |")
     print("|---|---|---|---|---|---|---|")
     for (name, num_clients), found in sorted(samples.items(), key=lambda pair: pair[0][::-1]):
-        speeds = [sample.images_per_s for sample in found]
+        efficiency = statistics.median(
+            sample.images_per_s / max(alone.values())
+            for sample, alone in zip(found, bare, strict=True)
+        )
         print(
-            f"| {name} | {num_clients} | {statistics.median(speeds):.1f} "
-            f"({min(speeds):.1f} - {max(speeds):.1f}) | {statistics.median(speeds) / best:.3f} | "
-            f"{statistics.median(s.median_ms for s in found):.1f} | "
+            f"| {name} | {num_clients} | {spread([s.images_per_s for s in found])} | "
+            f"{efficiency:.3f} | {statistics.median(s.median_ms for s in found):.1f} | "
             f"{statistics.median(s.p99_ms for s in found):.1f} | "
             f"{sum(s.num_errors for s in found)} |"
         )
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.1f} ({min(values):.1f} - {max(values):.1f})"
 
 
 if __name__ == "__main__":
