@@ -23,6 +23,8 @@ VARIANT =
 FORMAT =
 PATHS =
 PRECISION =
+RUNTIME =
+SHAPES =
 ARGS =
 PYTHON =
 
@@ -56,9 +58,9 @@ evaluate: $(VENV)/full.stamp $(NATIVE) ## COCO AP of CHECKPOINT= or BUNDLE=, the
 
 export: CHECKPOINT = runs/demo/best.safetensors
 export: BUNDLE = runs/demo/bundle
-export: $(VENV)/full.stamp $(NATIVE) ## turn a checkpoint into a bundle [CHECKPOINT= BUNDLE= PRECISION=fp32|bf16|int8 DATA= ARGS=]
+export: $(VENV)/full.stamp $(NATIVE) ## turn a checkpoint into a bundle [CHECKPOINT= BUNDLE= PRECISION=fp32|fp16|bf16|int8 DATA= RUNTIME=tensorrt SHAPES= ARGS=]
 	$(BIN)/python -m export $(CHECKPOINT) --out $(BUNDLE) $(call option,PRECISION,precision) \
-	$(call option,DATA,data) $(ARGS)
+	$(call option,DATA,data) $(call option,RUNTIME,runtime) $(call option,SHAPES,shapes) $(ARGS)
 
 weights: $(VENV)/full.stamp ## download and convert published weights: VARIANT=base|refine|two_stage|resnet50 [FORMAT= OUT=]
 	$(BIN)/python -m model.weights $(VARIANT) $(call option,FORMAT,format) $(call option,OUT,out)

@@ -47,7 +47,9 @@ class Manifest(_Frozen):
     name: str
     variant: Literal["base", "refine", "two_stage"]
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"  # that the engine computes in
-    graphs: dict[str, str]  # form -> file; "standard" needs nothing but standard operators
+    # Form -> file. "standard": with nothing but standard operators; "plugin": with MSDeformAttn
+    # nodes; "tensorrt": the latter in half precision.
+    graphs: dict[str, str]
     tensorrt: TensorRTPlan | None = None  # a plan for one kind of GPU, beside the graphs
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

@@ -12,12 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from bundle.manifest import Manifest, TensorSpec
 from bundle.preprocess import Preprocess, decode_image
 from export.staging import require_replaceable, staged
 from export.to_onnx import export_graphs, write_graphs
+from export.to_tensorrt import Planner, add_plan, open_plan
 from export.verify import verify
 from model.checkpoint import Checkpoint, build_model
 from model.config import ModelConfig, Variant
@@ -38,7 +41,12 @@ log = logging.getLogger(__name__)
 
 
 def build_bundle(
-    checkpoint: Checkpoint, out: Path, *, name: str | None = None, samples: Sequence[Path] = ()
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    name: str | None = None,
+    samples: Sequence[Path] = (),
+    planner: Planner | None = None,
 ) -> Manifest:
     """Export, verify and write a bundle to the directory `out`; a bundle there is replaced.
 
@@ -46,18 +54,17 @@ def build_bundle(
         name: of the model; the name of its configuration if None.
         samples: image files that the page offers and the graph is verified on; if none and the
             model knows the demo's digits, a few of their validation images.
+        planner: for a TensorRT plan of the graph, too.
 
     Raises:
         ValueError: the checkpoint is inconsistent, a sample is not an image, `out` holds
-            something else than a bundle, or the graph differs from the model.
+            something else than a bundle, the graph or the plan differs from the model, or there
+            can be no plan.
         OSError: the disk is full or not writable.
         In all cases `out` is as it was before.
     """
     require_replaceable(out)
-    config = checkpoint.config
-    preprocess = config.preprocess.model_copy(
-        update={"min_side": max(config.preprocess.min_side, smallest_side(config.model))}
-    )
+    preprocess = preprocess_of(checkpoint)
     model = DetectionModel(build_model(checkpoint), preprocess).eval()
     sample_files = _samples(checkpoint, samples)
     with staged(out) as directory:
@@ -67,7 +74,7 @@ def build_bundle(
         with stage("tracing the model and writing its graphs"):
             graphs = write_graphs(export_graphs(model, min_side=preprocess.min_side), directory)
         names = tuple(sample_files)
-        manifest = _manifest(checkpoint, preprocess, graphs, names, name or config.name)
+        manifest = _manifest(checkpoint, preprocess, graphs, names, name or checkpoint.config.name)
         with stage("verifying the graph in ONNX Runtime against PyTorch"):
             images = [decode_image(data) for data in sample_files.values()]
             engine = OnnxRuntimeEngine(directory, manifest)
@@ -79,9 +86,41 @@ def build_bundle(
             "comparisons": comparisons,
             "versions": manifest.provenance["versions"],
         }
+        if planner is not None:
+            manifest = plan_bundle(directory, manifest, planner)
+            with stage("verifying the plan in TensorRT against PyTorch"):
+                report["tensorrt"] = verify_plan(model, directory, manifest, planner, images)
         (directory / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
         manifest = manifest.save(directory)
     return manifest
+
+
+def plan_bundle(directory: Path, manifest: Manifest, planner: Planner) -> Manifest:
+    """`add_plan`, with a word on how long it takes."""
+    with stage(f"building a TensorRT plan for {len(planner.profiles)} profiles of shapes"):
+        return add_plan(directory, manifest, planner)
+
+
+def verify_plan(
+    model: DetectionModel,
+    directory: Path,
+    manifest: Manifest,
+    planner: Planner,
+    images: Sequence[npt.NDArray[np.uint8]],
+) -> list[dict[str, Any]]:
+    """Compare the plan of a bundle in float32 with the model; see `verify`."""
+    plan = open_plan(directory, manifest, planner)
+    try:
+        return verify(model, plan, manifest.preprocess, images)
+    finally:
+        plan.close()
+
+
+def preprocess_of(checkpoint: Checkpoint) -> Preprocess:
+    """The preprocessing of a bundle: that of training, for images that the graph takes."""
+    preprocess = checkpoint.config.preprocess
+    least = max(preprocess.min_side, smallest_side(checkpoint.config.model))
+    return preprocess.model_copy(update={"min_side": least})
 
 
 def smallest_side(config: ModelConfig) -> int:

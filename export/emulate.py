@@ -5,16 +5,17 @@ value that is half in the graph is a float32 that has been rounded to it, which 
 after it has added products in float32.
 """
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
-from export.precision import FLOAT, HALVES
+from export.precision import FLOAT, HALVES, write_half
+from export.to_onnx import INPUTS
+from service.engines.base import RawOutput
 
 # What moves or picks numbers leaves them as round as they were.
 _MOVES = {
@@ -32,15 +33,59 @@ class Magnitude(NamedTuple):
     place: str
 
 
-def emulate(model: ir.Model, *, rounds: bool = True) -> list[ir.Value]:
+class Emulation:
+    """A float32 graph as it would be in half precision on a GPU."""
+
+    def __init__(self, graph: Path, precision: str, scratch: Path) -> None:
+        """Read the graph.
+
+        Args:
+            graph: in standard form.
+            precision: "fp16" or "bf16".
+            scratch: an empty directory, which must last.
+
+        Raises:
+            ValueError: see `write_half`.
+        """
+        model = ir.load(graph)
+        write_half(model, precision)
+        values = emulate(model)
+        for value in values:
+            absolute = ir.node("Abs", [value])
+            largest = ir.node("ReduceMax", absolute.outputs, attributes={"keepdims": 0})
+            (output,) = largest.outputs
+            output.name, output.type, output.shape = f"{value.name}.peak", value.type, ir.Shape(())
+            model.graph.extend([absolute, largest])
+            model.graph.outputs.append(output)
+        producers = [node for value in values if (node := value.producer()) is not None]
+        self._places = [(node.op_type, place_of(node)) for node in producers]
+        self._peaks = np.zeros(len(values), np.float32)
+        self._session = open_session(model, scratch)
+
+    def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
+        """Detections, as an engine gives them; not finite where a number was too large."""
+        inputs = dict(zip(INPUTS, (images, padding_mask), strict=True))
+        scores, labels, boxes, *peaks = self._session.run(None, inputs)
+        self._peaks = np.maximum(self._peaks, peaks)
+        return RawOutput(scores, labels, boxes)
+
+    @property
+    def magnitudes(self) -> list[Magnitude]:
+        """How large half values became before they were rounded, in the order of the graph."""
+        return [
+            Magnitude(float(peak), *place)
+            for peak, place in zip(self._peaks, self._places, strict=True)
+        ]
+
+
+def emulate(model: ir.Model) -> list[ir.Value]:
     """Make every half value of a graph float32, rounded to its former type.
 
     Args:
         model: in standard form; changed in place.
-        rounds: False leaves what is computed unrounded, so that it cannot overflow.
 
     Returns:
-        The values that were half, weights apart.
+        Those values that are computed, before they are rounded, in the order of the graph.
     """
     for value in model.graph.initializers.values():
         if value.dtype in _HALF_TYPES:
@@ -53,44 +98,12 @@ def emulate(model: ir.Model, *, rounds: bool = True) -> list[ir.Value]:
             if output.dtype not in _HALF_TYPES:
                 continue
             half, output.type = output.dtype, ir.TensorType(FLOAT)
-            computed.append(output)
             if node.op_type == "Cast":
                 node.attributes["to"] = ir.AttrInt64("to", FLOAT)
-            if rounds and not _only_moves(output):
+            if node.op_type not in _MOVES:
+                computed.append(output)
                 _round(model.graph, output, half)
     return computed
-
-
-def magnitudes(
-    graph: Path, batches: Iterable[Mapping[str, npt.NDArray[Any]]], scratch: Path
-) -> list[Magnitude]:
-    """How large the half values of a graph become where nothing is rounded, largest first.
-
-    Args:
-        graph: a half-precision graph in standard form.
-        batches: inputs by name.
-        scratch: an empty directory, for a graph that measures itself.
-    """
-    model = ir.load(graph)
-    values = [value for value in emulate(model, rounds=False) if not _only_moves(value)]
-    for value in values:
-        absolute = ir.node("Abs", [value])
-        largest = ir.node("ReduceMax", absolute.outputs, attributes={"keepdims": 0})
-        (output,) = largest.outputs
-        output.name, output.type, output.shape = f"{value.name}.peak", value.type, ir.Shape(())
-        model.graph.extend([absolute, largest])
-        model.graph.outputs.append(output)
-    session = open_session(model, scratch)
-    num_peaks = len(values)
-    peaks = np.zeros(num_peaks, np.float32)
-    for batch in batches:
-        peaks = np.maximum(peaks, session.run(None, dict(batch))[-num_peaks:])
-    found = [
-        Magnitude(float(peak), node.op_type, place_of(node))
-        for peak, value in zip(peaks, values, strict=True)
-        if (node := value.producer()) is not None
-    ]
-    return sorted(found, reverse=True)
 
 
 def open_session(model: ir.Model, scratch: Path) -> ort.InferenceSession:
@@ -115,18 +128,13 @@ def place_of(node: ir.Node) -> str:
         new = [other for other in near.predecessors() if other not in seen]
         seen.update(new)
         pending += new
-    return ""
-
-
-def _only_moves(value: ir.Value) -> bool:
-    node = value.producer()
-    return node is not None and node.op_type in _MOVES
+    return "input"
 
 
 def _round(graph: ir.Graph, value: ir.Value, half: ir.DataType) -> None:
     down = ir.node("Cast", [value], attributes={"to": half})
     up = ir.node("Cast", down.outputs, attributes={"to": FLOAT})
-    for cast, dtype, suffix in ((down, half, "half"), (up, FLOAT, "rounded")):
+    for cast, dtype, suffix in ((down, half, "emulated.half"), (up, FLOAT, "emulated")):
         cast.outputs[0].name, cast.outputs[0].type = f"{value.name}.{suffix}", ir.TensorType(dtype)
     for user, index in list(value.uses()):
         if user is not down:

@@ -17,11 +17,13 @@ from export.accuracy import (
     require_judgeable,
     require_kept,
 )
-from export.build import REPORT_NAME, build_bundle, stage
+from export.build import REPORT_NAME, build_bundle, plan_bundle, stage
 from export.calibrate import NUM_IMAGES, measure_ranges
+from export.half import add_half_graph
 from export.quantise import plan_int8, write_int8
 from export.staging import require_replaceable, staged
 from export.to_onnx import Graphs, write_graphs
+from export.to_tensorrt import Planner
 from model.checkpoint import Checkpoint
 from model.data import digits
 from model.evaluate import EvaluationData, open_evaluation_data, require_classes
@@ -44,6 +46,7 @@ def build_reduced_bundle(
     data_dir: Path | None = None,
     name: str | None = None,
     samples: Sequence[Path] = (),
+    planner: Planner | None = None,
 ) -> Manifest:
     """Export as `build_bundle` does, reduce the precision, and refuse if AP drops too far.
 
@@ -52,6 +55,7 @@ def build_reduced_bundle(
     Args:
         data_dir: data set in COCO's format with splits train and val; the demo's if None.
         name, samples: see `build_bundle`.
+        planner: for a TensorRT plan, whose AP is then measured.
 
     Raises:
         ValueError: as `build_bundle`, and where there are no images, AP drops by more than
@@ -66,16 +70,26 @@ def build_reduced_bundle(
         TemporaryDirectory(prefix=".fp32.", dir=directory.parent) as exact,
     ):
         build_bundle(checkpoint, Path(exact), name=name, samples=samples)
-        return reduce_bundle(Path(exact), directory, precision, data)
+        return reduce_bundle(Path(exact), directory, precision, data, planner)
 
 
-def reduce_bundle(exact: Path, directory: Path, precision: Precision, data: Data) -> Manifest:
+def reduce_bundle(
+    exact: Path,
+    directory: Path,
+    precision: Precision,
+    data: Data,
+    planner: Planner | None = None,
+) -> Manifest:
     """Write the float32 bundle `exact` to an empty directory in another precision.
 
     Raises:
         ValueError: AP drops by more than `MAX_AP_DROP`, or cannot be judged here.
     """
     manifest = write_reduced(exact, directory, precision, data.train)
+    if planner is not None:
+        # What is not int8 is float16 then.
+        manifest = add_half_graph(directory, manifest, "bf16" if precision == "bf16" else "fp16")
+        manifest = plan_bundle(directory, manifest, planner).save(directory)
     require_computable(directory)
     before = measure(exact, data.val)
     require_judgeable(before)

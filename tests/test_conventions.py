@@ -48,7 +48,9 @@ COMMANDS = {
     "model.weights": ["--base-url", "--format", "--out"],
     "model.data.check": ["--split"],
     "model.data.digits": ["--num-images", "--seed", "--split"],
-    "export": ["--data", "--name", "--out", "--precision", "--samples"],
+    "export": [
+        *("--data", "--name", "--out", "--precision", "--runtime", "--samples", "--shapes"),
+    ],
     "export.evaluate": ["--batch-size", "--bundle", "--data", "--limit", "--out", "--split"],
     "plugins.build": [],
     "service.detect": ["--bundle", "--draw", "--format", "--out", "--threshold", "--top-k"],

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bundle.manifest import CACHE_NAME, Manifest
-from bundle.tensorrt_plan import Fingerprint, ShapeProfile, default_profiles
+from bundle.tensorrt_plan import (
+    Fingerprint,
+    ShapeProfile,
+    default_profiles,
+    form_for_tensorrt,
+)
 from service.engines.compiled_cache import keep_compiled, read_compiled
 from service.engines.cuda import Cuda
 from service.engines.tensorrt_builder import BuildOptions, build_plan
@@ -37,8 +42,8 @@ def find_plan(
         ValueError: there is none and it may not or cannot be built; says what differs.
     """
     shipped = manifest.tensorrt
-    form = shipped.graph if shipped else "plugin" if "plugin" in manifest.graphs else "standard"
-    plugin = find_plugin() if form == "plugin" else None
+    form = shipped.graph if shipped else form_for_tensorrt(manifest.graphs)
+    plugin = find_plugin() if form != "standard" else None
     here = fingerprint_of(trt, cuda.device(), plugin)
     if shipped is None:
         profiles = default_profiles(manifest.preprocess)
@@ -54,7 +59,7 @@ def find_plan(
         reason = f"{path} was not built for this machine ({'; '.join(differences)})"
     if not may_build:
         raise ValueError(f"{reason}; {REBUILD}")
-    if form == "plugin":
+    if form != "standard":
         load_plugin(trt, plugin)
     logger.warning("%s: using one that is built here, unverified", reason)
     key = _key(manifest, form, here, profiles)

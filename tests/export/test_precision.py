@@ -1,24 +1,14 @@
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 
-from bundle.manifest import Manifest
-from bundle.preprocess import decode_image, pad_batch, prepare
-from export.emulate import emulate, magnitudes, open_session
 from export.precision import FLOAT, HALVES, write_half
-from service.engines.base import RawOutput
 
-ROOT = Path(__file__).parents[2]
-DEMO = ROOT / "bundles" / "demo"  # two_stage, trained
-PHOTOS = sorted((ROOT / "tests" / "data" / "coco_fixture12").rglob("*.jpg"))
-SAMPLES = sorted((DEMO / "samples").iterdir())
+DEMO = Path(__file__).parents[2] / "bundles" / "demo"
 FORMS = {"plugin": "model.plugin.onnx", "standard": "model.onnx"}
-LARGEST_FLOAT16 = 65504
 
 
 def half_graph(form, precision="fp16", directory=DEMO):
@@ -39,38 +29,6 @@ def float_inputs(node):
 def is_conversion(node):
     ends = {node.inputs[0].dtype, node.outputs[0].dtype}
     return node.op_type == "Cast" and ends in ({FLOAT, half} for half in HALVES.values())
-
-
-def demo_inputs(files):
-    preprocess = Manifest.load(DEMO).preprocess
-    for file in files:
-        image, _ = prepare(decode_image(file.read_bytes()), preprocess)
-        images, padding_mask = pad_batch([image], preprocess.min_side)
-        yield {"images": images, "padding_mask": padding_mask}
-
-
-def share_that_agrees(expected, found, height, width):
-    """Detections that have one of the same label within half a pixel, as a share of all."""
-    size = np.array([width, height, width, height])
-    same_label = expected.labels[:, None] == found.labels
-    is_near = (np.abs(expected.boxes[:, None] - found.boxes) * size).max(-1) < 0.5
-    return (same_label & is_near).any(1).mean()
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    """The demo in float16, with the rounding of a GPU."""
-    model = half_graph("standard")
-    emulate(model)
-    return open_session(model, tmp_path_factory.mktemp("emulated"))
-
-
-@pytest.fixture(scope="module")
-def exact():
-    return ort.InferenceSession(str(DEMO / "model.onnx"))
-
-
-# --- the graph
 
 
 @pytest.mark.parametrize("precision", HALVES)
@@ -189,49 +147,3 @@ def test_a_weight_that_float16_cannot_hold_is_refused_by_name():
 
     with pytest.raises(ValueError, match=r"detector.backbone.conv1.weight reaches .*; export with"):
         write_half(model, "fp16")
-
-
-# --- what it does to detections
-
-
-def test_the_emulation_rounds_after_every_operation(tmp_path):
-    text = """
-        <ir_version: 10, opset_import: ["" : 20]>
-        chain (float[n] x) => (float[n] y) <float16[1] small = {3072}, float16[1] one = {15360}> {
-            h = Cast <to = 10> (x)
-            sum = Add (h, small)
-            difference = Sub (sum, one)
-            y = Cast <to = 1> (difference)
-        }
-    """
-    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)))
-
-    emulate(model)
-    (y,) = open_session(model, tmp_path).run(None, {"x": np.array([1.0, 1.00049], np.float32)})
-
-    np.testing.assert_array_equal(y, [0.0, 2**-10])  # 1 + 2**-12 is 1 in float16
-
-
-@pytest.mark.parametrize("files", [SAMPLES, PHOTOS], ids=["samples", "photographs"])
-def test_float16_finds_what_float32_finds(exact, emulated, files):
-    shares, score_errors = [], []
-    for inputs in demo_inputs(files):
-        expected, found = (RawOutput(*(x[0] for x in session.run(RawOutput._fields, inputs)))
-                           for session in (exact, emulated))  # fmt: skip
-        shares.append(share_that_agrees(expected, found, *inputs["images"].shape[1:3]))
-        score_errors.append(np.abs(expected.scores - found.scores).max())
-
-    assert np.mean(shares) >= 0.99
-    assert max(score_errors) < 0.02
-
-
-def test_nothing_on_photographs_comes_near_the_largest_float16(tmp_path):
-    ir.save(half_graph("standard"), tmp_path / "half.onnx", external_data="half.bin")
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-
-    found = magnitudes(tmp_path / "half.onnx", demo_inputs(PHOTOS[:4]), scratch)
-
-    assert found[0].operator == "MatMul"
-    assert "self_attn" in found[0].place
-    assert 1 < found[0].largest < LARGEST_FLOAT16 / 100

@@ -1,0 +1,137 @@
+"""From the ONNX graphs of a bundle to a TensorRT plan beside them, for the GPU of this machine."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bundle.manifest import Manifest
+from bundle.preprocess import Preprocess
+from bundle.tensorrt_plan import (
+    BatchShape,
+    ShapeProfile,
+    TensorRTPlan,
+    default_profiles,
+    form_for_tensorrt,
+    max_batch,
+)
+from plugins import library
+from service.engines.cuda import Cuda, load_cuda
+from service.engines.tensorrt_builder import BuildOptions, build_plan
+from service.engines.tensorrt_engine import TensorRTEngine
+from service.engines.tensorrt_runtime import find_plugin, fingerprint_of, load_plugin, load_tensorrt
+
+PLAN_NAME = "model.plan"
+TIMING_CACHE = library.FOLDER.parent / "tensorrt" / "timing.cache"
+SHAPE_FORMAT = "BATCHxHEIGHTxWIDTH, or the smallest, usual and largest of them as MIN:OPT:MAX"
+
+
+class Planner(NamedTuple):
+    """What makes plans on this machine, and for which batches."""
+
+    trt: Any
+    cuda: Cuda
+    plugin: Path
+    profiles: tuple[ShapeProfile, ...]
+
+
+def find_planner(shapes: Sequence[str], preprocess: Preprocess) -> Planner:
+    """TensorRT, the GPU and the op, seen to be there before anything takes its time.
+
+    Args:
+        shapes: see `choose_profiles`.
+        preprocess: of the bundle.
+
+    Raises:
+        ValueError: a shape is wrong, or TensorRT, CUDA, a GPU or the library of the op is missing;
+            says what to do.
+    """
+    profiles = choose_profiles(shapes, preprocess)
+    try:
+        trt, cuda = load_tensorrt(), load_cuda()
+        plugin = find_plugin()
+        load_plugin(trt, plugin)
+    except ValueError as error:
+        raise ValueError(
+            "a TensorRT plan is made on a machine with TensorRT and a GPU of the kind that will "
+            f"run it: {error}"
+        ) from error
+    assert plugin is not None
+    return Planner(trt, cuda, plugin, profiles)
+
+
+def choose_profiles(shapes: Sequence[str], preprocess: Preprocess) -> tuple[ShapeProfile, ...]:
+    """The profiles that `shapes` name, or the default ones.
+
+    Args:
+        shapes: "8x800x1333" takes every batch up to it and is tuned for it;
+            "1x128x128:1x800x1067:8x800x1333" names also the smallest, and the usual, which it is
+            tuned for.
+        preprocess: of the bundle, whose images all have to fit.
+
+    Raises:
+        ValueError: a shape is malformed, or an image fits no profile.
+    """
+    if not shapes:
+        return default_profiles(preprocess)
+    profiles = tuple(_parse_profile(shape, preprocess.min_side) for shape in shapes)
+    if max_batch(profiles, preprocess) < 1:
+        short, long = preprocess.short_side, preprocess.long_side
+        raise ValueError(
+            f"expected shapes that take images of {short}x{long} and of {long}x{short}, got "
+            f"{' '.join(shapes)}"
+        )
+    return profiles
+
+
+def add_plan(directory: Path, manifest: Manifest, planner: Planner) -> Manifest:
+    """Build a plan of the bundle's graph into `directory`; the manifest that tells of it.
+
+    The plan holds the library of the op. What TensorRT measured is kept for the next build.
+
+    Raises:
+        ValueError: TensorRT does not build it; the message holds what it said.
+    """
+    form = form_for_tensorrt(manifest.graphs)
+    TIMING_CACHE.parent.mkdir(parents=True, exist_ok=True)
+    options = BuildOptions(planner.profiles, planner.plugin, timing_cache=TIMING_CACHE)
+    graph = directory / manifest.graphs[form]
+    plan = build_plan(planner.trt, graph, manifest.inputs, options)
+    (directory / PLAN_NAME).write_bytes(plan)
+    tensorrt = TensorRTPlan(
+        file=PLAN_NAME,
+        graph=form,
+        fingerprint=fingerprint_of(planner.trt, planner.cuda.device(), planner.plugin),
+        profiles=planner.profiles,
+    )
+    return manifest.model_copy(update={"tensorrt": tensorrt})
+
+
+def open_plan(directory: Path, manifest: Manifest, planner: Planner) -> TensorRTEngine:
+    """The engine that serves the plan of a bundle.
+
+    Raises:
+        ValueError: the plan does not run on this GPU.
+    """
+    assert manifest.tensorrt is not None
+    return TensorRTEngine(
+        manifest,
+        (directory / manifest.tensorrt.file).read_bytes(),
+        manifest.tensorrt.profiles,
+        trt=planner.trt,
+        cuda=planner.cuda,
+        max_graphs=0,
+        graph=manifest.tensorrt.graph,
+    )
+
+
+def _parse_profile(text: str, min_side: int) -> ShapeProfile:
+    matches = [re.fullmatch(r"(\d+)x(\d+)x(\d+)", part) for part in text.split(":")]
+    shapes = [BatchShape(*map(int, match.groups())) for match in matches if match]
+    if len(shapes) != len(matches) or len(shapes) not in (1, 3):
+        raise ValueError(f"expected shapes as {SHAPE_FORMAT}, got {text!r}")
+    least = shapes[0] if len(shapes) == 3 else BatchShape(1, min_side, min_side)
+    usual, most = shapes[-2:] if len(shapes) == 3 else shapes * 2
+    if not (least.batch == 1 and min(least) >= 1 and least.fits(usual) and usual.fits(most)):
+        raise ValueError(f"expected shapes that rise from a batch of 1, got {text!r}")
+    return ShapeProfile(min=least, opt=usual, max=most)

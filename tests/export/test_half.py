@@ -1,0 +1,134 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from bundle.manifest import Manifest
+from bundle.preprocess import Preprocess, decode_image
+from bundle.tensorrt_plan import form_for_tensorrt
+from export.half import add_half_graph, compare, halve_bundle, try_rounding
+from export.verify import photographs
+from service.engines.base import RawOutput
+from service.engines.load import open_engine
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "bundles" / "demo"  # two_stage, trained
+PHOTOS = sorted((ROOT / "tests" / "data" / "coco_fixture12").rglob("*.jpg"))
+
+
+def read(files):
+    return [decode_image(file.read_bytes()) for file in files]
+
+
+def scale_weights(directory, name, factor):
+    """Change the weights of one layer in every graph of a bundle."""
+    manifest = Manifest.load(directory)
+    for file in manifest.graphs.values():
+        model = onnx.load(directory / file)
+        (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+        scaled = numpy_helper.to_array(tensor) * np.float32(factor)
+        tensor.CopyFrom(numpy_helper.from_array(scaled, name))
+        onnx.save(model, directory / file)
+    manifest.save(directory)
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """A copy of the demo bundle, float32."""
+    directory = tmp_path / "demo"
+    return Path(shutil.copytree(DEMO, directory, ignore=shutil.ignore_patterns("cache")))
+
+
+def test_a_trained_model_finds_the_same_in_float16(demo):
+    manifest = Manifest.load(demo).model_copy(update={"precision": "fp16"})
+    samples = sorted((demo / "samples").iterdir())
+
+    report = try_rounding(demo, manifest, [*read(samples), *read(PHOTOS)])
+
+    assert report["share"] >= 0.99
+    assert report["box_error_px"] < 0.5
+    assert report["score_error"] < 0.02
+    assert report["detections"] == 100 * (len(samples) + len(PHOTOS))
+    assert 1 < report["largest"][0]["largest"] < 1000
+
+
+def test_a_half_bundle_serves_float32_on_a_cpu_and_holds_another_graph(demo):
+    before = Manifest.load(demo)
+
+    halve_bundle(demo, before, photographs())
+
+    manifest, engine = open_engine(demo)
+    engine.close()
+    assert manifest.precision == "fp16"
+    assert engine.info.precision == "fp32"
+    assert {form: manifest.graphs[form] for form in before.graphs} == before.graphs
+    assert all(manifest.files[file] == before.files[file] for file in before.graphs.values())
+    assert form_for_tensorrt(manifest.graphs) == "tensorrt"
+    assert manifest.graphs["tensorrt"] == "model.tensorrt.onnx"
+    weights = manifest.files.keys() & {"weights.bin", "weights.tensorrt.bin"}
+    exact, half = sorted(((demo / name).stat().st_size for name in weights), reverse=True)
+    assert half < 0.51 * exact
+    report = json.loads((demo / "report.json").read_text())
+    assert report["half"]["emulated"]["share"] >= 0.99
+    assert report["comparisons"]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_the_graph_has_the_inputs_and_outputs_of_the_others(demo, precision):
+    manifest = add_half_graph(demo, Manifest.load(demo), precision)
+
+    plugin, half = (
+        onnx.load(demo / manifest.graphs[form], load_external_data=False).graph
+        for form in ("plugin", "tensorrt")
+    )
+
+    assert list(half.input) == list(plugin.input)
+    assert list(half.output) == list(plugin.output)
+    assert [node.op_type for node in half.node].count("MSDeformAttn") == 4
+
+
+def test_numbers_that_float16_cannot_hold_are_refused_with_their_place(demo):
+    scale_weights(demo, "detector.backbone.layer1.0.conv1.weight", 5e4)
+    manifest = Manifest.load(demo).model_copy(update={"precision": "fp16"})
+
+    with pytest.raises(ValueError, match=r"numbers reach .* in backbone.layer1.0.conv1 \(Conv\)"):
+        try_rounding(demo, manifest, photographs()[:1])
+
+
+def test_detections_that_become_others_are_refused(demo, monkeypatch):
+    monkeypatch.setattr("export.half.SAME_BOX_PX", 1e-4)
+    manifest = Manifest.load(demo).model_copy(update={"precision": "fp16"})
+
+    with pytest.raises(ValueError, match=r"in fp16 .*% of the detections become others, where 1%"):
+        try_rounding(demo, manifest, photographs()[:1])
+
+
+@pytest.mark.parametrize(
+    ("label", "shift", "last", "share"),
+    [
+        (3, 0.0, 0.0, 1.0),
+        (3, 0.004, 0.0, 1.0),
+        (3, 0.006, 0.0, 0.75),
+        (4, 0.0, 0.0, 0.75),
+        (3, 0.0, 0.1, 1.0),
+        (3, 0.006, 0.1, 2 / 3),
+    ],
+    ids=["the same", "near", "far", "another class", "last is another", "both"],
+)
+def test_a_detection_is_the_same_within_half_a_pixel(label, shift, last, share):
+    boxes = np.array([[0.1, 0.1, 0.5, 0.5], [0.2, 0.3, 0.6, 0.8]] * 2, np.float32)
+    moved = boxes + np.array([[0.0], [shift], [0.0], [last]], np.float32)
+    scores = np.array([[0.9, 0.8, 0.7, 0.6]], np.float32)
+    exact = RawOutput(scores, np.array([[1, 3, 1, 2]]), boxes[None])
+    other = RawOutput(scores, np.array([[2, 1, label, 1]]), moved[None, ::-1])
+    preprocess = Preprocess(short_side=100, long_side=100)
+    image = np.zeros((100, 100, 3), np.uint8)
+
+    found = compare(lambda *_: exact, lambda *_: other, [image], preprocess)
+
+    assert found.share == share
+    assert found.detections == 4
