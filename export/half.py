@@ -108,15 +108,15 @@ def halve_bundle(
     Raises:
         ValueError: a number is too large for float16, or detections become others.
     """
-    manifest = manifest.model_copy(update={"precision": "fp16"})
-    manifest = add_half_graph(directory, manifest, "fp16")
-    report: dict[str, Any] = {}
-    with stage(f"running {len(images)} images in float16"):
-        report["emulated"] = try_rounding(directory, manifest, images)
+    precision = "fp16"
+    with stage(f"running {len(images)} images in {precision}, emulated"):
+        report = {"emulated": try_rounding(directory, manifest, precision, images)}
+    manifest = add_half_graph(directory, manifest, precision)
     if planner is not None:
         manifest = plan_bundle(directory, manifest, planner)
-        with stage("comparing the plan with float32"):
+        with stage(f"running {len(images)} images in {precision} in TensorRT"):
             report["tensorrt"] = _try_plan(directory, manifest, images, planner)
+    manifest = manifest.model_copy(update={"precision": precision})
     path = directory / REPORT_NAME
     content = json.loads(path.read_text()) | {"half": report}
     path.write_text(json.dumps(content, indent=2) + "\n")
@@ -146,8 +146,12 @@ def add_half_graph(directory: Path, manifest: Manifest, precision: str) -> Manif
     return manifest.model_copy(update={"graphs": graphs})
 
 
-def try_rounding(directory: Path, manifest: Manifest, images: Sequence[Image]) -> dict[str, Any]:
-    """Run images with and without the rounding of half precision, on the CPU; a report of it.
+def try_rounding(
+    directory: Path, manifest: Manifest, precision: str, images: Sequence[Image]
+) -> dict[str, Any]:
+    """Run images through a float32 bundle, with and without rounding to `precision`, on the CPU.
+
+    Returns what the report says of it.
 
     Raises:
         ValueError: a number is too large for the type, or detections become others.
@@ -156,14 +160,14 @@ def try_rounding(directory: Path, manifest: Manifest, images: Sequence[Image]) -
     try:
         with TemporaryDirectory() as scratch:
             graph = directory / manifest.graphs["standard"]
-            emulation = Emulation(graph, manifest.precision, Path(scratch))
+            emulation = Emulation(graph, precision, Path(scratch))
             found = compare(exact.run, emulation.run, images, manifest.preprocess)
     finally:
         exact.close()
-    _require_finite(emulation.magnitudes, manifest.precision)
+    _require_finite(emulation.magnitudes, precision)
     largest = sorted(emulation.magnitudes, reverse=True)[:NUM_LISTED]
     log.info("  numbers reach %.0f in %s (%s)", *(largest[0][i] for i in (0, 2, 1)))
-    _require_agreement(found, manifest.precision)
+    _require_agreement(found, precision)
     return {**found._asdict(), "largest": [magnitude._asdict() for magnitude in largest]}
 
 
@@ -207,7 +211,7 @@ def _try_plan(
         plan = open_plan(directory, manifest, planner)
         stack.callback(plan.close)
         found = compare(exact.run, plan.run, images, manifest.preprocess)
-    _require_agreement(found, f"{manifest.precision}, as TensorRT computes it,")
+    _require_agreement(found, "the plan")
     return found._asdict()
 
 

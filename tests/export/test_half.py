@@ -44,10 +44,9 @@ def demo(tmp_path):
 
 
 def test_a_trained_model_finds_the_same_in_float16(demo):
-    manifest = Manifest.load(demo).model_copy(update={"precision": "fp16"})
     samples = sorted((demo / "samples").iterdir())
 
-    report = try_rounding(demo, manifest, [*read(samples), *read(PHOTOS)])
+    report = try_rounding(demo, Manifest.load(demo), "fp16", [*read(samples), *read(PHOTOS)])
 
     assert report["share"] >= 0.99
     assert report["box_error_px"] < 0.5
@@ -93,18 +92,16 @@ def test_the_graph_has_the_inputs_and_outputs_of_the_others(demo, precision):
 
 def test_numbers_that_float16_cannot_hold_are_refused_with_their_place(demo):
     scale_weights(demo, "detector.backbone.layer1.0.conv1.weight", 5e4)
-    manifest = Manifest.load(demo).model_copy(update={"precision": "fp16"})
 
     with pytest.raises(ValueError, match=r"numbers reach .* in backbone.layer1.0.conv1 \(Conv\)"):
-        try_rounding(demo, manifest, photographs()[:1])
+        try_rounding(demo, Manifest.load(demo), "fp16", photographs()[:1])
 
 
 def test_detections_that_become_others_are_refused(demo, monkeypatch):
     monkeypatch.setattr("export.half.SAME_BOX_PX", 1e-4)
-    manifest = Manifest.load(demo).model_copy(update={"precision": "fp16"})
 
     with pytest.raises(ValueError, match=r"in fp16 .*% of the detections become others, where 1%"):
-        try_rounding(demo, manifest, photographs()[:1])
+        try_rounding(demo, Manifest.load(demo), "fp16", photographs()[:1])
 
 
 @pytest.mark.parametrize(
