@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <mutex>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -28,10 +29,20 @@ template <typename Body>
 void parallelFor(int numItems, int numThreads, const Body& body)
 {
     std::atomic<int> next{0};
+    std::mutex mutex;
+    std::exception_ptr failure;
     const auto work = [&] {
-        for (int item = next++; item < numItems; item = next++)
+        try
         {
-            body(item);
+            for (int item = next++; item < numItems; item = next++)
+            {
+                body(item);
+            }
+        }
+        catch (...)
+        {
+            const std::lock_guard<std::mutex> lock(mutex);
+            failure = std::current_exception();
         }
     };
     std::vector<std::thread> others;
@@ -51,6 +62,21 @@ void parallelFor(int numItems, int numThreads, const Body& body)
     {
         thread.join();
     }
+    if (failure != nullptr)
+    {
+        std::rethrow_exception(failure);
+    }
+}
+
+// As many threads as were asked for, where a call has enough work for them: where its share is
+// below this number of sampled channels, about 0.1 ms, a thread hardly takes over what it costs.
+int threadsWorthwhile(const detr::MSDeformAttnParams& p, int numThreads)
+{
+    constexpr int64_t kSamplesPerThread = 1 << 19;
+    const int64_t numSamples = static_cast<int64_t>(p.batch) * p.numQueries * p.numHeads
+        * p.numLevels * p.numPoints * p.headDim;
+    return static_cast<int>(
+        std::clamp<int64_t>(numSamples / kSamplesPerThread, 1, std::max(numThreads, 1)));
 }
 
 template <typename Body>
@@ -92,8 +118,9 @@ DETR_EXPORT int detrForward(
     return guarded([&] {
         const detr::ForwardCpu forward(
             *params, static_cast<detr::ValueStorage>(storage), static_cast<detr::Isa>(isa));
-        parallelFor(forward.numPrepareItems(), numThreads, [&](int i) { forward.prepare(i); });
-        parallelFor(forward.numItems(), numThreads, [&](int i) { forward.run(i); });
+        const int threads = threadsWorthwhile(*params, numThreads);
+        parallelFor(forward.numPrepareItems(), threads, [&](int i) { forward.prepare(i); });
+        parallelFor(forward.numItems(), threads, [&](int i) { forward.run(i); });
     });
 }
 
@@ -104,9 +131,10 @@ DETR_EXPORT int detrBackward(const detr::MSDeformAttnParams* params,
     return guarded([&] {
         const detr::BackwardCpu backward(*params, *gradients,
             static_cast<detr::ValueStorage>(storage), static_cast<detr::Isa>(isa));
-        parallelFor(backward.numPrepareItems(), numThreads, [&](int i) { backward.prepare(i); });
-        parallelFor(backward.numItems(), numThreads, [&](int i) { backward.run(i); });
-        parallelFor(backward.numFinishItems(), numThreads, [&](int i) { backward.finish(i); });
+        const int threads = threadsWorthwhile(*params, numThreads);
+        parallelFor(backward.numPrepareItems(), threads, [&](int i) { backward.prepare(i); });
+        parallelFor(backward.numItems(), threads, [&](int i) { backward.run(i); });
+        parallelFor(backward.numFinishItems(), threads, [&](int i) { backward.finish(i); });
     });
 }
 

@@ -25,7 +25,8 @@ inline void clear(typename V::Scalar* p, ptrdiff_t count)
     }
 }
 
-// Through the weighted sum: the products of all taps, and what the values gain at each.
+// Through the weighted sum: the products of all taps, and what the values gain at each. kChannels
+// is the number of channels, or 0 where that is known at run time only.
 template <class V, int kChannels>
 inline void throughValues(const typename V::Scalar* outGradient, int numChannels, int numSamples,
     int numPadded, const BackwardTaps<V>& at, const typename V::Scalar* values,
@@ -39,28 +40,30 @@ inline void throughValues(const typename V::Scalar* outGradient, int numChannels
     {
         kept[c / V::kLanes] = V::load(outGradient + c);
     }
+    const auto throughTap = [&](int tap) {
+        const Scalar* const value = values + at.taps.offset[tap];
+        Scalar* const gradient = valueGradients + at.taps.offset[tap];
+        const Float weight(at.taps.weight[tap]);
+        Float product(0);
+        for (int c = 0; c < numChannels; c += V::kLanes)
+        {
+            const int numLeft = numChannels - c;
+            const Float out =
+                kChannels != 0 ? kept[c / V::kLanes] : V::load(outGradient + c, numLeft, zero);
+            product = V::multiplyAdd(out, V::load(value + c, numLeft, zero), product);
+            const Float before = V::load(gradient + c, numLeft, zero);
+            V::store(gradient + c, V::multiplyAdd(out, weight, before), numLeft);
+        }
+        return product;
+    };
     for (int corner = 0; corner < 4; ++corner)
     {
-        for (int first = 0; first < numSamples; first += 4)
+        for (int i = 0; i < numSamples; i += 4)
         {
-            Float product[4] = {zero, zero, zero, zero};
-            for (int i = 0; i < smaller<V>(4, numSamples - first); ++i)
-            {
-                const int tap = corner * numPadded + first + i;
-                const Scalar* const value = values + at.taps.offset[tap];
-                Scalar* const gradient = valueGradients + at.taps.offset[tap];
-                const Float weight(at.taps.weight[tap]);
-                for (int c = 0; c < numChannels; c += V::kLanes)
-                {
-                    const int numLeft = numChannels - c;
-                    const Float out = kChannels != 0 ? kept[c / V::kLanes]
-                                                     : V::load(outGradient + c, numLeft, zero);
-                    product[i] = V::multiplyAdd(out, V::load(value + c, numLeft, zero), product[i]);
-                    const Float before = V::load(gradient + c, numLeft, zero);
-                    V::store(gradient + c, V::multiplyAdd(out, weight, before), numLeft);
-                }
-            }
-            V::storeSums(at.product + corner * numPadded + first, product);
+            const int tap = corner * numPadded + i, numLeft = numSamples - i;
+            const Float products[4] = {throughTap(tap), numLeft > 1 ? throughTap(tap + 1) : zero,
+                numLeft > 2 ? throughTap(tap + 2) : zero, numLeft > 3 ? throughTap(tap + 3) : zero};
+            V::storeSums(at.product + tap, products);
         }
     }
 }
