@@ -258,6 +258,48 @@ def test_memory_does_not_grow_with_every_size_of_image(demo: Path) -> None:
     assert float(result.stdout) < 80  # 36 were seen, and 160 with the runtime's default
 
 
+RECLUSE = """
+import sys
+from pathlib import Path
+import numpy as np
+
+def refuse(event, _):
+    if event.startswith(("socket.connect", "socket.getaddrinfo", "socket.sendto")):
+        raise AssertionError(event)
+
+sys.addaudithook(refuse)
+from bundle.manifest import Manifest
+from service.engines.openvino_engine import OpenVinoEngine
+
+directory = Path(sys.argv[1])
+for _ in range(2):
+    engine = OpenVinoEngine(directory, Manifest.load(directory), threads=1)
+    engine.run(np.zeros((1, 128, 128, 3), np.uint8), np.zeros((1, 128, 128), np.bool_))
+    engine.close()
+"""
+
+
+def test_nothing_is_sent_and_nothing_but_the_cache_is_written(demo: Path, tmp_path: Path) -> None:
+    shutil.rmtree(demo / "cache", ignore_errors=True)
+    before = {path.relative_to(demo) for path in demo.rglob("*")}
+    places = {name: str(tmp_path) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
+
+    result = subprocess.run(
+        [sys.executable, "-c", RECLUSE, str(demo)],
+        cwd=tmp_path,
+        env=os.environ | places | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    new = {path.relative_to(demo).parts[0] for path in demo.rglob("*")} - {
+        path.parts[0] for path in before
+    }
+    assert new == {"cache"}
+
+
 THREADS = """
 import os, sys
 from pathlib import Path
