@@ -1,7 +1,7 @@
 """Everything that bench_engine measures, each by a function that opens it.
 
 Peers are set up as their documentation shows and do the same work as the engine of a bundle: from
-one batch of images in memory to its top detections. Libraries are imported where they are used, as
+a batch of images in memory to its top detections. Libraries are imported where they are used, as
 each contestant has a process of its own.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.engine_bundles import bundle_path
-from service.engines.base import RawOutput
+from service.engines.base import Mode, RawOutput
 
 Run = Callable[[], RawOutput | None]  # None from those that only measure the machine
 
@@ -28,12 +28,13 @@ class Task(NamedTuple):
     threads: int
     bundles: Path  # see `engine_bundles.bundle_path`
 
-    def inputs(self) -> tuple[np.ndarray, np.ndarray]:
-        """A photograph: images (1, H, W, 3) uint8 and padding_mask (1, H, W) bool, all False."""
+    def inputs(self, batch: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """A photograph: images (B, H, W, 3) uint8 and padding_mask (B, H, W) bool, all False."""
         from export.verify import photographs
 
         photo = Image.fromarray(photographs()[0]).resize((self.width, self.height))
-        return np.array(photo)[None], np.zeros((1, self.height, self.width), np.bool_)
+        images = np.stack([np.asarray(photo)] * batch)
+        return images, np.zeros(images.shape[:3], np.bool_)
 
 
 def open_huggingface(task: Task, *, mode: str) -> Run:
@@ -48,6 +49,7 @@ def open_huggingface(task: Task, *, mode: str) -> Run:
 
 
 def open_onnxruntime(task: Task) -> Run:
+    """ONNX Runtime on the graph in standard operators."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -58,7 +60,7 @@ def open_onnxruntime(task: Task) -> Run:
     return lambda: RawOutput(*session.run(RawOutput._fields, inputs))
 
 
-def open_openvino(task: Task, *, precision: str) -> Run:
+def open_openvino(task: Task, *, hint: str) -> Run:
     """OpenVINO on the graph in standard operators."""
     import openvino
 
@@ -66,7 +68,7 @@ def open_openvino(task: Task, *, precision: str) -> Run:
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": task.threads,
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "INFERENCE_PRECISION_HINT": hint,
     }
     compiled = openvino.Core().compile_model(path, "CPU", settings)
     inputs = dict(zip(("images", "padding_mask"), task.inputs(), strict=True))
@@ -78,12 +80,15 @@ def open_openvino(task: Task, *, precision: str) -> Run:
     return run
 
 
-def open_ours(task: Task, *, precision: str) -> Run:
+def open_ours(task: Task, *, precision: str, mode: Mode = "latency", is_batch: bool = False) -> Run:
+    """The engine that serves; with `is_batch` an image for each thread instead of one."""
     from service.engines.load import open_engine
 
     directory = bundle_path(task.bundles, task.variant, precision)
-    _, engine = open_engine(directory, engine="openvino", threads=task.threads)
-    return partial(engine.run, *task.inputs())
+    _, engine = open_engine(directory, engine="openvino", threads=task.threads, mode=mode)
+    if engine.info.precision != precision or engine.info.graph != "plugin":
+        raise RuntimeError(f"expected {precision} with the native op, got {engine.info}")
+    return partial(engine.run, *task.inputs(task.threads if is_batch else 1))
 
 
 def open_peak(task: Task, *, precision: str) -> Run:
@@ -92,21 +97,29 @@ def open_peak(task: Task, *, precision: str) -> Run:
     from benchmarks.floors import open_peak
 
     torch.set_num_threads(task.threads)
-    return open_peak(precision)
+    compute = open_peak(precision)
+
+    def run() -> None:
+        compute()
+
+    return run
 
 
-ENGINES: dict[str, Callable[[Task], Run]] = {
+Openers = dict[str, Callable[[Task], Run]]
+PRECISIONS = ("fp32", "bf16", "int8")
+ENGINES: Openers = {
     "hf": partial(open_huggingface, mode="fp32"),
     "hf-bf16": partial(open_huggingface, mode="bf16"),
     "hf-compile": partial(open_huggingface, mode="compile"),
     "onnxruntime": open_onnxruntime,
-    "openvino": partial(open_openvino, precision="fp32"),
-    "openvino-bf16": partial(open_openvino, precision="bf16"),
-    "ours-fp32": partial(open_ours, precision="fp32"),
-    "ours-bf16": partial(open_ours, precision="bf16"),
-    "ours-int8": partial(open_ours, precision="int8"),
+    "openvino": partial(open_openvino, hint="f32"),
+    "openvino-bf16": partial(open_openvino, hint="bf16"),
+    **{f"ours-{precision}": partial(open_ours, precision=precision) for precision in PRECISIONS},
 }
-PEAKS: dict[str, Callable[[Task], Run]] = {
-    f"peak-{precision}": partial(open_peak, precision=precision)
-    for precision in ("fp32", "bf16", "int8")
+PEAKS: Openers = {f"peak-{name}": partial(open_peak, precision=name) for name in PRECISIONS}
+BATCHES: Openers = {
+    f"ours-{precision}-{name}": partial(open_ours, precision=precision, is_batch=True, mode=mode)
+    for precision in PRECISIONS
+    for name, mode in (("batch", "latency"), ("streams", "throughput"))
 }
+ALL = ENGINES | PEAKS | BATCHES
