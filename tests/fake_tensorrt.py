@@ -213,6 +213,7 @@ class Context:
         if self._trt.fails("set_optimization_profile_async"):
             return False
         self.active_optimization_profile = profile_index
+        self._memory = (0, 0)
         self._shapes, self._is_settled = {}, False
         self._state.version += 1
         return True
@@ -299,6 +300,7 @@ def run(engine: Engine, addresses: dict[str, int], dims: dict[str, tuple[int, ..
 class Network:
     def __init__(self) -> None:
         self.graph: Path | None = None
+        self.parser: Any = None  # a weak reference: it owns the weights
 
 
 class Config:
@@ -360,6 +362,7 @@ class Parser:
             self._errors.append(str(error))
             return False
         self._network.graph = Path(model)
+        self._network.parser = weakref.ref(self)
         return True
 
     def get_error(self, index: int) -> str:
@@ -392,4 +395,6 @@ class Builder:
         if self._trt.fails("build_serialized_network"):
             return None
         assert network.graph is not None
+        if network.parser() is None:
+            raise Misuse("the parser was destroyed before the build")
         return self._trt.make_plan(network.graph, config.profiles)

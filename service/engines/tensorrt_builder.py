@@ -60,13 +60,13 @@ def build_plan(trt: Any, graph: Path, inputs: Sequence[TensorSpec], options: Bui
     if options.plugin is not None:
         load_plugin(trt, options.plugin)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(trt, network, graph)
+    parser = _parse(trt, network, graph)
     try:
         config, cache = _configure(trt, builder, inputs, options)
         monitor = config.progress_monitor = _progress_of(trt)()
         logger.info("building a plan of %s for %d profiles", graph, len(options.profiles))
         plan = bytes(require(trt, builder.build_serialized_network(network, config), "the build"))
-        del monitor  # which the configuration does not keep alive
+        del monitor, parser  # which the build needs: the parser owns the weights of the network
     except TensorRTError as error:
         raise ValueError(f"{graph}: {error}{_advice(str(error))}") from error
     if options.timing_cache is not None:
@@ -82,7 +82,8 @@ def _keep_timings(file: Path, cache: Any) -> None:
         logger.info("the measurements of kernels are not kept for the next build: %s", error)
 
 
-def _parse(trt: Any, network: Any, graph: Path) -> None:
+def _parse(trt: Any, network: Any, graph: Path) -> Any:
+    """The parser that has filled the network."""
     parser = trt.OnnxParser(network, log_of(trt))
     if not graph.is_file():
         raise ValueError(f"{graph}: no such graph; run `make export`")
@@ -93,6 +94,7 @@ def _parse(trt: Any, network: Any, graph: Path) -> None:
             f"{graph}: TensorRT {trt.__version__} cannot read it: "
             f"{'; '.join(faults[:MAX_FAULTS]) or log_of(trt).take_errors()}{more}"
         )
+    return parser
 
 
 def _configure(

@@ -111,6 +111,7 @@ class Lanes:
         if context.active_optimization_profile != profile:
             switched = context.set_optimization_profile_async(profile, self._stream.handle)
             require(self._trt, switched, f"set_optimization_profile_async({profile})")
+        context.set_device_memory(self._activations.address, self._activations.num_bytes)
         for name, dims in self._input_shapes(shape).items():
             require(self._trt, context.set_input_shape(name, dims), f"set_input_shape{name, dims}")
 
@@ -118,7 +119,6 @@ class Lanes:
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
         require(self._trt, context, "create_execution_context")
-        context.set_device_memory(self._activations.address, self._activations.num_bytes)
         for name, address in self._addresses.items():
             require(self._trt, context.set_tensor_address(name, address), "set_tensor_address")
         return context

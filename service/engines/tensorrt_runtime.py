@@ -23,7 +23,6 @@ REBUILD = (
     "make the plan anew with `make export RUNTIME=tensorrt`, or set DETR_REBUILD_ENGINE=true to "
     "build it at start"
 )
-PLUGIN_FILE = "libms_deform_attn_tensorrt.so"
 PLUGIN_OPERATOR = "MSDeformAttn"
 MIN_VERSION, END_VERSION = (10, 1), (12,)  # set_device_memory came with 10.1
 
@@ -101,7 +100,7 @@ def require(trt: Any, outcome: Any, call: str) -> Any:
 
 def find_plugin() -> Path | None:
     """The library with the operator, for TensorRT 10 and 11; None where it was not built."""
-    return library.find(PLUGIN_FILE)
+    return library.find(library.TENSORRT_PLUGIN)
 
 
 def load_plugin(trt: Any, path: Path | None) -> None:
@@ -115,7 +114,7 @@ def load_plugin(trt: Any, path: Path | None) -> None:
     version = trt.__version__
     if path is None:
         raise ValueError(
-            f"no plugin library for TensorRT {version}: expected {PLUGIN_FILE} in "
+            f"no plugin library for TensorRT {version}: expected {library.TENSORRT_PLUGIN} in "
             f"{library.FOLDER}; run `make plugins`, which needs nvcc and TensorRT's headers"
         )
     log = log_of(trt)

@@ -7,9 +7,9 @@ import onnxruntime
 import pytest
 
 from bundle.manifest import Manifest
+from plugins import library
 from service.engines.onnxruntime_engine import OnnxRuntimeEngine
 from service.engines.onnxruntime_gpu import open_on_cuda, open_on_tensorrt
-from service.engines.tensorrt_runtime import PLUGIN_FILE
 from tests.fake_tensorrt import FakeTensorRT
 
 DEMO = Path(__file__).parents[3] / "bundles" / "demo"
@@ -56,7 +56,7 @@ def plugin(trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     """The plugin library for the TensorRT that ONNX Runtime uses."""
     trt.__version__ = "10.14.1.48"
     monkeypatch.setattr("plugins.library.FOLDER", tmp_path)
-    path = tmp_path / PLUGIN_FILE
+    path = tmp_path / library.TENSORRT_PLUGIN
     path.write_text("MSDeformAttn")
     return path
 

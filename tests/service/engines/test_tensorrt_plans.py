@@ -6,10 +6,11 @@ import pytest
 
 from bundle.manifest import Manifest
 from bundle.tensorrt_plan import default_profiles
+from plugins import library
 from service.engines.cuda import load_cuda
 from service.engines.tensorrt_engine import TensorRTEngine
 from service.engines.tensorrt_plans import Plan, find_plan
-from service.engines.tensorrt_runtime import PLUGIN_FILE, load_tensorrt
+from service.engines.tensorrt_runtime import load_tensorrt
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import FakeTensorRT
 from tests.toy_bundle import make_toy_bundle
@@ -38,7 +39,7 @@ def elsewhere(planned: Callable[..., Path], cuda: FakeCuda) -> Path:
 def plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trt: FakeTensorRT) -> Path:
     """The plugin library of this machine."""
     monkeypatch.setattr("plugins.library.FOLDER", tmp_path)
-    path = tmp_path / PLUGIN_FILE
+    path = tmp_path / library.TENSORRT_PLUGIN
     path.write_text("MSDeformAttn")
     return path
 
