@@ -10,7 +10,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_native
 
 from bundle.manifest import REMEDY, Manifest
-from bundle.tensorrt_plan import GPU_BATCH_SIZE
+from bundle.tensorrt_plan import GPU_BATCH_SIZE, HALF_FORM
 from service.cores import allowed_cores
 from service.engines.base import (
     EngineInfo,
@@ -83,7 +83,9 @@ class OnnxRuntimeEngine:
         self.name = manifest.name
         on_cpu = providers[0] == CPU
         self.max_batch_size = manifest.max_batch_size if on_cpu else GPU_BATCH_SIZE
-        precision = choose_precision(manifest, ("fp32", "int8")) if on_cpu else manifest.precision
+        precision = manifest.precision
+        if graph != HALF_FORM:
+            precision = choose_precision(manifest, ("fp32", "int8"))
         runtime = "onnxruntime" if on_cpu else f"onnxruntime {providers[0].name}"
         self.info = EngineInfo(runtime, precision, graph, threads, streams=1)
 

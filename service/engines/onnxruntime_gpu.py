@@ -4,11 +4,16 @@ import logging
 from pathlib import Path
 
 from bundle.manifest import CACHE_NAME, Manifest
-from bundle.tensorrt_plan import BatchShape, default_profiles
+from bundle.tensorrt_plan import HALF_FORM, BatchShape, default_profiles, form_for_tensorrt
 from service.engines.base import graph_path
 from service.engines.onnx_domain import rename_domain
 from service.engines.onnxruntime_engine import OnnxRuntimeEngine, Provider
-from service.engines.tensorrt_runtime import find_plugin, load_plugin, load_tensorrt
+from service.engines.tensorrt_runtime import (
+    PLUGIN_OPERATOR,
+    find_plugin,
+    load_plugin,
+    load_tensorrt,
+)
 from service.engines.tensorrt_tensors import dims_of
 
 logger = logging.getLogger(__name__)
@@ -38,25 +43,26 @@ def open_on_tensorrt(directory: Path, manifest: Manifest, threads: int | None) -
     With MSDeformAttn nodes where the plugin can be registered, else with standard operators.
     Raises ValueError as OnnxRuntimeEngine does.
     """
-    options = _tensorrt_options(directory, manifest)
-    form, model = "standard", None
+    form = form_for_tensorrt(manifest.graphs)
+    model: bytes | None = None
+    paths: dict[str, str] = {}
     try:
-        plugin = _register_plugin(manifest)
+        plugin = _register_plugin(form)
     except ValueError as error:
         logger.warning("ONNX Runtime runs the graph of standard operators, slower: %s", error)
+        form = "standard"
     else:
-        form = "plugin"
-        model = rename_domain(
-            graph_path(directory, manifest, form).read_bytes(), "detr", PLUGIN_DOMAIN
-        )
-        options["trt_extra_plugin_lib_paths"] = str(plugin)
+        graph = graph_path(directory, manifest, form).read_bytes()
+        model = rename_domain(graph, "detr", PLUGIN_DOMAIN)
+        paths["trt_extra_plugin_lib_paths"] = str(plugin)
+    options = _tensorrt_options(directory, manifest, form) | paths
     providers = (Provider("TensorrtExecutionProvider", options), CUDA)
     return OnnxRuntimeEngine(
         directory, manifest, threads=threads, graph=form, providers=providers, model=model
     )
 
 
-def _register_plugin(manifest: Manifest) -> Path:
+def _register_plugin(form: str) -> Path:
     """Make the operator known to the TensorRT that ONNX Runtime will use, and return its library.
 
     ONNX Runtime only opens the libraries that it is given, which registers no plugin of the kind
@@ -67,15 +73,15 @@ def _register_plugin(manifest: Manifest) -> Path:
         raise ValueError(
             f"expected TensorRT {TENSORRT_MAJOR}, which ONNX Runtime uses, got {trt.__version__}"
         )
-    if "plugin" not in manifest.graphs:
-        raise ValueError("the bundle has no graph 'plugin'")
+    if form == "standard":
+        raise ValueError(f"the bundle has no graph with {PLUGIN_OPERATOR}")
     plugin = find_plugin()
     load_plugin(trt, plugin)
     assert plugin is not None
     return plugin
 
 
-def _tensorrt_options(directory: Path, manifest: Manifest) -> dict[str, str]:
+def _tensorrt_options(directory: Path, manifest: Manifest, form: str) -> dict[str, str]:
     profiles = default_profiles(manifest.preprocess)
     largest = BatchShape(*map(max, zip(*(profile.max for profile in profiles), strict=True)))
     cache = str(directory / CACHE_NAME)
@@ -84,8 +90,9 @@ def _tensorrt_options(directory: Path, manifest: Manifest) -> dict[str, str]:
         "trt_engine_cache_path": cache,
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": cache,
-        "trt_fp16_enable": str(int(manifest.precision == "fp16")),
-        "trt_bf16_enable": str(int(manifest.precision == "bf16")),
+        # What the graph holds; TensorRT 10 asks for leave to use it.
+        "trt_fp16_enable": str(int(form == HALF_FORM and manifest.precision != "bf16")),
+        "trt_bf16_enable": str(int(form == HALF_FORM and manifest.precision == "bf16")),
         "trt_int8_enable": str(int(manifest.precision == "int8")),
         "trt_profile_min_shapes": _shapes(manifest, profiles[0].min),
         "trt_profile_opt_shapes": _shapes(manifest, profiles[0].opt),

@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 
 from bundle.manifest import Manifest
+from bundle.tensorrt_plan import HALF_FORM
 from plugins import library
 from service.engines.onnxruntime_engine import OnnxRuntimeEngine
 from service.engines.onnxruntime_gpu import open_on_cuda, open_on_tensorrt
@@ -14,6 +15,7 @@ from tests.fake_tensorrt import FakeTensorRT
 
 DEMO = Path(__file__).parents[3] / "bundles" / "demo"
 GPU = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+KINDS = ("fp16", "bf16", "int8")
 Session = onnxruntime.InferenceSession
 
 
@@ -127,16 +129,32 @@ def test_tensorrt_gets_one_profile_for_every_image_and_the_cache_of_the_bundle(
     assert options["trt_engine_cache_path"] == str(DEMO / "cache")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
-def test_tensorrt_is_allowed_the_precision_of_the_bundle_and_no_other(
-    gpu: type[GpuSession], plugin: Path, precision: str
+@pytest.mark.parametrize(
+    ("precision", "allowed"),
+    [("fp32", []), ("fp16", ["fp16"]), ("bf16", ["bf16"]), ("int8", ["fp16", "int8"])],
+)
+def test_tensorrt_is_allowed_what_a_graph_in_half_precision_holds(
+    gpu: type[GpuSession], plugin: Path, precision: str, allowed: list[str]
 ) -> None:
-    engine = open_demo(open_on_tensorrt, precision=precision)
+    graphs = {"standard": "model.onnx", HALF_FORM: "model.plugin.onnx"}
+    half = graphs if precision != "fp32" else Manifest.load(DEMO).graphs
+
+    engine = open_demo(open_on_tensorrt, precision=precision, graphs=half)
 
     options = gpu.opened[0].providers["TensorrtExecutionProvider"]
-    allowed = [kind for kind in ("fp16", "bf16", "int8") if options[f"trt_{kind}_enable"] == "1"]
-    assert allowed == [kind for kind in [precision] if kind != "fp32"]
+    assert [kind for kind in KINDS if options[f"trt_{kind}_enable"] == "1"] == allowed
     assert engine.info.precision == precision
+
+
+def test_a_graph_in_float32_is_run_in_float32_whatever_the_plan_is(
+    gpu: type[GpuSession], plugin: Path
+) -> None:
+    on_cuda = open_demo(open_on_cuda, precision="fp16")
+    on_tensorrt = open_demo(open_on_tensorrt, precision="fp16")
+
+    options = gpu.opened[1].providers["TensorrtExecutionProvider"]
+    assert [options[f"trt_{kind}_enable"] for kind in KINDS] == ["0", "0", "0"]
+    assert on_cuda.info.precision == on_tensorrt.info.precision == "fp32"
 
 
 @pytest.mark.parametrize(
