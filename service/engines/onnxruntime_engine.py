@@ -83,7 +83,7 @@ class OnnxRuntimeEngine:
         self.name = manifest.name
         on_cpu = providers[0] == CPU
         self.max_batch_size = manifest.max_batch_size if on_cpu else GPU_BATCH_SIZE
-        precision = manifest.precision
+        precision: str = manifest.precision
         if graph != HALF_FORM:
             precision = choose_precision(manifest, ("fp32", "int8"))
         runtime = "onnxruntime" if on_cpu else f"onnxruntime {providers[0].name}"
