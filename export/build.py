@@ -4,9 +4,10 @@ import hashlib
 import io
 import json
 import logging
+import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bundle.manifest import Manifest, TensorSpec
+from bundle.manifest import CACHE_NAME, Manifest, TensorSpec
 from bundle.preprocess import Preprocess, decode_image
 from export.staging import require_replaceable, staged
 from export.to_onnx import export_graphs, write_graphs
@@ -26,6 +27,7 @@ from model.checkpoint import Checkpoint, build_model
 from model.config import ModelConfig, Variant
 from model.data.digits import DigitsDataset
 from model.inference import DetectionModel
+from service.engines.base import Engine
 from service.engines.onnxruntime_engine import OnnxRuntimeEngine
 
 REPORT_NAME = "report.json"
@@ -75,15 +77,9 @@ def build_bundle(
             graphs = write_graphs(export_graphs(model, min_side=preprocess.min_side), directory)
         names = tuple(sample_files)
         manifest = _manifest(checkpoint, preprocess, graphs, names, name or checkpoint.config.name)
-        with stage("verifying the graph in ONNX Runtime against PyTorch"):
-            images = [decode_image(data) for data in sample_files.values()]
-            engine = OnnxRuntimeEngine(directory, manifest)
-            try:
-                comparisons = verify(model, engine, preprocess, images)
-            finally:
-                engine.close()
-        report = {
-            "comparisons": comparisons,
+        images = [decode_image(data) for data in sample_files.values()]
+        report: dict[str, Any] = {
+            "comparisons": _verify_on_cpu(model, directory, manifest, images),
             "versions": manifest.provenance["versions"],
         }
         if planner is not None:
@@ -93,6 +89,32 @@ def build_bundle(
         (directory / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
         manifest = manifest.save(directory)
     return manifest
+
+
+def _verify_on_cpu(
+    model: DetectionModel,
+    directory: Path,
+    manifest: Manifest,
+    images: Sequence[npt.NDArray[np.uint8]],
+) -> list[dict[str, Any]]:
+    """`verify` in every engine that may serve the bundle on a CPU."""
+    engines: list[Callable[[Path, Manifest], Engine]] = [OnnxRuntimeEngine]
+    with suppress(ImportError):  # there is no OpenVINO for every platform
+        from service.engines.openvino_engine import OpenVinoEngine
+
+        engines.append(OpenVinoEngine)
+    comparisons = []
+    for open_engine in engines:
+        engine = open_engine(directory, manifest)
+        runtime, graph = engine.info.runtime, engine.info.graph
+        try:
+            with stage(f"verifying the {graph} graph in {runtime} against PyTorch"):
+                found = verify(model, engine, manifest.preprocess, images)
+        finally:
+            engine.close()
+        comparisons += [{"runtime": runtime, "graph": graph, **item} for item in found]
+    shutil.rmtree(directory / CACHE_NAME, ignore_errors=True)
+    return comparisons
 
 
 def plan_bundle(directory: Path, manifest: Manifest, planner: Planner) -> Manifest:
