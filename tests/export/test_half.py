@@ -50,7 +50,7 @@ def test_a_trained_model_finds_the_same_in_float16(demo):
 
     assert report["share"] >= 0.99
     assert report["box_error_px"] < 0.5
-    assert report["score_error"] < 0.02
+    assert report["score_error"] < 0.05  # docs/numerics.md
     assert report["detections"] == 100 * (len(samples) + len(PHOTOS))
     assert 1 < report["largest"][0]["largest"] < 1000
 
