@@ -25,6 +25,7 @@ from service.engines.base import (
     reason,
 )
 from service.engines.compiled_cache import keep_compiled, read_compiled
+from service.engines.signal_stack import kept_signal_stack
 from service.errors import EngineFailure
 
 logger = logging.getLogger(__name__)
@@ -155,6 +156,8 @@ def _best_form(manifest: Manifest) -> str:
 def _open_core(form: str) -> ov.Core:
     """The runtime, with the native op where the form of the graph needs it."""
     core = ov.Core()
+    with kept_signal_stack():
+        core.get_versions("CPU")  # loads the plugin
     if form == "plugin":
         name = library.openvino_extension()
         path = library.find(name)

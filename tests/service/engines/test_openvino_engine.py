@@ -228,6 +228,35 @@ def test_a_cache_that_the_runtime_refuses_is_made_anew(
 
 # --- what it takes of the machine
 
+OVERLAP = """
+import faulthandler, signal, subprocess, sys
+from pathlib import Path
+from bundle.manifest import Manifest
+from service.engines.openvino_engine import OpenVinoEngine
+
+faulthandler.enable()  # which gives signal handlers a stack of their own
+seen = []
+signal.signal(signal.SIGCHLD, lambda *_: seen.append(True))
+directory = Path(sys.argv[1])
+first = OpenVinoEngine(directory, Manifest.load(directory), threads=1)
+second = OpenVinoEngine(directory, Manifest.load(directory), threads=1)
+first.close()
+del first
+second.close()
+del second
+subprocess.run([sys.executable, "-c", ""], check=True)
+assert seen
+"""
+
+
+def test_signals_are_still_handled_after_engines_that_overlapped(demo: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", OVERLAP, str(demo)], cwd=ROOT, capture_output=True, text=True
+    )
+
+    assert result.returncode == 0, result.stderr
+
+
 GROWTH = """
 import sys
 from pathlib import Path
