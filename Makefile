@@ -33,7 +33,7 @@ NATIVE = build/plugins.stamp
 
 option = $(if $($(1)),--$(2) $($(1)))
 
-.PHONY: help serve detect train evaluate export weights install plugins browser test test-fast lint check lock clean
+.PHONY: help serve detect train evaluate export weights install plugins browser test test-fast test-gpu lint check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -120,7 +120,11 @@ test: install browser ## run all tests [ARGS=]
 	$(BIN)/python -m pytest $(ARGS)
 
 test-fast: install ## run the tests that take less than ten seconds each [ARGS=]
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow and not gpu' $(ARGS)
+
+# Warnings of NVIDIA's packages are not ours to fix; building plans takes longer than other tests.
+test-gpu: install ## run the tests that need a GPU and TensorRT; without them it fails [ARGS=]
+	$(BIN)/python -m pytest -m gpu -W default --timeout 1800 tests/gpu $(ARGS)
 
 lint: install ## format, lint and types
 	$(BIN)/ruff check .

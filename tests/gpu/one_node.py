@@ -1,0 +1,115 @@
+"""Engines of one node on the GPU, and what has to be there for them."""
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from service.engines.cuda import Cuda, DeviceMemory, PinnedMemory, Stream, load_cuda
+from service.engines.tensorrt_builder import BuildOptions, build_plan
+from service.engines.tensorrt_runtime import (
+    PLUGIN_OPERATOR,
+    find_plugin,
+    load_plugin,
+    load_tensorrt,
+    log_of,
+    require,
+)
+from tests.ops.cases import OpCase
+
+ONNX_TYPES = {
+    torch.float32: TensorProto.FLOAT,
+    torch.float16: TensorProto.FLOAT16,
+    torch.bfloat16: TensorProto.BFLOAT16,
+    torch.int32: TensorProto.INT32,
+}
+
+
+class Gpu(NamedTuple):
+    """The modules `tensorrt` and CUDA of a machine that has a GPU, and the library of the op."""
+
+    trt: Any
+    cuda: Cuda
+    plugin: Path
+
+
+def find_gpu() -> Gpu:
+    """Raises ValueError without a GPU, TensorRT or the library; says what to do."""
+    cuda, trt, plugin = load_cuda(), load_tensorrt(), find_plugin()
+    load_plugin(trt, plugin)
+    assert plugin is not None
+    return Gpu(trt, cuda, plugin)
+
+
+def named(case: OpCase, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The inputs of the node for a case."""
+    value, shapes, reference_points, offsets, logits = case.inputs(dtype)
+    return {
+        "value": value,
+        "spatial_shapes": torch.tensor(shapes, dtype=torch.int32),
+        "reference_points": reference_points,
+        "sampling_offsets": offsets,
+        "attention_logits": logits,
+    }
+
+
+def plan_of_node(
+    gpu: Gpu,
+    inputs: Mapping[str, Tensor],
+    output_shape: tuple[int, ...],
+    directory: Path,
+    operator: str = PLUGIN_OPERATOR,
+    **attributes: Any,
+) -> bytes:
+    """The plan of a node with these inputs, of these fixed shapes; its output has type of value."""
+    dtype = ONNX_TYPES[inputs["value"].dtype]
+    node = helper.make_node(operator, list(inputs), ["output"], domain="detr", **attributes)
+    graph = helper.make_graph(
+        [node],
+        "node",
+        [
+            helper.make_tensor_value_info(name, ONNX_TYPES[tensor.dtype], list(tensor.shape))
+            for name, tensor in inputs.items()
+        ],
+        [helper.make_tensor_value_info("output", dtype, list(output_shape))],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("detr", 1)]
+    path = directory / "node.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    return build_plan(gpu.trt, path, (), BuildOptions((), gpu.plugin))
+
+
+def run_plan(gpu: Gpu, plan: bytes, inputs: Mapping[str, Tensor], output: Tensor) -> None:
+    """Run a plan of fixed shapes once; writes `output`, which lies on the CPU as the inputs do."""
+    with ExitStack() as stack:
+        runtime = gpu.trt.Runtime(log_of(gpu.trt))
+        runtime.engine_host_code_allowed = True  # the plan carries the library of the op
+        engine = require(gpu.trt, runtime.deserialize_cuda_engine(plan), "deserialize_cuda_engine")
+        context = require(gpu.trt, engine.create_execution_context(), "create_execution_context")
+        stream = Stream(gpu.cuda)
+        stack.callback(stream.close)
+        tensors = {**inputs, "output": output}
+        memory = {}
+        for name, tensor in tensors.items():
+            size = math.prod(tensor.shape) * tensor.element_size()
+            device, host = DeviceMemory(gpu.cuda, size), PinnedMemory(gpu.cuda, size)
+            stack.callback(device.close)
+            stack.callback(host.close)
+            memory[name] = device, host, size
+            require(gpu.trt, context.set_tensor_address(name, device.address), name)
+            if name != "output" and size:
+                host.bytes[:size] = tensor.contiguous().flatten().view(torch.uint8).numpy()
+                stream.upload(device.address, host.bytes[:size])
+        require(gpu.trt, context.execute_async_v3(stream.handle), "execute_async_v3")
+        device, host, size = memory["output"]
+        if size:
+            stream.download(host.bytes[:size], device.address)
+        stream.synchronize()
+        if size:
+            output.view(-1).view(torch.uint8).numpy()[:] = host.bytes[:size]
