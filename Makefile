@@ -33,7 +33,7 @@ NATIVE = build/plugins.stamp
 
 option = $(if $($(1)),--$(2) $($(1)))
 
-.PHONY: help serve detect train evaluate export weights install plugins browser test test-fast test-gpu lint check lock clean
+.PHONY: help serve detect train evaluate export weights install plugins browser test test-fast test-gpu bench-gpu lint check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -125,6 +125,9 @@ test-fast: install ## run the tests that take less than ten seconds each [ARGS=]
 # Warnings of NVIDIA's packages are not ours to fix; building plans takes longer than other tests.
 test-gpu: install ## run the tests that need a GPU and TensorRT; without them it fails [ARGS=]
 	$(BIN)/python -m pytest -m gpu -W default --timeout 1800 tests/gpu $(ARGS)
+
+bench-gpu: install ## time operator and models on a GPU beside their peers, into benchmarks/results [ARGS=]
+	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)
 
 lint: install ## format, lint and types
 	$(BIN)/ruff check .

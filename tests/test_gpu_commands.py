@@ -1,4 +1,4 @@
-"""What `make test-gpu` runs on a machine without a GPU: it fails, with one line."""
+"""What `make test-gpu` and `make bench-gpu` run, without a GPU: they fail, with one line."""
 
 import os
 import subprocess
@@ -35,3 +35,11 @@ def test_tests_of_the_gpu_are_no_part_of_the_others() -> None:
     )
 
     assert "no tests collected" in result.stdout
+
+
+def test_the_benchmark_of_the_gpu_fails_without_one() -> None:
+    result = run_without_gpu("benchmarks.bench_gpu")
+
+    assert result.returncode == 1
+    assert result.stderr.startswith("there is nothing to measure on: ")
+    assert result.stderr.count("\n") == 1
