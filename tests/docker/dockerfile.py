@@ -88,6 +88,8 @@ def _copy(stage: Stage, words: list[str], stages: dict[str, Stage], context: Pat
     if words[0].startswith("--from="):
         source_stage = stages[words.pop(0).removeprefix("--from=")]
     *sources, target = words
+    if target.endswith("/"):
+        stage.folder(target).mkdir(parents=True, exist_ok=True)
     for source in sources:
         origin = source_stage.folder(source) if source_stage else context / source
         if origin.is_dir():

@@ -1,5 +1,6 @@
 """The Dockerfiles and the compose file, checked without an engine."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bundle.manifest import CACHE_NAME
+from service.settings import Settings
 from tests.docker import dockerfile
 
 ROOT = Path(__file__).parents[2]
@@ -41,9 +44,15 @@ def test_base_images_carry_a_full_version(path):
     bases = [rest.split()[0] for keyword, rest in dockerfile.instructions(path.read_text())
              if keyword == "FROM"]  # fmt: skip
 
-    versions = {base.split("-")[0] for base in bases}
+    versions = {base.split("-")[0] for base in bases if base.startswith("python:")}
     assert len(versions) == 1
     assert versions.pop().count(".") == 2
+    others = [base for base in bases if not base.startswith("python:")]
+    assert [
+        base
+        for base in others
+        if not re.fullmatch(r"nvcr\.io/nvidia/tensorrt:\d\d\.\d\d-py3", base)
+    ] == []
 
 
 def test_the_compose_file_follows_the_compose_specification():
@@ -67,7 +76,34 @@ def test_every_compose_service_is_confined(name):
     assert service["profiles"] in (["cpu"], ["gpu"])
 
 
-def test_the_service_is_reachable_from_this_machine_only_until_told_otherwise():
-    (port,) = SERVICES["service"]["ports"]
+@pytest.mark.parametrize("name", ["service", "service-gpu"])
+def test_the_service_is_reachable_from_this_machine_only_until_told_otherwise(name):
+    (port,) = SERVICES[name]["ports"]
 
     assert port.startswith("127.0.0.1:")
+
+
+@pytest.mark.parametrize("name", ["service", "service-gpu"])
+def test_compose_gives_the_service_settings_that_it_has(name):
+    # What compose makes of ${NAME:-default} where NAME is not set.
+    given = {name.lower().removeprefix("detr_"): re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
+             for name, value in SERVICES[name]["environment"].items()}  # fmt: skip
+
+    settings = Settings.model_validate(given)
+
+    assert settings.model_fields_set == given.keys() <= Settings.model_fields.keys()
+    assert settings.bundle == Path("/bundle")
+
+
+def test_the_service_on_a_gpu_may_write_only_to_the_cache_of_its_bundle():
+    bundle, cache = SERVICES["service-gpu"]["volumes"]
+
+    host_folder = bundle.removesuffix(":/bundle:ro")
+    assert cache == f"{host_folder}/{CACHE_NAME}:/bundle/{CACHE_NAME}"
+
+
+@pytest.mark.parametrize("name", ["service-gpu", "train"])
+def test_compose_reserves_a_gpu(name):
+    (device,) = SERVICES[name]["deploy"]["resources"]["reservations"]["devices"]
+
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
