@@ -30,8 +30,8 @@ from benchmarks.contestants import ALL, BATCHES, ENGINES, PEAKS, Run, Task
 from benchmarks.engine_bundles import bundle_path, make_bundles
 from benchmarks.engine_tables import Measured, print_comparison, print_throughput
 from benchmarks.floors import count_flop
-from service.cores import allowed_cores
-from service.engines.base import RawOutput
+from engines.base import RawOutput
+from engines.cores import allowed_cores
 
 FOLDER = Path("build/bench")
 VARIANTS = ("base", "refine", "two_stage")

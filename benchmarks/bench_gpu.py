@@ -23,6 +23,8 @@ from benchmarks.bench_op import CALLS, Call
 from bundle.atomic import write_atomically
 from bundle.manifest import TensorSpec
 from bundle.tensorrt_plan import BatchShape, ShapeProfile
+from engines.gpu.tensorrt_builder import BuildOptions, build_plan
+from engines.gpu.tensorrt_runtime import log_of, require
 from export.build import smallest_side
 from export.precision import write_half
 from export.to_onnx import export_graphs, write_graphs
@@ -31,8 +33,6 @@ from model.deformable_detr import DeformableDetr
 from model.inference import DetectionModel
 from model.ops.ms_deform_attn import ms_deform_attn
 from model.ops.reference import sampling_locations
-from service.engines.tensorrt_builder import BuildOptions, build_plan
-from service.engines.tensorrt_runtime import log_of, require
 from tests.gpu.one_node import Gpu, find_gpu, plan_of_node
 
 RESULTS = Path(__file__).parent / "results"

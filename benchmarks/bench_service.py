@@ -35,8 +35,8 @@ from PIL import Image
 from bundle.manifest import Manifest
 from bundle.postprocess import to_detections
 from bundle.preprocess import Preprocess, decode_image, pad_batch, prepare
-from service.engines.base import Engine, EngineInfo, RawOutput
-from service.engines.load import open_engine
+from engines.base import Engine, EngineInfo, RawOutput
+from engines.load import open_engine
 from service.settings import Settings
 
 MAX_BATCH_SIZE = 16

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.engine_bundles import bundle_path
-from service.engines.base import Mode, RawOutput
+from engines.base import Mode, RawOutput
 
 Run = Callable[[], RawOutput | None]  # None from those that only measure the machine
 
@@ -82,7 +82,7 @@ def open_openvino(task: Task, *, hint: str) -> Run:
 
 def open_ours(task: Task, *, precision: str, mode: Mode = "latency", is_batch: bool = False) -> Run:
     """The engine that serves; with `is_batch` an image for each thread instead of one."""
-    from service.engines.load import open_engine
+    from engines.load import open_engine
 
     directory = bundle_path(task.bundles, task.variant, precision)
     _, engine = open_engine(directory, engine="openvino", threads=task.threads, mode=mode)

@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.contestants import PRECISIONS, Task
 from benchmarks.floors import PEAK_FLOP
-from service.engines.base import RawOutput
+from engines.base import RawOutput
 
 YARDSTICK = "hf"
 LABELS = {

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
 
 from bundle.preprocess import Preprocess
+from engines.base import RawOutput
 from model.config import Variant
 from model.inference import decode_detections, normalise
-from service.engines.base import RawOutput
 
 NUM_CLASSES = 80
 NUM_DETECTIONS = 100

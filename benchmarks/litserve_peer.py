@@ -7,7 +7,7 @@ from fastapi import Request
 
 from benchmarks.bench_service import MAX_BATCH_SIZE, PREPROCESS, MockEngine, as_json
 from bundle.preprocess import decode_image, pad_batch, prepare
-from service.engines.base import RawOutput
+from engines.base import RawOutput
 
 
 class Api(litserve.LitAPI):

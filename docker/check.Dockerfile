@@ -8,6 +8,7 @@ FROM nvcr.io/nvidia/tensorrt:26.08-py3
 WORKDIR /check
 COPY Makefile pyproject.toml constraints.txt ./
 COPY bundle/ bundle/
+COPY engines/ engines/
 COPY service/ service/
 COPY model/ model/
 COPY plugins/ plugins/

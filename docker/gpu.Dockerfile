@@ -32,6 +32,7 @@ WORKDIR /app
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 COPY --from=packages /venv /venv
 COPY bundle/ bundle/
+COPY engines/ engines/
 COPY service/ service/
 COPY plugins/__init__.py plugins/library.py plugins/
 COPY --from=packages /build/build/plugins/ build/plugins/

@@ -16,6 +16,7 @@ FROM python:3.11.14-slim-bookworm
 WORKDIR /app
 COPY --from=packages /venv /venv
 COPY bundle/ bundle/
+COPY engines/ engines/
 COPY service/ service/
 COPY plugins/ plugins/
 COPY --from=packages /build/build/plugins/ build/plugins/

@@ -17,7 +17,7 @@ WORKDIR /app
 COPY --from=packages /venv /venv
 COPY bundle/ bundle/
 COPY model/ model/
-COPY service/ service/
+COPY engines/ engines/
 COPY export/ export/
 COPY plugins/ plugins/
 COPY --from=packages /build/build/plugins/ build/plugins/

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from engines.base import EngineInfo
+from engines.load import open_engine
 from model.boxes import generalised_iou
 from model.coco_metrics import Metrics
 from model.evaluate import EvaluationData, evaluate
-from service.engines.base import EngineInfo
-from service.engines.load import open_engine
 
 MAX_AP_DROP = 0.005
 MIN_AP = 0.05  # of float32: a drop from less says nothing

@@ -19,6 +19,8 @@ from PIL import Image
 
 from bundle.manifest import CACHE_NAME, Manifest, TensorSpec
 from bundle.preprocess import Preprocess, decode_image
+from engines.base import Engine
+from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from export.staging import require_replaceable, staged
 from export.to_onnx import export_graphs, write_graphs
 from export.to_tensorrt import Planner, add_plan, open_plan
@@ -27,8 +29,6 @@ from model.checkpoint import Checkpoint, build_model
 from model.config import ModelConfig, Variant
 from model.data.digits import DigitsDataset
 from model.inference import DetectionModel
-from service.engines.base import Engine
-from service.engines.onnxruntime_engine import OnnxRuntimeEngine
 
 REPORT_NAME = "report.json"
 SIDE_STEP_PX = 32
@@ -100,7 +100,7 @@ def _verify_on_cpu(
     """`verify` in every engine that may serve the bundle on a CPU."""
     engines: list[Callable[[Path, Manifest], Engine]] = [OnnxRuntimeEngine]
     with suppress(ImportError):  # there is no OpenVINO for every platform
-        from service.engines.openvino_engine import OpenVinoEngine
+        from engines.cpu.openvino_engine import OpenVinoEngine
 
         engines.append(OpenVinoEngine)
     comparisons = []

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
+from engines.base import RawOutput
 from export.precision import FLOAT, HALVES, write_half
 from export.to_onnx import INPUTS
-from service.engines.base import RawOutput
 
 # What moves or picks numbers leaves them as round as they were.
 _MOVES = {

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from engines.load import open_engine
 from model.evaluate import add_arguments, evaluate_command
-from service.engines.load import open_engine
 
 
 def main(argv: Sequence[str] | None = None) -> int:

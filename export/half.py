@@ -19,6 +19,8 @@ import onnx_ir as ir
 from bundle.manifest import Manifest
 from bundle.preprocess import Preprocess, decode_image, pad_batch, prepare
 from bundle.tensorrt_plan import HALF_FORM
+from engines.base import RawOutput
+from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from export.build import REPORT_NAME, build_bundle, plan_bundle, stage
 from export.emulate import Emulation, Magnitude
 from export.precision import write_half
@@ -28,8 +30,6 @@ from export.to_tensorrt import Planner, open_plan
 from export.verify import photographs
 from model.checkpoint import Checkpoint
 from model.evaluate import open_evaluation_data
-from service.engines.base import RawOutput
-from service.engines.onnxruntime_engine import OnnxRuntimeEngine
 
 GRAPH_NAME = "model.tensorrt.onnx"
 WEIGHTS_NAME = "weights.tensorrt.bin"

@@ -15,11 +15,11 @@ from bundle.tensorrt_plan import (
     form_for_tensorrt,
     max_batch,
 )
+from engines.gpu.cuda import Cuda, load_cuda
+from engines.gpu.tensorrt_builder import BuildOptions, build_plan
+from engines.gpu.tensorrt_engine import TensorRTEngine
+from engines.gpu.tensorrt_runtime import find_plugin, fingerprint_of, load_plugin, load_tensorrt
 from plugins import library
-from service.engines.cuda import Cuda, load_cuda
-from service.engines.tensorrt_builder import BuildOptions, build_plan
-from service.engines.tensorrt_engine import TensorRTEngine
-from service.engines.tensorrt_runtime import find_plugin, fingerprint_of, load_plugin, load_tensorrt
 
 PLAN_NAME = "model.plan"
 TIMING_CACHE = library.FOLDER.parent / "tensorrt" / "timing.cache"

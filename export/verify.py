@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from bundle.preprocess import Preprocess, decode_image, pad_batch, prepare
+from engines.base import Engine, RawOutput
 from model.evaluate import torch_predictor
 from model.inference import DetectionModel, decode_detections, normalise
 from model.queries import ProposalQueries
-from service.engines.base import Engine, RawOutput
 
 SCORE_TOLERANCE = 1e-4
 BOX_TOLERANCE = 1e-5  # of the image's width or height

@@ -58,7 +58,7 @@ def evaluate(
 
     Args:
         predict: from images (B, H, W, 3) uint8 RGB and padding_mask (B, H, W) bool to scores
-            (B, N), labels (B, N) and boxes (B, N, 4), as `service.engines.base` describes.
+            (B, N), labels (B, N) and boxes (B, N, 4), as `engines.base` describes.
         classes: what the labels of `predict` mean.
         batch_size: 1 is how AP is published: no padding.
         limit: evaluate the first so many images only.

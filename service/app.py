@@ -11,12 +11,11 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from bundle.manifest import Manifest
+from engines.base import Engine, EngineFailure
 from service import pages, routes
 from service.boundary import Boundary, error_body
 from service.detector import Detector
-from service.engines.base import Engine
 from service.errors import (
-    EngineFailure,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,

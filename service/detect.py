@@ -23,9 +23,8 @@ from bundle.preprocess import (
     pad_batch,
     prepare,
 )
-from service.engines.base import Engine
-from service.engines.load import open_engine
-from service.errors import EngineFailure
+from engines.base import Engine, EngineFailure
+from engines.load import open_engine
 from service.render import ImageFormat, render
 from service.schemas import (
     CocoResult,

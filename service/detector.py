@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +23,12 @@ from bundle.preprocess import (
     resized_size,
 )
 from bundle.preprocess import InvalidImage as UndecodableImage
+from engines.base import Engine, EngineInfo, RawOutput
+from engines.base import EngineFailure as RuntimeFailure
+from engines.cores import allowed_cores
+from engines.load import GpuOptions, open_engine
 from service.batcher import BatchReport, DynamicBatcher, Ticket
-from service.cores import allowed_cores
-from service.engines.base import Engine, EngineInfo, RawOutput
-from service.engines.load import GpuOptions, open_engine
-from service.errors import InvalidImage, NotReady, UnsupportedMediaType
+from service.errors import EngineFailure, InvalidImage, NotReady, UnsupportedMediaType
 from service.metrics import Metrics, Stage, Stopwatch
 from service.schemas import ModelRef
 from service.settings import Settings
@@ -99,7 +101,7 @@ class Detector:
         self._metrics.gpu_memory.set(engine.gpu_memory_bytes)
         self._batcher = DynamicBatcher(
             self._assemble,
-            lambda batch: _rows(engine.run(batch.images, batch.padding_mask)),
+            partial(_run, engine),
             max_batch_size=self.max_batch_size,
             max_queue=self._settings.max_queue,
             on_batch=self._record,
@@ -234,7 +236,11 @@ def bucket(height: int, width: int, short_side: int) -> tuple[int, int, bool]:
     return -(-height // step_px), -(-width // step_px), height > short_side
 
 
-def _rows(output: RawOutput) -> list[RawOutput]:
+def _run(engine: Engine, batch: _Batch) -> list[RawOutput]:
+    try:
+        output = engine.run(batch.images, batch.padding_mask)
+    except RuntimeFailure as error:
+        raise EngineFailure(str(error)) from error
     return [RawOutput(*row) for row in zip(*output, strict=True)]
 
 

@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bundle.preprocess import MAX_PIXELS
-from service.engines.base import Mode
-from service.engines.load import DEFAULT_GPU_OPTIONS, EngineName
+from engines.base import Mode
+from engines.load import DEFAULT_GPU_OPTIONS, EngineName
 
 MIB = 1024 * 1024
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-import service.engines  # noqa: F401  # before any test imports OpenVINO, which would report it
+import engines  # noqa: F401  # before any test imports OpenVINO, which would report it
 from tests.server_process import Process
 from tests.toy_bundle import make_toy_bundle
 

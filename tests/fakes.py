@@ -5,8 +5,7 @@ import threading
 import numpy as np
 import numpy.typing as npt
 
-from service.engines.base import EngineInfo, RawOutput
-from service.errors import EngineFailure
+from engines.base import EngineFailure, EngineInfo, RawOutput
 
 
 class FakeClock:

@@ -131,6 +131,7 @@ def test_the_image_detects_with_nothing_but_what_it_holds(image):
     assert sorted(path.name for path in image.folder(".").iterdir()) == [
         "bundle",
         "bundles",
+        "engines",
         "plugins",
         "service",
     ]
@@ -138,9 +139,7 @@ def test_the_image_detects_with_nothing_but_what_it_holds(image):
 
 
 def test_the_image_has_what_tensorrt_needs_of_the_service(image):
-    modules = [
-        f"service.engines.{path.stem}" for path in image.folder("service/engines").glob("*.py")
-    ]
+    modules = [f"engines.gpu.{path.stem}" for path in image.folder("engines/gpu").glob("[!_]*.py")]
 
     result = subprocess.run(
         [sys.executable, "-c", f"import {', '.join(modules)}"],

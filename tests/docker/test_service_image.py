@@ -75,6 +75,7 @@ def test_the_image_holds_neither_torch_nor_pip_nor_training_code(image):
         "build",
         "bundle",
         "bundles",
+        "engines",
         "plugins",
         "service",
     ]

@@ -1,8 +1,8 @@
 import pytest
 
+from engines.base import EngineInfo
 from export.accuracy import Measured, agreement, compare, require_judgeable, require_kept
 from model.coco_metrics import Metrics
-from service.engines.base import EngineInfo
 
 
 def measured(ap, results=()):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from bundle.manifest import Manifest
+from engines.load import open_engine
 from export.__main__ import main
 from export.build import batch_limit, smallest_side
 from model.checkpoint import load_checkpoint, save_checkpoint, write_checkpoint
@@ -12,7 +13,6 @@ from model.config import Variant
 from model.configs import CONFIGS, tiny
 from model.data import digits
 from model.deformable_detr import DeformableDetr
-from service.engines.load import open_engine
 
 
 def names_in(directory):

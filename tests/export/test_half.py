@@ -10,10 +10,10 @@ from onnx import numpy_helper
 from bundle.manifest import Manifest
 from bundle.preprocess import Preprocess, decode_image
 from bundle.tensorrt_plan import form_for_tensorrt
+from engines.base import RawOutput
+from engines.load import open_engine
 from export.half import add_half_graph, compare, halve_bundle, try_rounding
 from export.verify import photographs
-from service.engines.base import RawOutput
-from service.engines.load import open_engine
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "bundles" / "demo"  # two_stage, trained

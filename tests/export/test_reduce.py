@@ -12,6 +12,8 @@ import pytest
 from onnx import numpy_helper
 
 from bundle.manifest import ClassInfo, Manifest
+from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
+from engines.load import open_engine
 from export.__main__ import main
 from export.accuracy import MAX_AP_DROP, agreement
 from export.reduce import Data, open_data, reduce_bundle, write_reduced
@@ -19,8 +21,6 @@ from export.staging import staged
 from model.config import Variant
 from model.data.digits import CLASSES, DigitsDataset, write_coco
 from model.evaluate import evaluate
-from service.engines.load import open_engine
-from service.engines.onnxruntime_engine import OnnxRuntimeEngine
 
 pytestmark = pytest.mark.slow
 

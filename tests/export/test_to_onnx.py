@@ -8,11 +8,11 @@ from onnx.reference.op_run import OpRun
 
 from bundle.manifest import TensorSpec
 from bundle.preprocess import pad_batch
+from engines.base import RawOutput
 from export.verify import BOX_TOLERANCE, SCORE_TOLERANCE, difference
 from model.config import Variant
 from model.evaluate import torch_predictor
 from model.ops.reference import ms_deform_attn_reference
-from service.engines.base import RawOutput
 
 pytestmark = pytest.mark.slow
 

@@ -12,6 +12,7 @@ import pytest
 from bundle.manifest import Manifest
 from bundle.preprocess import Preprocess
 from bundle.tensorrt_plan import BatchShape, default_profiles, max_batch
+from engines.load import open_engine
 from export.__main__ import main
 from export.build import plan_bundle, verify_plan
 from export.half import halve_bundle
@@ -22,7 +23,6 @@ from export.verify import photographs
 from model.config import Variant
 from model.data.digits import DigitsDataset
 from service.detector import bucket
-from service.engines.load import open_engine
 from tests.export.test_half import scale_weights
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import FakeTensorRT, Parser
@@ -240,7 +240,7 @@ from pathlib import Path
 import tensorrt_rtx as trt
 from bundle.manifest import Manifest
 from bundle.tensorrt_plan import ShapeProfile
-from service.engines.tensorrt_builder import BuildOptions, build_plan
+from engines.gpu.tensorrt_builder import BuildOptions, build_plan
 
 bundle, library, jobs = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 inputs = Manifest.load(bundle).inputs

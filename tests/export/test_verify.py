@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from bundle.preprocess import Preprocess
+from engines.base import RawOutput
+from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from export.verify import (
     MAX_ATTEMPTS,
     Difference,
@@ -19,8 +21,6 @@ from model.configs import tiny
 from model.deformable_detr import DeformableDetr
 from model.evaluate import torch_predictor
 from model.inference import DetectionModel
-from service.engines.base import RawOutput
-from service.engines.onnxruntime_engine import OnnxRuntimeEngine
 
 
 class TorchEngine:

@@ -11,9 +11,9 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from service.engines.cuda import Cuda, DeviceMemory, PinnedMemory, Stream, load_cuda
-from service.engines.tensorrt_builder import BuildOptions, build_plan
-from service.engines.tensorrt_runtime import (
+from engines.gpu.cuda import Cuda, DeviceMemory, PinnedMemory, Stream, load_cuda
+from engines.gpu.tensorrt_builder import BuildOptions, build_plan
+from engines.gpu.tensorrt_runtime import (
     PLUGIN_OPERATOR,
     find_plugin,
     load_plugin,

@@ -11,6 +11,8 @@ import pytest
 
 from bundle.manifest import Manifest
 from bundle.preprocess import pad_batch, prepare
+from engines.base import Engine, RawOutput
+from engines.load import GpuOptions, open_engine
 from export.build import plan_bundle, verify_plan
 from export.half import halve_bundle
 from export.to_tensorrt import find_planner
@@ -18,8 +20,6 @@ from export.verify import photographs
 from model.config import Variant
 from model.data.digits import DigitsDataset
 from model.evaluate import evaluate
-from service.engines.base import Engine, RawOutput
-from service.engines.load import GpuOptions, open_engine
 
 pytestmark = pytest.mark.gpu
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from engines.cpu.openvino_graph import prepare_graph
 from model.ops.reference import ms_deform_attn_reference
 from plugins import library
-from service.engines.openvino_graph import prepare_graph
 from tests.ops.cases import CASES, OpCase
 
 DEMO = Path(__file__).parents[2] / "bundles" / "demo"

@@ -14,6 +14,7 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
+from engines.base import EngineFailure
 from service import errors
 from service.app import create_app, stop_taking_requests
 from service.settings import Settings
@@ -660,7 +661,7 @@ async def test_the_end_of_the_lifespan_answers_what_was_admitted(
 
 async def test_an_engine_that_cannot_run_ends_the_process(settings: Settings) -> None:
     engine = FakeEngine()
-    engine.run = lambda *inputs: (_ for _ in ()).throw(errors.EngineFailure("no memory"))
+    engine.run = lambda *inputs: (_ for _ in ()).throw(EngineFailure("no memory"))
     is_stopped = asyncio.Event()
     app = create_app(settings, engine, on_failure=is_stopped.set)
 

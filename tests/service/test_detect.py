@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from bundle.preprocess import decode_image
+from engines.base import EngineFailure
+from engines.cpu.openvino_engine import OpenVinoEngine
 from service.detect import find_images, main
-from service.engines.openvino_engine import OpenVinoEngine
-from service.errors import EngineFailure
 
 
 @pytest.fixture

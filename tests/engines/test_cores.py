@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cores import allowed_cores
+from engines.cores import allowed_cores
 
 UNIFIED = "30 23 0:26 {root} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"
 SEPARATE = (

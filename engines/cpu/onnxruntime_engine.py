@@ -11,8 +11,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_native
 
 from bundle.manifest import REMEDY, Manifest
 from bundle.tensorrt_plan import GPU_BATCH_SIZE, HALF_FORM
-from service.cores import allowed_cores
-from service.engines.base import (
+from engines.base import (
+    EngineFailure,
     EngineInfo,
     RawOutput,
     check_names,
@@ -21,7 +21,7 @@ from service.engines.base import (
     graph_path,
     reason,
 )
-from service.errors import EngineFailure
+from engines.cores import allowed_cores
 
 # ONNX Runtime's own exceptions have no common base, and their list grows with its versions.
 # The other two are what C++ exceptions become that it does not know.

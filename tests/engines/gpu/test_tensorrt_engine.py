@@ -8,10 +8,10 @@ import pytest
 from bundle.manifest import Manifest, TensorSpec
 from bundle.preprocess import pad_batch
 from bundle.tensorrt_plan import BatchShape, ShapeProfile
-from service.engines.cuda import load_cuda
-from service.engines.onnxruntime_engine import OnnxRuntimeEngine
-from service.engines.tensorrt_engine import TensorRTEngine
-from service.errors import EngineFailure
+from engines.base import EngineFailure
+from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
+from engines.gpu.cuda import load_cuda
+from engines.gpu.tensorrt_engine import TensorRTEngine
 from tests.fake_cuda import CudaErrorCode, FakeCuda
 from tests.fake_tensorrt import FakeTensorRT
 

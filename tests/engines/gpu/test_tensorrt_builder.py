@@ -5,8 +5,8 @@ import pytest
 
 from bundle.manifest import Manifest
 from bundle.tensorrt_plan import default_profiles
-from service.engines import tensorrt_builder
-from service.engines.tensorrt_builder import BuildOptions, build_plan
+from engines.gpu import tensorrt_builder
+from engines.gpu.tensorrt_builder import BuildOptions, build_plan
 from tests.fake_tensorrt import FakeTensorRT
 from tests.tensorrt_rtx import run_with_tensorrt_rtx
 from tests.toy_bundle import make_toy_bundle
@@ -115,7 +115,7 @@ from pathlib import Path
 import tensorrt_rtx as trt
 from bundle.manifest import Manifest
 from bundle.tensorrt_plan import default_profiles
-from service.engines.tensorrt_builder import BuildOptions, build_plan
+from engines.gpu.tensorrt_builder import BuildOptions, build_plan
 
 directory, graph, target = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 manifest = Manifest.load(directory)

@@ -14,8 +14,8 @@ from typing import Any
 from bundle.atomic import write_atomically
 from bundle.manifest import TensorSpec
 from bundle.tensorrt_plan import ShapeProfile
-from service.engines.tensorrt_runtime import TensorRTError, load_plugin, log_of, require
-from service.engines.tensorrt_tensors import dims_of
+from engines.gpu.tensorrt_runtime import TensorRTError, load_plugin, log_of, require
+from engines.gpu.tensorrt_tensors import dims_of
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,8 @@ import numpy.typing as npt
 import openvino as ov
 
 from bundle.manifest import REMEDY, Manifest
-from plugins import library
-from service.cores import allowed_cores
-from service.engines import openvino_graph
-from service.engines.base import (
+from engines.base import (
+    EngineFailure,
     EngineInfo,
     Mode,
     RawOutput,
@@ -24,9 +22,11 @@ from service.engines.base import (
     graph_path,
     reason,
 )
-from service.engines.compiled_cache import keep_compiled, read_compiled
-from service.engines.signal_stack import kept_signal_stack
-from service.errors import EngineFailure
+from engines.compiled_cache import keep_compiled, read_compiled
+from engines.cores import allowed_cores
+from engines.cpu import openvino_graph
+from engines.cpu.signal_stack import kept_signal_stack
+from plugins import library
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bundle.tensorrt_plan import BatchShape
-from service.engines.cuda import CudaError, DeviceMemory, Graph, Stream
-from service.engines.tensorrt_runtime import TensorRTError, require
+from engines.gpu.cuda import CudaError, DeviceMemory, Graph, Stream
+from engines.gpu.tensorrt_runtime import TensorRTError, require
 
 logger = logging.getLogger(__name__)
 

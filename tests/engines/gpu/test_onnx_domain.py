@@ -3,7 +3,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from service.engines.onnx_domain import rename_domain
+from engines.gpu.onnx_domain import rename_domain
 
 DEMO = Path(__file__).parents[3] / "bundles" / "demo"
 

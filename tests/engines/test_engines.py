@@ -12,12 +12,11 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_native
 
 from bundle.manifest import Manifest, TensorSpec
 from bundle.preprocess import pad_batch
-from service.engines import onnxruntime_engine, openvino_engine
-from service.engines.base import Engine
-from service.engines.load import EngineName, open_engine
-from service.engines.onnxruntime_engine import OnnxRuntimeEngine
-from service.engines.openvino_engine import OpenVinoEngine
-from service.errors import EngineFailure
+from engines import onnxruntime_engine, openvino_engine
+from engines.base import Engine, EngineFailure
+from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
+from engines.cpu.openvino_engine import OpenVinoEngine
+from engines.load import EngineName, open_engine
 from tests.toy_bundle import TOY_GRAPH, make_toy_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -201,7 +200,7 @@ DETECT = """
 import logging
 from pathlib import Path
 import numpy as np
-from service.engines.load import open_engine
+from engines.load import open_engine
 
 logging.basicConfig(level="WARNING", format="%(message)s")
 _, engine = open_engine(Path("bundles/demo"), threads=1)
@@ -235,7 +234,7 @@ def test_an_engine_that_was_asked_for_is_not_replaced(
     toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.delitem(sys.modules, "service.engines.openvino_engine")
+    monkeypatch.delitem(sys.modules, "engines.cpu.openvino_engine")
 
     with pytest.raises(ValueError, match=r"OpenVINO cannot be imported .*engine onnxruntime"):
         open_engine(toy_bundle, engine="openvino")

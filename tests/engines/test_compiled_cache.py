@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from service.engines.compiled_cache import keep_compiled, read_compiled
+from engines.compiled_cache import keep_compiled, read_compiled
 
 
 def keep(bundle: Path, compiled: bytes = b"compiled", key: str = "key") -> None:

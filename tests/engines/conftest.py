@@ -8,9 +8,9 @@ import pytest
 
 from bundle.manifest import Manifest
 from bundle.tensorrt_plan import ShapeProfile, TensorRTPlan, default_profiles
-from service.engines.cuda import load_cuda
-from service.engines.tensorrt_runtime import fingerprint_of, load_tensorrt
-from service.engines.tensorrt_tensors import dims_of
+from engines.gpu.cuda import load_cuda
+from engines.gpu.tensorrt_runtime import fingerprint_of, load_tensorrt
+from engines.gpu.tensorrt_tensors import dims_of
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import FakeTensorRT
 from tests.toy_bundle import make_toy_bundle

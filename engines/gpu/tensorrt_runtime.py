@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bundle.tensorrt_plan import Fingerprint
+from engines.gpu.cuda import Device
 from plugins import library
-from service.engines.cuda import Device
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from bundle.tensorrt_plan import (
     default_profiles,
     form_for_tensorrt,
 )
-from service.engines.compiled_cache import keep_compiled, read_compiled
-from service.engines.cuda import Cuda
-from service.engines.tensorrt_builder import BuildOptions, build_plan
-from service.engines.tensorrt_runtime import REBUILD, find_plugin, fingerprint_of, load_plugin
+from engines.compiled_cache import keep_compiled, read_compiled
+from engines.gpu.cuda import Cuda
+from engines.gpu.tensorrt_builder import BuildOptions, build_plan
+from engines.gpu.tensorrt_runtime import REBUILD, find_plugin, fingerprint_of, load_plugin
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from service.engines.cuda import CudaError, DeviceMemory, PinnedMemory, Stream, load_cuda
+from engines.gpu.cuda import CudaError, DeviceMemory, PinnedMemory, Stream, load_cuda
 from tests.fake_cuda import CudaErrorCode, FakeCuda, Misuse
 
 

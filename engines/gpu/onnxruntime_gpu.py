@@ -5,16 +5,16 @@ from pathlib import Path
 
 from bundle.manifest import CACHE_NAME, Manifest
 from bundle.tensorrt_plan import HALF_FORM, BatchShape, default_profiles, form_for_tensorrt
-from service.engines.base import graph_path
-from service.engines.onnx_domain import rename_domain
-from service.engines.onnxruntime_engine import OnnxRuntimeEngine, Provider
-from service.engines.tensorrt_runtime import (
+from engines.base import graph_path
+from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine, Provider
+from engines.gpu.onnx_domain import rename_domain
+from engines.gpu.tensorrt_runtime import (
     PLUGIN_OPERATOR,
     find_plugin,
     load_plugin,
     load_tensorrt,
 )
-from service.engines.tensorrt_tensors import dims_of
+from engines.gpu.tensorrt_tensors import dims_of
 
 logger = logging.getLogger(__name__)
 

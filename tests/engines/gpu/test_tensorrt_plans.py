@@ -6,11 +6,11 @@ import pytest
 
 from bundle.manifest import Manifest
 from bundle.tensorrt_plan import default_profiles
+from engines.gpu.cuda import load_cuda
+from engines.gpu.tensorrt_engine import TensorRTEngine
+from engines.gpu.tensorrt_plans import Plan, find_plan
+from engines.gpu.tensorrt_runtime import load_tensorrt
 from plugins import library
-from service.engines.cuda import load_cuda
-from service.engines.tensorrt_engine import TensorRTEngine
-from service.engines.tensorrt_plans import Plan, find_plan
-from service.engines.tensorrt_runtime import load_tensorrt
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import FakeTensorRT
 from tests.toy_bundle import make_toy_bundle

@@ -9,12 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.manifest import REMEDY, Manifest, TensorSpec
-from service.errors import EngineFailure
 
 logger = logging.getLogger(__name__)
 
 # latency: all threads on one batch. throughput: a batch is split, a thread for each part.
 Mode = Literal["latency", "throughput"]
+
+
+class EngineFailure(RuntimeError):
+    """The runtime failed on a batch, or gave numbers that are not finite."""
 
 
 class RawOutput(NamedTuple):

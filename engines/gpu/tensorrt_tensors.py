@@ -8,8 +8,8 @@ import numpy.typing as npt
 
 from bundle.manifest import Manifest, TensorSpec
 from bundle.tensorrt_plan import BatchShape, ShapeProfile
-from service.engines.cuda import Cuda, CudaError, DeviceMemory, PinnedMemory
-from service.engines.tensorrt_runtime import REBUILD
+from engines.gpu.cuda import Cuda, CudaError, DeviceMemory, PinnedMemory
+from engines.gpu.tensorrt_runtime import REBUILD
 
 # TensorRT's names of numpy's types, alike in 10 and 11.
 _DTYPES = {

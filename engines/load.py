@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, assert_never
 
 from bundle.manifest import Manifest
-from service.engines.base import Engine, Mode
+from engines.base import Engine, Mode
 
 logger = logging.getLogger(__name__)
 
@@ -52,34 +52,34 @@ def open_engine(
         logger.warning("%s has no mode throughput: all threads run one batch", name)
     if name == "openvino":
         try:
-            from service.engines.openvino_engine import OpenVinoEngine
+            from engines.cpu.openvino_engine import OpenVinoEngine
         except ImportError as error:
             raise ValueError(
                 f"OpenVINO cannot be imported ({error}); install it, or choose engine onnxruntime"
             ) from error
         return manifest, OpenVinoEngine(directory, manifest, threads=threads, mode=mode)
     if name == "onnxruntime":
-        from service.engines.onnxruntime_engine import OnnxRuntimeEngine
+        from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 
         return manifest, OnnxRuntimeEngine(directory, manifest, threads=threads)
     if name == "tensorrt":
         return manifest, _open_tensorrt(directory, manifest, gpu)
     if name == "onnxruntime-cuda":
-        from service.engines.onnxruntime_gpu import open_on_cuda
+        from engines.gpu.onnxruntime_gpu import open_on_cuda
 
         return manifest, open_on_cuda(directory, manifest, threads)
     if name == "onnxruntime-tensorrt":
-        from service.engines.onnxruntime_gpu import open_on_tensorrt
+        from engines.gpu.onnxruntime_gpu import open_on_tensorrt
 
         return manifest, open_on_tensorrt(directory, manifest, threads)
     assert_never(name)
 
 
 def _open_tensorrt(directory: Path, manifest: Manifest, gpu: GpuOptions) -> Engine:
-    from service.engines.cuda import load_cuda
-    from service.engines.tensorrt_engine import TensorRTEngine
-    from service.engines.tensorrt_plans import find_plan
-    from service.engines.tensorrt_runtime import load_tensorrt
+    from engines.gpu.cuda import load_cuda
+    from engines.gpu.tensorrt_engine import TensorRTEngine
+    from engines.gpu.tensorrt_plans import find_plan
+    from engines.gpu.tensorrt_runtime import load_tensorrt
 
     trt, cuda = load_tensorrt(), load_cuda()
     plan = find_plan(directory, manifest, trt=trt, cuda=cuda, may_build=gpu.may_build)
@@ -94,8 +94,8 @@ def _open_tensorrt(directory: Path, manifest: Manifest, gpu: GpuOptions) -> Engi
 
 def _fastest_here(manifest: Manifest) -> Literal["tensorrt", "openvino", "onnxruntime"]:
     if manifest.tensorrt is not None:
-        from service.engines.cuda import load_cuda
-        from service.engines.tensorrt_runtime import load_tensorrt
+        from engines.gpu.cuda import load_cuda
+        from engines.gpu.tensorrt_runtime import load_tensorrt
 
         try:
             load_tensorrt()

@@ -13,12 +13,11 @@ import pytest
 
 from bundle.manifest import Manifest
 from bundle.preprocess import decode_image, pad_batch, prepare
+from engines.base import EngineFailure, RawOutput
+from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
+from engines.cpu.openvino_engine import RUNTIME_ERRORS, OpenVinoEngine
 from export.verify import difference
 from plugins import library
-from service.engines.base import RawOutput
-from service.engines.onnxruntime_engine import OnnxRuntimeEngine
-from service.engines.openvino_engine import RUNTIME_ERRORS, OpenVinoEngine
-from service.errors import EngineFailure
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "bundles" / "demo"
@@ -232,7 +231,7 @@ OVERLAP = """
 import faulthandler, signal, subprocess, sys
 from pathlib import Path
 from bundle.manifest import Manifest
-from service.engines.openvino_engine import OpenVinoEngine
+from engines.cpu.openvino_engine import OpenVinoEngine
 
 faulthandler.enable()  # which gives signal handlers a stack of their own
 seen = []
@@ -262,7 +261,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from bundle.manifest import Manifest
-from service.engines.openvino_engine import OpenVinoEngine
+from engines.cpu.openvino_engine import OpenVinoEngine
 
 def resident_mb():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
@@ -298,7 +297,7 @@ def refuse(event, _):
 
 sys.addaudithook(refuse)
 from bundle.manifest import Manifest
-from service.engines.openvino_engine import OpenVinoEngine
+from engines.cpu.openvino_engine import OpenVinoEngine
 
 directory = Path(sys.argv[1])
 for _ in range(2):
@@ -334,7 +333,7 @@ import os, sys
 from pathlib import Path
 import numpy as np
 from bundle.manifest import Manifest
-from service.engines.openvino_engine import OpenVinoEngine
+from engines.cpu.openvino_engine import OpenVinoEngine
 
 def cores_of_threads():
     return {frozenset(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")}

@@ -8,9 +8,9 @@ import pytest
 
 from bundle.manifest import Manifest
 from bundle.tensorrt_plan import HALF_FORM
+from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
+from engines.gpu.onnxruntime_gpu import open_on_cuda, open_on_tensorrt
 from plugins import library
-from service.engines.onnxruntime_engine import OnnxRuntimeEngine
-from service.engines.onnxruntime_gpu import open_on_cuda, open_on_tensorrt
 from tests.fake_tensorrt import FakeTensorRT
 
 DEMO = Path(__file__).parents[3] / "bundles" / "demo"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bundle.preprocess import pad_batch
-from service.engines.load import GpuOptions, open_engine
+from engines.load import GpuOptions, open_engine
 from tests.fake_cuda import CudaErrorCode, FakeCuda
 from tests.fake_tensorrt import FakeTensorRT
 

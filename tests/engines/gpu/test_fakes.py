@@ -8,7 +8,7 @@ import tensorrt_lean
 import tensorrt_rtx
 from cuda.bindings import runtime
 
-from service.engines.cuda import load_cuda
+from engines.gpu.cuda import load_cuda
 from tests import fake_tensorrt
 from tests.fake_cuda import CudaErrorCode, FakeCuda
 

@@ -8,8 +8,8 @@ import openvino as ov
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from engines.cpu.openvino_graph import prepare_graph
 from plugins import library
-from service.engines.openvino_graph import prepare_graph
 
 HEADS, LEVELS, POINTS, CHANNELS, QUERIES = 2, 2, 3, 8, 5
 SHAPES = np.array([(4, 6), (2, 3)], np.int32)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.engines.tensorrt_runtime import (
+from engines.gpu.tensorrt_runtime import (
     TensorRTError,
     load_plugin,
     load_tensorrt,

@@ -15,12 +15,11 @@ import numpy.typing as npt
 
 from bundle.manifest import Manifest, TensorSpec
 from bundle.tensorrt_plan import BatchShape, ShapeProfile, max_batch
-from service.engines.base import EngineInfo, RawOutput, checked
-from service.engines.cuda import MIB, Cuda, CudaError, DeviceMemory, Stream
-from service.engines.tensorrt_lanes import Lanes
-from service.engines.tensorrt_runtime import REBUILD, TensorRTError, log_of, require
-from service.engines.tensorrt_tensors import Buffer, check_tensors, dims_of
-from service.errors import EngineFailure
+from engines.base import EngineFailure, EngineInfo, RawOutput, checked
+from engines.gpu.cuda import MIB, Cuda, CudaError, DeviceMemory, Stream
+from engines.gpu.tensorrt_contexts import Lanes
+from engines.gpu.tensorrt_runtime import REBUILD, TensorRTError, log_of, require
+from engines.gpu.tensorrt_tensors import Buffer, check_tensors, dims_of
 
 logger = logging.getLogger(__name__)
 
