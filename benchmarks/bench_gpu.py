@@ -26,13 +26,13 @@ from bundle.tensorrt_plan import BatchShape, ShapeProfile
 from engines.gpu.tensorrt_builder import BuildOptions, build_plan
 from engines.gpu.tensorrt_runtime import log_of, require
 from export.build import smallest_side
-from export.precision import write_half
-from export.to_onnx import export_graphs, write_graphs
+from export.graph.half_precision import write_half
+from export.graph.trace import export_graphs, write_graphs
 from model.configs import get_config
-from model.deformable_detr import DeformableDetr
-from model.inference import DetectionModel
-from model.ops.ms_deform_attn import ms_deform_attn
-from model.ops.reference import sampling_locations
+from model.network.deformable_detr import DeformableDetr
+from model.network.inference import DetectionModel
+from model.network.ops.ms_deform_attn import ms_deform_attn
+from model.network.ops.reference import sampling_locations
 from tests.gpu.one_node import Gpu, find_gpu, plan_of_node
 
 RESULTS = Path(__file__).parent / "results"

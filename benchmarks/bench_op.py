@@ -1,9 +1,9 @@
 """Milliseconds of multi-scale deformable attention on a CPU: python -m benchmarks.bench_op.
 
 The native kernels, for every instruction set that this CPU has, with values kept in float32 and in
-bfloat16, against plain PyTorch (`model.ops.reference`), Hugging Face transformers and the package
-torch-ms-deform-attn where they are installed. Calls take turns, --rounds times, and the fastest of
-each counts: of CPU time of the process with one thread, else of wall time. The last two are handed
+bfloat16, against plain PyTorch (`model.network.ops.reference`), Hugging Face transformers and the
+package torch-ms-deform-attn where they are installed. Calls take turns, --rounds times, and the
+fastest of each counts: of CPU time of the process with one thread, else of wall time. The last two are handed
 locations and weights; the others compute them, softmax included.
 """
 
@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.ops import native
-from model.ops.ms_deform_attn import ms_deform_attn
-from model.ops.reference import ms_deform_attn_reference, sampling_locations
+from model.network.ops import native
+from model.network.ops.ms_deform_attn import ms_deform_attn
+from model.network.ops.reference import ms_deform_attn_reference, sampling_locations
 
 PYRAMID = ((100, 134), (50, 67), (25, 34), (13, 17))  # an image of 800 x 1066
 NUM_POINTS = 4

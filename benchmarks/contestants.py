@@ -30,7 +30,7 @@ class Task(NamedTuple):
 
     def inputs(self, batch: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """A photograph: images (B, H, W, 3) uint8 and padding_mask (B, H, W) bool, all False."""
-        from export.verify import photographs
+        from export.judge.verify import photographs
 
         photo = Image.fromarray(photographs()[0]).resize((self.width, self.height))
         images = np.stack([np.asarray(photo)] * batch)

@@ -7,11 +7,11 @@ from pathlib import Path
 import safetensors.torch
 
 from benchmarks.huggingface_peer import build_peer, published_tensors
+from bundle.staging import staged
 from export.build import build_bundle
 from export.reduce import write_reduced
-from export.staging import staged
+from model.checkpoints.convert import convert
 from model.config import Variant
-from model.convert import convert
 from model.data.digits import DigitsDataset
 
 NUM_CALIBRATION_IMAGES = 4

@@ -16,7 +16,7 @@ from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection,
 from bundle.preprocess import Preprocess
 from engines.base import RawOutput
 from model.config import Variant
-from model.inference import decode_detections, normalise
+from model.network.inference import decode_detections, normalise
 
 NUM_CLASSES = 80
 NUM_DETECTIONS = 100
@@ -61,7 +61,7 @@ def build_peer(variant: Variant) -> DeformableDetrForObjectDetection:
 
 
 def published_tensors(model: DeformableDetrForObjectDetection) -> dict[str, Tensor]:
-    """Its tensors by the names that published files have; `model.convert` reads these."""
+    """Its tensors by the names of published files, which `model.checkpoints.convert` reads."""
     return {_published_name(name): x.clone() for name, x in model.state_dict().items()}
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.build import build_bundle, preprocess_of
+from export.graph.tensorrt_plan import SHAPE_FORMAT, find_planner
 from export.half import build_half_bundle
 from export.reduce import build_reduced_bundle
-from export.to_tensorrt import SHAPE_FORMAT, find_planner
 from model.checkpoint import load_checkpoint
 
 

@@ -19,16 +19,16 @@ from PIL import Image
 
 from bundle.manifest import CACHE_NAME, Manifest, TensorSpec
 from bundle.preprocess import Preprocess, decode_image
+from bundle.staging import require_replaceable, staged
 from engines.base import Engine
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
-from export.staging import require_replaceable, staged
-from export.to_onnx import export_graphs, write_graphs
-from export.to_tensorrt import Planner, add_plan, open_plan
-from export.verify import verify
+from export.graph.tensorrt_plan import Planner, add_plan, open_plan
+from export.graph.trace import export_graphs, write_graphs
+from export.judge.verify import verify
 from model.checkpoint import Checkpoint, build_model
 from model.config import ModelConfig, Variant
 from model.data.digits import DigitsDataset
-from model.inference import DetectionModel
+from model.network.inference import DetectionModel
 
 REPORT_NAME = "report.json"
 SIDE_STEP_PX = 32

@@ -18,16 +18,16 @@ import onnx_ir as ir
 
 from bundle.manifest import Manifest
 from bundle.preprocess import Preprocess, decode_image, pad_batch, prepare
+from bundle.staging import require_replaceable, staged
 from bundle.tensorrt_plan import HALF_FORM
 from engines.base import RawOutput
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from export.build import REPORT_NAME, build_bundle, plan_bundle, stage
-from export.emulate import Emulation, Magnitude
-from export.precision import write_half
-from export.staging import require_replaceable, staged
-from export.to_onnx import EXTERNAL_FROM_BYTES
-from export.to_tensorrt import Planner, open_plan
-from export.verify import photographs
+from export.graph.emulation import Emulation, Magnitude
+from export.graph.half_precision import write_half
+from export.graph.tensorrt_plan import Planner, open_plan
+from export.graph.trace import EXTERNAL_FROM_BYTES
+from export.judge.verify import photographs
 from model.checkpoint import Checkpoint
 from model.evaluate import open_evaluation_data
 

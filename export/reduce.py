@@ -10,20 +10,20 @@ from typing import Literal, NamedTuple
 import onnx_ir as ir
 
 from bundle.manifest import CACHE_NAME, MANIFEST_NAME, ClassInfo, Manifest
-from export.accuracy import (
+from bundle.staging import require_replaceable, staged
+from export.build import REPORT_NAME, build_bundle, plan_bundle, stage
+from export.graph.calibration import NUM_IMAGES, measure_ranges
+from export.graph.int8 import plan_int8, write_int8
+from export.graph.tensorrt_plan import Planner
+from export.graph.trace import Graphs, write_graphs
+from export.half import add_half_graph
+from export.judge.ap import (
     compare,
     measure,
     require_computable,
     require_judgeable,
     require_kept,
 )
-from export.build import REPORT_NAME, build_bundle, plan_bundle, stage
-from export.calibrate import NUM_IMAGES, measure_ranges
-from export.half import add_half_graph
-from export.quantise import plan_int8, write_int8
-from export.staging import require_replaceable, staged
-from export.to_onnx import Graphs, write_graphs
-from export.to_tensorrt import Planner
 from model.checkpoint import Checkpoint
 from model.data import digits
 from model.evaluate import EvaluationData, open_evaluation_data, require_classes

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bundle.atomic import write_atomically
 from bundle.manifest import ClassInfo
 from model.config import TrainConfig
-from model.deformable_detr import DeformableDetr
+from model.network.deformable_detr import DeformableDetr
 
 FORMAT_VERSION = 1
 METADATA_KEY = "detr_serve"  # of the header's string-to-string map; its value is our JSON
@@ -260,7 +260,7 @@ def _show(path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; a fault ends in one line on stderr and exit status 1."""
-    from model.convert import convert  # it imports this module
+    from model.checkpoints.convert import convert  # it imports this module
 
     parser = argparse.ArgumentParser(prog="python -m model.checkpoint", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)

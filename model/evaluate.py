@@ -22,11 +22,11 @@ from bundle.manifest import ClassInfo
 from bundle.postprocess import to_detections
 from bundle.preprocess import Geometry, Preprocess, pad_batch, prepare
 from model.checkpoint import build_model, load_checkpoint
-from model.coco_metrics import Metrics, format_report, score
 from model.data import digits
 from model.data.check import check_dataset, describe
 from model.data.coco import CocoDataset, locate
-from model.inference import DetectionModel
+from model.evaluation.coco_metrics import Metrics, format_report, score
+from model.network.inference import DetectionModel
 from model.progress import progress_bar
 
 _LACKS_TARGETS = ("no-annotations", "no-targets")  # fatal for training; here AP is undefined

@@ -25,19 +25,19 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from model.checkpoint import save_checkpoint
-from model.coco_metrics import Metrics
 from model.config import TrainConfig
 from model.configs import CONFIGS, get_config
 from model.data.loading import RunData, epoch_batches, open_data, steps_per_epoch
-from model.deformable_detr import DeformableDetr
 from model.evaluate import evaluate, torch_predictor
-from model.inference import DetectionModel
-from model.interrupt import Interrupted, StopRequest
+from model.evaluation.coco_metrics import Metrics
+from model.network.deformable_detr import DeformableDetr
+from model.network.inference import DetectionModel
 from model.progress import progress_bar
-from model.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
-from model.starting_weights import check_start, load_starting_weights
-from model.step import forward_dtype, take_step
-from model.training_state import TrainingState, read_training_state, run_fingerprint
+from model.training.interrupt import Interrupted, StopRequest
+from model.training.optimiser_step import forward_dtype, take_step
+from model.training.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
+from model.training.starting_weights import check_start, load_starting_weights
+from model.training.training_state import TrainingState, read_training_state, run_fingerprint
 
 STATE_FILE = "last.training.pt"
 SAVE_INTERVAL_S = 600.0  # a crash loses at most this much work

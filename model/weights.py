@@ -16,9 +16,9 @@ import safetensors.torch
 from tqdm import tqdm
 
 from model.checkpoint import first_mismatch, load_checkpoint, write_checkpoint, write_tensors
-from model.convert import convert, sha256
-from model.deformable_detr import DeformableDetr
-from model.published_file import read_published
+from model.checkpoints.convert import convert, sha256
+from model.checkpoints.published_file import read_published
+from model.network.deformable_detr import DeformableDetr
 
 # The eight hex digits in a name are the first of the file's SHA-256.
 _MMDET_FILES = {

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from bundle.manifest import Manifest
-from model.coco_metrics import score
 from model.data.digits import DigitsDataset, write_coco
+from model.evaluation.coco_metrics import score
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "bundles" / "demo"

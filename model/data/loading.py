@@ -20,7 +20,7 @@ from model.data.collate import collate
 from model.data.digits import DigitsDataset
 from model.data.transforms import make_transform
 from model.evaluate import open_evaluation_data, require_classes
-from model.interrupt import shield_worker
+from model.training.interrupt import shield_worker
 
 DIGITS_EPOCH_IMAGES = 1600  # where the configuration does not say
 log = logging.getLogger(__name__)

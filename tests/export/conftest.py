@@ -15,8 +15,8 @@ from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import TrainConfig, Variant
 from model.configs import tiny
 from model.data import digits
-from model.deformable_detr import DeformableDetr
-from model.inference import DetectionModel
+from model.network.deformable_detr import DeformableDetr
+from model.network.inference import DetectionModel
 
 # Between them: one class, so that fewer detections are possible than asked for; many classes;
 # the demo's classes, with more queries than the coarsest levels have tokens.

@@ -12,7 +12,7 @@ from model.checkpoint import load_checkpoint, save_checkpoint, write_checkpoint
 from model.config import Variant
 from model.configs import CONFIGS, tiny
 from model.data import digits
-from model.deformable_detr import DeformableDetr
+from model.network.deformable_detr import DeformableDetr
 
 
 def names_in(directory):

@@ -13,7 +13,7 @@ from bundle.tensorrt_plan import form_for_tensorrt
 from engines.base import RawOutput
 from engines.load import open_engine
 from export.half import add_half_graph, compare, halve_bundle, try_rounding
-from export.verify import photographs
+from export.judge.verify import photographs
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "bundles" / "demo"  # two_stage, trained

@@ -12,12 +12,12 @@ import pytest
 from onnx import numpy_helper
 
 from bundle.manifest import ClassInfo, Manifest
+from bundle.staging import staged
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from engines.load import open_engine
 from export.__main__ import main
-from export.accuracy import MAX_AP_DROP, agreement
+from export.judge.ap import MAX_AP_DROP, agreement
 from export.reduce import Data, open_data, reduce_bundle, write_reduced
-from export.staging import staged
 from model.config import Variant
 from model.data.digits import CLASSES, DigitsDataset, write_coco
 from model.evaluate import evaluate

@@ -14,9 +14,9 @@ from bundle.preprocess import pad_batch, prepare
 from engines.base import Engine, RawOutput
 from engines.load import GpuOptions, open_engine
 from export.build import plan_bundle, verify_plan
+from export.graph.tensorrt_plan import find_planner
 from export.half import halve_bundle
-from export.to_tensorrt import find_planner
-from export.verify import photographs
+from export.judge.verify import photographs
 from model.config import Variant
 from model.data.digits import DigitsDataset
 from model.evaluate import evaluate

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.ops.reference import ms_deform_attn_reference
+from model.network.ops.reference import ms_deform_attn_reference
 from tests.gpu.one_node import Gpu, named, plan_of_node, run_plan
 from tests.plugins.test_cuda_kernel import DTYPES, TABLE
 

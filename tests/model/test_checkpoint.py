@@ -23,7 +23,7 @@ from model.checkpoint import (
 )
 from model.config import ModelConfig, TrainConfig, Variant
 from model.configs import CONFIGS, tiny
-from model.deformable_detr import DeformableDetr
+from model.network.deformable_detr import DeformableDetr
 
 
 def _classes(count: int) -> tuple[ClassInfo, ...]:

@@ -14,9 +14,9 @@ from model.checkpoint import save_checkpoint
 from model.configs import demo, tiny
 from model.data.coco import CocoDataset, locate
 from model.data.digits import CLASSES, DigitsDataset
-from model.deformable_detr import DeformableDetr
 from model.evaluate import evaluate, main, open_evaluation_data, require_classes, torch_predictor
-from model.inference import DetectionModel
+from model.network.deformable_detr import DeformableDetr
+from model.network.inference import DetectionModel
 
 FIXTURE = Path("tests/data/coco_fixture12")
 NUM_DETECTIONS = 60

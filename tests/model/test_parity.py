@@ -14,13 +14,13 @@ import torch
 
 from bundle.postprocess import to_detections
 from bundle.preprocess import Geometry
-from model.boxes import xyxy_to_cxcywh
 from model.checkpoint import Checkpoint
-from model.convert import convert
-from model.deformable_detr import DeformableDetr
-from model.inference import decode_detections
-from model.losses import compute_losses
-from model.published import Layout, rename
+from model.checkpoints.convert import convert
+from model.checkpoints.published_layouts import Layout, rename
+from model.network.boxes import xyxy_to_cxcywh
+from model.network.deformable_detr import DeformableDetr
+from model.network.inference import decode_detections
+from model.training.losses import compute_losses
 from tests.data.parity.make_checkpoint import checkpoint as make_checkpoint
 
 PARITY = Path(__file__).parent.parent / "data" / "parity"

@@ -17,7 +17,7 @@ import torch
 from model.checkpoint import load_checkpoint
 from model.config import ModelConfig
 from model.configs import tiny
-from model.deformable_detr import DeformableDetr
+from model.network.deformable_detr import DeformableDetr
 from model.weights import (
     backbone_weights,
     download,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.ops.reference import ms_deform_attn_reference
+from model.network.ops.reference import ms_deform_attn_reference
 from tests.ops.cases import CASES, OpCase
 from tests.plugins.emulated import KERNEL, Call, needs_compiler, program, run
 

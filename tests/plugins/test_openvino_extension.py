@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper
 
 from engines.cpu.openvino_graph import prepare_graph
-from model.ops.reference import ms_deform_attn_reference
+from model.network.ops.reference import ms_deform_attn_reference
 from plugins import library
 from tests.ops.cases import CASES, OpCase
 

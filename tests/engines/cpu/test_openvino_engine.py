@@ -16,7 +16,7 @@ from bundle.preprocess import decode_image, pad_batch, prepare
 from engines.base import EngineFailure, RawOutput
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from engines.cpu.openvino_engine import RUNTIME_ERRORS, OpenVinoEngine
-from export.verify import difference
+from export.judge.verify import difference
 from plugins import library
 
 ROOT = Path(__file__).parents[3]

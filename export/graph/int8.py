@@ -1,0 +1,196 @@
+"""int8 in the ONNX graphs: QuantizeLinear and DequantizeLinear where it pays and does no harm.
+
+What is quantised is decided by the flow of data; names and places in the graph do not matter. A
+*learned layer* is a Conv or MatMul with constant weights.
+
+| rule | because |
+|---|---|
+| int8: learned layers that a `value` of MSDeformAttn depends on: backbone, neck, encoder and \
+value projections | they run over maps and tokens: nearly all multiplications |
+| float: all other layers: the decoder, the heads, what ranks proposals | they run over a few \
+hundred queries, and scores, boxes and reference points come straight out of them |
+| float: the convolution that reads the image | its three channels do not fill the dot products of \
+int8: no time is lost, and its rounding would go through everything |
+| int8: what a convolution's output is added to | the convolution then adds it in registers and \
+writes int8 itself |
+| float: all other sums, normalisation, softmax, positions, MSDeformAttn | they are cheap, or no \
+runtime has them in int8 |
+
+Weights have a scale for each output channel, activations one in all. Every zero point is 0, because
+TensorRT takes no other, and biases are float, because it takes no int32.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from export.graph.trace import Graphs
+
+OUTPUT_AXIS = {"Conv": 0, "MatMul": 1}  # of the weights of layers that can be quantised
+LARGEST = 127  # -128 is not used, so that the range is symmetric
+MIN_CHANNELS = 4  # that a layer reads; so many products are added up in one instruction
+VALUE = 0  # which input of MSDeformAttn
+
+FLOAT = ir.DataType.FLOAT
+
+
+class Reader(NamedTuple):
+    """An input of a node: the name of the node's output, and which of its inputs."""
+
+    output: str
+    place: int
+
+
+class Plan(NamedTuple):
+    """What becomes int8, by names of tensors, which both forms of a graph share.
+
+    activations: name -> the inputs that read it in int8. layers: outputs of the layers whose
+    weights are int8.
+    """
+
+    activations: dict[str, list[Reader]]
+    layers: list[str]
+
+
+def plan_int8(plugin: ir.Graph) -> Plan:
+    """Apply the rules at the top to a graph in plugin form."""
+    layers = _layers_before_values(plugin)
+    activations: dict[str, list[Reader]] = defaultdict(list)
+    for layer in layers:
+        activations[_name(layer.inputs[0])].append(Reader(_name(layer.outputs[0]), 0))
+    convolutions = [layer for layer in layers if layer.op_type == "Conv"]
+    for node in plugin:
+        index = _summand(node, convolutions)
+        if index is not None:
+            activations[_name(node.inputs[index])].append(Reader(_name(node.outputs[0]), index))
+    return Plan(dict(activations), [_name(layer.outputs[0]) for layer in layers])
+
+
+def write_int8(graphs: Graphs, plan: Plan, ranges: Mapping[str, float]) -> None:
+    """Change both forms of a graph to a plan; they go on sharing their weights.
+
+    Args:
+        ranges: name of every activation of the plan -> largest magnitude that int8 has to hold.
+    """
+    weights: dict[str, _Rounded] = {}
+    for model in graphs:
+        graph = model.graph
+        values = {_name(value): value for node in graph for value in node.outputs}
+        for name, readers in plan.activations.items():
+            restored = _round_activation(graph, values[name], ranges[name])
+            for reader in readers:
+                _producer(values[reader.output]).replace_input_with(reader.place, restored)
+        for exact, layers in _by_weights([_producer(values[name]) for name in plan.layers]).items():
+            name, axis = _name(exact), OUTPUT_AXIS[layers[0].op_type]
+            if name not in weights:
+                weights[name] = _round_weights(exact, axis)
+            inputs = [_constant(graph, tensor) for tensor in weights[name]]
+            restore = _node("DequantizeLinear", inputs, f"{name}.rounded", FLOAT, axis=axis)
+            graph.insert_before(graph[0], restore)
+            for layer in layers:
+                layer.replace_input_with(1, restore.outputs[0])
+        passes.RemoveUnusedNodesPass()(model)
+
+
+class _Rounded(NamedTuple):
+    values: ir.TensorProtocol  # int8
+    scale: ir.TensorProtocol  # (output channels,) float32
+
+
+def _layers_before_values(graph: ir.Graph) -> list[ir.Node]:
+    """The layers that a `value` of MSDeformAttn depends on, in the order of the graph."""
+    found: set[ir.Node] = set()
+    pending = [node.inputs[VALUE] for node in graph if node.op_type == "MSDeformAttn"]
+    while pending:
+        value = pending.pop()
+        node = None if value is None else value.producer()
+        if node is not None and node not in found:
+            found.add(node)
+            pending += node.inputs
+    return [node for node in graph if node in found and _is_wide_layer(node)]
+
+
+def _is_wide_layer(node: ir.Node) -> bool:
+    weights = node.inputs[1] if node.op_type in OUTPUT_AXIS else None
+    if weights is None or weights.const_value is None:
+        return False
+    num_channels: int = weights.const_value.numpy().shape[1 - OUTPUT_AXIS[node.op_type]]
+    return num_channels >= MIN_CHANNELS
+
+
+def _summand(node: ir.Node, convolutions: Sequence[ir.Node]) -> int | None:
+    """Which input of a node is added to the output of a convolution; None where none is.
+
+    Of two convolutions the first one's output is added to the second one's.
+    """
+    producers = [None if value is None else value.producer() for value in node.inputs]
+    added_to = [layer for layer in convolutions if layer in producers]
+    if node.op_type != "Add" or not added_to or None in producers:
+        return None
+    return 1 - producers.index(added_to[-1])
+
+
+def _by_weights(layers: Sequence[ir.Node]) -> dict[ir.Value, list[ir.Node]]:
+    """Layers by what they have for weights: equal ones are kept once."""
+    groups: dict[ir.Value, list[ir.Node]] = defaultdict(list)
+    for layer in layers:
+        weights = layer.inputs[1]
+        assert weights is not None
+        groups[weights].append(layer)
+    return groups
+
+
+def _round_activation(graph: ir.Graph, exact: ir.Value, largest: float) -> ir.Value:
+    """The activation as it is after int8; one that is zero always stays so."""
+    name = _name(exact)
+    scale = np.array(largest / LARGEST if largest else 1.0, np.float32)
+    step = _constant(graph, ir.tensor(scale, name=f"{name}.scale"))
+    zero = _constant(graph, ir.tensor(np.array(0, np.int8), name=f"{name}.zero"))
+    round_ = _node("QuantizeLinear", [exact, step, zero], f"{name}.int8", ir.DataType.INT8)
+    inputs = [round_.outputs[0], step, zero]
+    restore = _node("DequantizeLinear", inputs, f"{name}.rounded", FLOAT)
+    graph.insert_after(_producer(exact), [round_, restore])
+    return restore.outputs[0]
+
+
+def _round_weights(weights: ir.Value, axis: int) -> _Rounded:
+    assert weights.const_value is not None
+    exact = weights.const_value.numpy()
+    others = tuple(other for other in range(exact.ndim) if other != axis)
+    largest = np.abs(exact).max(axis=others, keepdims=True)
+    scale = np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(LARGEST)
+    values = np.rint(exact / scale).astype(np.int8)
+    return _Rounded(
+        ir.tensor(values, name=f"{weights.name}.int8"),
+        ir.tensor(scale.ravel(), name=f"{weights.name}.scale"),
+    )
+
+
+def _node(
+    op_type: str, inputs: Sequence[ir.Value], output: str, dtype: ir.DataType, **attributes: int
+) -> ir.Node:
+    node = ir.node(op_type, inputs, attributes=attributes)
+    node.outputs[0].name, node.outputs[0].type = output, ir.TensorType(dtype)
+    return node
+
+
+def _constant(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    value = ir.val(tensor.name, const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _producer(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None
+    return node
+
+
+def _name(value: ir.Value | None) -> str:
+    assert value is not None
+    assert value.name is not None
+    return value.name

@@ -1,0 +1,260 @@
+"""A detector as ONNX graphs in two forms from one trace.
+
+The plugin form holds a node `MSDeformAttn` (domain `detr`) for every call of the op. The standard
+form is the same graph with each of these nodes replaced by what `model/network/ops/reference.py`
+becomes when it is exported itself: standard operators only. Both read one file of weights.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as passes
+from onnxscript import opset20, optimizer
+from onnxscript.values import Opset
+from torch import Tensor, nn
+
+from model.network.inference import DetectionModel
+from model.network.ops.reference import ms_deform_attn_reference
+
+OPSET = 20
+DOMAIN = "detr"
+INPUTS = ("images", "padding_mask")
+OUTPUTS = ("scores", "labels", "boxes")
+EXAMPLE_BATCH = 2
+WEIGHTS_FILE = "weights.bin"
+EXTERNAL_FROM_BYTES = 1024  # tensors from this size on go into the file of weights
+
+_FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
+_Formal = onnx.defs.OpSchema.FormalParameter
+_SCHEMA = onnx.defs.OpSchema(
+    "MSDeformAttn",
+    DOMAIN,
+    1,
+    doc="Multi-scale deformable attention, fused: softmax, sampling locations, weighted sum.",
+    inputs=[
+        _Formal("value", "T"),  # (B, S, M, D)
+        _Formal("spatial_shapes", "tensor(int32)"),  # (L, 2), height and width
+        _Formal("reference_points", "tensor(float)"),  # (B, Q, L, 2 or 4)
+        _Formal("sampling_offsets", "T"),  # (B, Q, M, L, P, 2)
+        _Formal("attention_logits", "T"),  # (B, Q, M, L, P)
+    ],
+    outputs=[_Formal("output", "T")],  # (B, Q, M * D)
+    type_constraints=[("T", _FLOATS, "")],
+)
+onnx.defs.register_schema(_SCHEMA)
+
+
+class Graphs(NamedTuple):
+    """The two forms of one model; they share their weights."""
+
+    plugin: ir.Model
+    standard: ir.Model
+
+
+def export_graphs(model: DetectionModel, *, min_side: int) -> Graphs:
+    """Trace the model, free in batch, height and width, and make both forms.
+
+    Args:
+        model: in evaluation mode.
+        min_side: smallest height and width the graph has to take, in pixels.
+    """
+    plugin = _trace(model, min_side)
+    sizes = [_sizes(node) for node in _attention_nodes(plugin)]
+    with _quiet():
+        optimizer.optimize(plugin)
+    standard = plugin.clone()
+    _replace_attention(standard, sizes)
+    for graph in (plugin, standard):
+        _finish(graph)
+    return Graphs(plugin, standard)
+
+
+def write_graphs(graphs: Graphs, directory: Path) -> dict[str, str]:
+    """Write both graphs and their common weights; returns form -> file name.
+
+    Raises:
+        ValueError: a graph is not valid ONNX.
+    """
+    models = graphs._asdict()
+    values = [value for model in models.values() for value in model.graph.initializers.values()]
+    large = {
+        id(value.const_value): value.const_value
+        for value in values
+        if value.const_value is not None and value.const_value.nbytes >= EXTERNAL_FROM_BYTES
+    }
+    external = ir.external_data.convert_tensors_to_external(
+        list(large.values()), directory, WEIGHTS_FILE, alignment=4096
+    )
+    replacement = dict(zip(large, external, strict=True))
+    for value in values:
+        value.const_value = replacement.get(id(value.const_value), value.const_value)
+    files = {"standard": "model.onnx", "plugin": "model.plugin.onnx"}
+    for form, file in files.items():
+        ir.save(models[form], directory / file)
+        try:
+            onnx.checker.check_model(str(directory / file))
+        except onnx.checker.ValidationError as error:
+            raise ValueError(f"the {form} graph is not valid ONNX: {error}") from error
+    return files
+
+
+def _trace(model: DetectionModel, min_side: int) -> ir.Model:
+    """The plugin form, not yet optimised."""
+    # Height, width and every level's share of them differ, lest the tracer takes two for one.
+    height, width = min_side + 96, min_side + 224
+    images = torch.zeros(EXAMPLE_BATCH, height, width, 3, dtype=torch.uint8)
+    padding_mask = torch.zeros(EXAMPLE_BATCH, height, width, dtype=torch.bool)
+    free = {0: "batch", 1: "height", 2: "width"}
+    same = dict.fromkeys(free, torch.export.Dim.DYNAMIC)  # takes the names of the images' axes
+    translation = {torch.ops.detr.ms_deform_attn.default: _attention_node}
+    return _export(
+        model,
+        (images, padding_mask),
+        dynamic_shapes=(free, same),
+        input_names=INPUTS,
+        output_names=OUTPUTS,
+        custom_translation_table=translation,
+        optimize=False,
+    )
+
+
+def _export(module: nn.Module, args: tuple[Tensor, ...], **options: Any) -> ir.Model:
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            module, args, dynamo=True, opset_version=OPSET, verbose=False, **options
+        )
+    assert program is not None
+    model: ir.Model = program.model
+    return model
+
+
+def _attention_node(
+    value: Any, spatial_shapes: Any, reference_points: Any, sampling_offsets: Any, logits: Any
+) -> Any:
+    """The node for one call of `detr::ms_deform_attn`; the shapes come as 2 L scalars."""
+    op: Any = opset20  # its annotations do not know the numbers it takes
+    sides = op.Concat(*[op.Reshape(side, [1]) for side in spatial_shapes], axis=0)
+    shapes = op.Reshape(op.Cast(sides, to=ir.DataType.INT32), [-1, 2])
+    opset = Opset(DOMAIN, _SCHEMA.since_version)
+    return opset.MSDeformAttn(value, shapes, reference_points, sampling_offsets, logits)
+
+
+def _attention_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    return (node for node in model.graph if node.domain == DOMAIN)
+
+
+class _Reference(nn.Module):
+    """The op with its level shapes as a tensor, as the node has them."""
+
+    def forward(
+        self,
+        value: Tensor,
+        spatial_shapes: Tensor,
+        reference_points: Tensor,
+        sampling_offsets: Tensor,
+        attention_logits: Tensor,
+    ) -> Tensor:
+        sides = spatial_shapes.flatten().tolist()
+        for side in sides:
+            torch._check(side >= 1)  # type: ignore[no-untyped-call]
+        levels = list(zip(sides[::2], sides[1::2], strict=True))
+        return ms_deform_attn_reference(
+            value, levels, reference_points, sampling_offsets, attention_logits
+        )
+
+
+class _Sizes(NamedTuple):
+    """What is fixed in the shapes of an MSDeformAttn node's inputs."""
+
+    num_heads: int
+    head_dim: int
+    reference_dim: int
+    num_levels: int
+    num_points: int
+
+
+def _sizes(node: ir.Node) -> _Sizes:
+    value, _, points, offsets, _ = (None if x is None else x.shape for x in node.inputs)
+    assert value is not None
+    assert points is not None
+    assert offsets is not None
+    sizes = (value[2], value[3], points[3], offsets[3], offsets[4])
+    return _Sizes(*(int(size) for size in sizes))  # type: ignore[arg-type]
+
+
+@cache
+def _reference_graph(sizes: _Sizes) -> ir.Graph:
+    """The reference implementation, free in batch, tokens and queries; without initialisers."""
+    heads, dim, reference_dim, levels, points = sizes
+    shapes = torch.tensor([(2 * level + 3, level + 2) for level in range(levels, 0, -1)])
+    num_tokens, num_queries = int(shapes.prod(1).sum()), 5
+    example = (
+        torch.zeros(EXAMPLE_BATCH, num_tokens, heads, dim),
+        shapes.int(),
+        torch.zeros(EXAMPLE_BATCH, num_queries, levels, reference_dim),
+        torch.zeros(EXAMPLE_BATCH, num_queries, heads, levels, points, 2),
+        torch.zeros(EXAMPLE_BATCH, num_queries, heads, levels, points),
+    )
+    free = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
+    graph = _export(_Reference().eval(), example, dynamic_shapes=(free, {}, free, free, free)).graph
+    for value in list(graph.initializers.values()):
+        assert value.const_value is not None
+        constant = ir.node("Constant", [], attributes={"value": value.const_value})
+        graph.insert_before(graph[0], constant)
+        ir.convenience.replace_all_uses_with(value, constant.outputs[0])
+    graph.initializers.clear()
+    return graph
+
+
+def _replace_attention(model: ir.Model, sizes: Sequence[_Sizes]) -> None:
+    """Put the reference implementation in the place of every MSDeformAttn node."""
+    for node, size in zip(_attention_nodes(model), sizes, strict=True):
+        node.overload = f"{size.reference_dim}d"
+        graph = _reference_graph(size).clone()
+        function = ir.Function(DOMAIN, node.op_type, node.overload, graph=graph, attributes=[])
+        model.functions.setdefault(function.identifier(), function)
+    lift = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
+    ir.passes.Sequential(passes.InlinePass(), lift)(model)
+
+
+def _finish(model: ir.Model) -> None:
+    """Drop what only a debugger of the exporter would read; it would name local paths, too."""
+    ir.passes.Sequential(
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+        passes.RemoveUnusedOpsetsPass(),
+        passes.ClearMetadataAndDocStringPass(),
+        passes.NameFixPass(),
+    )(model)
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+    model.producer_name, model.producer_version = "detr-serve", "1"
+    model.graph.name = "detr"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says about itself: absent torchvision, its own deprecations."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

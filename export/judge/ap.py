@@ -1,0 +1,128 @@
+"""What reduced precision costs: bundles measured as they are served, and how far AP may drop."""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from engines.base import EngineInfo
+from engines.load import open_engine
+from model.evaluate import EvaluationData, evaluate
+from model.evaluation.coco_metrics import Metrics
+from model.network.boxes import generalised_iou
+
+MAX_AP_DROP = 0.005
+MIN_AP = 0.05  # of float32: a drop from less says nothing
+# A detection is found again where there is one of the same class with this IoU, and half the score.
+SURE_SCORE = 0.5
+SAME_IOU = 0.75
+
+log = logging.getLogger(__name__)
+
+
+class Measured(NamedTuple):
+    """How a bundle did on the validation images."""
+
+    metrics: Metrics
+    engine: EngineInfo
+    seconds: float
+
+
+def measure(directory: Path, dataset: EvaluationData) -> Measured:
+    """Evaluate a bundle in the engine that serves it."""
+    manifest, engine = open_engine(directory)
+    log.info("AP in %s on %d images ...", manifest.precision, len(dataset))
+    start = time.perf_counter()
+    try:
+        metrics = evaluate(engine.run, dataset, manifest.preprocess, classes=manifest.classes)
+    finally:
+        engine.close()
+    measured = Measured(metrics, engine.info, time.perf_counter() - start)
+    numbers = metrics.numbers
+    log.info("  AP %.4f, AP50 %.4f, took %.0f s", numbers["AP"], numbers["AP50"], measured.seconds)
+    return measured
+
+
+def require_computable(directory: Path) -> None:
+    """Raise ValueError where the engine does not compute a bundle in its precision here."""
+    manifest, engine = open_engine(directory)
+    engine.close()
+    if engine.info.precision != manifest.precision:
+        raise ValueError(
+            f"{engine.info.runtime} computes {manifest.precision} in {engine.info.precision} on "
+            f"this machine, so AP in {manifest.precision} cannot be measured; export on a machine "
+            "like the one that serves, or in fp32"
+        )
+
+
+def require_judgeable(before: Measured) -> None:
+    """Raise ValueError where AP in float32 is too low for a drop to say anything."""
+    exact = before.metrics.numbers["AP"]
+    if not exact >= MIN_AP:  # NaN where no image has a box
+        raise ValueError(
+            f"the AP in fp32 is {exact:.4f}; expected {MIN_AP} at least, to judge a drop by: train "
+            "the model first, or give the data that it was trained for"
+        )
+
+
+def require_kept(before: Measured, after: Measured, precision: str) -> None:
+    """Raise ValueError where AP drops too far from float32."""
+    exact, reduced = before.metrics.numbers["AP"], after.metrics.numbers["AP"]
+    if exact - reduced > MAX_AP_DROP:
+        others = "PRECISION=fp32" if precision == "bf16" else "PRECISION=bf16 or fp32"
+        raise ValueError(
+            f"AP in {precision} is {reduced:.4f}, in fp32 {exact:.4f}: a drop of "
+            f"{exact - reduced:.4f} where {MAX_AP_DROP} is allowed, so the bundle was not written; "
+            f"export with {others}"
+            + (", or with a train split that is more like the val split" * (precision == "int8"))
+        )
+
+
+def compare(before: Measured, after: Measured, precision: str, num_images: int) -> dict[str, Any]:
+    """What the report says about the comparison."""
+    share = agreement(before.metrics.results, after.metrics.results)
+    drop = before.metrics.numbers["AP"] - after.metrics.numbers["AP"]
+    log.info("  AP changes by %+.4f; a drop of %s is allowed", -drop, MAX_AP_DROP)
+    if share is not None:
+        log.info("  %.1f%% of detections above a score of %s stay", 100 * share, SURE_SCORE)
+    return {
+        "images": num_images,
+        "drop": drop,
+        "agreement": share,
+        **{
+            name: {
+                "AP": measured.metrics.numbers["AP"],
+                "AP50": measured.metrics.numbers["AP50"],
+                "seconds": round(measured.seconds, 1),
+                "engine": measured.engine._asdict(),
+            }
+            for name, measured in (("fp32", before), (precision, after))
+        },
+    }
+
+
+def agreement(expected: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]) -> float | None:
+    """The share of sure detections that another bundle also makes; None where none is sure.
+
+    Both in COCO's results format.
+    """
+    candidates = defaultdict(list)
+    for one in found:
+        if one["score"] >= SURE_SCORE / 2:
+            candidates[one["image_id"], one["category_id"]].append(one["bbox"])
+    sure = [one for one in expected if one["score"] >= SURE_SCORE]
+    is_found = [
+        _is_among(one["bbox"], candidates[one["image_id"], one["category_id"]]) for one in sure
+    ]
+    return sum(is_found) / len(sure) if sure else None
+
+
+def _is_among(box: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
+    boxes = torch.tensor([box, *others], dtype=torch.float64)
+    boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
+    iou, _ = generalised_iou(boxes[:1], boxes[1:])
+    return bool((iou >= SAME_IOU).any())

@@ -1,0 +1,127 @@
+"""The detector: backbone -> input_proj -> encoder -> queries -> decoder -> heads."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig, Variant
+from model.network.backbone import ResNet
+from model.network.position_encoding import encode_pixels
+from model.network.pyramid import build_pyramid
+from model.network.queries import BoxHead, LearnedQueries, ProposalQueries, class_head
+from model.network.transformer import Decoder, Encoder
+
+NUM_GROUPS = 32  # of every GroupNorm in the neck
+
+
+class InputProjection(nn.Module):
+    """Convolution of one backbone map to C channels, then GroupNorm; no activation."""
+
+    def __init__(self, in_channels: int, hidden_dim: int, *, kernel_size: int, bias: bool) -> None:
+        super().__init__()
+        stride, padding = (1, 0) if kernel_size == 1 else (2, 1)
+        self.conv = nn.Conv2d(in_channels, hidden_dim, kernel_size, stride, padding, bias=bias)
+        self.norm = nn.GroupNorm(NUM_GROUPS, hidden_dim)
+        nn.init.xavier_uniform_(self.conv.weight)
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class DeformableDetr(nn.Module):
+    """Deformable DETR in its three variants.
+
+    Input: images (B, 3, H, W) float, normalised, zero on padding; padding_mask (B, H, W) bool,
+    True on padding. Images lie at the top left of the batch.
+
+    Output, a dict:
+        pred_logits: (B, Q, K), before the sigmoid. No class stands for background.
+        pred_boxes: (B, Q, 4), cxcywh normalised by the un-padded image.
+        aux_outputs: list of the same pair for every earlier decoder layer.
+        enc_outputs: the same pair for every encoder token (two_stage only).
+
+    Source: Zhu et al., arXiv:2010.04159.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.hidden_dim
+        self.backbone = ResNet(
+            config.backbone_width,
+            config.backbone_blocks,
+            frozen_stages=config.frozen_stages,
+            train_bn=config.train_batch_norm,
+        )
+        self.input_proj = nn.ModuleList(
+            InputProjection(channels, dim, kernel_size=1, bias=config.input_proj_bias)
+            for channels in self.backbone.out_channels
+        )
+        channels = self.backbone.out_channels[-1]  # the first extra level reads C5 itself
+        for _ in range(config.num_levels - len(self.backbone.out_channels)):
+            self.input_proj.append(
+                InputProjection(channels, dim, kernel_size=3, bias=config.input_proj_bias)
+            )
+            channels = dim
+        self.level_embed = nn.Parameter(torch.randn(config.num_levels, dim))
+        self.encoder = Encoder(config)
+
+        refines = config.variant is not Variant.BASE
+        is_two_stage = config.variant is Variant.TWO_STAGE
+        self.queries = (ProposalQueries if is_two_stage else LearnedQueries)(config)
+        self.decoder = Decoder(config, refines=refines)
+        num_heads = config.num_decoder_layers if refines else 1  # base: one pair, shared
+        self.class_heads = nn.ModuleList(class_head(config) for _ in range(num_heads))
+        self.box_heads = nn.ModuleList(
+            BoxHead(dim, initial_size_logit=-2.0 if i == 0 and not is_two_stage else 0.0)
+            for i in range(num_heads)
+        )
+
+    def forward(self, images: Tensor, padding_mask: Tensor) -> dict[str, Any]:
+        features = self._features(images)
+        shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
+        pyramid = build_pyramid(padding_mask, shapes)
+        tokens = torch.cat([f.flatten(2).transpose(1, 2) for f in features], dim=1)  # (B, S, C)
+        position = torch.cat(
+            [
+                (encode_pixels(y, x, tokens.shape[-1]) + embed).flatten(1, 2)
+                for y, x, embed in zip(pyramid.rows, pyramid.columns, self.level_embed, strict=True)
+            ],
+            dim=1,
+        )
+        memory = self.encoder(tokens, position.to(tokens.dtype), pyramid)
+
+        queries = self.queries(memory, pyramid)
+        num_layers = self.config.num_decoder_layers
+        repeats = num_layers // len(self.box_heads)
+        layers = self.decoder(
+            queries.content,
+            queries.position,
+            queries.reference_points,
+            memory,
+            pyramid,
+            list(self.box_heads) * repeats,
+        )
+        class_heads = list(self.class_heads) * repeats
+        outputs = [
+            {"pred_logits": head(layer.queries), "pred_boxes": layer.boxes}
+            for head, layer in zip(class_heads, layers, strict=True)
+        ]
+        result: dict[str, Any] = {**outputs[-1], "aux_outputs": outputs[:-1]}
+        if queries.enc_outputs is not None:
+            result["enc_outputs"] = queries.enc_outputs
+        return result
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        """Feature levels (B, C, H_l, W_l), finest first."""
+        maps = self.backbone(images)
+        num_maps = len(maps)
+        features = [proj(x) for proj, x in zip(self.input_proj, maps, strict=False)]
+        source = maps[-1]
+        for projection in list(self.input_proj)[num_maps:]:
+            source = projection(source)
+            features.append(source)
+        return features

@@ -1,0 +1,65 @@
+"""From uint8 images to detections: what evaluation runs and what export turns into a graph."""
+
+import torch
+from torch import Tensor, nn
+
+from bundle.preprocess import Preprocess
+from model.network.boxes import cxcywh_to_xyxy
+from model.network.deformable_detr import DeformableDetr
+
+
+def normalise(images: Tensor, padding_mask: Tensor, preprocess: Preprocess) -> Tensor:
+    """Network input (B, 3, H, W) float32 from images (B, H, W, 3) uint8 RGB.
+
+    Padding is zero *after* normalisation, as in training.
+    """
+    mean = torch.tensor(preprocess.mean, device=images.device)[:, None, None]
+    std = torch.tensor(preprocess.std, device=images.device)[:, None, None]
+    # A runtime moves pixels here, floats because TensorRT moves no bytes, and then computes along
+    # rows of them. In PyTorch nothing moves: channels stay last in memory, which where() keeps so,
+    # and convolutions are faster for it.
+    normalised = (images.float().permute(0, 3, 1, 2) - mean) / std
+    return torch.where(padding_mask[:, None], 0.0, normalised)
+
+
+def decode_detections(
+    pred_logits: Tensor, pred_boxes: Tensor, num_detections: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best (query, class) pairs of every image, best first.
+
+    Args:
+        pred_logits: (B, Q, K). pred_boxes: (B, Q, 4) normalised cxcywh.
+        num_detections: N; at most Q * K are returned.
+
+    Returns:
+        scores (B, N) float32, labels (B, N) int64 and boxes (B, N, 4) float32: xyxy, normalised
+        by the un-padded image and clamped to it. A query may appear with several classes.
+    """
+    num_queries, num_classes = pred_logits.shape[1:]
+    count = min(num_detections, num_queries * num_classes)
+    scores, index = pred_logits.float().sigmoid().flatten(1).topk(count, dim=1)
+    queries = index // num_classes
+    boxes = cxcywh_to_xyxy(pred_boxes.float()).clamp(0.0, 1.0)
+    boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
+    return scores, index % num_classes, boxes
+
+
+class DetectionModel(nn.Module):
+    """Detector with its input and output processing: the graph that is exported and served."""
+
+    def __init__(self, detector: DeformableDetr, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.detector = detector
+        self.preprocess = preprocess
+
+    def forward(self, images: Tensor, padding_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Detections of images (B, H, W, 3) uint8 RGB with padding_mask (B, H, W) bool.
+
+        Returns scores, labels and boxes as `decode_detections` does.
+        """
+        outputs = self.detector(normalise(images, padding_mask, self.preprocess), padding_mask)
+        return decode_detections(
+            outputs["pred_logits"],
+            outputs["pred_boxes"],
+            self.detector.config.num_detections,
+        )

@@ -1,0 +1,155 @@
+"""The native CPU kernels of multi-scale deformable attention, called through their C interface.
+
+Takes and gives tensors as `ms_deform_attn` does: float32, float64, or bfloat16, whose values stay
+so while they are sampled. Computes in float32, or float64 where the values are, on
+torch.get_num_threads() threads; results do not depend on how many these are.
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from plugins import library
+
+INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # in the order of detr::Isa
+_STORAGES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}  # detr::ValueStorage
+
+
+class _Params(ctypes.Structure):
+    """detr::MSDeformAttnParams."""
+
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("batch", "num_tokens", "num_queries", "num_heads")),
+        *((name, ctypes.c_int) for name in ("head_dim", "num_levels", "num_points", "ref_dim")),
+        *((name, ctypes.c_void_p) for name in ("value", "shapes", "reference", "offsets")),
+        *((name, ctypes.c_void_p) for name in ("logits", "output")),
+    ]
+
+
+class _Gradients(ctypes.Structure):
+    """detr::MSDeformAttnGradients."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("output", "value", "reference")),
+        *((name, ctypes.c_void_p) for name in ("offsets", "logits")),
+    ]
+
+
+def _load() -> ctypes.CDLL | None:
+    path = library.find("libms_deform_attn.so")
+    if path is None:
+        return None
+    loaded = ctypes.CDLL(str(path))
+    loaded.detrLastError.restype = ctypes.c_char_p
+    return loaded
+
+
+_LIBRARY = _load()
+
+
+def supports(value: Tensor) -> bool:
+    """Whether the kernels are built, and take values of this device and type."""
+    return _LIBRARY is not None and value.device.type == "cpu" and value.dtype in _STORAGES
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Those that this CPU has and kernels are built for, the best last."""
+    return INSTRUCTION_SETS[: 1 + _LIBRARY.detrBestIsa()] if _LIBRARY is not None else ()
+
+
+def forward(
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    *,
+    kept_as: torch.dtype | None = None,
+    instructions: str | None = None,
+) -> Tensor:
+    """The op; arguments as those of `detr::ms_deform_attn`.
+
+    Args:
+        kept_as: what values are rounded to while they are sampled, if not their own type:
+            bfloat16 for float32.
+        instructions: one of instruction_sets(), the best unless named.
+
+    Raises:
+        ValueError: the kernels cannot run this call.
+    """
+    tensors = _computed(value, reference_points, sampling_offsets, attention_logits)
+    batch, _, num_heads, head_dim = value.shape
+    output = tensors[0].new_empty(batch, sampling_offsets.shape[1], num_heads * head_dim)
+    params, _shapes = _params(spatial_shapes, *tensors, output=output)
+    storage = _STORAGES[kept_as or value.dtype]
+    _call("detrForward", params, storage=storage, instructions=instructions)
+    return output.to(value.dtype)
+
+
+def backward(
+    gradient: Tensor,
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    *,
+    with_reference_points: bool = True,
+    instructions: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of value, reference points (empty if not wanted), offsets and logits."""
+    inputs = (value, reference_points, sampling_offsets, attention_logits)
+    tensors = _computed(*inputs)
+    wide = tensors[0].dtype
+    results = [torch.empty_like(tensor) for tensor in tensors]
+    if not with_reference_points:
+        results[1] = results[1].new_empty(0)
+    out = gradient.to(wide).contiguous()
+    params, _shapes = _params(spatial_shapes, *tensors, output=None)
+    gradients = _Gradients(out.data_ptr(), *(result.data_ptr() or None for result in results))
+    storage = _STORAGES[wide]
+    _call("detrBackward", params, gradients, storage=storage, instructions=instructions)
+    cast = [result.to(t.dtype) for result, t in zip(results, inputs, strict=True)]
+    return cast[0], cast[1], cast[2], cast[3]
+
+
+def _computed(value: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All of them dense and in the type that is computed in."""
+    wide = torch.float64 if value.dtype == torch.float64 else torch.float32
+    reference, offsets, logits = (other.to(wide).contiguous() for other in others)
+    return value.to(wide).contiguous(), reference, offsets, logits
+
+
+def _params(
+    spatial_shapes: Sequence[int],
+    value: Tensor,
+    reference: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    *,
+    output: Tensor | None,
+) -> tuple[_Params, ctypes.Array[ctypes.c_int32]]:
+    """The call, and the array that has to live as long as it."""
+    batch, num_tokens, num_heads, head_dim = value.shape
+    num_queries, num_levels, num_points = offsets.shape[1], offsets.shape[3], offsets.shape[4]
+    shapes = (ctypes.c_int32 * len(spatial_shapes))(*spatial_shapes)
+    params = _Params(
+        *(batch, num_tokens, num_queries, num_heads, head_dim, num_levels, num_points),
+        reference.shape[-1],
+        value.data_ptr(),
+        ctypes.addressof(shapes),
+        *(tensor.data_ptr() for tensor in (reference, offsets, logits)),
+        None if output is None else output.data_ptr(),
+    )
+    return params, shapes
+
+
+def _call(name: str, *structures: ctypes.Structure, storage: int, instructions: str | None) -> None:
+    assert _LIBRARY is not None
+    best = _LIBRARY.detrBestIsa()
+    isa = best if instructions is None else INSTRUCTION_SETS.index(instructions)
+    arguments = (ctypes.byref(structure) for structure in structures)
+    if getattr(_LIBRARY, name)(*arguments, storage, isa, torch.get_num_threads()) != 0:
+        raise ValueError(_LIBRARY.detrLastError().decode())

@@ -1,0 +1,118 @@
+"""`detr::ms_deform_attn` as one opaque operator of torch, with its gradient.
+
+Runs the native kernels where they are built and take the values, else the reference; gradients
+need the native kernels.
+"""
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.network.ops import native
+from model.network.ops.reference import ms_deform_attn_reference
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def say_once(level: int, message: str) -> None:
+    """Log what backend was picked, the first time only."""
+    logger.log(level, "multi-scale deformable attention: %s", message)
+
+
+@torch.library.custom_op("detr::ms_deform_attn", mutates_args=())
+def ms_deform_attn_operator(
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    """`ms_deform_attn` as a torch operator; spatial_shapes is flat: height, width, height, ..."""
+    tensors = (reference_points, sampling_offsets, attention_logits)
+    if native.supports(value):
+        say_once(logging.INFO, f"native kernels, {native.instruction_sets()[-1]}")
+        return native.forward(value, spatial_shapes, *tensors)
+    shapes = list(zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True))
+    return ms_deform_attn_reference(value, shapes, *tensors).contiguous()
+
+
+@ms_deform_attn_operator.register_fake
+def _shape_of_output(
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    batch, _, num_heads, head_dim = value.shape
+    return value.new_empty(batch, sampling_offsets.shape[1], num_heads * head_dim)
+
+
+@torch.library.custom_op("detr::ms_deform_attn_backward", mutates_args=())
+def _backward(
+    gradient: Tensor,
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    with_reference_points: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if not native.supports(value):
+        raise RuntimeError(
+            f"no native kernels for gradients of {value.dtype} on {value.device.type}; "
+            'run `make plugins`, or take backend="reference"'
+        )
+    return native.backward(
+        gradient,
+        value,
+        spatial_shapes,
+        reference_points,
+        sampling_offsets,
+        attention_logits,
+        with_reference_points=with_reference_points,
+    )
+
+
+@_backward.register_fake
+def _shapes_of_gradients(
+    gradient: Tensor,
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    with_reference_points: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs = (value, reference_points, sampling_offsets, attention_logits)
+    dense = [tensor.new_empty(tensor.shape) for tensor in inputs]
+    if not with_reference_points:
+        dense[1] = reference_points.new_empty(0)
+    return dense[0], dense[1], dense[2], dense[3]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, ctx.spatial_shapes, *tensors = inputs
+    ctx.save_for_backward(value, *tensors)
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    value, *tensors = ctx.saved_tensors
+    with_reference_points = ctx.needs_input_grad[2]
+    value_gradient, reference_gradient, *others = torch.ops.detr.ms_deform_attn_backward(
+        gradient, value, ctx.spatial_shapes, *tensors, with_reference_points
+    )
+    return (value_gradient, None, reference_gradient if with_reference_points else None, *others)
+
+
+def _refuse(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    raise RuntimeError('ms_deform_attn has no second derivative here; backend="reference" has one')
+
+
+torch.library.register_autograd("detr::ms_deform_attn", _gradients, setup_context=_save)
+torch.library.register_autograd("detr::ms_deform_attn_backward", _refuse)

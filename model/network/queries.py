@@ -1,0 +1,144 @@
+"""Where the object queries come from: a learned table, or proposals of the encoder."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.network.position_encoding import encode_boxes
+from model.network.pyramid import Pyramid
+
+PRIOR_LOGIT = -math.log((1 - 0.01) / 0.01)  # a class is present with probability 0.01 at the start
+INVALID_LOGIT = 1e4  # stands for +inf: its sigmoid is 1 exactly, and no runtime makes NaN of it
+
+
+class Queries(NamedTuple):
+    """Input of the decoder.
+
+    content, position: (B, Q, C). reference_points: (B, Q, 2 or 4), normalised.
+    enc_outputs: pred_logits (B, S, K) and pred_boxes (B, S, 4) of every proposal, or None.
+    """
+
+    content: Tensor
+    position: Tensor
+    reference_points: Tensor
+    enc_outputs: dict[str, Tensor] | None
+
+
+class BoxHead(nn.Module):
+    """Three linear layers to a box delta; starts at zero but for the logit of width and height."""
+
+    def __init__(self, hidden_dim: int, initial_size_logit: float) -> None:
+        super().__init__()
+        last = nn.Linear(hidden_dim, 4)
+        self.layers = nn.ModuleList(
+            (nn.Linear(hidden_dim, hidden_dim), nn.Linear(hidden_dim, hidden_dim), last)
+        )
+        nn.init.zeros_(last.weight)
+        with torch.no_grad():
+            last.bias.copy_(torch.tensor([0.0, 0.0, initial_size_logit, initial_size_logit]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., C) to (..., 4)."""
+        x = F.relu(self.layers[0](x))
+        x = F.relu(self.layers[1](x))
+        return self.layers[2](x)
+
+
+def class_head(config: ModelConfig) -> nn.Linear:
+    """Linear layer C -> K whose bias starts at the prior probability 0.01 (arXiv:1708.02002)."""
+    head = nn.Linear(config.hidden_dim, config.num_classes)
+    nn.init.constant_(head.bias, PRIOR_LOGIT)
+    return head
+
+
+class LearnedQueries(nn.Module):
+    """A table of queries, the same for every image, and their learned reference points."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.num_queries, 2 * config.hidden_dim)
+        self.reference_points = nn.Linear(config.hidden_dim, 2)
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
+
+    def forward(self, memory: Tensor, pyramid: Pyramid) -> Queries:
+        """Queries for a batch the size of memory (B, S, C), whose content is not looked at."""
+        position, content = self.embedding.weight.chunk(2, dim=-1)  # position first
+        reference_points = self.reference_points(position).float().sigmoid()
+        batch = memory.shape[0]
+        return Queries(
+            content.expand(batch, -1, -1),
+            position.expand(batch, -1, -1),
+            reference_points.expand(batch, -1, -1),
+            None,
+        )
+
+
+class ProposalQueries(nn.Module):
+    """Queries from the best proposals among the encoder's tokens.
+
+    Source: arXiv:2010.04159, section 4.2, two-stage, and its appendix.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.num_queries = config.num_queries
+        self.content_from_memory = config.query_content == "memory"
+        self.memory_proj = nn.Linear(dim, dim)
+        self.memory_norm = nn.LayerNorm(dim)
+        self.position_proj = nn.Linear(2 * dim, 2 * dim)
+        self.position_norm = nn.LayerNorm(2 * dim)
+        self.class_head = class_head(config)
+        self.box_head = BoxHead(dim, initial_size_logit=0.0)
+        nn.init.xavier_uniform_(self.memory_proj.weight)
+        nn.init.xavier_uniform_(self.position_proj.weight)
+
+    def forward(self, memory: Tensor, pyramid: Pyramid) -> Queries:
+        """Picks the top proposals of memory (B, S, C); at most S of them."""
+        anchors, is_invalid = proposal_logits(pyramid)
+        tokens = memory.masked_fill(is_invalid[..., None], 0.0)
+        tokens = self.memory_norm(self.memory_proj(tokens))
+
+        # What ranks the proposals, and the boxes of those chosen, come apart from the outputs of
+        # the loss: a graph for inference drops those, and with them the heads on most tokens.
+        objectness = F.linear(tokens, self.class_head.weight[:1], self.class_head.bias[:1])
+        num_tokens = tokens.shape[1]
+        # A comparison rather than min(): tracing settles it, and K stays a constant of the graph.
+        count = self.num_queries if num_tokens >= self.num_queries else num_tokens
+        best = objectness[..., 0].topk(count, dim=1).indices[..., None]  # (B, Q, 1)
+        chosen = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1])).detach()  # (B, Q, C)
+        chosen_anchors = anchors.gather(1, best.expand(-1, -1, 4))
+        reference_points = (self.box_head(chosen).float() + chosen_anchors).detach().sigmoid()
+
+        num_features = self.position_proj.in_features // 4
+        embedding = encode_boxes(reference_points, num_features).to(memory.dtype)
+        position, content = self.position_norm(self.position_proj(embedding)).chunk(2, dim=-1)
+        return Queries(
+            chosen if self.content_from_memory else content,
+            position,
+            reference_points,
+            enc_outputs={
+                "pred_logits": self.class_head(tokens),
+                "pred_boxes": (self.box_head(tokens).float() + anchors).sigmoid(),
+            },
+        )
+
+
+def proposal_logits(pyramid: Pyramid) -> tuple[Tensor, Tensor]:
+    """One square proposal around every token, as logits of cxcywh (B, S, 4), and their validity.
+
+    Tokens on padding, and those within 1% of the image's border, are invalid: the second
+    result (B, S) is True there and the logits are `INVALID_LOGIT`.
+    """
+    sizes = pyramid.level_sizes[None, :, None].expand(pyramid.centres.shape[0], -1, 2)
+    boxes = torch.cat((pyramid.centres, sizes), dim=-1)  # (B, S, 4)
+    is_inside = ((boxes > 0.01) & (boxes < 0.99)).all(-1)
+    is_invalid = pyramid.padding_mask | ~is_inside
+    safe = boxes.clamp(0.01, 0.99)
+    logits = torch.log(safe / (1 - safe))
+    return logits.masked_fill(is_invalid[..., None], INVALID_LOGIT), is_invalid

@@ -1,0 +1,160 @@
+"""Encoder and decoder layers and their stacks; post-norm throughout, no final norm."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.network.attention import MSDeformAttn, SelfAttention
+from model.network.boxes import inverse_sigmoid
+from model.network.pyramid import Pyramid
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around a ReLU; dropout on the hidden layer and on the output."""
+
+    def __init__(self, hidden_dim: int, ffn_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(hidden_dim, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x)))))
+
+
+def _cross_attention(config: ModelConfig) -> MSDeformAttn:
+    return MSDeformAttn(config.hidden_dim, config.num_heads, config.num_levels, config.num_points)
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention over the feature levels, then a feed-forward network."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self_attn = _cross_attention(config)
+        self.norm1 = nn.LayerNorm(config.hidden_dim)
+        self.ffn = FeedForward(config.hidden_dim, config.ffn_dim, config.dropout)
+        self.norm2 = nn.LayerNorm(config.hidden_dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, tokens: Tensor, position: Tensor, reference_points: Tensor, pyramid: Pyramid
+    ) -> Tensor:
+        attended = self.self_attn(
+            tokens + position,
+            tokens,
+            reference_points=reference_points,
+            padding_mask=pyramid.padding_mask,
+            spatial_shapes=pyramid.spatial_shapes,
+        )
+        tokens = self.norm1(tokens + self.dropout(attended))
+        return self.norm2(tokens + self.ffn(tokens))
+
+
+class Encoder(nn.Module):
+    """Stack of encoder layers: flattened features -> memory."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_encoder_layers))
+
+    def forward(self, tokens: Tensor, position: Tensor, pyramid: Pyramid) -> Tensor:
+        """Maps tokens (B, S, C) and their position encoding (B, S, C) to memory (B, S, C)."""
+        reference_points = pyramid.encoder_reference_points
+        for layer in self.layers:
+            tokens = layer(tokens, position, reference_points, pyramid)
+        return tokens
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among queries, deformable attention to memory, feed-forward network."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config.hidden_dim, config.num_heads, config.dropout)
+        self.norm1 = nn.LayerNorm(config.hidden_dim)
+        self.cross_attn = _cross_attention(config)
+        self.norm2 = nn.LayerNorm(config.hidden_dim)
+        self.ffn = FeedForward(config.hidden_dim, config.ffn_dim, config.dropout)
+        self.norm3 = nn.LayerNorm(config.hidden_dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        queries: Tensor,
+        query_pos: Tensor,
+        reference_points: Tensor,
+        memory: Tensor,
+        pyramid: Pyramid,
+    ) -> Tensor:
+        queries = self.norm1(queries + self.dropout(self.self_attn(queries, query_pos)))
+        attended = self.cross_attn(
+            queries + query_pos,
+            memory,
+            reference_points=reference_points,
+            padding_mask=pyramid.padding_mask,
+            spatial_shapes=pyramid.spatial_shapes,
+        )
+        queries = self.norm2(queries + self.dropout(attended))
+        return self.norm3(queries + self.ffn(queries))
+
+
+class DecoderLayerOutput(NamedTuple):
+    """What one decoder layer leaves: queries (B, Q, C) and boxes (B, Q, 4) normalised cxcywh."""
+
+    queries: Tensor
+    boxes: Tensor
+
+
+class Decoder(nn.Module):
+    """Stack of decoder layers, each followed by its box head.
+
+    Where `refines` is set, a layer's boxes, detached, are the next layer's reference points
+    (arXiv:2010.04159, section 4.2); else every layer uses the initial ones.
+    """
+
+    def __init__(self, config: ModelConfig, *, refines: bool) -> None:
+        super().__init__()
+        self.refines = refines
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_decoder_layers))
+
+    def forward(
+        self,
+        queries: Tensor,
+        query_pos: Tensor,
+        reference_points: Tensor,
+        memory: Tensor,
+        pyramid: Pyramid,
+        box_heads: Sequence[nn.Module],
+    ) -> list[DecoderLayerOutput]:
+        """Decode queries (B, Q, C) from reference points (B, Q, 2 or 4); one output a layer."""
+        outputs = []
+        for layer, box_head in zip(self.layers, box_heads, strict=True):
+            ratios = pyramid.valid_ratios[:, None]  # (B, 1, L, 2)
+            if reference_points.shape[-1] == 4:
+                ratios = torch.cat((ratios, ratios), dim=-1)
+            points = reference_points[:, :, None] * ratios  # (B, Q, L, 2 or 4)
+            queries = layer(queries, query_pos, points, memory, pyramid)
+            boxes = apply_box_delta(box_head(queries), reference_points)
+            outputs.append(DecoderLayerOutput(queries, boxes))
+            if self.refines:
+                reference_points = boxes.detach()
+        return outputs
+
+
+def apply_box_delta(delta: Tensor, reference_points: Tensor) -> Tensor:
+    """Boxes (B, Q, 4) in [0, 1] from deltas (B, Q, 4) in logit space around reference points.
+
+    A point (B, Q, 2) moves the centre only; a box (B, Q, 4) is corrected as a whole. float32.
+    """
+    delta = delta.float()
+    anchor = inverse_sigmoid(reference_points)
+    if reference_points.shape[-1] == 4:
+        return (delta + anchor).sigmoid()
+    return torch.cat((delta[..., :2] + anchor, delta[..., 2:]), dim=-1).sigmoid()

@@ -1,0 +1,136 @@
+"""The training loss: classification, L1 and GIoU over every decoder layer and the encoder head."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import LossConfig
+from model.network.boxes import cxcywh_to_xyxy, generalised_iou
+from model.training.matcher import PaddedTargets, match
+
+Targets = list[dict[str, Any]]
+
+
+class LossNormalisers(NamedTuple):
+    """Matched pairs over the whole effective batch, at least 1: what the sums are divided by."""
+
+    decoder: float
+    encoder: float
+
+
+def loss_normalisers(
+    targets: Targets, *, num_queries: int, num_tokens: int | None, config: LossConfig
+) -> LossNormalisers:
+    """Number of pairs the matcher will make, which only the counts of ground truths decide.
+
+    Args:
+        targets: of every image in the effective batch, over all accumulation steps.
+        num_queries: Q. num_tokens: S, the proposals of an image; None where it bounds nothing.
+    """
+    counts = [len(target["labels"]) for target in targets]
+    decoder = sum(min(num_queries, count) for count in counts)
+    repeated = [config.encoder_matches * count for count in counts]
+    encoder = sum(count if num_tokens is None else min(num_tokens, count) for count in repeated)
+    return LossNormalisers(max(decoder, 1.0), max(encoder, 1.0))
+
+
+def compute_losses(
+    outputs: dict[str, Any],
+    targets: Targets,
+    config: LossConfig,
+    *,
+    normalisers: LossNormalisers | None = None,
+) -> dict[str, Tensor]:
+    """Weighted loss terms; the total is their sum.
+
+    Args:
+        outputs: of `DeformableDetr.forward`.
+        targets: per image labels (G,) int64, boxes (G, 4) float32 cxcywh normalised by the
+            un-padded size, and size (2,) = (height, width) in pixels.
+        normalisers: of the effective batch; by default of these targets alone.
+
+    Returns:
+        loss_cls, loss_bbox, loss_iou of the last layer, d{i}.loss_* of layer i, and in
+        two_stage enc_loss_*.
+
+    Source: arXiv:2010.04159, appendix A.4; normalised by matched pairs, as in mmdetection.
+    """
+    if normalisers is None:
+        enc_outputs = outputs.get("enc_outputs")
+        normalisers = loss_normalisers(
+            targets,
+            num_queries=outputs["pred_logits"].shape[1],
+            num_tokens=None if enc_outputs is None else enc_outputs["pred_logits"].shape[1],
+            config=config,
+        )
+    padded = PaddedTargets.of(targets)
+    layers = [*outputs["aux_outputs"], outputs]
+    decoder = _losses(layers, padded, config, normalisers.decoder)
+    prefixes = [*(f"d{i}." for i in range(len(layers) - 1)), ""]
+    losses = {
+        f"{prefix}{name}": values[i]
+        for i, prefix in enumerate(prefixes)
+        for name, values in decoder.items()
+    }
+    if "enc_outputs" in outputs:
+        # The encoder head only tells objects from background: every label is class 0.
+        foreground = replace(padded, labels=torch.zeros_like(padded.labels))
+        encoder = _losses(
+            [outputs["enc_outputs"]],
+            foreground,
+            config,
+            normalisers.encoder,
+            repeats=config.encoder_matches,
+        )
+        losses.update({f"enc_{name}": values[0] for name, values in encoder.items()})
+    return losses
+
+
+def _losses(
+    layers: list[dict[str, Tensor]],
+    targets: PaddedTargets,
+    config: LossConfig,
+    normaliser: float,
+    *,
+    repeats: int = 1,
+) -> dict[str, Tensor]:
+    """The three weighted terms, each (T,), of T layers with predictions of one shape."""
+    logits = torch.stack([layer["pred_logits"] for layer in layers]).float()  # (T, B, N, K)
+    boxes = torch.stack([layer["pred_boxes"] for layer in layers]).float()  # (T, B, N, 4)
+    matches = match(logits, boxes, targets, config, repeats=repeats)
+    matched = boxes[matches.layer, matches.image, matches.prediction]  # (n, 4)
+    wanted = targets.boxes[matches.image, matches.truth]
+    scale = targets.scale[matches.image]
+    iou, giou = generalised_iou(cxcywh_to_xyxy(matched) * scale, cxcywh_to_xyxy(wanted) * scale)
+
+    class_targets = torch.zeros_like(logits)
+    labels = targets.labels[matches.image, matches.truth]
+    quality = iou.detach().clamp(min=0) if config.classification == "varifocal" else 1.0
+    class_targets[matches.layer, matches.image, matches.prediction, labels] = quality
+
+    nothing = boxes.sum(dim=(1, 2, 3)) * 0  # keeps the graph connected where nothing matched
+    l1 = nothing.index_add(0, matches.layer, (matched - wanted).abs().sum(-1))
+    overlap = nothing.index_add(0, matches.layer, 1 - giou)
+    return {
+        "loss_cls": _class_loss(logits, class_targets, config) * config.class_weight / normaliser,
+        "loss_bbox": l1 * config.box_weight / normaliser,
+        "loss_iou": overlap * config.giou_weight / normaliser,
+    }
+
+
+def _class_loss(logits: Tensor, targets: Tensor, config: LossConfig) -> Tensor:
+    """Focal (arXiv:1708.02002) or varifocal loss (arXiv:2008.13367) summed per layer, (T,)."""
+    probability = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    is_positive = targets > 0
+    if config.classification == "varifocal":
+        negative_weight = (1 - config.focal_alpha) * probability.detach() ** config.focal_gamma
+        weight = torch.where(is_positive, targets, negative_weight)
+    else:
+        alpha = torch.where(is_positive, config.focal_alpha, 1 - config.focal_alpha)
+        miss = torch.where(is_positive, 1 - probability, probability)
+        weight = alpha * miss**config.focal_gamma
+    return (weight * cross_entropy).sum(dim=(1, 2, 3))

@@ -1,0 +1,109 @@
+"""What the optimiser does at every step: parameter groups, learning rates, the moving average."""
+
+import copy
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from model.config import TrainConfig
+from model.network.deformable_detr import DeformableDetr
+
+# The published recipe: 2e-4 for 32 images a step, model-spec "training recipe".
+RECIPE_LEARNING_RATE = 2e-4
+RECIPE_BATCH = 32
+RECIPE_HIDDEN_DIM = 256
+DROP_FACTOR = 0.1
+
+
+def make_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainConfig):
+    """AdamW over the parameters that train, in groups of equal learning rate.
+
+    Each group keeps its own full rate under "base_lr"; `set_learning_rate` scales it.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            groups.setdefault(_rate_factor(name, config), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "base_lr": config.learning_rate * factor}
+            for factor, parameters in groups.items()
+        ],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,  # of norms and biases too, as published
+        fused=True,
+    )
+
+
+def _rate_factor(name: str, config: TrainConfig) -> float:
+    if "backbone" in name:
+        return config.backbone_lr_factor
+    if "sampling_offsets" in name or "reference_points" in name:
+        return config.offsets_lr_factor
+    return 1.0
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group to `factor` times its own full rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def schedule_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
+    """Part of the full learning rate that step `step`, counted from 0 over the run, uses."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    if config.schedule == "step":
+        num_drops = sum(step >= epoch * steps_per_epoch for epoch in config.lr_drop_epochs)
+        return warmup * DROP_FACTOR**num_drops
+    return warmup * cosine_factor(
+        step - config.warmup_steps, config.epochs * steps_per_epoch - config.warmup_steps
+    )
+
+
+def cosine_factor(step: int, num_steps: int) -> float:
+    """Half a cosine from 1 at step 0 to 0 at `num_steps`; 1 before."""
+    progress = min(1.0, max(0.0, step / max(1, num_steps)))
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def learning_rate_doubt(config: TrainConfig) -> str | None:
+    """A warning where learning rate and effective batch do not go together, or None.
+
+    Only models of the published width are judged: their rate is known to lie between linear
+    and square-root scaling of the published one; a factor of 1.5 beyond either is doubtful.
+    """
+    if config.model.hidden_dim != RECIPE_HIDDEN_DIM:
+        return None
+    batch = config.batch_size * config.accumulation_steps
+    scale = batch / RECIPE_BATCH
+    low, high = sorted((RECIPE_LEARNING_RATE * scale, RECIPE_LEARNING_RATE * math.sqrt(scale)))
+    if low / 1.5 <= config.learning_rate <= high * 1.5:
+        return None
+    return (
+        f"learning_rate {config.learning_rate:g} with an effective batch of {batch} "
+        f"(batch_size {config.batch_size} x accumulation_steps {config.accumulation_steps}) is "
+        f"off the published recipe ({RECIPE_LEARNING_RATE:g} at {RECIPE_BATCH}): "
+        f"expected {low:.2g} to {high:.2g}"
+    )
+
+
+class MovingAverage:
+    """Exponential moving average of a model's weights and batch norm statistics, as a model.
+
+    The average warms up, so that it does not remember the random start: after n steps the
+    decay is at most (1 + n) / (10 + n).
+    """
+
+    def __init__(self, model: DeformableDetr, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self._averages = list(self.model.state_dict().values())
+        self._currents = list(model.state_dict().values())
+
+    @torch.no_grad()
+    def update(self, num_steps: int) -> None:
+        """Take in the weights as they are after `num_steps` optimiser steps."""
+        weight = 1 - min(self.decay, (1 + num_steps) / (10 + num_steps))
+        torch._foreach_lerp_(self._averages, self._currents, weight)

@@ -1,0 +1,51 @@
+"""Where the weights of a new run come from, before step 1."""
+
+import logging
+from pathlib import Path
+
+from model.checkpoint import load_for_finetuning
+from model.config import TrainConfig
+from model.network.deformable_detr import DeformableDetr
+from model.training.interrupt import StopRequest
+from model.training.pretrain import pretrain_backbone
+from model.weights import backbone_weights, load_backbone
+
+WEIGHTS_DIR = Path("weights")  # where python -m model.weights puts downloads
+log = logging.getLogger(__name__)
+
+
+def check_start(config: TrainConfig, init: Path | None) -> None:
+    """Refuse, with ValueError, a start that cannot lead anywhere."""
+    if init is None and config.backbone_init == "checkpoint":
+        raise ValueError(
+            f"config {config.name} starts from trained weights: add --init CHECKPOINT "
+            "(make weights VARIANT=two_stage makes one)"
+        )
+    if init is None and config.backbone_init == "imagenet":
+        backbone_weights(WEIGHTS_DIR)
+    if init is None and config.backbone_init == "random" and config.model.frozen_stages >= 0:
+        log.warning(
+            "the backbone starts at random and %d of its stages stay so (frozen_stages); "
+            "set frozen_stages=-1 to train them",
+            config.model.frozen_stages + 1,
+        )
+
+
+def load_starting_weights(
+    model: DeformableDetr, config: TrainConfig, init: Path | None, stop: StopRequest
+) -> None:
+    """Load or pre-train what the configuration asks for, in place; `init` goes before it.
+
+    Raises:
+        ValueError: the weights cannot be had, or are of another model.
+        Interrupted: a stop was requested during pre-training.
+    """
+    if init is not None:
+        for line in load_for_finetuning(init, model):
+            log.info(line)
+    elif config.backbone_init == "imagenet":
+        path = backbone_weights(WEIGHTS_DIR)
+        load_backbone(path, model)
+        log.info("%s: backbone loaded", path)
+    elif config.pretrain_steps:
+        pretrain_backbone(model, config, stop)

@@ -1,0 +1,142 @@
+"""Everything a run needs to go on where it stopped, in memory and in one file."""
+
+import dataclasses
+import io
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.checkpoint import write_whole
+from model.config import TrainConfig
+from model.network.deformable_detr import DeformableDetr
+from model.training.schedule import MovingAverage, make_optimizer
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    epoch: int = 0  # complete epochs, evaluation included
+    step_in_epoch: int = 0  # optimiser steps of the epoch at hand
+    step: int = 0  # optimiser steps of the run
+    start_seconds: float = 0.0  # before step 1: loading or pre-training the first weights
+    seconds: float = 0.0  # in training and evaluation, over all sessions
+    best_ap: float | None = None
+
+
+@dataclass
+class TrainingState:
+    """What training changes. `average` is None where the configuration has no ema_decay."""
+
+    model: DeformableDetr
+    average: MovingAverage | None
+    optimizer: torch.optim.Optimizer
+    progress: Progress = field(default_factory=Progress)
+
+    @classmethod
+    def start(cls, model: DeformableDetr, config: TrainConfig) -> "TrainingState":
+        """The state before step 1."""
+        average = None if config.ema_decay is None else MovingAverage(model, config.ema_decay)
+        return cls(model, average, make_optimizer(model.named_parameters(), config))
+
+    @property
+    def evaluated_model(self) -> DeformableDetr:
+        """The model that is evaluated and kept: the moving average where there is one."""
+        return self.model if self.average is None else self.average.model
+
+    def save(self, path: Path, fingerprint: dict[str, Any]) -> None:
+        """Write all of it and torch's random state; the file appears whole or not at all.
+
+        Raises OSError, with a file from before intact, where the disk is full.
+        """
+        content = io.BytesIO()  # torch's own writer aborts on a full disk; plain writing raises
+        torch.save(
+            {
+                "format_version": FORMAT_VERSION,
+                "model": self.model.state_dict(),
+                "average": None if self.average is None else self.average.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "progress": dataclasses.asdict(self.progress),
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+                "fingerprint": fingerprint,
+            },
+            content,
+        )
+        write_whole(path, content.getvalue())
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Put back what `read_training_state` read, torch's random state included."""
+        self.model.load_state_dict(saved["model"])
+        if self.average is not None:
+            self.average.model.load_state_dict(saved["average"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.progress = Progress(**saved["progress"])
+        torch.set_rng_state(saved["rng"])
+        if saved["cuda_rng"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(saved["cuda_rng"])
+
+
+def read_training_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """The content of a state file that this run may continue.
+
+    Raises:
+        ValueError: no such file, none of ours, or saved by a run with another configuration or
+            data set; names what differs.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no {path} to resume from; --resume auto starts anew")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        version = saved["format_version"]
+    except Exception as error:  # torch raises half a dozen types on a file it cannot read
+        raise ValueError(
+            f"{path} is not a training state ({type(error).__name__}: {error}); "
+            "--resume takes a last.training.pt"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path} has format {version}, this version reads {FORMAT_VERSION}")
+    if lines := _differences(saved["fingerprint"], fingerprint):
+        raise ValueError(
+            f"{path} was saved by another run and cannot be continued by this one:\n  "
+            + "\n  ".join(lines)
+            + "\ngo back to the saved values, or start anew with another --out"
+        )
+    return saved
+
+
+def run_fingerprint(config: TrainConfig, data_summary: dict[str, Any]) -> dict[str, Any]:
+    """Plain values that decide what a run computes; only an equal run may continue it."""
+    values = _plain(dataclasses.asdict(config))
+    del values["num_workers"], values["num_threads"]  # they change the speed, not one batch
+    return {"config": values, "data": _plain(data_summary)}
+
+
+def _differences(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines like "config.epochs: 10 saved, 20 now" for all that differs."""
+    lines = []
+    for key in sorted(saved.keys() | current.keys()):
+        before, now = saved.get(key), current.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            lines += _differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            lines.append(f"{prefix}{key}: {before!r} saved, {now!r} now")
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    """`value` made of dicts, lists, str, int, float and None alone, as weights_only reads them."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value
+    if hasattr(value, "model_dump"):  # pydantic: the preprocessing
+        return _plain(value.model_dump())
+    return value

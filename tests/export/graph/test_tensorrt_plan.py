@@ -1,0 +1,318 @@
+"""Plans on a machine without a GPU: made by fakes, and built by TensorRT-RTX but never run."""
+
+import json
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from bundle.manifest import Manifest
+from bundle.preprocess import Preprocess
+from bundle.tensorrt_plan import BatchShape, default_profiles, max_batch
+from engines.load import open_engine
+from export.__main__ import main
+from export.build import plan_bundle, verify_plan
+from export.graph.half_precision import write_half
+from export.graph.tensorrt_plan import choose_profiles, find_planner
+from export.half import halve_bundle
+from export.judge.verify import photographs
+from export.reduce import Data, reduce_bundle, write_reduced
+from model.config import Variant
+from model.data.digits import DigitsDataset
+from service.detector import bucket
+from tests.export.test_half import scale_weights
+from tests.fake_cuda import FakeCuda
+from tests.fake_tensorrt import FakeTensorRT, Parser
+from tests.plugins.emulated import needs_compiler
+from tests.plugins.tensorrt_plugin import plugin
+from tests.tensorrt_rtx import run_with_tensorrt_rtx
+
+DEMO = Path(__file__).parents[3] / "bundles" / "demo"
+PUBLISHED = Preprocess(short_side=800, long_side=1333, min_side=128)
+
+
+class ParserThatKnowsTheOp(Parser):
+    """Takes a graph with MSDeformAttn nodes for the one in standard operators beside it."""
+
+    def parse_from_file(self, model):
+        return super().parse_from_file(str(Path(model).with_name("model.onnx")))
+
+
+class FakeWithOp(FakeTensorRT):
+    """TensorRT that can run graphs with MSDeformAttn nodes, in float32."""
+
+    def OnnxParser(self, network, log):  # noqa: N802
+        return ParserThatKnowsTheOp(network)
+
+
+@pytest.fixture
+def trt(monkeypatch, tmp_path):
+    """TensorRT, a GPU and the library of the op, as far as export can tell."""
+    cuda = FakeCuda()
+    fake = FakeWithOp(cuda)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    libraries = tmp_path / "plugins"
+    libraries.mkdir()
+    (libraries / "libms_deform_attn_tensorrt.so").write_text("MSDeformAttn")
+    monkeypatch.setattr("plugins.library.FOLDER", libraries)
+    monkeypatch.setattr(
+        "export.graph.tensorrt_plan.TIMING_CACHE", tmp_path / "timings" / "timing.cache"
+    )
+    yield fake
+    assert fake.misuses == []
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """A copy of the demo bundle, float32."""
+    directory = tmp_path / "demo"
+    return Path(shutil.copytree(DEMO, directory, ignore=shutil.ignore_patterns("cache")))
+
+
+@pytest.fixture
+def small(exported):
+    """A small model, exported before there are any fakes, which its exporter would find."""
+    return exported(Variant.BASE)
+
+
+# --- shapes
+
+
+def test_one_shape_takes_every_batch_up_to_it():
+    (profile,) = choose_profiles(["8x1333x1333"], PUBLISHED)
+
+    assert profile.min == BatchShape(1, 128, 128)
+    assert profile.opt == profile.max == BatchShape(8, 1333, 1333)
+
+
+def test_three_shapes_are_the_smallest_the_usual_and_the_largest():
+    profiles = choose_profiles(["1x256x256:1x800x1067:4x800x1333", "2x1333x800"], PUBLISHED)
+
+    assert profiles[0].min == BatchShape(1, 256, 256)
+    assert profiles[0].opt == BatchShape(1, 800, 1067)
+    assert profiles[0].max == BatchShape(4, 800, 1333)
+    assert max_batch(profiles, PUBLISHED) == 2
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (["800x1333"], "expected shapes as BATCHxHEIGHTxWIDTH, or .*, got '800x1333'"),
+        (["1x9x9:8x1333x1333"], "expected shapes as BATCHxHEIGHTxWIDTH"),
+        (["1x9x9:2x8x9:8x1333x1333"], "expected shapes that rise from a batch of 1"),
+        (["2x9x9:2x9x9:8x1333x1333"], "expected shapes that rise from a batch of 1"),
+        (["8x800x1333"], "take images of 800x1333 and of 1333x800, got 8x800x1333"),
+    ],
+)
+def test_shapes_that_do_not_do_are_refused(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        choose_profiles(shapes, PUBLISHED)
+
+
+@pytest.mark.parametrize(("width", "height"), [(4, 3), (3, 2), (16, 9), (1, 1), (9, 16), (1, 8)])
+def test_a_full_batch_of_every_bucket_fits_a_default_profile(width, height):
+    step_px = -(-PUBLISHED.short_side // 3)
+    scale = min(800 / min(width, height), 1333 / max(width, height))
+    rows, columns, is_portrait = bucket(int(height * scale), int(width * scale), 800)
+
+    largest = BatchShape(
+        8,
+        min(rows * step_px, 1333 if is_portrait else 800),
+        min(columns * step_px, 800 if is_portrait else 1333),
+    )
+
+    assert any(largest.fits(profile.max) for profile in default_profiles(PUBLISHED))
+
+
+# --- what has to be there
+
+
+def test_without_tensorrt_one_line_says_what_is_missing(checkpoint_of, tmp_path, capsys):
+    checkpoint = checkpoint_of(Variant.BASE)
+
+    status = main([str(checkpoint), "--out", str(tmp_path / "out"), "--runtime", "tensorrt"])
+
+    assert status == 1
+    error = capsys.readouterr().err
+    assert error.startswith("a TensorRT plan is made on a machine with TensorRT and a GPU")
+    assert "install the Python package tensorrt" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_gpu_nothing_is_started(trt, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+
+    with pytest.raises(
+        ValueError, match=r"and a GPU of the kind that will run it: .*cuda-bindings"
+    ):
+        find_planner([], PUBLISHED)
+
+
+def test_without_the_plugin_nothing_is_started(trt, tmp_path):
+    (tmp_path / "plugins" / "libms_deform_attn_tensorrt.so").unlink()
+
+    with pytest.raises(ValueError, match=r"no plugin library for TensorRT .*; run `make plugins`"):
+        find_planner([], PUBLISHED)
+
+
+def test_shapes_are_of_use_with_tensorrt_only(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "x"), "--out", str(tmp_path / "out"), "--shapes", "8x800x800"])
+
+    assert "--shapes is of use with --runtime tensorrt only" in capsys.readouterr().err
+
+
+# --- the plan in the bundle
+
+
+@pytest.mark.slow
+def test_a_plan_is_verified_against_the_model(small, trt, tmp_path):
+    directory = Path(shutil.copytree(small.directory, tmp_path / "bundle"))
+    planner = find_planner([], small.manifest.preprocess)
+
+    manifest = plan_bundle(directory, small.manifest, planner)
+    reports = verify_plan(small.model, directory, manifest, planner, [])
+
+    assert [report["passed"] for report in reports] == [True] * 4
+    assert manifest.tensorrt.graph == "plugin"
+    assert manifest.tensorrt.profiles == default_profiles(manifest.preprocess)
+    assert manifest.tensorrt.fingerprint.gpu == "NVIDIA Fake"
+    (config,) = trt.builds
+    assert config.plugins_to_serialize == [str(planner.plugin)]
+    assert (tmp_path / "timings" / "timing.cache").read_bytes() == b"timings"
+
+
+@pytest.mark.slow
+def test_a_plan_that_differs_from_the_model_is_refused(small, trt, tmp_path):
+    directory = Path(shutil.copytree(small.directory, tmp_path / "bundle"))
+    scale_weights(directory, "detector.backbone.conv1.weight", 1.1)
+    planner = find_planner([], small.manifest.preprocess)
+
+    manifest = plan_bundle(directory, small.manifest, planner)
+
+    with pytest.raises(ValueError, match="does not do what the model does"):
+        verify_plan(small.model, directory, manifest, planner, [])
+
+
+def test_a_float16_bundle_is_served_from_its_plan(trt, demo):
+    manifest = Manifest.load(demo)
+    planner = find_planner(["4x224x224"], manifest.preprocess)
+
+    halve_bundle(demo, manifest, photographs(), planner)
+
+    manifest, engine = open_engine(demo)
+    engine.close()
+    assert engine.info.runtime == "tensorrt"
+    assert engine.info.precision == "fp16"
+    assert engine.info.graph == manifest.tensorrt.graph == "tensorrt"
+    assert engine.max_batch_size == 4
+    assert manifest.files.keys() >= {"model.plan", "model.tensorrt.onnx", "weights.tensorrt.bin"}
+    report = json.loads((demo / "report.json").read_text())
+    assert report["half"]["tensorrt"]["share"] == 1.0
+
+
+@pytest.mark.parametrize("precision", ["int8", "bf16"])
+def test_ap_is_that_of_the_plan(trt, demo, tmp_path, precision):
+    planner = find_planner([], Manifest.load(demo).preprocess)
+    data = Data(DigitsDataset("train", num_images=4), DigitsDataset("val", num_images=12))
+    directory = tmp_path / precision
+    directory.mkdir()
+
+    manifest = reduce_bundle(demo, directory, precision, data, planner)
+
+    report = json.loads((directory / "report.json").read_text())["reduced"]
+    assert report["fp32"]["engine"]["runtime"] != "tensorrt"
+    assert report[precision]["engine"]["runtime"] == "tensorrt"
+    assert report[precision]["engine"]["precision"] == precision
+    assert manifest.precision == precision
+    assert manifest.tensorrt.graph == "tensorrt"
+
+
+# --- whole models in TensorRT-RTX, whose builder needs no GPU
+
+# Builds a plan of every graph given for the GPU given, in one process: loading takes a second.
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import tensorrt_rtx as trt
+from bundle.manifest import Manifest
+from bundle.tensorrt_plan import ShapeProfile
+from engines.gpu.tensorrt_builder import BuildOptions, build_plan
+
+bundle, library, jobs = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+inputs = Manifest.load(bundle).inputs
+profile = ShapeProfile(min=(1, 64, 64), opt=(2, 96, 128), max=(4, 160, 224))
+for graph, target in jobs:
+    options = BuildOptions((profile,), library, target=target)
+    print("built", len(build_plan(trt, Path(graph), inputs, options)))
+"""
+needs_rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="no tensorrt-rtx")
+
+# Form, precision and compute capability of the plans of every variant.
+BUILDS = {
+    Variant.BASE: [
+        ("plugin", "fp32", "8.6"),
+        ("plugin", "fp16", "12.0"),
+        ("standard", "fp32", "12.0"),
+    ],
+    Variant.REFINE: [
+        ("plugin", "fp32", "12.0"),
+        ("plugin", "fp16", "8.6"),
+        ("plugin", "bf16", "12.0"),
+        ("standard", "fp16", "8.6"),
+    ],
+    Variant.TWO_STAGE: [
+        ("plugin", "fp32", "12.0"),
+        ("plugin", "fp16", "8.6"),
+        ("standard", "fp16", "12.0"),
+    ],
+}
+
+
+def build(directory, scratch, builds):
+    """Sizes in bytes of the plans of a bundle's graphs, which are written to `scratch` first."""
+    manifest = Manifest.load(directory)
+    jobs = []
+    for form, precision, target in builds:
+        path = directory / manifest.graphs[form]
+        if precision != "fp32":
+            model = ir.load(path)
+            write_half(model, precision)
+            path = scratch / f"{form}.{precision}.onnx"
+            ir.save(model, path, external_data=f"{path.name}.bin")
+        jobs.append((str(path), target))
+    printed = run_with_tensorrt_rtx(
+        PROGRAM, scratch, str(directory), str(plugin()), json.dumps(jobs)
+    )
+    return [int(line.split()[1]) for line in printed.splitlines()]
+
+
+@needs_rtx
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", BUILDS)
+def test_the_whole_model_is_built(exported, tmp_path, variant):
+    directory = exported(variant).directory
+
+    sizes = build(directory, tmp_path, BUILDS[variant])
+
+    assert len(sizes) == len(BUILDS[variant])
+    assert min(sizes) > (directory / "weights.bin").stat().st_size
+
+
+@needs_rtx
+@needs_compiler
+@pytest.mark.slow
+def test_int8_is_built_with_float32_and_with_float16_around_it(demo, tmp_path):
+    directory = tmp_path / "int8"
+    directory.mkdir()
+    write_reduced(demo, directory, "int8", DigitsDataset("train", num_images=4))
+
+    sizes = build(directory, tmp_path, [("plugin", "fp32", "8.6"), ("plugin", "fp16", "12.0")])
+
+    assert min(sizes) > 1_000_000

@@ -1,0 +1,65 @@
+import pytest
+
+from engines.base import EngineInfo
+from export.judge.ap import Measured, agreement, compare, require_judgeable, require_kept
+from model.evaluation.coco_metrics import Metrics
+
+
+def measured(ap, results=()):
+    numbers = {"AP": ap, "AP50": ap}
+    engine = EngineInfo("openvino", "int8", "plugin", threads=1, streams=1)
+    return Measured(Metrics(numbers, (), list(results)), engine, seconds=1.0)
+
+
+def detection(score=0.9, category_id=1, image_id=1, bbox=(10, 10, 40, 20)):
+    return {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
+
+
+@pytest.mark.parametrize("reduced", [0.4, 0.3951, 0.45])
+def test_a_drop_of_half_a_point_is_allowed(reduced):
+    require_kept(measured(0.4), measured(reduced), "int8")
+
+
+@pytest.mark.parametrize(
+    ("precision", "remedy"),
+    [("bf16", "PRECISION=fp32$"), ("int8", "PRECISION=bf16 or fp32, or with a train split")],
+)
+def test_a_larger_drop_is_refused_with_both_numbers_and_a_way_out(precision, remedy):
+    with pytest.raises(ValueError, match=f"0.3940, in fp32 0.4000: a drop of 0.0060.*{remedy}"):
+        require_kept(measured(0.4), measured(0.394), precision)
+
+
+@pytest.mark.parametrize("ap", [0.0, 0.0499, float("nan")])
+def test_a_model_that_finds_next_to_nothing_cannot_be_judged(ap):
+    with pytest.raises(ValueError, match="train the model first, or give the data"):
+        require_judgeable(measured(ap))
+
+
+def test_a_detection_is_found_again_where_class_and_box_agree():
+    sure = [detection(), detection(image_id=2), detection(category_id=2)]
+    moved = detection(bbox=(11, 11, 40, 20), score=0.7)
+
+    assert agreement(sure, sure) == 1.0
+    assert agreement(sure, [moved]) == pytest.approx(1 / 3)
+    assert agreement(sure, [detection(bbox=(25, 10, 40, 20))]) == 0.0
+    assert agreement(sure, [detection(score=0.2)]) == 0.0
+    assert agreement(sure, []) == 0.0
+
+
+def test_detections_that_were_unsure_before_are_not_asked_for():
+    assert agreement([detection(), detection(score=0.4, image_id=2)], [detection()]) == 1.0
+    assert agreement([detection(score=0.4)], []) is None
+
+
+def test_the_report_has_both_aps_what_ran_and_how_long():
+    before, after = measured(0.4, [detection()]), measured(0.398, [detection()])
+
+    report = compare(before, after, "int8", 20)
+
+    assert report["images"] == 20
+    assert report["drop"] == pytest.approx(0.002)
+    assert report["agreement"] == 1.0
+    assert report["fp32"]["AP"] == report["fp32"]["AP50"] == 0.4
+    assert report["int8"]["AP"] == 0.398
+    assert report["int8"]["seconds"] == 1.0
+    assert report["int8"]["engine"]["runtime"] == "openvino"

@@ -1,0 +1,156 @@
+"""Foreign files: what they may hold, and that nothing in them runs."""
+
+import argparse
+import pickle
+import sys
+import types
+from collections import Counter, OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from model.checkpoints.published_file import read_published
+
+STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(1)}
+
+
+class HistoryBuffer:
+    """Pickles as mmengine's class of that name: numpy arrays and references to own methods."""
+
+    def __init__(self) -> None:
+        self._log_history = np.array([1.0, 2.0])
+
+    def mean(self) -> float:
+        return float(self._log_history.mean())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"statistics_methods": {"mean": HistoryBuffer.mean}}
+
+
+@pytest.fixture
+def mmengine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HistoryBuffer lives where mmengine has it."""
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    module.HistoryBuffer = HistoryBuffer  # type: ignore[attr-defined]
+    monkeypatch.setattr(HistoryBuffer, "__module__", module.__name__)
+    for name in ("mmengine", "mmengine.logging", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+class Bomb:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.path), "w")
+
+
+def _write(path: Path, content: Any, **options: Any) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+def _assert_is_state(tensors: dict[str, torch.Tensor]) -> None:
+    assert list(tensors) == list(STATE)
+    assert all(torch.equal(tensors[name], STATE[name]) for name in STATE)
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        STATE,
+        OrderedDict(STATE),
+        {"state_dict": STATE},
+        {"model": STATE, "optimizer": {"state": {}}, "epoch": 49},
+        {"state_dict": {f"module.{name}": tensor for name, tensor in STATE.items()}},
+        {"state_dict": STATE, "meta": {"hook_msgs": {"best": np.float64(0.4), "n": np.int64(3)}}},
+        {"model": STATE, "lr_scheduler": {"milestones": Counter({40: 1})}, "epoch": 1},
+    ],
+    ids=["plain", "ordered", "state_dict", "model", "module", "numpy", "scheduler"],
+)
+def test_tensors_are_found_wherever_they_lie(tmp_path: Path, content: Any, is_zip: bool) -> None:
+    path = _write(tmp_path / "x.pth", content, _use_new_zipfile_serialization=is_zip)
+
+    _assert_is_state(read_published(path).tensors)
+
+
+def test_settings_of_the_authors_file_are_read(tmp_path: Path) -> None:
+    args = argparse.Namespace(
+        nheads=4, num_queries=50, coco_path="./data/coco", output_dir=tmp_path
+    )
+
+    file = read_published(_write(tmp_path / "x.pth", {"model": STATE, "args": args}))
+
+    _assert_is_state(file.tensors)
+    assert (file.num_heads, file.num_queries, file.class_names) == (4, 50, None)
+
+
+@pytest.mark.usefixtures("mmengine")
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+def test_a_training_history_of_mmengine_is_passed_over(tmp_path: Path, is_zip: bool) -> None:
+    content = {
+        "meta": {"dataset_meta": {"classes": ("cat", "dog")}},
+        "state_dict": STATE,
+        "message_hub": {"log_scalars": OrderedDict({"train/loss": HistoryBuffer()})},
+    }
+    path = _write(tmp_path / "x.pth", content, _use_new_zipfile_serialization=is_zip)
+
+    file = read_published(path)
+
+    _assert_is_state(file.tensors)
+    assert file.class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+def test_code_in_a_file_is_named_and_never_runs(tmp_path: Path, is_zip: bool) -> None:
+    trace = tmp_path / "trace"
+    content = {"state_dict": STATE, "meta": {"x": Bomb(trace)}}
+    path = _write(tmp_path / "x.pth", content, _use_new_zipfile_serialization=is_zip)
+
+    with pytest.raises(ValueError, match=r"object of .*open, which is not loaded.*strip it"):
+        read_published(path)
+
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+def test_a_truncated_file_is_refused(tmp_path: Path, is_zip: bool) -> None:
+    path = _write(tmp_path / "x.pth", STATE, _use_new_zipfile_serialization=is_zip)
+    path.write_bytes(path.read_bytes()[:-20])
+
+    with pytest.raises(ValueError, match=r"x\.pth is not a whole file of torch\.save"):
+        read_published(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", pickle.dumps([1], protocol=2)])
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+
+    with pytest.raises(ValueError, match=r"x\.pth (is not a whole file|holds a list)"):
+        read_published(path)
+
+
+def test_a_tensor_alone_is_no_state_dict(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds a Tensor, expected a state dict"):
+        read_published(_write(tmp_path / "x.pth", torch.ones(2)))
+
+
+def test_a_broken_safetensors_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors.torch.save(STATE)[:-4])
+
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        read_published(path)
+
+
+def test_a_directory_is_not_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="name the weights file itself"):
+        read_published(tmp_path)

@@ -1,0 +1,134 @@
+"""The op's backends against each other and against a plain loop over samples."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.network.ops.ms_deform_attn import ms_deform_attn
+from tests.ops.cases import CASES, OpCase
+
+by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def _pixel(maps: Tensor, y: int, x: int) -> Tensor:
+    height, width = maps.shape[:2]
+    inside = 0 <= y < height and 0 <= x < width
+    return maps[y, x] if inside else torch.zeros_like(maps[0, 0])
+
+
+def _plain_loop(
+    value: Tensor,
+    shapes: list[tuple[int, int]],
+    reference: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+) -> Tensor:
+    """Equation (3), a sample at a time."""
+    batch, queries, heads, levels, points = logits.shape
+    out = value.new_zeros(batch, queries, heads, value.shape[-1])
+    starts = [0, *itertools.accumulate(h * w for h, w in shapes)]
+    for b, q, m in itertools.product(range(batch), range(queries), range(heads)):
+        weights = logits[b, q, m].flatten().softmax(0).view(levels, points)
+        for level, (h, w) in enumerate(shapes):
+            maps = value[b, starts[level] : starts[level + 1], m].view(h, w, -1)
+            for p in range(points):
+                x, y = reference[b, q, level, :2].tolist()
+                dx, dy = offsets[b, q, m, level, p].tolist()
+                if reference.shape[-1] == 4:
+                    box_w, box_h = reference[b, q, level, 2:].tolist()
+                    x, y = x + dx / points * box_w / 2, y + dy / points * box_h / 2
+                else:
+                    x, y = x + dx / w, y + dy / h
+                x, y = x * w - 0.5, y * h - 0.5
+                left, top = math.floor(x), math.floor(y)
+                fx, fy = x - left, y - top
+                sample = (
+                    _pixel(maps, top, left) * (1 - fx) * (1 - fy)
+                    + _pixel(maps, top, left + 1) * fx * (1 - fy)
+                    + _pixel(maps, top + 1, left) * (1 - fx) * fy
+                    + _pixel(maps, top + 1, left + 1) * fx * fy
+                )
+                out[b, q, m] += weights[level, p] * sample
+    return out.flatten(2)
+
+
+@by_name
+def test_reference_equals_a_loop_over_samples(case: OpCase) -> None:
+    inputs = case.inputs(torch.float64)
+
+    result = ms_deform_attn(*inputs, backend="reference")
+
+    torch.testing.assert_close(result, _plain_loop(*inputs), rtol=0, atol=1e-12)
+
+
+@by_name
+def test_operator_equals_reference(case: OpCase) -> None:
+    inputs = case.inputs(torch.float32)
+
+    result = ms_deform_attn(*inputs, backend="operator")
+
+    torch.testing.assert_close(result, ms_deform_attn(*inputs, backend="reference"))
+
+
+def test_reference_passes_gradcheck() -> None:
+    value, shapes, *rest = CASES[1].inputs(torch.float64)
+    tensors = [t.requires_grad_() for t in (value, *rest)]
+
+    assert torch.autograd.gradcheck(
+        lambda value, *rest: ms_deform_attn(value, shapes, *rest, backend="reference"), tensors
+    )
+
+
+def test_operator_passes_opcheck() -> None:
+    value, shapes, *rest = CASES[0].inputs()
+    flat = [side for shape in shapes for side in shape]
+
+    torch.library.opcheck(torch.ops.detr.ms_deform_attn.default, (value, flat, *rest))
+
+
+def test_memory_layout_of_the_inputs_does_not_matter() -> None:
+    value, shapes, *rest = CASES[4].inputs()
+    scattered = value.transpose(1, 2).contiguous().transpose(1, 2)
+
+    result = ms_deform_attn(scattered, shapes, *rest)
+
+    assert not scattered.is_contiguous()
+    torch.testing.assert_close(result, ms_deform_attn(value, shapes, *rest))
+
+
+def test_locations_stay_float32_when_values_are_half() -> None:
+    value, shapes, *rest = CASES[4].inputs()
+    exact = ms_deform_attn(value.double(), shapes, *(t.double() for t in rest))
+
+    half = ms_deform_attn(value.bfloat16(), shapes, rest[0], *(t.bfloat16() for t in rest[1:]))
+
+    assert half.dtype == torch.bfloat16
+    assert (half.double() - exact).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("position", "shape", "message"),
+    [
+        (0, (2, 30, 8), "expected value"),
+        (2, (2, 4, 2, 2), "expected reference_points"),
+        (2, (2, 5, 2, 3), "expected reference_points"),
+        (4, (2, 5, 2, 2, 4), "expected attention_logits"),
+        (0, (2, 30, 3, 4), "expected value with 2 heads"),
+    ],
+)
+def test_shapes_that_disagree_are_refused(
+    position: int, shape: tuple[int, ...], message: str
+) -> None:
+    inputs = list(CASES[0].inputs())
+    inputs[position] = torch.zeros(shape)
+
+    with pytest.raises(ValueError, match=message):
+        ms_deform_attn(*inputs)
+
+
+def test_an_unknown_backend_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="auto, reference, operator"):
+        ms_deform_attn(*CASES[0].inputs(), backend="magic")

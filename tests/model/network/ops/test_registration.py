@@ -1,0 +1,162 @@
+"""`detr::ms_deform_attn` in torch: its gradient, and what happens without kernels."""
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.network.ops import native
+from model.network.ops.ms_deform_attn import ms_deform_attn
+from tests.ops.cases import CASES, OpCase
+
+ROOT = Path(__file__).parents[4]
+POINTS, BOXES = CASES[0], CASES[1]
+needs_kernels = pytest.mark.skipif(
+    not native.instruction_sets(), reason="no native kernels: there was no C++ compiler"
+)
+points_and_boxes = pytest.mark.parametrize("case", [POINTS, BOXES], ids=lambda case: case.name)
+
+
+def differentiable(
+    case: OpCase, dtype: torch.dtype
+) -> tuple[Tensor, list[tuple[int, int]], Tensor, Tensor, Tensor]:
+    value, shapes, reference, offsets, logits = case.inputs(dtype)
+    for tensor in (value, reference, offsets, logits):
+        tensor.requires_grad_()
+    return value, shapes, reference, offsets, logits
+
+
+@needs_kernels
+@points_and_boxes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_torch_accepts_the_operator_and_its_gradient(case: OpCase, dtype: torch.dtype) -> None:
+    value, shapes, *others = differentiable(case, dtype)
+    flat = list(itertools.chain.from_iterable(shapes))
+
+    torch.library.opcheck(torch.ops.detr.ms_deform_attn.default, (value, flat, *others))
+
+
+@needs_kernels
+@points_and_boxes
+def test_gradients_are_those_of_small_differences(case: OpCase) -> None:
+    value, shapes, *others = differentiable(case, torch.float64)
+
+    assert torch.autograd.gradcheck(
+        lambda value, *others: ms_deform_attn(value, shapes, *others, backend="native"),
+        (value, *others),
+    )
+
+
+@needs_kernels
+def test_a_second_derivative_is_refused() -> None:
+    value, shapes, *others = differentiable(POINTS, torch.float64)
+    output = ms_deform_attn(value, shapes, *others, backend="native")
+
+    (gradient,) = torch.autograd.grad(output.sum(), value, create_graph=True)
+
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(gradient.sum(), others[1])
+
+
+@needs_kernels
+def test_gradients_come_in_the_types_of_their_inputs() -> None:
+    value, shapes, *others = differentiable(POINTS, torch.bfloat16)
+
+    ms_deform_attn(value, shapes, *others, backend="native").float().square().sum().backward()
+
+    assert [t.grad.dtype for t in (value, *others) if t.grad is not None] == [
+        torch.bfloat16,
+        torch.float32,
+        torch.bfloat16,
+        torch.bfloat16,
+    ]
+
+
+@needs_kernels
+def test_inputs_and_gradients_may_lie_anyhow_in_memory() -> None:
+    value, shapes, *others = differentiable(POINTS, torch.float64)
+    scattered = value.transpose(1, 2).contiguous().transpose(1, 2)
+    factor = torch.linspace(0, 1, 8, dtype=torch.float64).expand(2, 5, 8)
+
+    def loss(values: Tensor) -> Tensor:
+        return (ms_deform_attn(values, shapes, *others, backend="native") * factor).sum()
+
+    assert not scattered.is_contiguous()
+    expected = torch.autograd.grad(loss(value), (value, *others))
+    actual = torch.autograd.grad(loss(scattered), (value, *others))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+@needs_kernels
+def test_auto_takes_the_kernels_for_every_type_they_have() -> None:
+    value, shapes, *others = POINTS.inputs()
+
+    names = {
+        type(ms_deform_attn(value.to(dtype).requires_grad_(), shapes, *others).grad_fn).__name__
+        for dtype in (torch.float32, torch.float64, torch.bfloat16)
+    }
+    half = ms_deform_attn(value.half().requires_grad_(), shapes, *others)
+
+    assert len(names) == 1
+    assert "ms_deform_attn" in names.pop()
+    assert "ms_deform_attn" not in type(half.grad_fn).__name__
+
+
+@needs_kernels
+def test_a_type_without_kernels_is_refused_by_name() -> None:
+    value, shapes, *others = POINTS.inputs()
+
+    with pytest.raises(ValueError, match=r"no native kernels for torch\.float16 on cpu"):
+        ms_deform_attn(value.half(), shapes, *others, backend="native")
+
+
+@needs_kernels
+def test_autocast_trains_through_the_operator() -> None:
+    value, shapes, reference, offsets, logits = differentiable(POINTS, torch.float32)
+    projection = torch.eye(4, requires_grad=True)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        projected = torch.nn.functional.linear(value, projection)
+        output = ms_deform_attn(projected, shapes, reference, offsets, logits)
+    output.float().sum().backward()
+
+    assert projected.dtype == output.dtype == torch.bfloat16
+    assert projection.grad is not None
+    assert projection.grad.isfinite().all()
+
+
+WITHOUT_LIBRARY = """
+import logging, sys
+from pathlib import Path
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+from plugins import library
+library.FOLDER = Path("nowhere")
+import torch
+from model.network.ops.ms_deform_attn import ms_deform_attn
+from tests.ops.cases import CASES
+value, shapes, *others = CASES[0].inputs()
+outputs = [ms_deform_attn(value.requires_grad_(), shapes, *others, backend=backend)
+           for backend in ("auto", "auto", "operator", "reference")]
+assert all(torch.equal(output, outputs[-1]) for output in outputs)
+outputs[0].sum().backward()
+for act in (lambda: outputs[2].sum().backward(),
+            lambda: ms_deform_attn(value, shapes, *others, backend="native")):
+    try:
+        act()
+    except (RuntimeError, ValueError) as error:
+        print(error)
+"""
+
+
+def test_without_the_library_plain_pytorch_serves_and_says_so_once() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LIBRARY], cwd=ROOT, capture_output=True, text=True
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("plain PyTorch, which is slow; `make plugins` helps") == 1
+    assert result.stdout.count("no native kernels for") == 2

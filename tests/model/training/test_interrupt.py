@@ -1,0 +1,69 @@
+"""Signals as requests to stop, in processes of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model.training.interrupt import Interrupted, StopRequest
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_is_a_request(number: signal.Signals, status: int) -> None:
+    with StopRequest() as stop:
+        stop.check()
+        os.kill(os.getpid(), number)
+
+        assert stop.is_requested
+        assert stop.exit_status == status
+        with pytest.raises(Interrupted):
+            stop.check()
+
+
+def test_signals_are_as_before_afterwards() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    with StopRequest():
+        pass
+
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_second_signal_ends_the_process_at_once() -> None:
+    code = """
+import os, signal
+from model.training.interrupt import StopRequest
+with StopRequest():
+    os.kill(os.getpid(), signal.SIGINT)
+    print("first", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("second", flush=True)
+"""
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+    assert done.returncode == -signal.SIGTERM
+    assert done.stdout == "first\n"
+
+
+def test_a_worker_outlives_what_its_whole_group_gets() -> None:
+    code = """
+import os, signal
+from model.training.interrupt import shield_worker
+shield_worker(0)
+os.kill(os.getpid(), signal.SIGINT)
+os.kill(os.getpid(), signal.SIGTERM)
+print("alive", flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+print("still alive", flush=True)
+"""
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+    assert done.returncode == -signal.SIGTERM
+    assert done.stdout == "alive\n"

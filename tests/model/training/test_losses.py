@@ -1,0 +1,151 @@
+"""Matching and losses: edge cases, and that accumulation equals one large batch."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from model.config import LossConfig
+from model.training.losses import compute_losses, loss_normalisers
+from model.training.matcher import Matches, PaddedTargets, match, matching_cost
+
+CONFIG = LossConfig()
+
+
+def _outputs(batch: int = 2, queries: int = 6, classes: int = 3, seed: int = 0) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "pred_logits": torch.randn(batch, queries, classes, generator=generator).requires_grad_(),
+        "pred_boxes": (
+            0.2 + 0.3 * torch.rand(batch, queries, 4, generator=generator)
+        ).requires_grad_(),
+        "aux_outputs": [],
+    }
+
+
+def _target(num_boxes: int, seed: int = 0) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "labels": torch.randint(0, 3, (num_boxes,), generator=generator),
+        "boxes": 0.2 + 0.3 * torch.rand(num_boxes, 4, generator=generator),
+        "size": torch.tensor((48, 64)),
+    }
+
+
+def _match(outputs: dict, targets: list[dict], repeats: int = 1) -> Matches:
+    logits, boxes = outputs["pred_logits"][None], outputs["pred_boxes"][None]
+    return match(logits, boxes, PaddedTargets.of(targets), CONFIG, repeats=repeats)
+
+
+def test_no_ground_truth_trains_the_background_only() -> None:
+    outputs = _outputs()
+
+    losses = compute_losses(outputs, [_target(0), _target(0)], CONFIG)
+    sum(losses.values()).backward()
+
+    assert losses["loss_bbox"] == 0
+    assert losses["loss_iou"] == 0
+    assert (outputs["pred_logits"].grad > 0).all()
+    assert not outputs["pred_boxes"].grad.any()
+
+
+def test_more_ground_truths_than_queries_match_every_query_once() -> None:
+    outputs, target = _outputs(batch=1, queries=4), _target(9)
+
+    matches = _match(outputs, [target])
+
+    assert sorted(matches.prediction.tolist()) == [0, 1, 2, 3]
+    assert len(set(matches.truth.tolist())) == 4
+
+
+def test_repeats_match_every_ground_truth_that_often() -> None:
+    outputs, target = _outputs(batch=1, queries=20), _target(3)
+
+    matches = _match(outputs, [target], repeats=4)
+
+    assert torch.bincount(matches.truth).tolist() == [4, 4, 4]
+
+
+def test_every_image_and_layer_gets_its_own_cheapest_match() -> None:
+    outputs, targets = _outputs(batch=3), [_target(4), _target(0), _target(2, seed=5)]
+    logits = torch.stack((outputs["pred_logits"], outputs["pred_logits"].flip(1))).detach()
+    boxes = torch.stack((outputs["pred_boxes"], outputs["pred_boxes"].flip(1))).detach()
+    padded = PaddedTargets.of(targets)
+
+    matches = match(logits, boxes, padded, CONFIG)
+
+    cost = matching_cost(logits, boxes, padded, CONFIG)
+    for layer in range(2):
+        for image, target in enumerate(targets):
+            chosen = (matches.layer == layer) & (matches.image == image)
+            own = cost[layer, image, :, : len(target["labels"])]
+            best = own[linear_sum_assignment(own.numpy())].sum()
+            assert own[matches.prediction[chosen], matches.truth[chosen]].sum() == best
+
+
+@pytest.mark.parametrize("logit", [-1e4, 40.0, 1e4])
+def test_extreme_logits_keep_cost_and_loss_finite(logit: float) -> None:
+    outputs = _outputs()
+    outputs["pred_logits"] = torch.full_like(outputs["pred_logits"], logit).requires_grad_()
+
+    losses = compute_losses(outputs, [_target(2), _target(3)], CONFIG)
+
+    assert all(value.isfinite() for value in losses.values())
+
+
+def test_a_prediction_that_is_not_a_number_is_matched_last() -> None:
+    outputs, target = _outputs(batch=1), _target(5)
+    outputs["pred_boxes"] = outputs["pred_boxes"].detach().clone()
+    outputs["pred_boxes"][0, 2] = float("nan")
+
+    assert 2 not in _match(outputs, [target]).prediction.tolist()
+
+
+@pytest.mark.parametrize("classification", ["focal", "varifocal"])
+def test_accumulated_halves_equal_one_batch(classification: str) -> None:
+    config = replace(CONFIG, classification=classification)
+    targets = [_target(3, seed=1), _target(0), _target(1, seed=2), _target(2, seed=3)]
+    whole = _outputs(batch=4)
+    sum(compute_losses(whole, targets, config).values()).backward()
+
+    halves = _outputs(batch=4)
+    normalisers = loss_normalisers(targets, num_queries=6, num_tokens=None, config=config)
+    for part in (slice(0, 2), slice(2, 4)):
+        outputs = {
+            "pred_logits": halves["pred_logits"][part],
+            "pred_boxes": halves["pred_boxes"][part],
+            "aux_outputs": [],
+        }
+        losses = compute_losses(outputs, targets[part], config, normalisers=normalisers)
+        sum(losses.values()).backward()
+
+    torch.testing.assert_close(halves["pred_logits"].grad, whole["pred_logits"].grad)
+    torch.testing.assert_close(halves["pred_boxes"].grad, whole["pred_boxes"].grad)
+
+
+def test_varifocal_wants_the_score_to_be_the_overlap() -> None:
+    config = replace(CONFIG, classification="varifocal")
+    target = {**_target(1), "labels": torch.tensor([1])}
+    outputs = _outputs(batch=1, queries=1)
+    outputs["pred_boxes"] = target["boxes"][None].clone()  # IoU 1
+
+    logits = torch.tensor([[[-20.0, 20.0, -20.0]]])
+    right = compute_losses({**outputs, "pred_logits": logits}, [target], config)
+    wrong = compute_losses({**outputs, "pred_logits": -logits}, [target], config)
+
+    assert right["loss_cls"] < 1e-6 < wrong["loss_cls"]
+
+
+def test_encoder_loss_looks_for_objects_of_any_class() -> None:
+    outputs = _outputs(batch=1)
+    outputs["enc_outputs"] = {
+        "pred_logits": outputs["pred_logits"],
+        "pred_boxes": outputs["pred_boxes"],
+    }
+    one, other = _target(2), _target(2)
+    other["labels"] = (one["labels"] + 1) % 3
+
+    first = compute_losses(outputs, [one], CONFIG)["enc_loss_cls"]
+
+    assert first == compute_losses(outputs, [other], CONFIG)["enc_loss_cls"]

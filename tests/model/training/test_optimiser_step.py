@@ -1,0 +1,134 @@
+"""One optimiser step: accumulation, precision, and the diagnosis of a bad one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.config import LossConfig, ModelConfig, TrainConfig, Variant
+from model.configs import tiny
+from model.network.deformable_detr import DeformableDetr
+from model.training.non_finite import NonFiniteLoss
+from model.training.optimiser_step import accumulate_gradients, forward_dtype, take_step
+from model.training.training_state import TrainingState
+
+CPU = torch.device("cpu")
+
+
+def step_config(model: ModelConfig | None = None, **changes) -> TrainConfig:
+    model = replace(model or tiny().model, dropout=0.0)
+    return replace(tiny(), model=model, **changes)
+
+
+def make_batch(first: int, size: int):
+    """Images `first` .. `first + size - 1` of an endless list, all of one size, 0 to 3 boxes."""
+    images, targets = [], []
+    for image_id in range(first, first + size):
+        generator = torch.Generator().manual_seed(image_id)
+        images.append(torch.randint(0, 256, (48, 64, 3), generator=generator, dtype=torch.uint8))
+        count = image_id % 4
+        targets.append(
+            {
+                "labels": torch.randint(0, 3, (count,), generator=generator),
+                "boxes": 0.3 + 0.3 * torch.rand(count, 4, generator=generator),
+                "size": torch.tensor([48, 64]),
+                "image_id": image_id,
+            }
+        )
+    return torch.stack(images), torch.zeros(size, 48, 64, dtype=torch.bool), targets
+
+
+def gradients(config: TrainConfig, batches) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    model = DeformableDetr(config.model).train()
+    terms = accumulate_gradients(model, batches, config, torch.float32)
+    return terms, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("variant", list(Variant))
+def test_four_parts_of_two_give_the_gradients_of_one_batch_of_eight(variant: Variant) -> None:
+    config = step_config(replace(tiny().model, variant=variant), loss=LossConfig(encoder_matches=2))
+
+    terms, whole = gradients(config, [make_batch(0, 8)])
+    parts_terms, parts = gradients(config, [make_batch(first, 2) for first in (0, 2, 4, 6)])
+
+    assert parts.keys() == whole.keys()
+    assert parts_terms == pytest.approx(terms, rel=1e-4)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_step_changes_what_trains_and_counts() -> None:
+    config = step_config(ema_decay=0.5)
+    model = DeformableDetr(config.model).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = TrainingState.start(model, config)
+
+    values = take_step(state, [make_batch(1, 2)], config, torch.float32)
+
+    terms = {name: value for name, value in values.items() if "loss_" in name}
+    changed = {n for n, tensor in model.state_dict().items() if not torch.equal(tensor, before[n])}
+    assert values["loss"] == pytest.approx(sum(terms.values()))
+    assert values["gradient_norm"] > 0
+    assert state.progress.step == state.progress.step_in_epoch == 1
+    assert "backbone.conv1.weight" not in changed  # frozen
+    assert {"backbone.layer2.0.conv1.weight", "class_heads.0.weight"} <= changed
+
+
+def test_a_bad_weight_is_named_and_nothing_is_changed() -> None:
+    config = step_config()
+    model = DeformableDetr(config.model).train()
+    state = TrainingState.start(model, config)
+    with torch.no_grad():
+        model.encoder.layers[0].norm1.weight[3] = float("nan")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    with pytest.raises(NonFiniteLoss) as error:
+        take_step(state, [make_batch(0, 2), make_batch(2, 2)], config, torch.float32)
+
+    assert "step 1 (epoch 1): loss is not finite; image ids [0, 1]" in str(error.value)
+    assert "first bad tensor: weight encoder.layers.0.norm1.weight (" in str(error.value)
+    assert ": 1 of " in str(error.value)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_first_module_to_overflow_is_named() -> None:
+    config = step_config()
+    model = DeformableDetr(config.model).train()
+    state = TrainingState.start(model, config)
+    with torch.no_grad():
+        model.input_proj[1].conv.weight.fill_(3e38)
+
+    with pytest.raises(NonFiniteLoss, match=r"output of input_proj\.1\.conv \(Conv2d\)"):
+        take_step(state, [make_batch(0, 2)], config, torch.float32)
+
+
+def test_a_bad_gradient_names_the_batch_it_comes_from() -> None:
+    config = step_config()
+    model = DeformableDetr(config.model).train()
+    state = TrainingState.start(model, config)
+    model.level_embed.register_hook(lambda gradient: gradient * float("inf"))
+
+    with pytest.raises(NonFiniteLoss, match=r"gradient is not finite.*gradient of level_embed"):
+        take_step(state, [make_batch(0, 2)], config, torch.float32)
+
+
+@pytest.mark.skipif(
+    forward_dtype(replace(tiny(), precision="bf16"), CPU) != torch.bfloat16,
+    reason="this CPU does not compute in bfloat16",
+)
+def test_bfloat16_gives_nearly_the_loss_of_float32() -> None:
+    config = step_config(precision="bf16")
+    torch.manual_seed(0)
+    model = DeformableDetr(config.model).train()
+
+    exact = accumulate_gradients(model, [make_batch(0, 4)], config, torch.float32)
+    rounded = accumulate_gradients(model, [make_batch(0, 4)], config, torch.bfloat16)
+
+    assert rounded == pytest.approx(exact, rel=0.05)
+    assert model.class_heads[0].weight.dtype == torch.float32
+
+
+def test_float32_is_what_it_says() -> None:
+    assert forward_dtype(step_config(precision="fp32"), CPU) == torch.float32

@@ -1,0 +1,102 @@
+"""Parameter groups, learning rates and the moving average."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.configs import base, demo, finetune, refine, tiny, two_stage
+from model.network.deformable_detr import DeformableDetr
+from model.training.schedule import (
+    MovingAverage,
+    learning_rate_doubt,
+    make_optimizer,
+    schedule_factor,
+    set_learning_rate,
+)
+
+
+def test_every_parameter_that_trains_has_its_rate_and_weight_decay() -> None:
+    config = replace(tiny(), backbone_lr_factor=0.5, offsets_lr_factor=0.25)
+    model = DeformableDetr(config.model)
+    rate = config.learning_rate
+
+    optimizer = make_optimizer(model.named_parameters(), config)
+
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    found = {name: group_of[id(p)]["base_lr"] for name, p in trained.items()}
+    assert len(group_of) == len(trained)
+    assert found["backbone.layer2.0.conv1.weight"] == rate * 0.5
+    assert found["encoder.layers.0.self_attn.sampling_offsets.weight"] == rate * 0.25
+    assert found["decoder.layers.1.cross_attn.sampling_offsets.bias"] == rate * 0.25
+    assert found["queries.reference_points.weight"] == rate * 0.25
+    assert found["encoder.layers.0.norm1.bias"] == rate
+    assert found["input_proj.0.conv.weight"] == rate
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {config.weight_decay}
+
+
+def test_the_step_schedule_drops_after_the_epochs_it_names() -> None:
+    config = replace(tiny(), schedule="step", lr_drop_epochs=(2, 3), epochs=4)
+
+    factors = [schedule_factor(step, 10, config) for step in (0, 19, 20, 29, 30, 39)]
+
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_the_cosine_schedule_warms_up_and_ends_at_zero() -> None:
+    config = replace(tiny(), schedule="cosine", warmup_steps=10, epochs=11)
+
+    factors = [schedule_factor(step, 10, config) for step in (0, 4, 9, 10, 60, 110)]
+
+    assert factors == pytest.approx([0.1, 0.5, 1, 1, 0.5, 0])
+
+
+def test_the_rate_of_each_group_is_scaled() -> None:
+    config = tiny()
+    optimizer = make_optimizer(DeformableDetr(config.model).named_parameters(), config)
+
+    set_learning_rate(optimizer, 0.5)
+    set_learning_rate(optimizer, 0.1)
+
+    for group in optimizer.param_groups:
+        assert group["lr"] == pytest.approx(0.1 * group["base_lr"])
+
+
+@pytest.mark.parametrize("config", [base(), refine(), two_stage(), finetune(), demo()])
+def test_our_recipes_raise_no_doubt(config) -> None:
+    assert learning_rate_doubt(config) is None
+
+
+def test_a_small_batch_at_the_published_rate_is_doubtful() -> None:
+    doubt = learning_rate_doubt(replace(base(), accumulation_steps=1))
+
+    assert doubt is not None
+    assert "learning_rate 0.0002 with an effective batch of 2" in doubt
+    assert "expected 1.3e-05 to 5e-05" in doubt
+
+
+def test_the_average_follows_slowly_and_takes_no_gradient() -> None:
+    model = DeformableDetr(tiny().model)
+    average = MovingAverage(model, decay=0.75)
+    with torch.no_grad():
+        model.level_embed.fill_(4.0)
+        average.model.level_embed.fill_(0.0)
+
+    average.update(num_steps=1000)
+
+    torch.testing.assert_close(average.model.level_embed, torch.ones_like(model.level_embed))
+    assert not any(p.requires_grad for p in average.model.parameters())
+    assert not average.model.training
+
+
+def test_the_average_forgets_the_start_quickly() -> None:
+    model = DeformableDetr(tiny().model)
+    average = MovingAverage(model, decay=0.999)
+    with torch.no_grad():
+        model.level_embed.fill_(11.0)
+        average.model.level_embed.fill_(0.0)
+
+    average.update(num_steps=1)
+
+    torch.testing.assert_close(average.model.level_embed, torch.full_like(model.level_embed, 9.0))

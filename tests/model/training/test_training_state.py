@@ -1,0 +1,57 @@
+"""The file that a run goes on from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.configs import base, demo, tiny
+from model.network.deformable_detr import DeformableDetr
+from model.training.training_state import TrainingState, read_training_state, run_fingerprint
+
+SUMMARY = {"classes": ["cat", "dog"], "train_images": 3}
+
+
+def test_a_full_disk_leaves_the_state_of_before(tmp_path: Path, request) -> None:
+    config = tiny()
+    fingerprint = run_fingerprint(config, SUMMARY)
+    state = TrainingState.start(DeformableDetr(config.model), config)
+    path = tmp_path / "last.training.pt"
+    state.save(path, fingerprint)
+    before = path.read_bytes()
+    request.getfixturevalue("full_disk")
+    state.progress.step = 5
+
+    with pytest.raises(OSError, match=r"cannot write .*last\.training\.pt") as error:
+        state.save(path, fingerprint)
+
+    assert "before is unchanged" in str(error.value)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    config = demo()
+    fingerprint = run_fingerprint(config, SUMMARY)
+    state = TrainingState.start(DeformableDetr(config.model), config)
+    state.progress.best_ap = 0.5
+    torch.manual_seed(7)
+    state.save(tmp_path / "state.pt", fingerprint)
+    expected = torch.rand(3)
+
+    other = TrainingState.start(DeformableDetr(config.model), config)
+    other.restore(read_training_state(tmp_path / "state.pt", fingerprint))
+
+    assert torch.equal(torch.rand(3), expected)
+    assert other.progress == state.progress
+    for name, tensor in state.model.state_dict().items():
+        assert torch.equal(other.model.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("config", [base(), demo(), tiny()])
+def test_a_fingerprint_is_plain_and_compares(config, tmp_path: Path) -> None:
+    fingerprint = run_fingerprint(config, SUMMARY)
+    torch.save(fingerprint, tmp_path / "fingerprint.pt")
+
+    assert torch.load(tmp_path / "fingerprint.pt", weights_only=True) == fingerprint
+    assert fingerprint["config"]["model"]["variant"] == config.model.variant.value
