@@ -3,8 +3,8 @@
 The native kernels, for every instruction set that this CPU has, with values kept in float32 and in
 bfloat16, against plain PyTorch (`model.network.ops.reference`), Hugging Face transformers and the
 package torch-ms-deform-attn where they are installed. Calls take turns, --rounds times, and the
-fastest of each counts: of CPU time of the process with one thread, else of wall time. The last two are handed
-locations and weights; the others compute them, softmax included.
+fastest of each counts: of CPU time of the process with one thread, else of wall time. The last
+two are handed locations and weights; the others compute them, softmax included.
 """
 
 import argparse

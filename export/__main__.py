@@ -10,7 +10,7 @@ from export.build import build_bundle, preprocess_of
 from export.graph.tensorrt_plan import SHAPE_FORMAT, find_planner
 from export.half import build_half_bundle
 from export.reduce import build_reduced_bundle
-from model.checkpoint import load_checkpoint
+from model.checkpoints.checkpoint_file import load_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,7 +25,7 @@ from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from export.graph.tensorrt_plan import Planner, add_plan, open_plan
 from export.graph.trace import export_graphs, write_graphs
 from export.judge.verify import verify
-from model.checkpoint import Checkpoint, build_model
+from model.checkpoints.checkpoint_file import Checkpoint, build_model
 from model.config import ModelConfig, Variant
 from model.data.digits import DigitsDataset
 from model.network.inference import DetectionModel

@@ -28,8 +28,8 @@ from export.graph.half_precision import write_half
 from export.graph.tensorrt_plan import Planner, open_plan
 from export.graph.trace import EXTERNAL_FROM_BYTES
 from export.judge.verify import photographs
-from model.checkpoint import Checkpoint
-from model.evaluate import open_evaluation_data
+from model.checkpoints.checkpoint_file import Checkpoint
+from model.data.evaluation_data import open_evaluation_data
 
 GRAPH_NAME = "model.tensorrt.onnx"
 WEIGHTS_NAME = "weights.tensorrt.bin"

@@ -24,9 +24,9 @@ from export.judge.ap import (
     require_judgeable,
     require_kept,
 )
-from model.checkpoint import Checkpoint
+from model.checkpoints.checkpoint_file import Checkpoint
 from model.data import digits
-from model.evaluate import EvaluationData, open_evaluation_data, require_classes
+from model.data.evaluation_data import EvaluationData, open_evaluation_data, require_classes
 
 Precision = Literal["bf16", "int8"]
 

@@ -24,14 +24,14 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from model.checkpoint import save_checkpoint
+from model.checkpoints.checkpoint_file import save_checkpoint
 from model.config import TrainConfig
 from model.configs import CONFIGS, get_config
 from model.data.loading import RunData, epoch_batches, open_data, steps_per_epoch
-from model.evaluate import evaluate, torch_predictor
 from model.evaluation.coco_metrics import Metrics
+from model.evaluation.evaluation import evaluate
 from model.network.deformable_detr import DeformableDetr
-from model.network.inference import DetectionModel
+from model.network.inference import DetectionModel, torch_predictor
 from model.progress import progress_bar
 from model.training.interrupt import Interrupted, StopRequest
 from model.training.optimiser_step import forward_dtype, take_step

@@ -10,7 +10,7 @@ from onnx_ir.passes import common as passes
 
 from bundle.preprocess import Preprocess, pad_batch, prepare
 from export.graph.trace import INPUTS
-from model.evaluate import EvaluationData
+from model.data.evaluation_data import EvaluationData
 from model.progress import progress_bar
 
 # With 30 images of the demo or of BCCD, AP varied by 0.1 with the choice of images.

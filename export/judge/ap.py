@@ -11,8 +11,9 @@ import torch
 
 from engines.base import EngineInfo
 from engines.load import open_engine
-from model.evaluate import EvaluationData, evaluate
+from model.data.evaluation_data import EvaluationData
 from model.evaluation.coco_metrics import Metrics
+from model.evaluation.evaluation import evaluate
 from model.network.boxes import generalised_iou
 
 MAX_AP_DROP = 0.005

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from bundle.preprocess import Preprocess, decode_image, pad_batch, prepare
 from engines.base import Engine, RawOutput
-from model.evaluate import torch_predictor
-from model.network.inference import DetectionModel, decode_detections, normalise
+from model.network.inference import DetectionModel, decode_detections, normalise, torch_predictor
 from model.network.queries import ProposalQueries
 
 SCORE_TOLERANCE = 1e-4

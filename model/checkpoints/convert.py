@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bundle.manifest import ClassInfo
-from model.checkpoint import Checkpoint, first_mismatch
+from model.checkpoints.checkpoint_file import Checkpoint, first_mismatch
 from model.checkpoints.published_file import PublishedFile, read_published
 from model.checkpoints.published_layouts import COCO_CLASSES, Layout, find_layout, rename
 from model.config import ModelConfig, Variant

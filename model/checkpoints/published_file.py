@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from model.checkpoint import METADATA_KEY
+from model.checkpoints.checkpoint_file import METADATA_KEY
 
 
 class _Inert:

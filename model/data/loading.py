@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +19,8 @@ from model.data.check import check_dataset, describe
 from model.data.coco import CocoDataset, locate
 from model.data.collate import collate
 from model.data.digits import DigitsDataset
+from model.data.evaluation_data import open_evaluation_data, require_classes
 from model.data.transforms import make_transform
-from model.evaluate import open_evaluation_data, require_classes
-from model.training.interrupt import shield_worker
 
 DIGITS_EPOCH_IMAGES = 1600  # where the configuration does not say
 log = logging.getLogger(__name__)
@@ -100,6 +100,16 @@ def _check(what: str, files: tuple[Path, Path]) -> None:
     if any(fault.fatal for fault in faults):
         raise ValueError(report)
     log.warning(report)
+
+
+def shield_worker(worker_id: int) -> None:
+    """Make a data loading process outlive the signals that a whole process group gets.
+
+    The main process decides when to stop, and still needs its batches until then. SIGINT is
+    ignored; the first SIGTERM is, too, and the second ends the worker.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class EpochSampler(Sampler[list[int]]):

@@ -1,11 +1,16 @@
 """From uint8 images to detections: what evaluation runs and what export turns into a graph."""
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bundle.preprocess import Preprocess
 from model.network.boxes import cxcywh_to_xyxy
 from model.network.deformable_detr import DeformableDetr
+
+Predict = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 def normalise(images: Tensor, padding_mask: Tensor, preprocess: Preprocess) -> Tensor:
@@ -63,3 +68,19 @@ class DetectionModel(nn.Module):
             outputs["pred_boxes"],
             self.detector.config.num_detections,
         )
+
+
+def torch_predictor(model: DetectionModel) -> Predict:
+    """The model, set to evaluation, as a function of arrays; runs where its parameters lie."""
+    model.eval()
+    device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def predict(
+        images: np.ndarray, padding_mask: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        inputs = torch.from_numpy(images).to(device), torch.from_numpy(padding_mask).to(device)
+        scores, labels, boxes = (output.cpu().numpy() for output in model(*inputs))
+        return scores, labels, boxes
+
+    return predict

@@ -60,13 +60,3 @@ class StopRequest:
         """Raise `Interrupted` if a stop was requested."""
         if self.is_requested:
             raise Interrupted
-
-
-def shield_worker(worker_id: int) -> None:
-    """Make a data loading process outlive the signals that a whole process group gets.
-
-    The main process decides when to stop, and still needs its batches until then. SIGINT is
-    ignored; the first SIGTERM is, too, and the second ends the worker.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

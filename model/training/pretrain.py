@@ -10,10 +10,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from model.config import TrainConfig
 from model.data.digits import BACKGROUND, crop_batch
+from model.data.loading import shield_worker
 from model.network.deformable_detr import DeformableDetr
 from model.network.inference import normalise
 from model.progress import progress_bar
-from model.training.interrupt import StopRequest, shield_worker
+from model.training.interrupt import StopRequest
 from model.training.schedule import cosine_factor
 
 BATCH_SIZE = 64

@@ -3,13 +3,15 @@
 import logging
 from pathlib import Path
 
-from model.checkpoint import load_for_finetuning
+import safetensors.torch
+
+from model.checkpoints.checkpoint_file import first_mismatch, load_for_finetuning
 from model.config import TrainConfig
 from model.network.deformable_detr import DeformableDetr
 from model.training.interrupt import StopRequest
 from model.training.pretrain import pretrain_backbone
-from model.weights import backbone_weights, load_backbone
 
+BACKBONE = "resnet50"
 WEIGHTS_DIR = Path("weights")  # where python -m model.weights puts downloads
 log = logging.getLogger(__name__)
 
@@ -49,3 +51,28 @@ def load_starting_weights(
         log.info("%s: backbone loaded", path)
     elif config.pretrain_steps:
         pretrain_backbone(model, config, stop)
+
+
+def backbone_weights(directory: Path) -> Path:
+    """The file of ImageNet weights in `directory`; ValueError says how to get it."""
+    path = directory / f"{BACKBONE}.safetensors"
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing: training starts from ImageNet weights; get them by "
+            "make weights VARIANT=resnet50, or start from a checkpoint by --init"
+        )
+    return path
+
+
+def load_backbone(path: Path, model: DeformableDetr) -> None:
+    """Loads ImageNet weights into the model's backbone; ValueError if its sizes are others."""
+    tensors = {
+        name.removeprefix("backbone."): tensor
+        for name, tensor in safetensors.torch.load_file(path).items()
+    }
+    if fault := first_mismatch(model.backbone.state_dict(), tensors):
+        raise ValueError(
+            f"{path} does not fit the model's backbone: {fault}; "
+            "only ResNet-50 (width 64, blocks 3, 4, 6, 3) can start from it"
+        )
+    model.backbone.load_state_dict(tensors)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import write_whole
+from model.checkpoints.checkpoint_file import write_whole
 from model.config import TrainConfig
 from model.network.deformable_detr import DeformableDetr
 from model.training.schedule import MovingAverage, make_optimizer

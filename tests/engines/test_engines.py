@@ -188,8 +188,8 @@ def test_boxes_that_are_not_finite_are_an_engine_failure(engine: Engine) -> None
 def detect_in_a_copy_of_the_service(
     tmp_path: Path, program: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program where service, bundle and plugins are, but nothing that was built."""
-    for name in ("service", "bundle", "plugins", "bundles"):
+    """Run a program where the packages of the service are, but nothing that was built."""
+    for name in ("service", "engines", "bundle", "plugins", "bundles"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("cache"))
     return subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120

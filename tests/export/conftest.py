@@ -11,7 +11,7 @@ import torch
 
 from bundle.manifest import ClassInfo, Manifest
 from export.build import build_bundle
-from model.checkpoint import load_checkpoint, save_checkpoint
+from model.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint
 from model.config import TrainConfig, Variant
 from model.configs import tiny
 from model.data import digits

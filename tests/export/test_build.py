@@ -8,7 +8,7 @@ from bundle.manifest import Manifest
 from engines.load import open_engine
 from export.__main__ import main
 from export.build import batch_limit, smallest_side
-from model.checkpoint import load_checkpoint, save_checkpoint, write_checkpoint
+from model.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint, write_checkpoint
 from model.config import Variant
 from model.configs import CONFIGS, tiny
 from model.data import digits

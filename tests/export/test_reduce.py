@@ -20,7 +20,7 @@ from export.judge.ap import MAX_AP_DROP, agreement
 from export.reduce import Data, open_data, reduce_bundle, write_reduced
 from model.config import Variant
 from model.data.digits import CLASSES, DigitsDataset, write_coco
-from model.evaluate import evaluate
+from model.evaluation.evaluation import evaluate
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from export.half import halve_bundle
 from export.judge.verify import photographs
 from model.config import Variant
 from model.data.digits import DigitsDataset
-from model.evaluate import evaluate
+from model.evaluation.evaluation import evaluate
 
 pytestmark = pytest.mark.gpu
 

@@ -10,13 +10,15 @@ from PIL import Image
 
 from bundle.manifest import ClassInfo
 from bundle.preprocess import Preprocess
-from model.checkpoint import save_checkpoint
+from model.checkpoints.checkpoint_file import save_checkpoint
 from model.configs import demo, tiny
 from model.data.coco import CocoDataset, locate
 from model.data.digits import CLASSES, DigitsDataset
-from model.evaluate import evaluate, main, open_evaluation_data, require_classes, torch_predictor
+from model.data.evaluation_data import open_evaluation_data, require_classes
+from model.evaluate import main
+from model.evaluation.evaluation import evaluate
 from model.network.deformable_detr import DeformableDetr
-from model.network.inference import DetectionModel
+from model.network.inference import DetectionModel, torch_predictor
 
 FIXTURE = Path("tests/data/coco_fixture12")
 NUM_DETECTIONS = 60

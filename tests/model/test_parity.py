@@ -14,7 +14,7 @@ import torch
 
 from bundle.postprocess import to_detections
 from bundle.preprocess import Geometry
-from model.checkpoint import Checkpoint
+from model.checkpoints.checkpoint_file import Checkpoint
 from model.checkpoints.convert import convert
 from model.checkpoints.published_layouts import Layout, rename
 from model.network.boxes import xyxy_to_cxcywh

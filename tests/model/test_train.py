@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from model.checkpoint import load_checkpoint
+from model.checkpoints.checkpoint_file import load_checkpoint
 from model.config import TrainConfig
 from model.configs import finetune, tiny
 from model.data.loading import RunData, open_data

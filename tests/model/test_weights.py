@@ -14,19 +14,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from model.checkpoint import load_checkpoint
+from model.checkpoints.checkpoint_file import load_checkpoint
+from model.checkpoints.download import download
 from model.config import ModelConfig
 from model.configs import tiny
 from model.network.deformable_detr import DeformableDetr
-from model.weights import (
-    backbone_weights,
-    download,
-    fetch_backbone,
-    fetch_detector,
-    load_backbone,
-    main,
-    published_url,
-)
+from model.training.starting_weights import backbone_weights, load_backbone
+from model.weights import fetch_backbone, fetch_detector, main, published_url
 from tests.data.parity.make_checkpoint import checkpoint
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB

@@ -11,7 +11,7 @@ from bundle.preprocess import pad_batch
 from engines.base import RawOutput
 from export.judge.verify import BOX_TOLERANCE, SCORE_TOLERANCE, difference
 from model.config import Variant
-from model.evaluate import torch_predictor
+from model.network.inference import torch_predictor
 from model.network.ops.reference import ms_deform_attn_reference
 
 pytestmark = pytest.mark.slow

@@ -18,9 +18,8 @@ from export.judge.verify import (
 )
 from model.config import ModelConfig, Variant
 from model.configs import tiny
-from model.evaluate import torch_predictor
 from model.network.deformable_detr import DeformableDetr
-from model.network.inference import DetectionModel
+from model.network.inference import DetectionModel, torch_predictor
 
 
 class TorchEngine:

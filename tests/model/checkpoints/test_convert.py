@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from bundle.manifest import ClassInfo
-from model.checkpoint import build_model, load_checkpoint, main
+from model.checkpoint import main
+from model.checkpoints.checkpoint_file import build_model, load_checkpoint
 from model.checkpoints.convert import convert
 from model.checkpoints.published_layouts import COCO_CLASSES
 from model.config import ModelConfig, Variant

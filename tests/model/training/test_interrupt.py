@@ -54,7 +54,7 @@ with StopRequest():
 def test_a_worker_outlives_what_its_whole_group_gets() -> None:
     code = """
 import os, signal
-from model.training.interrupt import shield_worker
+from model.data.loading import shield_worker
 shield_worker(0)
 os.kill(os.getpid(), signal.SIGINT)
 os.kill(os.getpid(), signal.SIGTERM)

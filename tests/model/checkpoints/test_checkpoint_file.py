@@ -10,14 +10,14 @@ import safetensors.torch
 import torch
 
 from bundle.manifest import ClassInfo
-from model.checkpoint import (
+from model.checkpoint import main
+from model.checkpoints.checkpoint_file import (
     METADATA_KEY,
     Checkpoint,
     build_model,
     first_mismatch,
     load_checkpoint,
     load_for_finetuning,
-    main,
     save_checkpoint,
     write_checkpoint,
 )

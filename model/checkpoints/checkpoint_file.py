@@ -1,0 +1,243 @@
+"""One checkpoint, one safetensors file: tensors, and in its header what is needed to use them."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from bundle.atomic import write_atomically
+from bundle.manifest import ClassInfo
+from model.config import TrainConfig
+from model.network.deformable_detr import DeformableDetr
+
+FORMAT_VERSION = 1
+METADATA_KEY = "detr_serve"  # of the header's string-to-string map; its value is our JSON
+# Sizes that may differ between a checkpoint and the model that starts from it.
+_FREE_FIELDS = ("num_classes", "num_detections", "dropout", "frozen_stages", "train_batch_norm")
+
+
+class _Header(BaseModel):
+    """The JSON part of the file."""
+
+    format_version: int
+    config: TrainConfig
+    classes: tuple[ClassInfo, ...]
+    provenance: dict[str, Any]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model with its origin.
+
+    Attributes:
+        path: the file it was read from.
+        classes: dataset id and name by label.
+        provenance: where the weights come from; free-form JSON.
+        metrics: measured accuracy, e.g. {"AP": 0.44}.
+        state_dict: tensors under the names of `DeformableDetr`, on the CPU.
+    """
+
+    path: Path
+    config: TrainConfig
+    classes: tuple[ClassInfo, ...]
+    provenance: dict[str, Any]
+    metrics: dict[str, float]
+    state_dict: dict[str, Tensor]
+
+    def __post_init__(self) -> None:
+        if len(self.classes) != self.config.model.num_classes:
+            raise ValueError(
+                f"{self.path}: {len(self.classes)} classes are named for a model of "
+                f"{self.config.model.num_classes}"
+            )
+
+    def header(self) -> dict[str, Any]:
+        """The part that is written as JSON."""
+        return _Header(
+            format_version=FORMAT_VERSION,
+            config=self.config,
+            classes=self.classes,
+            provenance=self.provenance,
+            metrics=self.metrics,
+        ).model_dump(mode="json")
+
+
+def save_checkpoint(
+    path: Path | str,
+    model: nn.Module,
+    *,
+    config: TrainConfig,
+    classes: Iterable[ClassInfo],
+    provenance: Mapping[str, Any],
+    metrics: Mapping[str, float],
+) -> None:
+    """Writes the model's state; the file appears whole or not at all.
+
+    Raises:
+        ValueError: the name does not end in .safetensors, or classes and config disagree.
+        OSError: the disk is full or not writable; a file that was there before is untouched.
+    """
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    write_checkpoint(
+        Checkpoint(Path(path), config, tuple(classes), dict(provenance), dict(metrics), state), path
+    )
+
+
+def write_checkpoint(checkpoint: Checkpoint, path: Path | str) -> None:
+    """Writes a checkpoint that is in memory; as `save_checkpoint`."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"the name of a checkpoint ends in .safetensors, got {path}")
+    write_tensors(path, checkpoint.state_dict, {METADATA_KEY: json.dumps(checkpoint.header())})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file, whole or not at all; OSError says what to do."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_whole(path, safetensors.torch.save(contiguous, metadata))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file, whole or not at all; OSError says what to do."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot write {path} ({error.strerror}): free {len(data) / 1e6:.0f} MB or choose "
+            "another directory; a file of that name from before is unchanged",
+        ) from error
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Reads a checkpoint; tensors on the CPU. Nothing in it is executed.
+
+    Raises:
+        ValueError: not a checkpoint of this project or of this version; says what to do.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint; make train or make weights makes one")
+    advice = f"python -m model.checkpoint convert {path} NEW.safetensors reads published weights"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        if METADATA_KEY not in metadata:
+            raise ValueError(f"{path} is a safetensors file of another project; {advice}")
+        header = _parse_header(path, metadata[METADATA_KEY])
+        state = safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); {advice}") from error
+    return Checkpoint(path, header.config, header.classes, header.provenance, header.metrics, state)
+
+
+def _parse_header(path: Path, text: str) -> _Header:
+    try:
+        given = json.loads(text)
+        version = given["format_version"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: its header is damaged ({error!r}); write it anew") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version}, this code reads {FORMAT_VERSION}; "
+            "use the release that wrote it, or train or convert anew"
+        )
+    try:
+        header = _Header.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{path}: its header is not valid at {where!r}: {first['msg']}") from error
+    if unknown := _unknown_fields(given, header.model_dump(mode="json")):
+        raise ValueError(
+            f"{path} has settings that this code does not know: {', '.join(unknown)}; "
+            "use the release that wrote it"
+        )
+    return header
+
+
+def _unknown_fields(given: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    unknown = [key for key in given if key not in known]
+    for key, value in known.items():
+        if isinstance(value, dict) and isinstance(given.get(key), dict):
+            unknown += [f"{key}.{field}" for field in _unknown_fields(given[key], value)]
+    return unknown
+
+
+def build_model(checkpoint: Checkpoint) -> DeformableDetr:
+    """The model of a checkpoint in eval mode; ValueError if its tensors are another model's."""
+    model = DeformableDetr(checkpoint.config.model)
+    if fault := first_mismatch(model.state_dict(), checkpoint.state_dict):
+        raise ValueError(
+            f"{checkpoint.path} is a checkpoint of another model than its configuration says: "
+            f"{fault}; train or convert it anew"
+        )
+    model.load_state_dict(checkpoint.state_dict)
+    return model.eval()
+
+
+def first_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """Names the first tensor that is missing, of another shape or left over; None if all agree."""
+    for name, tensor in expected.items():
+        if name not in found:
+            return f"tensor {name} {tuple(tensor.shape)} is missing"
+        if found[name].shape != tensor.shape:
+            return (
+                f"tensor {name} has shape {tuple(found[name].shape)}, "
+                f"expected {tuple(tensor.shape)}"
+            )
+    return next((f"tensor {name} is left over" for name in found if name not in expected), None)
+
+
+def load_for_finetuning(path: Path | str, model: DeformableDetr) -> list[str]:
+    """Starts a model from a checkpoint, whose classes may be others; says what it did.
+
+    Class heads of another class count keep the model's fresh start (prior probability 0.01);
+    everything else is loaded.
+
+    Returns:
+        Sentences for the log.
+
+    Raises:
+        ValueError: anything but the class count disagrees; names the first tensor or size.
+    """
+    checkpoint = load_checkpoint(path)
+    theirs, ours = asdict(checkpoint.config.model), asdict(model.config)
+    expected = model.state_dict()
+    remade = [
+        name
+        for name, tensor in checkpoint.state_dict.items()
+        if name.startswith(("class_heads.", "queries.class_head."))
+        and name in expected
+        and tensor.shape[1:] == expected[name].shape[1:]
+        and len(tensor) != len(expected[name])
+    ]
+    kept = {name: x for name, x in checkpoint.state_dict.items() if name not in remade}
+    fault = first_mismatch({n: x for n, x in expected.items() if n not in remade}, kept)
+    differing = [f for f in ours if theirs[f] != ours[f] and f not in _FREE_FIELDS]
+    # The same tensors mean something else to another number of heads.
+    if fault or theirs["num_heads"] != ours["num_heads"]:
+        sizes = ", ".join(f"{f} {theirs[f]} (the config has {ours[f]})" for f in differing)
+        raise ValueError(
+            f"{path} cannot start this model: {fault or 'the attention heads differ'}. "
+            f"The checkpoint was made with {sizes or 'the same sizes'}; choose a config of its kind"
+        )
+    model.load_state_dict(kept, strict=False)
+    report = [f"{path}: {len(kept)} tensors loaded ({checkpoint.config.model.variant})"]
+    if remade:
+        report.append(
+            f"{len(remade)} tensors of the class heads made anew for {ours['num_classes']} classes "
+            f"(the checkpoint has {theirs['num_classes']}): {', '.join(remade)}"
+        )
+    else:
+        names = ", ".join(entry.name for entry in checkpoint.classes[:10])
+        report.append(f"class heads kept, trained on {theirs['num_classes']} classes: {names}")
+    return report

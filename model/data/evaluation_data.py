@@ -1,0 +1,66 @@
+"""Data sets that a detector is evaluated on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from bundle.manifest import ClassInfo
+from model.data import digits
+from model.data.check import check_dataset, describe
+from model.data.coco import CocoDataset, locate
+
+_LACKS_TARGETS = ("no-annotations", "no-targets")  # fatal for training; here AP is undefined
+
+
+class EvaluationData(Protocol):
+    """What `CocoDataset` and `DigitsDataset` have in common for evaluation."""
+
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]: ...
+    def __len__(self) -> int: ...
+    def image_id(self, index: int) -> int: ...
+    def read_image(self, index: int) -> np.ndarray: ...
+    def ground_truth(self) -> dict[str, Any]: ...
+
+
+def require_classes(classes: Sequence[ClassInfo], expected: Sequence[ClassInfo]) -> None:
+    """ValueError unless the model knows every class of the data set by the same id and name.
+
+    Their order does not matter, and the model may know more.
+    """
+    unknown = [f"{info.id} {info.name}" for info in expected if info not in classes]
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} of the data set's {len(expected)} classes are none of the model's "
+            f"{len(classes)}: {', '.join(unknown[:5])}; the model's begin with "
+            + ", ".join(f"{info.id} {info.name}" for info in classes[:5])
+        )
+
+
+def open_evaluation_data(
+    data_dir: Path | None, split: str, classes: Sequence[ClassInfo]
+) -> EvaluationData:
+    """The data set in a directory, or without one the demo's if these are its classes.
+
+    Raises:
+        ValueError: neither, or the data set has faults that would make AP wrong; names them.
+    """
+    if data_dir is None:
+        if tuple(classes) != digits.CLASSES:
+            raise ValueError(
+                "expected --data DIR, a data set in COCO's format; only a model of the demo's "
+                f"{len(digits.CLASSES)} digits is evaluated without, this one has "
+                f"{len(classes)} classes"
+            )
+        return digits.DigitsDataset("val")
+    annotation_file, image_dir = locate(data_dir, split)
+    faults = [
+        fault
+        for fault in check_dataset(annotation_file, image_dir)
+        if fault.fatal and fault.kind not in _LACKS_TARGETS
+    ]
+    if faults:
+        raise ValueError(f"{annotation_file}:\n{describe(faults, limit=10)}")
+    return CocoDataset(annotation_file, image_dir)
