@@ -192,8 +192,8 @@ def main() -> None:
     log = FOLDER / time.strftime("samples-%Y%m%d-%H%M%S.jsonl")
     print_machine(args)
     for variant in args.variants:
-        for size in args.sizes:
-            task = Task(variant, *size, args.threads, args.bundles)
+        for height, width in args.sizes:
+            task = Task(variant, height, width, args.threads, args.bundles)
             measured, is_whole = run_rounds(task, [*names, *PEAKS], args.rounds, log)
             (print_throughput if args.throughput else print_comparison)(measured)
             sys.stdout.flush()

@@ -132,8 +132,8 @@ def contestants(call: Call) -> Iterator[Contestant]:
 
 
 def _native(call: Call, instructions: str, name: str, dtype: torch.dtype) -> Contestant:
-    value, _, *others = call
-    arguments = (value, call.flat_shapes(), *others)
+    value, _, points, offsets, logits = call
+    arguments = (value, call.flat_shapes(), points, offsets, logits)
 
     def forward() -> Tensor:
         return native.forward(*arguments, kept_as=dtype, instructions=instructions)

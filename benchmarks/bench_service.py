@@ -66,7 +66,7 @@ class MockEngine:
         return RawOutput(
             scores=np.tile(np.linspace(0.9, 0.1, 100, dtype=np.float32), (batch_size, 1)),
             labels=np.zeros((batch_size, 100), np.int64),
-            boxes=np.tile(np.float32([0.1, 0.2, 0.6, 0.7]), (batch_size, 100, 1)),
+            boxes=np.tile(np.array([0.1, 0.2, 0.6, 0.7], np.float32), (batch_size, 100, 1)),
         )
 
     def close(self) -> None:
@@ -217,6 +217,7 @@ def running(serve: Callable[[int, Bundle], None], bundle: Bundle) -> Iterator[in
         wait_until_ready(port)
         yield port
     finally:
+        assert process.pid is not None
         process.terminate()
         process.join(timeout=10)
         with suppress(ProcessLookupError):

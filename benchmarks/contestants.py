@@ -117,9 +117,10 @@ ENGINES: Openers = {
     **{f"ours-{precision}": partial(open_ours, precision=precision) for precision in PRECISIONS},
 }
 PEAKS: Openers = {f"peak-{name}": partial(open_peak, precision=name) for name in PRECISIONS}
+MODES: dict[str, Mode] = {"batch": "latency", "streams": "throughput"}
 BATCHES: Openers = {
     f"ours-{precision}-{name}": partial(open_ours, precision=precision, is_batch=True, mode=mode)
     for precision in PRECISIONS
-    for name, mode in (("batch", "latency"), ("streams", "throughput"))
+    for name, mode in MODES.items()
 }
 ALL = ENGINES | PEAKS | BATCHES

@@ -9,7 +9,7 @@ import safetensors.torch
 from benchmarks.huggingface_peer import build_peer, published_tensors
 from bundle.staging import staged
 from export.build import build_bundle
-from export.reduce import write_reduced
+from export.reduce import Precision, write_reduced
 from model.checkpoints.convert import convert
 from model.config import Variant
 from model.data.digits import DigitsDataset
@@ -22,7 +22,7 @@ def bundle_path(folder: Path, variant: str, precision: str) -> Path:
     return folder / f"{variant}-{precision}"
 
 
-def make_bundles(folder: Path, variant: str, precisions: Iterable[str]) -> None:
+def make_bundles(folder: Path, variant: str, precisions: Iterable[Precision]) -> None:
     """Make those bundles of a variant that the folder does not hold yet; takes minutes.
 
     The graph in fp32 is verified as every export is; nobody asks whether the others keep AP.

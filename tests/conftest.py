@@ -48,8 +48,7 @@ def start(toy_bundle: Path) -> Iterator[Callable[..., Process]]:
     yield start
     for process in processes:
         process.popen.kill()
-        process.popen.wait()
-        process.popen.stderr.close()
+        process.popen.communicate()
 
 
 @pytest.fixture(scope="session")

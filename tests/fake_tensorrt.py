@@ -47,8 +47,10 @@ class FakeTensorRT:
 
     ILogger = ILogger
     IProgressMonitor = IProgressMonitor
-    ExecutionContextAllocationStrategy = Enum("Strategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED")
-    NetworkDefinitionCreationFlag = IntEnum("CreationFlag", "STRONGLY_TYPED")
+    ExecutionContextAllocationStrategy = Enum(
+        "ExecutionContextAllocationStrategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED"
+    )
+    NetworkDefinitionCreationFlag = IntEnum("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")
     BuilderFlag = Enum("BuilderFlag", "TF32")
     MemoryPoolType = Enum("MemoryPoolType", "WORKSPACE")
 
@@ -290,7 +292,7 @@ def run(engine: Engine, addresses: dict[str, int], dims: dict[str, tuple[int, ..
     for name, shape in dims.items():
         dtype = DTYPES[engine.get_tensor_dtype(name).name]
         raw = (ctypes.c_uint8 * num_bytes(engine, name, shape)).from_address(addresses[name])
-        arrays[name] = np.frombuffer(raw, dtype).reshape(shape)
+        arrays[name] = np.frombuffer(memoryview(raw), dtype).reshape(shape)
     inputs = {node.name: arrays[node.name] for node in engine.session.get_inputs()}
     outputs = [node.name for node in engine.session.get_outputs()]
     for name, answer in zip(outputs, engine.session.run(outputs, inputs), strict=True):

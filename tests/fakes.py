@@ -79,10 +79,11 @@ class FakeEngine:
             raise EngineFailure("a poisoned image")
         batch_size = len(images)
         return RawOutput(
-            scores=np.tile(np.float32([0.9, 0.2]), (batch_size, 1)),
-            labels=np.tile(np.int64([0, 1]), (batch_size, 1)),
+            scores=np.tile(np.array([0.9, 0.2], np.float32), (batch_size, 1)),
+            labels=np.tile(np.array([0, 1]), (batch_size, 1)),
             boxes=np.tile(
-                np.float32([[0.25, 0.25, 0.75, 0.75], [0, 0, 0.5, 0.5]]), (batch_size, 1, 1)
+                np.array([[0.25, 0.25, 0.75, 0.75], [0, 0, 0.5, 0.5]], np.float32),
+                (batch_size, 1, 1),
             ),
         )
 

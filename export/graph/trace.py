@@ -164,7 +164,7 @@ class _Reference(nn.Module):
     ) -> Tensor:
         sides = spatial_shapes.flatten().tolist()
         for side in sides:
-            torch._check(side >= 1)  # type: ignore[no-untyped-call]
+            torch._check(side >= 1)
         levels = list(zip(sides[::2], sides[1::2], strict=True))
         return ms_deform_attn_reference(
             value, levels, reference_points, sampling_offsets, attention_logits

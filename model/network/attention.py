@@ -72,7 +72,8 @@ class MSDeformAttn(nn.Module):
             self.sampling_offsets(query).unflatten(-1, (*heads, 2)),  # (B, Q, M, L, P, 2)
             self.attention_weights(query).unflatten(-1, heads),  # (B, Q, M, L, P)
         )
-        return self.output_proj(attended)
+        output: Tensor = self.output_proj(attended)
+        return output
 
 
 class SelfAttention(nn.Module):
@@ -99,4 +100,5 @@ class SelfAttention(nn.Module):
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         scores = q @ k.transpose(-1, -2) / math.sqrt(hidden_dim // self.num_heads)
         weights = F.dropout(scores.softmax(-1), self.dropout, self.training)  # (B, M, Q, Q)
-        return self.out_proj((weights @ v).transpose(1, 2).flatten(-2))
+        output: Tensor = self.out_proj((weights @ v).transpose(1, 2).flatten(-2))
+        return output

@@ -28,7 +28,8 @@ class InputProjection(nn.Module):
             nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+        x = self.norm(self.conv(x))
+        return x
 
 
 class DeformableDetr(nn.Module):

@@ -45,7 +45,8 @@ class BoxHead(nn.Module):
         """Maps (..., C) to (..., 4)."""
         x = F.relu(self.layers[0](x))
         x = F.relu(self.layers[1](x))
-        return self.layers[2](x)
+        boxes: Tensor = self.layers[2](x)
+        return boxes
 
 
 def class_head(config: ModelConfig) -> nn.Linear:

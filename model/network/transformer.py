@@ -25,7 +25,9 @@ class FeedForward(nn.Module):
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x)))))
+        x = self.dropout(F.relu(self.linear1(x)))
+        x = self.dropout(self.linear2(x))
+        return x
 
 
 def _cross_attention(config: ModelConfig) -> MSDeformAttn:
@@ -54,7 +56,8 @@ class EncoderLayer(nn.Module):
             spatial_shapes=pyramid.spatial_shapes,
         )
         tokens = self.norm1(tokens + self.dropout(attended))
-        return self.norm2(tokens + self.ffn(tokens))
+        tokens = self.norm2(tokens + self.ffn(tokens))
+        return tokens
 
 
 class Encoder(nn.Module):
@@ -102,7 +105,8 @@ class DecoderLayer(nn.Module):
             spatial_shapes=pyramid.spatial_shapes,
         )
         queries = self.norm2(queries + self.dropout(attended))
-        return self.norm3(queries + self.ffn(queries))
+        queries = self.norm3(queries + self.ffn(queries))
+        return queries
 
 
 class DecoderLayerOutput(NamedTuple):

@@ -55,7 +55,8 @@ def pretrain_backbone(detector: DeformableDetr, config: TrainConfig, stop: StopR
         return normalise(crops.to(device), no_padding, config.preprocess)
 
     def logits(images: Tensor) -> Tensor:
-        return classifier(backbone(images)[-1].mean((2, 3)))
+        predicted: Tensor = classifier(backbone(images)[-1].mean((2, 3)))
+        return predicted
 
     backbone.train()
     batches = DataLoader(

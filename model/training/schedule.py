@@ -17,7 +17,9 @@ RECIPE_HIDDEN_DIM = 256
 DROP_FACTOR = 0.1
 
 
-def make_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainConfig):
+def make_optimizer(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainConfig
+) -> torch.optim.AdamW:
     """AdamW over the parameters that train, in groups of equal learning rate.
 
     Each group keeps its own full rate under "base_lr"; `set_learning_rate` scales it.

@@ -92,7 +92,7 @@ def read_training_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, An
     if not path.is_file():
         raise ValueError(f"there is no {path} to resume from; --resume auto starts anew")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         version = saved["format_version"]
     except Exception as error:  # torch raises half a dozen types on a file it cannot read
         raise ValueError(

@@ -1,6 +1,7 @@
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,7 +34,13 @@ def png_chunks(*chunks: tuple[bytes, bytes]) -> bytes:
 
 
 def png(
-    width: int, height: int, rows: bytes, *, depth: int, colour: int, extra: list[tuple] = ()
+    width: int,
+    height: int,
+    rows: bytes,
+    *,
+    depth: int,
+    colour: int,
+    extra: Sequence[tuple[bytes, bytes]] = (),
 ) -> bytes:
     """A PNG of raw rows with filter bytes; colour 0 grey, 2 RGB, 3 palette, 4 LA, 6 RGBA."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
@@ -87,7 +94,10 @@ def test_exif_orientation_is_applied(encode: Encode, image_format: str, orientat
         7: displayed[::-1, ::-1].transpose(1, 0, 2),
         8: np.rot90(displayed, -1),
     }[orientation]
-    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+    options: dict[str, dict[str, Any]] = {
+        "JPEG": {"quality": 100, "subsampling": 0},
+        "WEBP": {"lossless": True},
+    }
     data = encode(
         np.ascontiguousarray(stored),
         image_format,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from model.network.inference import DetectionModel
 
 # Between them: one class, so that fewer detections are possible than asked for; many classes;
 # the demo's classes, with more queries than the coarsest levels have tokens.
-MODELS = {
+MODELS: dict[Variant, dict[str, Any]] = {
     Variant.BASE: {"num_classes": 1, "num_queries": 10},
     Variant.REFINE: {"num_classes": 1000},
     Variant.TWO_STAGE: {"num_classes": 10, "num_queries": 30},

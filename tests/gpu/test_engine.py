@@ -72,7 +72,11 @@ def batch(manifest: Manifest, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_same(one: RawOutput, other: RawOutput) -> bool:
-    return all(np.array_equal(*pair) for pair in zip(one, other, strict=True))
+    return all(np.array_equal(getattr(one, part), getattr(other, part)) for part in one._fields)
+
+
+def run_often(engine: Engine, inputs: tuple[np.ndarray, np.ndarray]) -> list[RawOutput]:
+    return [engine.run(*inputs) for _ in range(50)]
 
 
 @pytest.mark.parametrize("variant", Variant)
@@ -126,10 +130,7 @@ def test_two_engines_run_at_once_in_one_process(planned: dict[str, Path]) -> Non
     alone = [engine.run(*inputs) for _, engine in opened]
 
     with ThreadPoolExecutor(len(opened)) as pool:
-        runs = [
-            pool.submit(lambda engine=engine: [engine.run(*inputs) for _ in range(50)])
-            for _, engine in opened
-        ]
+        runs = [pool.submit(run_often, engine, inputs) for _, engine in opened]
         together = [run.result() for run in runs]
     for _, engine in opened:
         engine.close()

@@ -38,7 +38,8 @@ def write_images(
     """A data set in COCO's format: rectangles, each class in its colour, on grey."""
     rng = np.random.default_rng(0)
     for split, num_images in (("train", num_train), ("val", num_val)):
-        images, annotations = [], []
+        images: list[dict] = []
+        annotations: list[dict] = []
         (directory / "images" / split).mkdir(parents=True)
         for image_id in range(1, num_images + 1):
             height, width = 64 + 8 * (image_id % 3), 96
@@ -149,7 +150,8 @@ def uninterrupted(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def interrupted_data(data: RunData, split: str, count: int, at: Callable[[], None]) -> RunData:
-    return replace(data, **{split: Watched(getattr(data, split), count, at)})
+    watched: dict[str, Any] = {split: Watched(getattr(data, split), count, at)}
+    return replace(data, **watched)
 
 
 # 6 images an epoch in 2 steps of 4 and 2, 2 images an evaluation

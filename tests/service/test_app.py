@@ -3,9 +3,10 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
-from engines.base import EngineFailure
+from engines.base import EngineFailure, RawOutput
 from service import errors
 from service.app import create_app, stop_taking_requests
 from service.settings import Settings
@@ -573,7 +574,7 @@ async def test_a_client_that_leaves_is_not_computed_for(
 ) -> None:
     held = await begin_and_hold(client, engine, png_bytes)
     engine.batch_shapes.clear()
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"type": "http.request", "body": png_bytes, "more_body": False},
         {"type": "http.disconnect"},
     ]
@@ -585,10 +586,10 @@ async def test_a_client_that_leaves_is_not_computed_for(
         "headers": [],
     }
 
-    async def receive() -> dict[str, object]:
+    async def receive() -> MutableMapping[str, Any]:
         return messages.pop(0)
 
-    async def send(message: dict[str, object]) -> None:
+    async def send(message: MutableMapping[str, Any]) -> None:
         pass
 
     await app(scope, receive, send)
@@ -659,9 +660,13 @@ async def test_the_end_of_the_lifespan_answers_what_was_admitted(
     assert (await held).status_code == 200
 
 
+class FailingEngine(FakeEngine):
+    def run(self, images: np.ndarray, padding_mask: np.ndarray) -> RawOutput:
+        raise EngineFailure("no memory")
+
+
 async def test_an_engine_that_cannot_run_ends_the_process(settings: Settings) -> None:
-    engine = FakeEngine()
-    engine.run = lambda *inputs: (_ for _ in ()).throw(EngineFailure("no memory"))
+    engine = FailingEngine()
     is_stopped = asyncio.Event()
     app = create_app(settings, engine, on_failure=is_stopped.set)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
@@ -85,7 +86,7 @@ async def say(
         return await ticket.run(words, [bucket] * len(words))
 
 
-def begin(batcher: Batcher, *words: str, **options: object) -> asyncio.Task[list[str]]:
+def begin(batcher: Batcher, *words: str, **options: Any) -> asyncio.Task[list[str]]:
     return asyncio.ensure_future(say(batcher, *words, **options))
 
 

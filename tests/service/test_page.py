@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwright
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 DEMO = Path("bundles/demo")
@@ -68,7 +68,7 @@ def page(browser: Browser, address: str, complaints: list[str]) -> Iterator[Page
 
 
 def choose(page: Page, name: str, data: bytes) -> None:
-    file = {"name": name, "mimeType": "application/octet-stream", "buffer": data}
+    file = FilePayload(name=name, mimeType="application/octet-stream", buffer=data)
     page.set_input_files("#file", files=[file])
 
 

@@ -56,7 +56,8 @@ def ms_deform_attn(
         return ms_deform_attn_reference(value, spatial_shapes, *tensors)
     if backend in ("operator", "native"):
         flat = [side for shape in spatial_shapes for side in shape]
-        return ms_deform_attn_operator(value, flat, *tensors)
+        output: Tensor = ms_deform_attn_operator(value, flat, *tensors)
+        return output
     raise ValueError(f"unknown backend {backend!r}; there are: auto, reference, operator, native")
 
 

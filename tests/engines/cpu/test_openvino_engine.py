@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -67,7 +68,7 @@ def oracle(demo: Path, manifest: Manifest, batches: dict[str, Batch]) -> dict[st
 
 @pytest.fixture
 def open_demo(demo: Path, manifest: Manifest) -> Callable[..., OpenVinoEngine]:
-    def open_demo(graph: str = "standard", **options: object) -> OpenVinoEngine:
+    def open_demo(graph: str = "standard", **options: Any) -> OpenVinoEngine:
         if graph == "plugin" and library.find(library.openvino_extension()) is None:
             pytest.skip("the OpenVINO extension is not built: no C++ compiler")
         return OpenVinoEngine(demo, manifest, graph=graph, **options)

@@ -25,6 +25,7 @@ CONSTANTS = {
 SHARED = {*INPUTS, *CONSTANTS}
 
 Tensors = dict[str, np.ndarray]
+Outputs = tuple[list[np.ndarray], list[str]]
 Layer = tuple[list[onnx.NodeProto], Tensors]
 
 
@@ -39,10 +40,10 @@ def core() -> ov.Core:
 
 
 @pytest.fixture
-def run(core: ov.Core) -> Callable[..., list[np.ndarray]]:
+def run(core: ov.Core) -> Callable[..., Outputs]:
     """Run a graph as it is or prepared; its outputs, then the kinds of the nodes it was made of."""
 
-    def run(graph: bytes, tensors: Tensors, *, prepared: bool) -> tuple[list[np.ndarray], list]:
+    def run(graph: bytes, tensors: Tensors, *, prepared: bool) -> Outputs:
         model = core.read_model(graph)
         if prepared:
             prepare_graph(model, "f32")

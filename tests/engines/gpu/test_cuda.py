@@ -135,5 +135,8 @@ def test_copying_more_than_there_is_room_for_is_found_out(cuda: FakeCuda) -> Non
 def test_allocating_during_a_capture_is_found_out(cuda: FakeCuda) -> None:
     runtime = load_cuda()
 
+    def allocate() -> None:
+        DeviceMemory(runtime, 8)
+
     with pytest.raises(Misuse, match="while a stream is being captured"):
-        Stream(runtime).capture(lambda: DeviceMemory(runtime, 8) and None)
+        Stream(runtime).capture(allocate)

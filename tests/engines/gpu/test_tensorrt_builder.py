@@ -1,5 +1,6 @@
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,12 +13,12 @@ from tests.tensorrt_rtx import run_with_tensorrt_rtx
 from tests.toy_bundle import make_toy_bundle
 
 
-def options_for(directory: Path, **others: object) -> BuildOptions:
+def options_for(directory: Path, **others: Any) -> BuildOptions:
     manifest = Manifest.load(directory)
     return BuildOptions(default_profiles(manifest.preprocess, manifest.max_batch_size), **others)
 
 
-def build(directory: Path, trt: FakeTensorRT, graph: str = "model.onnx", **others: object) -> bytes:
+def build(directory: Path, trt: FakeTensorRT, graph: str = "model.onnx", **others: Any) -> bytes:
     inputs = Manifest.load(directory).inputs
     return build_plan(trt, directory / graph, inputs, options_for(directory, **others))
 
@@ -74,7 +75,9 @@ def test_measurements_of_kernels_are_kept(
 
     build(toy_bundle, trt, timing_cache=file)
 
-    assert trt.builds[0].cache.content == (b"timings" if known == b"timings" else b"")
+    cache = trt.builds[0].cache
+    assert cache is not None
+    assert cache.content == (b"timings" if known == b"timings" else b"")
     assert file.read_bytes() == b"timings"
 
 

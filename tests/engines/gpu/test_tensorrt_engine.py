@@ -1,5 +1,5 @@
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,7 @@ def oracle(bundle: Path) -> OnnxRuntimeEngine:
     return OnnxRuntimeEngine(bundle, Manifest.load(bundle), threads=1)
 
 
-def assert_alike(found: object, expected: object) -> None:
+def assert_alike(found: Iterable[np.ndarray], expected: Iterable[np.ndarray]) -> None:
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
@@ -422,6 +422,7 @@ def test_a_plan_with_other_profiles_than_its_manifest_is_refused(
 ) -> None:
     directory = planned((LANDSCAPE, PORTRAIT, SINGLE))
     manifest = Manifest.load(directory)
+    assert manifest.tensorrt is not None
     plan = manifest.tensorrt.model_copy(
         update={"profiles": (PORTRAIT, LANDSCAPE, SINGLE)[: 1 + missing]}
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bundle.manifest import Manifest
-from bundle.tensorrt_plan import default_profiles
+from bundle.tensorrt_plan import TensorRTPlan, default_profiles
 from engines.gpu.cuda import load_cuda
 from engines.gpu.tensorrt_engine import TensorRTEngine
 from engines.gpu.tensorrt_plans import Plan, find_plan
@@ -21,6 +21,13 @@ def find(directory: Path, *, may_build: bool = False) -> Plan:
     return find_plan(
         directory, manifest, trt=load_tensorrt(), cuda=load_cuda(), may_build=may_build
     )
+
+
+def shipped_with(directory: Path) -> TensorRTPlan:
+    """What the manifest says of the bundle's plan."""
+    plan = Manifest.load(directory).tensorrt
+    assert plan is not None
+    return plan
 
 
 def kept(directory: Path) -> list[Path]:
@@ -52,7 +59,7 @@ def test_the_plan_of_the_bundle_is_taken_where_it_was_made_for_this_machine(
     plan = find(directory)
 
     assert plan.data == (directory / "model.plan").read_bytes()
-    assert plan.profiles == Manifest.load(directory).tensorrt.profiles
+    assert plan.profiles == shipped_with(directory).profiles
     assert trt.builds == []
 
 
@@ -92,7 +99,7 @@ def test_a_plan_is_built_for_this_machine_where_that_is_allowed(
 ) -> None:
     plan = find(elsewhere, may_build=True)
 
-    assert plan.profiles == Manifest.load(elsewhere).tensorrt.profiles
+    assert plan.profiles == shipped_with(elsewhere).profiles
     assert len(trt.builds) == len(kept(elsewhere)) == 1
     assert "was not built for this machine (GPU: built for NVIDIA Fake" in caplog.text
     assert "unverified" in caplog.text
@@ -190,9 +197,9 @@ def test_a_plan_of_another_plugin_is_refused(
     planned: Callable[..., Path], plugin: Path, trt: FakeTensorRT
 ) -> None:
     directory = planned(graph="plugin")
-    manifest = Manifest.load(directory)
-    fingerprint = manifest.tensorrt.fingerprint.model_copy(update={"plugin_sha256": "0" * 64})
-    shipped = manifest.tensorrt.model_copy(update={"fingerprint": fingerprint})
+    manifest, plan = Manifest.load(directory), shipped_with(directory)
+    fingerprint = plan.fingerprint.model_copy(update={"plugin_sha256": "0" * 64})
+    shipped = plan.model_copy(update={"fingerprint": fingerprint})
     manifest.model_copy(update={"tensorrt": shipped}).save(directory)
 
     with pytest.raises(ValueError, match=r"\(plugin: built for 000000000000, found [0-9a-f]{12}\)"):

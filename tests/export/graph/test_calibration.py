@@ -2,6 +2,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from bundle.manifest import ClassInfo
 from bundle.preprocess import Preprocess
 from export.graph.calibration import NUM_IMAGES, measure_ranges
 
@@ -27,8 +28,16 @@ class GreyImages:
         self.values = values
         self.indices_read = []
 
+    classes: tuple[ClassInfo, ...] = ()
+
     def __len__(self):
         return len(self.values)
+
+    def image_id(self, index):
+        raise NotImplementedError
+
+    def ground_truth(self):
+        raise NotImplementedError
 
     def read_image(self, index):
         self.indices_read.append(index)

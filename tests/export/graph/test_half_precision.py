@@ -143,6 +143,7 @@ def test_weights_take_half_the_space(tmp_path):
 def test_a_weight_that_float16_cannot_hold_is_refused_by_name():
     model = ir.load(DEMO / FORMS["plugin"])
     weight = model.graph.initializers["detector.backbone.conv1.weight"]
+    assert weight.const_value is not None
     weight.const_value = ir.tensor(weight.const_value.numpy() * 1e6, name=weight.name)
 
     with pytest.raises(ValueError, match=r"detector.backbone.conv1.weight reaches .*; export with"):

@@ -179,6 +179,7 @@ def test_a_plan_is_verified_against_the_model(small, trt, tmp_path):
     reports = verify_plan(small.model, directory, manifest, planner, [])
 
     assert [report["passed"] for report in reports] == [True] * 4
+    assert manifest.tensorrt is not None
     assert manifest.tensorrt.graph == "plugin"
     assert manifest.tensorrt.profiles == default_profiles(manifest.preprocess)
     assert manifest.tensorrt.fingerprint.gpu == "NVIDIA Fake"
@@ -209,6 +210,7 @@ def test_a_float16_bundle_is_served_from_its_plan(trt, demo):
     engine.close()
     assert engine.info.runtime == "tensorrt"
     assert engine.info.precision == "fp16"
+    assert manifest.tensorrt is not None
     assert engine.info.graph == manifest.tensorrt.graph == "tensorrt"
     assert engine.max_batch_size == 4
     assert manifest.files.keys() >= {"model.plan", "model.tensorrt.onnx", "weights.tensorrt.bin"}
@@ -230,6 +232,7 @@ def test_ap_is_that_of_the_plan(trt, demo, tmp_path, precision):
     assert report[precision]["engine"]["runtime"] == "tensorrt"
     assert report[precision]["engine"]["precision"] == precision
     assert manifest.precision == precision
+    assert manifest.tensorrt is not None
     assert manifest.tensorrt.graph == "tensorrt"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bundle.preprocess import Preprocess
-from engines.base import RawOutput
+from engines.base import EngineInfo, RawOutput
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from export.judge.verify import (
     MAX_ATTEMPTS,
@@ -26,7 +26,9 @@ class TorchEngine:
     """The model itself behind the engine's interface; its first runs give smaller boxes."""
 
     name = "torch"
+    info = EngineInfo("torch", "fp32", "standard", threads=1, streams=1)
     max_batch_size = 8
+    gpu_memory_bytes = 0
 
     def __init__(self, model, num_wrong=0, shift=0.0):
         self.predict = torch_predictor(model)

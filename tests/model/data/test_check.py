@@ -178,14 +178,14 @@ def test_unreadable_annotations_are_one_fatal_fault(tmp_path):
 
 def test_categories_must_be_the_expected_ones(sound):
     _, write = sound
-    files = write()
+    annotations, images = write()
     cat, dog = ClassInfo(id=5, name="cat"), ClassInfo(id=6, name="dog")
 
-    (fault,) = check_dataset(*files, classes=[cat, ClassInfo(id=6, name="cow")])
+    (fault,) = check_dataset(annotations, images, classes=[cat, ClassInfo(id=6, name="cow")])
 
     assert fault.kind == "other-categories"
     assert "not expected: 6 dog; absent: 6 cow" in fault.message
-    assert check_dataset(*files, classes=[dog, cat]) == []
+    assert check_dataset(annotations, images, classes=[dog, cat]) == []
 
 
 def test_every_fault_is_found_in_one_pass(sound):

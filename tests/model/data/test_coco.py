@@ -25,7 +25,8 @@ def write_data(tmp_path):
 
     def write(sizes, boxes_of_image, categories=((7, "cat"), (3, "dog")), **extra):
         (tmp_path / "images").mkdir(exist_ok=True)
-        images, annotations = [], []
+        images: list[dict] = []
+        annotations: list[dict] = []
         for number, ((height, width), boxes) in enumerate(zip(sizes, boxes_of_image, strict=True)):
             file_name = f"{number}.png"
             Image.new("RGB", (width, height)).save(tmp_path / "images" / file_name)

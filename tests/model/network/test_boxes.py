@@ -31,7 +31,7 @@ def test_giou_of_two_halves_of_a_square() -> None:
 
     iou, giou = generalised_iou(left, right)
 
-    assert (iou, giou) == (0, 0)  # the hull is exactly their union
+    assert (iou.item(), giou.item()) == (0, 0)  # the hull is exactly their union
 
 
 def test_inverse_sigmoid_inverts_and_stays_finite_at_the_ends() -> None:

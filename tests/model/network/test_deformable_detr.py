@@ -1,6 +1,7 @@
 """The detector's structure and its behaviour on batches, gradients and odd sizes."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -79,11 +80,13 @@ def test_proposals_of_an_image_in_a_padded_batch_are_nearly_its_own() -> None:
 
 
 @pytest.mark.parametrize("query_content", ["position", "memory"])
-def test_queries_are_made_of_the_best_of_all_proposals(query_content: str) -> None:
+def test_queries_are_made_of_the_best_of_all_proposals(
+    query_content: Literal["position", "memory"],
+) -> None:
     torch.manual_seed(0)
     config = replace(TINY, variant=Variant.TWO_STAGE, query_content=query_content)
     model = DeformableDetr(config).eval()
-    torch.nn.init.normal_(model.queries.box_head.layers[-1].weight)
+    torch.nn.init.normal_(model.get_parameter("queries.box_head.layers.2.weight"))
     images, mask = _images((64, 96), (80, 70))
     made: list[Queries] = []
     model.queries.register_forward_hook(lambda _module, _args, queries: made.append(queries))
@@ -125,9 +128,8 @@ def test_gradients_reach_every_trainable_parameter(variant: Variant) -> None:
     images, mask = _images((64, 96), (80, 96))
 
     outputs = model(images, mask)
-    sum(
-        compute_losses(outputs, [_target((64, 96)), _target((80, 96))], tiny().loss).values()
-    ).backward()
+    losses = compute_losses(outputs, [_target((64, 96)), _target((80, 96))], tiny().loss)
+    sum(losses.values(), torch.zeros(())).backward()
 
     without = [
         name
@@ -194,17 +196,16 @@ def test_base_shares_one_head_and_the_others_have_one_a_layer() -> None:
 
 @variants
 def test_training_starts_as_published(variant: Variant) -> None:
-    model = DeformableDetr(replace(TINY, variant=variant))
-    head = model.box_heads[0].layers[-1]
+    parameter = DeformableDetr(replace(TINY, variant=variant)).get_parameter
+    head, attention = "box_heads.0.layers.2", "decoder.layers.0.cross_attn"
     expected = 0.0 if variant is Variant.TWO_STAGE else -2.0
-    attention = model.decoder.layers[0].cross_attn
 
-    assert head.bias.tolist() == [0.0, 0.0, expected, expected]
-    assert not head.weight.any()
-    assert torch.allclose(model.class_heads[0].bias, torch.tensor(-4.59512))
-    assert not attention.attention_weights.bias.any()
+    assert parameter(f"{head}.bias").tolist() == [0.0, 0.0, expected, expected]
+    assert not parameter(f"{head}.weight").any()
+    assert torch.allclose(parameter("class_heads.0.bias"), torch.tensor(-4.59512))
+    assert not parameter(f"{attention}.attention_weights.bias").any()
     # Two heads look right and left; point k of each lies at distance k + 1.
-    first = attention.sampling_offsets.bias.view(2, 4, 2, 2)[:, 0]
+    first = parameter(f"{attention}.sampling_offsets.bias").view(2, 4, 2, 2)[:, 0]
     torch.testing.assert_close(first[0], torch.tensor([[1.0, 0.0], [2.0, 0.0]]))
     torch.testing.assert_close(
         first[1], torch.tensor([[-1.0, 0.0], [-2.0, 0.0]]), atol=1e-6, rtol=0

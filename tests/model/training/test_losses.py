@@ -1,6 +1,7 @@
 """Matching and losses: edge cases, and that accumulation equals one large batch."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def test_no_ground_truth_trains_the_background_only() -> None:
     outputs = _outputs()
 
     losses = compute_losses(outputs, [_target(0), _target(0)], CONFIG)
-    sum(losses.values()).backward()
+    sum(losses.values(), torch.zeros(())).backward()
 
     assert losses["loss_bbox"] == 0
     assert losses["loss_iou"] == 0
@@ -103,11 +104,11 @@ def test_a_prediction_that_is_not_a_number_is_matched_last() -> None:
 
 
 @pytest.mark.parametrize("classification", ["focal", "varifocal"])
-def test_accumulated_halves_equal_one_batch(classification: str) -> None:
+def test_accumulated_halves_equal_one_batch(classification: Literal["focal", "varifocal"]) -> None:
     config = replace(CONFIG, classification=classification)
     targets = [_target(3, seed=1), _target(0), _target(1, seed=2), _target(2, seed=3)]
     whole = _outputs(batch=4)
-    sum(compute_losses(whole, targets, config).values()).backward()
+    sum(compute_losses(whole, targets, config).values(), torch.zeros(())).backward()
 
     halves = _outputs(batch=4)
     normalisers = loss_normalisers(targets, num_queries=6, num_tokens=None, config=config)
@@ -118,7 +119,7 @@ def test_accumulated_halves_equal_one_batch(classification: str) -> None:
             "aux_outputs": [],
         }
         losses = compute_losses(outputs, targets[part], config, normalisers=normalisers)
-        sum(losses.values()).backward()
+        sum(losses.values(), torch.zeros(())).backward()
 
     torch.testing.assert_close(halves["pred_logits"].grad, whole["pred_logits"].grad)
     torch.testing.assert_close(halves["pred_boxes"].grad, whole["pred_boxes"].grad)

@@ -80,7 +80,7 @@ def test_a_bad_weight_is_named_and_nothing_is_changed() -> None:
     model = DeformableDetr(config.model).train()
     state = TrainingState.start(model, config)
     with torch.no_grad():
-        model.encoder.layers[0].norm1.weight[3] = float("nan")
+        model.get_parameter("encoder.layers.0.norm1.weight")[3] = float("nan")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     with pytest.raises(NonFiniteLoss) as error:
@@ -98,7 +98,7 @@ def test_the_first_module_to_overflow_is_named() -> None:
     model = DeformableDetr(config.model).train()
     state = TrainingState.start(model, config)
     with torch.no_grad():
-        model.input_proj[1].conv.weight.fill_(3e38)
+        model.get_parameter("input_proj.1.conv.weight").fill_(3e38)
 
     with pytest.raises(NonFiniteLoss, match=r"output of input_proj\.1\.conv \(Conv2d\)"):
         take_step(state, [make_batch(0, 2)], config, torch.float32)

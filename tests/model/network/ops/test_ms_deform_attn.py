@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -122,7 +123,7 @@ def test_locations_stay_float32_when_values_are_half() -> None:
 def test_shapes_that_disagree_are_refused(
     position: int, shape: tuple[int, ...], message: str
 ) -> None:
-    inputs = list(CASES[0].inputs())
+    inputs: list[Any] = [*CASES[0].inputs()]
     inputs[position] = torch.zeros(shape)
 
     with pytest.raises(ValueError, match=message):

@@ -81,8 +81,8 @@ def native_gradients(
     value, shapes, *others = case.inputs(dtype)
     output = native.forward(value, flat(shapes), *others)
     gradient = output_gradient(output)
-    arguments = (value, flat(shapes), *others)
-    return list(native.backward(gradient, *arguments, instructions=instructions))
+    gradients = native.backward(gradient, value, flat(shapes), *others, instructions=instructions)
+    return list(gradients)
 
 
 @by_name
