@@ -9,9 +9,7 @@ from engines.base import Engine, Mode
 
 logger = logging.getLogger(__name__)
 
-EngineName = Literal[
-    "auto", "openvino", "onnxruntime", "tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt"
-]
+EngineName = Literal["auto", "openvino", "onnxruntime", "tensorrt", "onnxruntime-cuda"]
 
 
 class GpuOptions(NamedTuple):
@@ -65,13 +63,9 @@ def open_engine(
     if name == "tensorrt":
         return manifest, _open_tensorrt(directory, manifest, gpu)
     if name == "onnxruntime-cuda":
-        from engines.gpu.onnxruntime_gpu import open_on_cuda
+        from engines.gpu.onnxruntime_cuda import open_on_cuda
 
         return manifest, open_on_cuda(directory, manifest, threads)
-    if name == "onnxruntime-tensorrt":
-        from engines.gpu.onnxruntime_gpu import open_on_tensorrt
-
-        return manifest, open_on_tensorrt(directory, manifest, threads)
     assert_never(name)
 
 

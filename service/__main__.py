@@ -85,7 +85,6 @@ def main() -> int:
             "another port with DETR_PORT (make serve PORT=8001)"
         )
     address = f"http://{_for_url(settings.host)}:{listener.getsockname()[1]}"
-    app.state.address = address
     server = Server(app, settings)
     logger.info("the page is at %s/ and the API docs are at %s/docs", address, address)
     server.run(sockets=[listener])

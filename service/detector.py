@@ -32,17 +32,11 @@ from service.errors import EngineFailure, InvalidImage, NotReady, UnsupportedMed
 from service.metrics import Metrics, Stage, Stopwatch
 from service.schemas import ModelRef
 from service.settings import Settings
+from service.uploads import Upload
 
 logger = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
-
-
-class Upload(NamedTuple):
-    """One file of a request."""
-
-    file_name: str | None
-    data: bytes
 
 
 class Found(NamedTuple):

@@ -14,7 +14,7 @@ from bundle.manifest import ClassInfo
 from bundle.postprocess import Detections, to_detections
 from bundle.preprocess import decode_image
 from service.boundary import answer_unless_gone
-from service.detector import Detector, Found, State, Upload
+from service.detector import Detector, Found, State
 from service.errors import NotAcceptable, UnknownClass
 from service.metrics import Metrics, Stage, Stopwatch
 from service.render import ImageFormat, render
@@ -31,7 +31,7 @@ from service.schemas import (
     coco_results,
 )
 from service.settings import Settings
-from service.uploads import FILE_FIELDS, ID_FIELD, Images, read_images
+from service.uploads import FILE_FIELDS, ID_FIELD, Images, Upload, read_images
 
 router = APIRouter()
 _COCO_LIST = TypeAdapter(list[CocoResult])

@@ -6,7 +6,6 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from service.detector import Upload
 from service.errors import InvalidRequest, MalformedBody, NoImage, TooManyImages
 from service.settings import Settings
 
@@ -14,6 +13,13 @@ FILE_FIELDS = ("images", "image", "file")
 ID_FIELD = "image_ids"
 _MAX_FIELDS = 1000  # image_ids may be repeated once an image
 _FIELD_BYTES = 64 * 1024  # of one field that is not a file
+
+
+class Upload(NamedTuple):
+    """One file of a request."""
+
+    file_name: str | None
+    data: bytes
 
 
 class Images(NamedTuple):

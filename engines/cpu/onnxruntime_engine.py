@@ -59,7 +59,6 @@ class OnnxRuntimeEngine:
         threads: int | None = None,
         graph: str = "standard",
         providers: Sequence[Provider] = (CPU,),
-        model: bytes | None = None,
     ) -> None:
         """Load a graph of the bundle in `directory`.
 
@@ -67,7 +66,6 @@ class OnnxRuntimeEngine:
             threads: on the CPU; None takes one for each core that the process may use.
             graph: its form.
             providers: the first runs what it can, the next the rest; the CPU comes last anyway.
-            model: the graph, where it is not to be run as it lies in its file.
 
         Raises:
             ValueError: the bundle has no such graph, the graph does not load, its inputs and
@@ -76,7 +74,7 @@ class OnnxRuntimeEngine:
         path = graph_path(directory, manifest, graph)
         threads = threads or allowed_cores()
         _require_available(providers)
-        self._session = _open_session(path, threads, providers, model)
+        self._session = _open_session(path, threads, providers)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         check_names(path, "inputs", manifest.inputs, [node.name for node in inputs])
         check_names(path, "outputs", manifest.outputs, [node.name for node in outputs])
@@ -115,24 +113,16 @@ def _require_available(providers: Sequence[Provider]) -> None:
         )
 
 
-def _open_session(
-    path: Path, threads: int, providers: Sequence[Provider], model: bytes | None
-) -> ort.InferenceSession:
+def _open_session(path: Path, threads: int, providers: Sequence[Provider]) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors; warnings are about fusions that did not apply
     # Spinning threads answer sooner but hold every core while they wait, which starves the
     # threads that decode the next images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if model is not None:
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(path.parent)
-        )
     wanted = list(map(tuple, providers))
     try:
-        session = ort.InferenceSession(
-            model or str(path), options, providers=wanted, enable_fallback=0
-        )
+        session = ort.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
     except RUNTIME_ERRORS as error:
         remedy = (
             REMEDY if providers[0] == CPU else "install what it lacks, or choose another engine"

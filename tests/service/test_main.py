@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
+
+from service.__main__ import Server
+from service.app import create_app
+from service.settings import Settings
+from tests.fakes import FakeEngine
 
 Start = Callable[..., Any]  # the fixture; settings in, a Process out
 
@@ -50,6 +56,84 @@ class Load:
                 self.answers.append(answer.status_code)
                 if len(self.answers) > 50:
                     self.is_flowing.set()
+
+
+HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n"
+
+
+class Listener(socket.socket):
+    """A listening port; tells when new clients are to be turned away, and when it closes."""
+
+    def __init__(self) -> None:
+        super().__init__(socket.AF_INET, socket.SOCK_STREAM)
+        self.bind(("127.0.0.1", 0))
+        self.listen()
+        self.before_turning_away: Callable[[], object] = lambda: None
+        self.before_closing: Callable[[], object] = lambda: None
+
+    def connect_to_it(self) -> socket.socket:
+        return socket.create_connection(self.getsockname(), timeout=0.2)
+
+    def setsockopt(self, *arguments: Any) -> None:
+        self.before_turning_away()
+        super().setsockopt(*arguments)
+
+    def close(self) -> None:
+        before_closing, self.before_closing = self.before_closing, lambda: None
+        before_closing()
+        super().close()
+
+
+async def serve_and_stop(listener: Listener, toy_bundle: Path) -> None:
+    """The whole life of a server, in this process."""
+    settings = Settings(bundle=toy_bundle)
+    server = Server(create_app(settings, FakeEngine()), settings)
+    server.should_exit = True  # as soon as it has started
+    await server.serve([listener])
+
+
+@pytest.mark.anyio
+async def test_a_client_that_the_kernel_has_connected_is_still_answered(toy_bundle: Path) -> None:
+    listener = Listener()
+    clients: list[socket.socket] = []
+    listener.before_turning_away = lambda: clients.append(listener.connect_to_it())
+    listener.before_closing = lambda: clients[0].sendall(HEALTHZ)
+
+    await serve_and_stop(listener, toy_bundle)
+
+    assert clients[0].recv(1000).startswith(b"HTTP/1.1 200 OK")
+    clients[0].close()
+
+
+@pytest.mark.anyio
+async def test_a_request_on_an_idle_connection_as_the_port_closes_is_answered(
+    toy_bundle: Path,
+) -> None:
+    listener = Listener()
+    with listener.connect_to_it() as client:
+        listener.before_closing = lambda: client.sendall(HEALTHZ)
+
+        await serve_and_stop(listener, toy_bundle)
+
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(sys.platform != "linux", reason="socket filters are Linux's")
+async def test_no_client_is_let_in_only_to_be_cut_off_as_the_port_closes(toy_bundle: Path) -> None:
+    listener = Listener()
+    refusals: list[BaseException] = []
+
+    def knock() -> None:
+        with pytest.raises(TimeoutError) as refusal:
+            listener.connect_to_it()
+        refusals.append(refusal.value)
+
+    listener.before_closing = knock
+
+    await serve_and_stop(listener, toy_bundle)
+
+    assert len(refusals) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
