@@ -27,7 +27,7 @@ from engines.base import Engine, EngineInfo, RawOutput
 from engines.base import EngineFailure as RuntimeFailure
 from engines.cores import allowed_cores
 from engines.load import GpuOptions, open_engine
-from service.batcher import BatchReport, DynamicBatcher, Ticket
+from service.batching.batcher import BatchReport, DynamicBatcher, Ticket
 from service.errors import EngineFailure, InvalidImage, NotReady, UnsupportedMediaType
 from service.metrics import Metrics, Stage, Stopwatch
 from service.schemas import ModelRef

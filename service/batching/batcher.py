@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from service.batch_times import Durations
+from service.batching.batch_times import Durations
 from service.errors import DeadlineExceeded, EngineFailure, NotReady, Overloaded, ServiceError
 
 logger = logging.getLogger(__name__)

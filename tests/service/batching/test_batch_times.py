@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.batch_times import Durations
+from service.batching.batch_times import Durations
 
 
 def test_nothing_is_expected_before_the_first_batch() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.batcher import BatchReport, DynamicBatcher
+from service.batching.batcher import BatchReport, DynamicBatcher
 from service.errors import DeadlineExceeded, EngineFailure, NotReady, Overloaded
 from tests.fakes import FakeClock, Gate
 
