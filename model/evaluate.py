@@ -22,7 +22,9 @@ from model.checkpoints.checkpoint_file import build_model, load_checkpoint
 from model.data import digits
 from model.data.evaluation_data import open_evaluation_data
 from model.evaluation.coco_metrics import Metrics, format_report, score
+from model.evaluation.diagnosis import explain
 from model.evaluation.evaluation import evaluate
+from model.evaluation.results_format import read_results
 from model.network.inference import DetectionModel, Predict, torch_predictor
 
 
@@ -53,11 +55,17 @@ def evaluate_command(
     metrics = evaluate(
         predict, dataset, preprocess, classes=classes, batch_size=args.batch_size, limit=args.limit
     )
-    print(format_report(metrics))
+    _print_report(metrics)
     if args.out is not None:
         write_atomically(args.out, json.dumps(metrics.results).encode())
         print(f"{len(metrics.results)} detections in {args.out}")
     return metrics
+
+
+def _print_report(metrics: Metrics) -> None:
+    print(format_report(metrics))
+    for sentence in explain(metrics):
+        print(f"\nnote: {sentence}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.results is not None:
             dataset = open_evaluation_data(args.data, args.split, digits.CLASSES)
-            results = json.loads(args.results.read_bytes())
-            print(format_report(score(dataset.ground_truth(), results)))
+            ground_truth = dataset.ground_truth()
+            _print_report(score(ground_truth, read_results(args.results, ground_truth)))
         else:
             checkpoint = load_checkpoint(args.checkpoint)
             model = DetectionModel(build_model(checkpoint), checkpoint.config.preprocess)

@@ -17,7 +17,6 @@ _NUMBERS = (
     ("AR100", "100 detections"), ("ARs", "boxes under 32 x 32 pixels"),
     ("ARm", "32 x 32 to 96 x 96"), ("ARl", "larger"),
 )  # fmt: skip
-_RESULT_KEYS = {"image_id", "category_id", "bbox", "score"}
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,13 @@ class Metrics:
             0..1, NaN where the ground truth has no such box.
         per_class: in the order of the ground truth's categories.
         results: detections in COCO's results format.
+        ground_truth: what they were scored against, in COCO's format.
     """
 
     numbers: dict[str, float]
     per_class: tuple[ClassMetrics, ...]
     results: list[dict[str, Any]]
+    ground_truth: dict[str, Any]
 
     @property
     def defined(self) -> dict[str, float]:
@@ -52,22 +53,7 @@ class Metrics:
 
 
 def score(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> Metrics:
-    """COCO's box metrics of detections in COCO's results format.
-
-    Raises:
-        ValueError: the detections are not in that format, or of an image the ground truth lacks.
-    """
-    if not isinstance(results, list) or not all(set(entry) >= _RESULT_KEYS for entry in results):
-        raise ValueError(
-            f"expected COCO's results format, a list of objects with {sorted(_RESULT_KEYS)}"
-        )
-    image_ids = {image["id"] for image in ground_truth["images"]}
-    foreign = {result["image_id"] for result in results} - image_ids
-    if foreign:
-        raise ValueError(
-            f"{len(foreign)} images of the detections are not in the ground truth, the first is "
-            f"{min(foreign, key=str)}: were they made on another data set?"
-        )
+    """COCO's box metrics of detections in COCO's results format, as `check_results` leaves them."""
     annotations = [
         # The evaluation marks an unmatched detection with 0, so no annotation may have that id.
         {"area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0, **entry, "id": number}
@@ -84,7 +70,7 @@ def score(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> Metric
         name: value if value >= 0 else math.nan
         for (name, _), value in zip(_NUMBERS, values, strict=True)
     }
-    return Metrics(numbers, _score_classes(evaluation, ground_truth), results)
+    return Metrics(numbers, _score_classes(evaluation, ground_truth), results, ground_truth)
 
 
 def _score_classes(

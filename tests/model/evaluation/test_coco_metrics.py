@@ -109,17 +109,3 @@ def test_the_order_of_categories_is_that_of_the_file(one_box):
         ("cat", 1),
         ("dog", 0),
     ]
-
-
-def test_detections_of_another_data_set_are_refused(one_box):
-    ground_truth, results = one_box
-    results[0]["image_id"] = 8
-
-    with pytest.raises(ValueError, match="the first is 8"):
-        score(ground_truth, results)
-
-
-@pytest.mark.parametrize("results", [{}, [{"image_id": 1}], [{"bbox": [0, 0, 1, 1]}]])
-def test_results_of_another_format_are_refused(one_box, results):
-    with pytest.raises(ValueError, match="results format"):
-        score(one_box[0], results)

@@ -1,0 +1,223 @@
+"""Says what a table of AP leaves open: COCO's limit of 100, and why AP may be near 0.
+
+A cause is named only where undoing it brings AP back: the detections are read in another way and
+scored again.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from model.evaluation.coco_metrics import Metrics, score
+
+Results = list[dict[str, Any]]
+COCO_LIMIT = 100  # detections of one image and class that count
+_NEAR_ZERO = 0.1
+_MIN_GAIN, _MIN_FACTOR = 0.1, 3.0  # of AP, for a cause to be named
+_NUM_IMAGES = 200  # that are scored again
+_MATCH_IOU = 0.5
+_MAX_CHANCE = 1e-3  # that labels drawn at random look permuted
+_MIN_EXPLAINED = 0.75  # of the matched boxes
+_RESIZED = (800, 1333)  # the published size: short side, and the most that the long side may be
+
+
+class _Reading(NamedTuple):
+    """Another way to read detections: what it is called, what to do, and the detections so read."""
+
+    cause: str
+    remedy: str
+    results: Results
+
+
+def explain(metrics: Metrics) -> list[str]:
+    """Sentences to print under a report; none where there is nothing to say."""
+    return [*_say_limit(metrics), *_say_cause(metrics)]
+
+
+def _say_limit(metrics: Metrics) -> Iterator[str]:
+    objects = Counter(a["image_id"] for a in metrics.ground_truth["annotations"]
+                      if not a.get("iscrowd"))  # fmt: skip
+    detections = Counter(entry["image_id"] for entry in metrics.results)
+    found = []
+    for name, counts in (("objects", objects), ("detections", detections)):
+        if many := [count for count in counts.values() if count > COCO_LIMIT]:
+            plural = "image has" if len(many) == 1 else "images have"
+            found.append(f"{len(many)} {plural} up to {max(many)} {name}")
+    if found:
+        pairs = Counter((e["image_id"], e["category_id"]) for e in metrics.results)
+        cut = sum(count - COCO_LIMIT for count in pairs.values() if count > COCO_LIMIT)
+        yield (
+            f"{' and '.join(found)}: by COCO's rule the {COCO_LIMIT} detections of the highest "
+            f"scores count in an image and class; {cut or 'none'} here did not"
+        )
+
+
+def _say_cause(metrics: Metrics) -> Iterator[str]:
+    ap = metrics.numbers["AP"]
+    if math.isnan(ap) or ap >= _NEAR_ZERO or not metrics.results:
+        return
+    truth = _restrict(metrics.ground_truth)
+    scored = [(score(truth, reading.results).numbers["AP"], reading)
+              for reading in _readings(metrics, truth) if reading.results]  # fmt: skip
+    best, reading = max(scored, key=lambda pair: pair[0], default=(0.0, None))
+    if reading is not None and best >= max(ap + _MIN_GAIN, _MIN_FACTOR * ap):
+        yield (f"AP is {ap:.3f}, but would be {best:.3f} if {reading.cause}: {reading.remedy}")
+
+
+def _restrict(ground_truth: dict[str, Any]) -> dict[str, Any]:
+    """The first images that have boxes, for the sake of speed."""
+    used = {a["image_id"] for a in ground_truth["annotations"]}
+    images = [image for image in ground_truth["images"] if image["id"] in used][:_NUM_IMAGES]
+    kept = {image["id"] for image in images}
+    annotations = [a for a in ground_truth["annotations"] if a["image_id"] in kept]
+    return {**ground_truth, "images": images, "annotations": annotations}
+
+
+def _readings(metrics: Metrics, truth: dict[str, Any]) -> Iterator[_Reading]:
+    kept = {image["id"] for image in truth["images"]}
+    results = [entry for entry in metrics.results if entry["image_id"] in kept]
+    yield from _other_images(metrics, kept)
+    yield from _other_categories(results, truth)
+    yield from _other_boxes(results, truth)
+
+
+def _other_images(metrics: Metrics, kept: set[int]) -> Iterator[_Reading]:
+    images = metrics.ground_truth["images"]
+    ids = [image["id"] for image in images]
+    by_name = [image["id"] for image in sorted(images, key=lambda i: str(i.get("file_name")))]
+    for cause, meant in _numberings("image_id", ids):
+        yield _reassign(metrics.results, "image_id", meant, kept, cause)
+    cause = "image_id were the image's place among the sorted file names"
+    yield _reassign(metrics.results, "image_id", dict(enumerate(by_name)), kept, cause)
+
+
+def _other_categories(results: Results, truth: dict[str, Any]) -> Iterator[_Reading]:
+    ids = [category["id"] for category in truth["categories"]]
+    for cause, meant in _numberings("category_id", ids):
+        yield _reassign(results, "category_id", meant, set(ids), cause)
+    if permuted := _fit_categories(results, truth):
+        names = {category["id"]: category["name"] for category in truth["categories"]}
+        changed = [(a, b) for a, b in permuted.items() if a != b]
+        told = ", ".join(f"{a} means {b} {names[b]}" for a, b in changed[:5])
+        cause = f"the classes were permuted ({told}{', ...' if len(changed) > 5 else ''})"
+        yield _reassign(results, "category_id", permuted, set(ids), cause)
+
+
+def _numberings(field: str, ids: Sequence[int]) -> list[tuple[str, dict[int, int]]]:
+    """Usual ways to number the same things: cause and {number in the results: id meant}."""
+    return [
+        (f"every {field} were one higher", {i - 1: i for i in ids}),
+        (f"every {field} were one lower", {i + 1: i for i in ids}),
+        (f"{field} counted from 0 in the data set's order", dict(enumerate(ids))),
+        (f"{field} counted from 1 in the data set's order", dict(enumerate(ids, start=1))),
+    ]
+
+
+def _reassign(
+    results: Results, field: str, meant: Mapping[int, int], kept: set[int], cause: str
+) -> _Reading:
+    read = [{**entry, field: meant[entry[field]]} for entry in results
+            if meant.get(entry[field]) in kept]  # fmt: skip
+    return _Reading(cause, f"write the {field} of the data set", read)
+
+
+def _other_boxes(results: Results, truth: dict[str, Any]) -> Iterator[_Reading]:
+    images = {image["id"]: image for image in truth["images"]}
+    if not all(image.get("width") and image.get("height") for image in truth["images"]):
+        return
+    sizes = np.array([(images[e["image_id"]]["width"], images[e["image_id"]]["height"])
+                      for e in results], dtype=np.float64).reshape(-1, 2)  # fmt: skip
+    boxes = np.array([entry["bbox"] for entry in results], dtype=np.float64).reshape(-1, 4)
+    scales = [("", np.ones_like(sizes)), ("normalised to 0..1, ", sizes),
+              ("normalised to 0..1000, ", sizes / 1000)]  # fmt: skip
+    for (unit, scale), (name, convert), swapped in product(scales, _FORMATS, (False, True)):
+        order = [1, 0, 3, 2] if swapped else [0, 1, 2, 3]
+        read = convert(boxes[:, order] * np.tile(scale, 2))
+        written = [part.strip() for part in name.split(",")]
+        cause = f"boxes were {unit}[{', '.join(written[i] for i in order)}]"
+        yield _Reading(cause, _BOX_REMEDY, _with_boxes(results, read))
+    short, long = _RESIZED
+    resized = np.minimum(short / sizes.min(1), long / sizes.max(1))
+    cause = f"boxes were in pixels of the image resized to {short}x{long}"
+    yield _Reading(cause, _BOX_REMEDY, _with_boxes(results, boxes / resized[:, None]))
+    if ratio := _size_ratio(results, truth):
+        cause = f"boxes were in pixels of an image {1 / ratio:.3g} times as large"
+        yield _Reading(cause, _BOX_REMEDY, _with_boxes(results, boxes * ratio))
+
+
+_BOX_REMEDY = "write [x, y, width, height] in pixels of the image"
+_FORMATS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
+    ("x, y, width, height", lambda b: b),
+    ("x1, y1, x2, y2", lambda b: np.hstack((b[:, :2], b[:, 2:] - b[:, :2]))),
+    ("centre x, centre y, width, height", lambda b: np.hstack((b[:, :2] - b[:, 2:] / 2, b[:, 2:]))),
+]
+
+
+def _with_boxes(results: Results, boxes: np.ndarray) -> Results:
+    is_box = (boxes[:, 2:] >= 0).all(1).tolist()
+    return [{**entry, "bbox": box} for entry, box, good in
+            zip(results, boxes.tolist(), is_box, strict=True) if good]  # fmt: skip
+
+
+def _size_ratio(results: Results, truth: dict[str, Any]) -> float | None:
+    """How much larger objects are than as many of the best detections, by their median."""
+    objects = [a["bbox"] for a in truth["annotations"] if not a.get("iscrowd")]
+    best = sorted(results, key=lambda entry: -entry["score"])[: len(objects)]
+    ours, theirs = (np.median([math.sqrt(max(w * h, 0)) for _, _, w, h in boxes] or [0])
+                    for boxes in (objects, [entry["bbox"] for entry in best]))  # fmt: skip
+    return float(ours / theirs) if ours > 0 and theirs > 0 else None
+
+
+def _fit_categories(results: Results, truth: dict[str, Any]) -> dict[int, int] | None:
+    """The permutation {category in the results: in the truth} that right boxes speak for.
+
+    None where labels drawn at random could look as well explained by their best permutation.
+    """
+    pairs = Counter(_matched_categories(results, truth))
+    ids = sorted({i for pair in pairs for i in pair})
+    total, number = sum(pairs.values()), len(ids)
+    if number < 2:
+        return None
+    counts = np.array([[pairs[theirs, ours] for ours in ids] for theirs in ids])
+    rows, columns = linear_sum_assignment(counts, maximize=True)
+    explained = int(counts[rows, columns].sum())
+    log_chance = (
+        math.lgamma(number + 1)
+        + math.log(math.comb(total, explained))
+        - explained * math.log(number)
+    )
+    if explained < _MIN_EXPLAINED * total or log_chance > math.log(_MAX_CHANCE):
+        return None
+    return {ids[row]: ids[column] for row, column in zip(rows, columns, strict=True)
+            if counts[row, column]}  # fmt: skip
+
+
+def _matched_categories(results: Results, truth: dict[str, Any]) -> Iterator[tuple[int, int]]:
+    """For every object that a detection lies on: the best one's category, and the object's."""
+    by_image: dict[int, Results] = {}
+    for entry in sorted(results, key=lambda entry: -entry["score"]):
+        by_image.setdefault(entry["image_id"], []).append(entry)
+    for annotation in truth["annotations"]:
+        found = by_image.get(annotation["image_id"], [])
+        if found and not annotation.get("iscrowd"):
+            overlaps = _overlaps(annotation["bbox"], [entry["bbox"] for entry in found])
+            if (hits := np.flatnonzero(overlaps >= _MATCH_IOU)).size:
+                yield found[hits[0]]["category_id"], annotation["category_id"]
+
+
+def _overlaps(box: Iterable[float], others: Sequence[Iterable[float]]) -> np.ndarray:
+    """IoU of a box xywh with others."""
+    x, y, w, h = box
+    theirs = np.array(others, dtype=np.float64)
+    right = np.minimum(x + w, theirs[:, 0] + theirs[:, 2])
+    bottom = np.minimum(y + h, theirs[:, 1] + theirs[:, 3])
+    shared = (right - np.maximum(x, theirs[:, 0])).clip(0) * (
+        bottom - np.maximum(y, theirs[:, 1])
+    ).clip(0)
+    union = w * h + theirs[:, 2] * theirs[:, 3] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)

@@ -1,0 +1,183 @@
+"""Detections in COCO's results format, checked entry by entry before they are scored."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_KEYS = ("image_id", "category_id", "bbox", "score")
+# A box that ends this far outside of its image was not only rounded, or left unclipped.
+_OUTSIDE_PX, _OUTSIDE_SHARE = 1.0, 0.05
+_MIN_SHARE_OUTSIDE = 0.1  # of all boxes, before the file is said to hold corners
+
+
+def read_results(path: Path, ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Detections in a file of COCO's results format.
+
+    Raises:
+        ValueError: not JSON, or what `check_results` refuses; names the file.
+        OSError: the file cannot be read.
+    """
+    try:
+        return check_results(json.loads(path.read_bytes()), ground_truth)
+    except ValueError as error:  # a JSON and an encoding error are ValueErrors
+        is_json = not isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+        raise ValueError(f"{path}: {'' if is_json else 'not valid JSON: '}{error}") from error
+
+
+def check_results(content: Any, ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Detections that can be scored, ids as whole numbers.
+
+    Args:
+        content: what should be a list of {"image_id", "category_id", "bbox": [x, y, width, height]
+            in pixels, "score"}.
+        ground_truth: a data set in COCO's format, with the known images and categories.
+
+    Raises:
+        ValueError: names the first entry that cannot be scored, its field and value, and a remedy.
+    """
+    if not isinstance(content, list):
+        raise ValueError(_not_a_list(content))
+    images = {image["id"]: image for image in ground_truth["images"]}
+    files = {image_id: str(image.get("file_name")) for image_id, image in images.items()}
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    checked = []
+    for index, entry in enumerate(content):
+        try:
+            checked.append(_check_entry(entry, files, names))
+        except _Foreign as error:
+            hint = _shift_hint(content, error.field, error.known) or error.otherwise
+            raise ValueError(f"entry {index}: {error}; {hint}") from None
+        except ValueError as error:
+            raise ValueError(f"entry {index}: {error}") from None
+    _refuse_corners(checked, images)
+    return checked
+
+
+class _Foreign(ValueError):
+    """An id that the data set lacks; the whole file may tell what was meant by it."""
+
+    def __init__(self, field: str, value: int, known: Mapping[int, str], otherwise: str) -> None:
+        self.field, self.known, self.otherwise = field, known, otherwise
+        some = ", ".join(f"{i} {name}" for i, name in list(known.items())[:5])
+        more = ", ..." if len(known) > 5 else ""
+        what = "images" if field == "image_id" else "categories"
+        super().__init__(
+            f"{field} {value} is none of the data set's {len(known)} {what} ({some}{more})"
+        )
+
+
+def _check_entry(entry: Any, files: Mapping[int, str], names: Mapping[int, str]) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise ValueError(f"is {_show(entry)}; expected an object with {', '.join(_KEYS)}")
+    if missing := [key for key in _KEYS if key not in entry]:
+        raise ValueError(
+            f"{', '.join(missing)} missing; expected COCO's results format, a list of objects "
+            f"with {', '.join(_KEYS)}"
+        )
+    image_id = _whole_number(entry, "image_id", files)
+    category_id = _whole_number(entry, "category_id", names)
+    if image_id not in files:
+        raise _Foreign("image_id", image_id, files,
+                       "were the detections made on another data set or split?")  # fmt: skip
+    if category_id not in names:
+        raise _Foreign("category_id", category_id, names,
+                       "leave out the detections of other classes, or evaluate on the data set "
+                       "they belong to")  # fmt: skip
+    _check_box(entry["bbox"])
+    if not _is_number(entry["score"]):
+        raise ValueError(
+            f"score is {_show(entry['score'])}; expected a finite number, by which detections "
+            "are ranked"
+        )
+    return {**entry, "image_id": image_id, "category_id": category_id}
+
+
+def _not_a_list(content: Any) -> str:
+    inner = ""
+    if isinstance(content, dict):
+        lists = [key for key, value in content.items() if isinstance(value, list)]
+        inner = f" with {', '.join(list(content)[:5])}" if content else " without entries"
+        inner += f"; write the list {lists[0]!r} alone" if lists else ""
+    return (
+        f"holds {_kind(content)}{inner}; expected COCO's results format, a list of "
+        f"objects with {', '.join(_KEYS)}"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole_number(entry: Mapping[str, Any], field: str, names: Mapping[int, str]) -> int:
+    value = entry[field]
+    if _is_number(value) and value == int(value):
+        return int(value)
+    meant = next((str(i) for i, name in names.items() if name == value), None)
+    remedy = f"its id is {meant}" if meant else "write the id as a number"
+    raise ValueError(f"{field} is {_show(value)}; expected a whole number: {remedy}")
+
+
+def _check_box(value: Any) -> None:
+    if not (isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))):
+        raise ValueError(
+            f"bbox is {_show(value)}; expected [x, y, width, height], four finite numbers in pixels"
+        )
+    if min(value[2:]) < 0:
+        raise ValueError(
+            f"bbox is {_show(value)}, of negative width or height; expected [x, y, width, height] "
+            "with x and y at the top left: subtract the smaller corner from the larger"
+        )
+
+
+def _shift_hint(content: Sequence[Any], field: str, known: Mapping[int, Any]) -> str | None:
+    """What to do where another numbering explains every id of a field; None where none does."""
+    values = {entry.get(field) for entry in content if isinstance(entry, dict)
+              and isinstance(entry.get(field), int | float | str)}  # fmt: skip
+    for shift in (1, -1):
+        if all(isinstance(v, int | float) and v + shift in known for v in values):
+            way = "one too low: add 1" if shift == 1 else "one too high: subtract 1"
+            return f"every {field} of the file seems {way}"
+    if values <= set(range(len(known))):
+        return f"{field} seems to count from 0 in the data set's order: write its ids instead"
+    return None
+
+
+def _refuse_corners(results: Sequence[Mapping[str, Any]], images: Mapping[int, Any]) -> None:
+    """ValueError where boxes stick out of their images, but none would as [x1, y1, x2, y2]."""
+    outside: list[int] = []
+    for index, entry in enumerate(results):
+        height, width = (images[entry["image_id"]].get(side) for side in ("height", "width"))
+        if not (_is_number(height) and _is_number(width)):
+            return
+        x, y, right, bottom = entry["bbox"]
+        fits = x <= right <= width + _OUTSIDE_PX and y <= bottom <= height + _OUTSIDE_PX
+        if not fits:
+            return
+        limits = ((x + right, width), (y + bottom, height))
+        if any(end > side * (1 + _OUTSIDE_SHARE) + _OUTSIDE_PX for end, side in limits):
+            outside.append(index)
+    if len(outside) > _MIN_SHARE_OUTSIDE * len(results):
+        first = results[outside[0]]
+        image = images[first["image_id"]]
+        raise ValueError(
+            f"entry {outside[0]}: bbox is {_show(first['bbox'])}, which as [x, y, width, height] "
+            f"sticks out of image {first['image_id']} ({image['width']}x{image['height']}), like "
+            f"{len(outside)} of {len(results)} boxes, but as corners [x1, y1, x2, y2] every box "
+            "fits: write [x1, y1, x2 - x1, y2 - y1]"
+        )
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", str: "text", type(None): "null"}
+    return kinds.get(type(value), f"the value {value}")
+
+
+def _show(value: Any) -> str:
+    """A JSON value as a reader of the file knows it."""
+    if isinstance(value, dict):
+        return "an object"
+    text = json.dumps(value)
+    text = text if len(text) <= 60 else f"{text[:57]}..."
+    return f"the text {text}" if isinstance(value, str) else text
