@@ -159,9 +159,8 @@ _FORMATS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
 
 
 def _with_boxes(results: Results, boxes: np.ndarray) -> Results:
-    is_box = (boxes[:, 2:] >= 0).all(1).tolist()
-    return [{**entry, "bbox": box} for entry, box, good in
-            zip(results, boxes.tolist(), is_box, strict=True) if good]  # fmt: skip
+    kept = np.flatnonzero(np.all(boxes[:, 2:] >= 0, axis=1)).tolist()
+    return [{**results[index], "bbox": boxes[index].tolist()} for index in kept]
 
 
 def _size_ratio(results: Results, truth: dict[str, Any]) -> float | None:
