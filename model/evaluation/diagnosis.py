@@ -219,4 +219,5 @@ def _overlaps(box: Iterable[float], others: Sequence[Iterable[float]]) -> np.nda
         bottom - np.maximum(y, theirs[:, 1])
     ).clip(0)
     union = w * h + theirs[:, 2] * theirs[:, 3] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    overlaps: np.ndarray = shared / np.maximum(union, np.finfo(np.float64).tiny)
+    return overlaps
