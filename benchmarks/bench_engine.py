@@ -30,7 +30,8 @@ from benchmarks.contestants import ALL, BATCHES, ENGINES, PEAKS, Run, Task
 from benchmarks.engine_bundles import bundle_path, make_bundles
 from benchmarks.engine_tables import Measured, print_comparison, print_throughput
 from benchmarks.floors import count_flop
-from engines.base import RawOutput
+from bundle.layout import GRAPH_FILES, STANDARD_FORM
+from bundle.postprocess import RawOutput
 from engines.cores import allowed_cores
 
 FOLDER = Path("build/bench")
@@ -118,7 +119,7 @@ def run_rounds(
     task: Task, names: Sequence[str], num_rounds: int, log: Path
 ) -> tuple[Measured, bool]:
     """Measure one task; the second result is False where Ctrl-C or a failure cut it short."""
-    graph = bundle_path(task.bundles, task.variant, "fp32") / "model.onnx"
+    graph = bundle_path(task.bundles, task.variant, "fp32") / GRAPH_FILES[STANDARD_FORM]
     measured = Measured(task, {}, {}, count_flop(graph, task.height, task.width))
     try:
         with opened(names, task) as contestants:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from benchmarks.bench_op import CALLS, Call
 from bundle.atomic import write_atomically
-from bundle.manifest import TensorSpec
+from bundle.layout import INPUTS, OPERATOR, PLUGIN_FORM, STANDARD_FORM
+from bundle.manifest import INPUT_SPECS
 from bundle.tensorrt_plan import BatchShape, ShapeProfile
 from engines.gpu.tensorrt_builder import BuildOptions, build_plan
 from engines.gpu.tensorrt_runtime import log_of, require
@@ -38,11 +39,6 @@ from tests.gpu.one_node import Gpu, find_gpu, plan_of_node
 RESULTS = Path(__file__).parent / "results"
 VARIANTS = ("base", "refine", "two_stage")
 HEIGHT, WIDTH = 800, 1066
-IMAGE = ("batch", "height", "width")
-INPUTS = (
-    TensorSpec(name="images", dtype="uint8", shape=(*IMAGE, 3)),
-    TensorSpec(name="padding_mask", dtype="bool", shape=IMAGE),
-)
 NOTES = """The operator: MSDeformAttn and PyTorch are handed offsets and logits, and compute
 locations and softmax themselves. NVIDIA's plugin is handed locations and weights, so what makes
 them is not counted in its row; PyTorch's time for that alone is in the row below it.
@@ -104,7 +100,7 @@ def op_contestants(gpu: Gpu, call: Call, dtype: torch.dtype, scratch: Path) -> C
         }
     )
     plan = plan_of_node(gpu, ours, (batch, num_queries, num_heads * dim), scratch)
-    found: Contestants = {"MSDeformAttn": Runner(gpu, plan, ours)}
+    found: Contestants = {OPERATOR: Runner(gpu, plan, ours)}
 
     def prepared(points: Tensor, offsets: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         locations = sampling_locations(shapes, points, offsets).to(dtype)
@@ -155,7 +151,7 @@ def make_model(variant: str, scratch: Path) -> tuple[DetectionModel, dict[str, P
     min_side = max(config.preprocess.min_side, smallest_side(config.model))
     files = write_graphs(export_graphs(model, min_side=min_side), scratch)
     graphs = {}
-    for form, name in (("plugin", "MSDeformAttn"), ("standard", "GridSample")):
+    for form, name in ((PLUGIN_FORM, OPERATOR), (STANDARD_FORM, "GridSample")):
         graphs[f"TensorRT, {name}, fp32"] = scratch / files[form]
         graph = ir.load(scratch / files[form])
         write_half(graph, "fp16")
@@ -170,12 +166,12 @@ def model_contestants(
     """Plans of the graphs, launched and as CUDA graphs, and PyTorch."""
     images = torch.randint(0, 256, (batch, HEIGHT, WIDTH, 3), dtype=torch.uint8)
     mask = torch.zeros(batch, HEIGHT, WIDTH, dtype=torch.bool)
-    inputs = on_gpu({"images": images, "padding_mask": mask})
+    inputs = on_gpu(dict(zip(INPUTS, (images, mask), strict=True)))
     shape = BatchShape(batch, HEIGHT, WIDTH)
     profile = ShapeProfile(min=BatchShape(1, HEIGHT, WIDTH), opt=shape, max=shape)
     found: Contestants = {}
     for name, path in graphs.items():
-        plan = build_plan(gpu.trt, path, INPUTS, BuildOptions((profile,), gpu.plugin))
+        plan = build_plan(gpu.trt, path, INPUT_SPECS, BuildOptions((profile,), gpu.plugin))
         runner = found[f"{name}, launched"] = Runner(gpu, plan, inputs)
         found[f"{name}, CUDA graph"] = captured(runner)
     model.cuda()

@@ -32,10 +32,12 @@ import numpy as np
 import uvicorn
 from PIL import Image
 
+from bundle.detect import make_batch
+from bundle.layout import GRAPH_FILES, STANDARD_FORM
 from bundle.manifest import Manifest
-from bundle.postprocess import to_detections
-from bundle.preprocess import Preprocess, decode_image, pad_batch, prepare
-from engines.base import Engine, EngineInfo, RawOutput
+from bundle.postprocess import ImageOutput, RawOutput, to_detections
+from bundle.preprocess import Geometry, Preprocess, decode_image
+from engines.base import Engine, EngineInfo
 from engines.load import open_engine
 from service.settings import Settings
 
@@ -56,7 +58,7 @@ class MockEngine:
     """Sleeps as long as a GPU would work, and finds 100 objects."""
 
     name = "mock"
-    info = EngineInfo("mock", "fp32", "standard", threads=1, streams=1)
+    info = EngineInfo("mock", "fp32", STANDARD_FORM, threads=1, streams=1)
     gpu_memory_bytes = 0
     max_batch_size = MAX_BATCH_SIZE
 
@@ -95,10 +97,10 @@ def serve_plain_fastapi(port: int, bundle: Bundle) -> None:
 
     @app.post("/detect")
     def detect(images: UploadFile) -> list[dict[str, Any]]:
-        image, geometry = prepare(decode_image(images.file.read()), PREPROCESS)
+        batch = make_batch([decode_image(images.file.read())], PREPROCESS)
         with lock:
-            output = engine.run(*pad_batch([image]))
-        return as_json(RawOutput(*(part[0] for part in output)), geometry)
+            output = engine.run(batch.images, batch.padding_mask)
+        return as_json(output.rows()[0], batch.geometries[0])
 
     @app.get("/readyz")
     def readyz() -> None:
@@ -113,8 +115,8 @@ def serve_litserve(port: int, bundle: Bundle) -> None:
     serve(port)
 
 
-def as_json(output: RawOutput, geometry: Any) -> list[dict[str, Any]]:
-    found = to_detections(*output, geometry, threshold=0.3)
+def as_json(output: ImageOutput, geometry: Geometry) -> list[dict[str, Any]]:
+    found = to_detections(output, geometry, threshold=0.3)
     return [
         {"bbox": box, "score": score}
         for box, score in zip(found.boxes_xywh_px.tolist(), found.scores.tolist(), strict=True)
@@ -178,12 +180,12 @@ async def read_answer(reader: asyncio.StreamReader) -> int:
 def bare_engine(bundle: Bundle, seconds: float, jpeg: bytes) -> dict[int, float]:
     """Images/s of the engine alone, by batch size."""
     manifest, engine = open_bare(bundle)
-    image, _ = prepare(decode_image(jpeg), manifest.preprocess)
+    image = decode_image(jpeg)
     speeds = {}
     for batch_size in (1, 2, 4, 8, 16, 32):
         if batch_size > engine.max_batch_size:
             break
-        batch = pad_batch([image] * batch_size, manifest.preprocess.min_side)
+        batch = make_batch([image] * batch_size, manifest.preprocess)[:2]
         engine.run(*batch)
         num_runs, started = 0, time.perf_counter()
         while time.perf_counter() - started < seconds:
@@ -267,11 +269,11 @@ def make_body() -> tuple[bytes, bytes]:
 def make_bundle(directory: Path) -> None:
     """A manifest with the published preprocessing; the mock engine needs no graph."""
     directory.mkdir()
-    (directory / "model.onnx").write_bytes(b"none")
+    (directory / GRAPH_FILES[STANDARD_FORM]).write_bytes(b"none")
     Manifest(
         name="mock",
         variant="two_stage",
-        graphs={"standard": "model.onnx"},
+        graphs={STANDARD_FORM: GRAPH_FILES[STANDARD_FORM]},
         inputs=(),
         outputs=(),
         preprocess=PREPROCESS,

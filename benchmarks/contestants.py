@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.engine_bundles import bundle_path
-from engines.base import Mode, RawOutput
+from bundle.layout import GRAPH_FILES, INPUTS, OUTPUTS, PLUGIN_FORM, STANDARD_FORM
+from bundle.postprocess import RawOutput
+from engines.base import Mode
 
 Run = Callable[[], RawOutput | None]  # None from those that only measure the machine
 
@@ -54,28 +56,28 @@ def open_onnxruntime(task: Task) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = task.threads
-    path = bundle_path(task.bundles, task.variant, "fp32") / "model.onnx"
+    path = bundle_path(task.bundles, task.variant, "fp32") / GRAPH_FILES[STANDARD_FORM]
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    inputs = dict(zip(("images", "padding_mask"), task.inputs(), strict=True))
-    return lambda: RawOutput(*session.run(RawOutput._fields, inputs))
+    inputs = dict(zip(INPUTS, task.inputs(), strict=True))
+    return lambda: RawOutput(*session.run(OUTPUTS, inputs))
 
 
 def open_openvino(task: Task, *, hint: str) -> Run:
     """OpenVINO on the graph in standard operators."""
     import openvino
 
-    path = bundle_path(task.bundles, task.variant, "fp32") / "model.onnx"
+    path = bundle_path(task.bundles, task.variant, "fp32") / GRAPH_FILES[STANDARD_FORM]
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": task.threads,
         "INFERENCE_PRECISION_HINT": hint,
     }
     compiled = openvino.Core().compile_model(path, "CPU", settings)
-    inputs = dict(zip(("images", "padding_mask"), task.inputs(), strict=True))
+    inputs = dict(zip(INPUTS, task.inputs(), strict=True))
 
     def run() -> RawOutput:
         outputs = compiled(inputs)
-        return RawOutput(*(outputs[name] for name in RawOutput._fields))
+        return RawOutput(*(outputs[name] for name in OUTPUTS))
 
     return run
 
@@ -86,7 +88,7 @@ def open_ours(task: Task, *, precision: str, mode: Mode = "latency", is_batch: b
 
     directory = bundle_path(task.bundles, task.variant, precision)
     _, engine = open_engine(directory, engine="openvino", threads=task.threads, mode=mode)
-    if engine.info.precision != precision or engine.info.graph != "plugin":
+    if engine.info.precision != precision or engine.info.graph != PLUGIN_FORM:
         raise RuntimeError(f"expected {precision} with the native op, got {engine.info}")
     return partial(engine.run, *task.inputs(task.threads if is_batch else 1))
 

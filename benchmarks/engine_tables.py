@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.contestants import PRECISIONS, Task
 from benchmarks.floors import PEAK_FLOP
-from engines.base import RawOutput
+from bundle.postprocess import RawOutput
 
 YARDSTICK = "hf"
 LABELS = {

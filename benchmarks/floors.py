@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bundle.layout import IMAGES, PADDING_MASK
+
 # A 3 x 3 convolution of 256 channels over one level of an 800 x 1066 image, and a product of
 # square matrices: on the AMD EPYC of the results nothing that was tried came nearer the peak.
 CHANNELS, HEIGHT, WIDTH = 256, 100, 134
@@ -41,7 +43,7 @@ def count_flop(graph: Path, height: int, width: int) -> float:
     import openvino
 
     model = openvino.Core().read_model(graph)
-    model.reshape({"images": [1, height, width, 3], "padding_mask": [1, height, width]})
+    model.reshape({IMAGES: [1, height, width, 3], PADDING_MASK: [1, height, width]})
     return float(sum(_node_flop(node) for node in model.get_ordered_ops()))
 
 

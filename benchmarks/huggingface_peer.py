@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
 
+from bundle.postprocess import RawOutput
 from bundle.preprocess import Preprocess
-from engines.base import RawOutput
 from model.config import Variant
 from model.network.inference import decode_detections, normalise
 

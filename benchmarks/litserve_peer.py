@@ -7,7 +7,6 @@ from fastapi import Request
 
 from benchmarks.bench_service import MAX_BATCH_SIZE, PREPROCESS, MockEngine, as_json
 from bundle.preprocess import decode_image, pad_batch, prepare
-from engines.base import RawOutput
 
 
 class Api(litserve.LitAPI):
@@ -28,11 +27,10 @@ class Api(litserve.LitAPI):
 
     def unbatch(self, output: Any) -> list[Any]:
         geometries, raw = output
-        return list(zip(geometries, zip(*raw, strict=True), strict=True))
+        return list(zip(raw.rows(), geometries, strict=True))
 
     def encode_response(self, output: Any) -> Any:
-        geometry, row = output
-        return as_json(RawOutput(*row), geometry)
+        return as_json(*output)
 
 
 def serve(port: int) -> None:

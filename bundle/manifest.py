@@ -12,13 +12,20 @@ from typing import Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bundle.atomic import write_atomically
+from bundle.layout import (
+    CACHE_FOLDER,
+    IMAGES,
+    MANIFEST_FILE,
+    OUTPUTS,
+    PADDING_MASK,
+)
 from bundle.preprocess import Preprocess
 from bundle.tensorrt_plan import TensorRTPlan
 
 FORMAT_VERSION: Final = 2
-MANIFEST_NAME = "manifest.json"
-CACHE_NAME = "cache"  # a directory that engines may write to; no part of what was verified
 REMEDY = "make the bundle anew with `make export`"
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class _Frozen(BaseModel):
@@ -31,6 +38,24 @@ class TensorSpec(_Frozen):
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+
+
+_IMAGE = ("batch", "height", "width")
+INPUT_SPECS: Final = (
+    TensorSpec(name=IMAGES, dtype="uint8", shape=(*_IMAGE, 3)),
+    TensorSpec(name=PADDING_MASK, dtype="bool", shape=_IMAGE),
+)
+
+
+def output_specs(num_detections: int) -> tuple[TensorSpec, ...]:
+    """The outputs of a graph that gives so many detections an image."""
+    shape = ("batch", num_detections)
+    scores, labels, boxes = OUTPUTS
+    return (
+        TensorSpec(name=scores, dtype="float32", shape=shape),
+        TensorSpec(name=labels, dtype="int64", shape=shape),
+        TensorSpec(name=boxes, dtype="float32", shape=(*shape, 4)),
+    )
 
 
 class ClassInfo(_Frozen):
@@ -46,10 +71,8 @@ class Manifest(_Frozen):
     format_version: Literal[2] = FORMAT_VERSION
     name: str
     variant: Literal["base", "refine", "two_stage"]
-    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"  # that the engine computes in
-    # Form -> file. "standard": with nothing but standard operators; "plugin": with MSDeformAttn
-    # nodes; "tensorrt": the latter in half precision.
-    graphs: dict[str, str]
+    precision: Precision = "fp32"  # that the engine computes in
+    graphs: dict[str, str]  # form -> file; see `bundle.layout`
     tensorrt: TensorRTPlan | None = None  # a plan for one kind of GPU, beside the graphs
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -77,7 +100,7 @@ class Manifest(_Frozen):
             ValueError: no readable manifest of this format, or a file is missing, changed or
                 outside the directory. The message names the file and the command to run.
         """
-        manifest = cls._parse(directory / MANIFEST_NAME)
+        manifest = cls._parse(directory / MANIFEST_FILE)
         for name, expected in manifest.files.items():
             path = _path_inside(directory, name)
             if not path.is_file():
@@ -96,8 +119,8 @@ class Manifest(_Frozen):
 
         Returns the manifest as written. Raises ValueError where a graph or sample is missing.
         """
-        path = directory / MANIFEST_NAME
-        kept_out = {path, *(directory / CACHE_NAME).rglob("*")}
+        path = directory / MANIFEST_FILE
+        kept_out = {path, *(directory / CACHE_FOLDER).rglob("*")}
         files = sorted(file for file in directory.rglob("*") if file.is_file())
         hashes = {
             file.relative_to(directory).as_posix(): _sha256(file)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,34 @@ from bundle.preprocess import Geometry
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
+
+
+class ImageOutput(NamedTuple):
+    """The graph's answer for one image: its row of a `RawOutput`.
+
+    scores (N,) float32, descending. labels (N,) int64. boxes (N, 4) float32, xyxy, normalised by
+    the un-padded image and clamped to 0..1.
+    """
+
+    scores: Float32Array
+    labels: Int64Array
+    boxes: Float32Array
+
+
+class RawOutput(NamedTuple):
+    """The graph's answer for a batch; the fields are named like the outputs of the graph.
+
+    scores (B, N) float32, descending. labels (B, N) int64. boxes (B, N, 4) float32, xyxy,
+    normalised by the un-padded image and clamped to 0..1.
+    """
+
+    scores: Float32Array
+    labels: Int64Array
+    boxes: Float32Array
+
+    def rows(self) -> list[ImageOutput]:
+        """One output for each image of the batch."""
+        return [ImageOutput(*row) for row in zip(*self, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -29,25 +58,22 @@ class Detections:
 
 
 def to_detections(
-    scores: Float32Array,
-    labels: Int64Array,
-    boxes: Float32Array,
+    output: ImageOutput,
     geometry: Geometry,
     *,
     threshold: float = 0.0,
     top_k: int | None = None,
     labels_kept: Collection[int] | None = None,
 ) -> Detections:
-    """Filter one image's row of the graph's output and scale its boxes.
+    """Filter the output for one image and scale its boxes.
 
     Args:
-        scores: (K,), descending.
-        labels: (K,).
-        boxes: (K, 4), xyxy, normalised by the un-padded image and clamped to 0..1.
+        geometry: of the image.
         threshold: lowest score kept.
         top_k: most detections kept, counted after the other two filters; None keeps all.
         labels_kept: labels of interest; None keeps all.
     """
+    scores, labels, boxes = output
     is_kept = scores >= threshold
     if labels_kept is not None:
         is_kept &= np.isin(labels, list(labels_kept))

@@ -52,7 +52,7 @@ Uint8Array = npt.NDArray[np.uint8]
 BoolArray = npt.NDArray[np.bool_]
 
 
-class InvalidImage(ValueError):
+class UndecodableImage(ValueError):
     """The bytes are damaged, or the image has too many pixels."""
 
 
@@ -88,22 +88,22 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Uint8Array:
 
     Raises:
         UnsupportedImage: the content is of no accepted format.
-        InvalidImage: empty, truncated or corrupt, or more than `max_pixels` by its header.
+        UndecodableImage: empty, truncated or corrupt, or more than `max_pixels` by its header.
     """
     if not data:
-        raise InvalidImage("expected an image, got 0 bytes")
+        raise UndecodableImage("expected an image, got 0 bytes")
     image_format = _sniff_format(data)
     try:
         image = _open(data, image_format, max_pixels)
         image.load()
         orientation = _orientation(image)
         image = _to_rgb(image)
-    except InvalidImage:
+    except UndecodableImage:
         raise
     except UnidentifiedImageError as error:
-        raise InvalidImage(f"the {image_format} image is damaged: unreadable header") from error
+        raise UndecodableImage(f"the {image_format} image is damaged: unreadable header") from error
     except _DECODER_ERRORS as error:
-        raise InvalidImage(f"the {image_format} image is damaged: {error}") from error
+        raise UndecodableImage(f"the {image_format} image is damaged: {error}") from error
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
     return np.array(image)
@@ -113,18 +113,18 @@ def displayed_size(data: bytes) -> tuple[int, int]:
     """(height, width) that `decode_image` will give, read from the header alone.
 
     Raises:
-        UnsupportedImage, InvalidImage: as `decode_image`, as far as the header tells.
+        UnsupportedImage, UndecodableImage: as `decode_image`, as far as the header tells.
     """
     image_format = _sniff_format(data)
     try:
         image = _open(data, image_format, MAX_PIXELS)
         is_turned = _orientation(image) >= 5  # the orientations that swap rows and columns
-    except InvalidImage:
+    except UndecodableImage:
         raise
     except UnidentifiedImageError as error:
-        raise InvalidImage(f"the {image_format} image is damaged: unreadable header") from error
+        raise UndecodableImage(f"the {image_format} image is damaged: unreadable header") from error
     except _DECODER_ERRORS as error:
-        raise InvalidImage(f"the {image_format} image is damaged: {error}") from error
+        raise UndecodableImage(f"the {image_format} image is damaged: {error}") from error
     return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
@@ -181,7 +181,7 @@ def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
     image: Image.Image = Image.open(io.BytesIO(data), formats=[image_format])
     width, height = image.size
     if width * height > max_pixels:
-        raise InvalidImage(
+        raise UndecodableImage(
             f"expected at most {max_pixels / 1e6:g} million pixels, got {width} x {height} = "
             f"{width * height / 1e6:.0f} million; send a smaller image"
         )

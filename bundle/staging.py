@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bundle.manifest import MANIFEST_NAME
+from bundle.layout import MANIFEST_FILE
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def _swap(staging: Path, out: Path) -> None:
 
 def require_replaceable(out: Path) -> None:
     """Raise ValueError where `out` holds something else than a bundle."""
-    if not out.exists() or (out / MANIFEST_NAME).is_file():
+    if not out.exists() or (out / MANIFEST_FILE).is_file():
         return
     if not out.is_dir() or any(out.iterdir()):
         raise ValueError(f"{out} is there and is no bundle; name a new directory with --out")

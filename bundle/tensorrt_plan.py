@@ -9,9 +9,9 @@ from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bundle.layout import HALF_FORM, PLUGIN_FORM, STANDARD_FORM
 from bundle.preprocess import Preprocess, resized_size
 
-HALF_FORM = "tensorrt"  # of a graph: MSDeformAttn nodes, and half precision where it may be
 GPU_BATCH_SIZE = 8  # images in a batch on a GPU, where nothing else is asked for
 
 
@@ -79,14 +79,14 @@ class TensorRTPlan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str
-    graph: str = "plugin"  # the form of the graph that it was built from
+    graph: str = PLUGIN_FORM  # the form of the graph that it was built from
     fingerprint: Fingerprint
     profiles: tuple[ShapeProfile, ...] = Field(min_length=1)
 
 
 def form_for_tensorrt(forms: Collection[str]) -> str:
     """Which of a bundle's graphs a plan is built from."""
-    return next(form for form in (HALF_FORM, "plugin", "standard") if form in forms)
+    return next(form for form in (HALF_FORM, PLUGIN_FORM, STANDARD_FORM) if form in forms)
 
 
 def max_batch(profiles: tuple[ShapeProfile, ...], preprocess: Preprocess) -> int:

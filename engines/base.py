@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.manifest import REMEDY, Manifest, TensorSpec
+from bundle.postprocess import RawOutput
 
 logger = logging.getLogger(__name__)
 
@@ -20,24 +21,12 @@ class EngineFailure(RuntimeError):
     """The runtime failed on a batch, or gave numbers that are not finite."""
 
 
-class RawOutput(NamedTuple):
-    """The graph's answer for a batch.
-
-    scores (B, K) float32, descending. labels (B, K) int64. boxes (B, K, 4) float32, xyxy,
-    normalised by the un-padded image and clamped to 0..1.
-    """
-
-    scores: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
-    boxes: npt.NDArray[np.float32]
-
-
 class EngineInfo(NamedTuple):
     """What runs a bundle: the runtime, and what was chosen for it."""
 
     runtime: str
     precision: str  # that it computes in, which the bundle's may not be possible here
-    graph: str  # the form: "standard" or "plugin"
+    graph: str  # its form; see `bundle.layout`
     threads: int  # in all
     streams: int  # parts of a batch that run side by side
 

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bundle.atomic import write_atomically
-from bundle.manifest import CACHE_NAME
+from bundle.layout import CACHE_FOLDER
 
 logger = logging.getLogger(__name__)
 
 
 def read_compiled(bundle: Path, name: str, key: str) -> bytes | None:
     """What was kept under this name; None where it was made for another key, or is damaged."""
-    path = bundle / CACHE_NAME / name
+    path = bundle / CACHE_FOLDER / name
     try:
         compiled, digest = path.read_bytes(), _digest_path(path).read_bytes()
     except OSError:
@@ -27,7 +27,7 @@ def read_compiled(bundle: Path, name: str, key: str) -> bytes | None:
 
 def keep_compiled(bundle: Path, name: str, key: str, export: Callable[[], memoryview]) -> None:
     """Keep what `export` returns, in place of what there is, if the bundle can be written to."""
-    path = bundle / CACHE_NAME / name
+    path = bundle / CACHE_FOLDER / name
     try:
         path.parent.mkdir(exist_ok=True)
         compiled = export()

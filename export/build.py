@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bundle.manifest import CACHE_NAME, Manifest, TensorSpec
+from bundle.layout import CACHE_FOLDER, REPORT_FILE, SAMPLES_FOLDER
+from bundle.manifest import INPUT_SPECS, Manifest, output_specs
 from bundle.preprocess import Preprocess, decode_image
 from bundle.staging import require_replaceable, staged
 from engines.base import Engine
@@ -30,7 +31,6 @@ from model.config import ModelConfig, Variant
 from model.data.digits import DigitsDataset
 from model.network.inference import DetectionModel
 
-REPORT_NAME = "report.json"
 SIDE_STEP_PX = 32
 # On a CPU a batch pays where images are small: 1.5 times the images/s at 128 x 128. At 800 x 1067
 # batches of 1, 2 and 4 ran 0.25, 0.31 and 0.29 images/s, each further image for 0.4 GB of memory.
@@ -86,7 +86,7 @@ def build_bundle(
             manifest = plan_bundle(directory, manifest, planner)
             with stage("verifying the plan in TensorRT against PyTorch"):
                 report["tensorrt"] = verify_plan(model, directory, manifest, planner, images)
-        (directory / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
+        (directory / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
         manifest = manifest.save(directory)
     return manifest
 
@@ -113,7 +113,7 @@ def _verify_on_cpu(
         finally:
             engine.close()
         comparisons += [{"runtime": runtime, "graph": graph, **item} for item in found]
-    shutil.rmtree(directory / CACHE_NAME, ignore_errors=True)
+    shutil.rmtree(directory / CACHE_FOLDER, ignore_errors=True)
     return comparisons
 
 
@@ -188,20 +188,12 @@ def _manifest(
         "versions": {package: version(package) for package in _PACKAGES},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    image = ("batch", "height", "width")
     return Manifest(
         name=name,
         variant=config.variant.value,
         graphs=graphs,
-        inputs=(
-            TensorSpec(name="images", dtype="uint8", shape=(*image, 3)),
-            TensorSpec(name="padding_mask", dtype="bool", shape=image),
-        ),
-        outputs=(
-            TensorSpec(name="scores", dtype="float32", shape=("batch", count)),
-            TensorSpec(name="labels", dtype="int64", shape=("batch", count)),
-            TensorSpec(name="boxes", dtype="float32", shape=("batch", count, 4)),
-        ),
+        inputs=INPUT_SPECS,
+        outputs=output_specs(count),
         preprocess=preprocess,
         classes=checkpoint.classes,
         num_detections=count,
@@ -221,13 +213,13 @@ def _samples(checkpoint: Checkpoint, files: Sequence[Path]) -> dict[str, bytes]:
             decode_image(data)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
-        samples[f"samples/{number}{file.suffix.lower()}"] = data
+        samples[f"{SAMPLES_FOLDER}/{number}{file.suffix.lower()}"] = data
     if not files and checkpoint.classes == DigitsDataset.classes:
         digits = DigitsDataset("val")
         for number, index in enumerate(_DIGIT_SAMPLES, start=1):
             buffer = io.BytesIO()
             Image.fromarray(digits.read_image(index)).save(buffer, "PNG")
-            samples[f"samples/{number}.png"] = buffer.getvalue()
+            samples[f"{SAMPLES_FOLDER}/{number}.png"] = buffer.getvalue()
     return samples
 
 

@@ -5,7 +5,7 @@ The other graphs stay float32, for engines on a CPU.
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,13 +16,20 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from bundle.detect import Predict, make_batch
+from bundle.layout import (
+    GRAPH_FILES,
+    HALF_FORM,
+    PLUGIN_FORM,
+    REPORT_FILE,
+    STANDARD_FORM,
+    WEIGHTS_FILES,
+)
 from bundle.manifest import Manifest
-from bundle.preprocess import Preprocess, decode_image, pad_batch, prepare
+from bundle.preprocess import Preprocess, decode_image
 from bundle.staging import require_replaceable, staged
-from bundle.tensorrt_plan import HALF_FORM
-from engines.base import RawOutput
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
-from export.build import REPORT_NAME, build_bundle, plan_bundle, stage
+from export.build import build_bundle, plan_bundle, stage
 from export.graph.emulation import Emulation, Magnitude
 from export.graph.half_precision import write_half
 from export.graph.tensorrt_plan import Planner, open_plan
@@ -31,8 +38,6 @@ from export.judge.verify import photographs
 from model.checkpoints.checkpoint_file import Checkpoint
 from model.data.evaluation_data import open_evaluation_data
 
-GRAPH_NAME = "model.tensorrt.onnx"
-WEIGHTS_NAME = "weights.tensorrt.bin"
 NUM_IMAGES = 16  # of a data set
 SAME_BOX_PX = 0.5
 MIN_AGREEMENT = 0.99
@@ -40,7 +45,6 @@ LARGEST = {"fp16": 6e4, "bf16": 3e38}  # a little less than the type holds
 NUM_LISTED = 10  # of the largest numbers, in the report
 
 Image = npt.NDArray[np.uint8]
-Predict = Callable[[Image, npt.NDArray[np.bool_]], RawOutput]
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +121,7 @@ def halve_bundle(
         with stage(f"running {len(images)} images in {precision} in TensorRT"):
             report["tensorrt"] = _try_plan(directory, manifest, images, planner)
     manifest = manifest.model_copy(update={"precision": precision})
-    path = directory / REPORT_NAME
+    path = directory / REPORT_FILE
     content = json.loads(path.read_text()) | {"half": report}
     path.write_text(json.dumps(content, indent=2) + "\n")
     return manifest.save(directory)
@@ -129,12 +133,12 @@ def add_half_graph(directory: Path, manifest: Manifest, precision: str) -> Manif
     Raises:
         ValueError: a weight is too large, or the graph is not valid ONNX.
     """
-    model = ir.load(directory / manifest.graphs["plugin"])
+    model = ir.load(directory / manifest.graphs[PLUGIN_FORM])
     write_half(model, precision)
-    path = directory / GRAPH_NAME
+    path = directory / GRAPH_FILES[HALF_FORM]
     ir.save(
         *(model, path),
-        external_data=WEIGHTS_NAME,
+        external_data=WEIGHTS_FILES[HALF_FORM],
         size_threshold_bytes=EXTERNAL_FROM_BYTES,
         alignment=4096,
     )
@@ -142,7 +146,7 @@ def add_half_graph(directory: Path, manifest: Manifest, precision: str) -> Manif
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         raise ValueError(f"the graph in {precision} is not valid ONNX: {error}") from error
-    graphs = manifest.graphs | {HALF_FORM: GRAPH_NAME}
+    graphs = manifest.graphs | {HALF_FORM: GRAPH_FILES[HALF_FORM]}
     return manifest.model_copy(update={"graphs": graphs})
 
 
@@ -159,7 +163,7 @@ def try_rounding(
     exact = OnnxRuntimeEngine(directory, manifest)
     try:
         with TemporaryDirectory() as scratch:
-            graph = directory / manifest.graphs["standard"]
+            graph = directory / manifest.graphs[STANDARD_FORM]
             emulation = Emulation(graph, precision, Path(scratch))
             found = compare(exact.run, emulation.run, images, manifest.preprocess)
     finally:
@@ -177,10 +181,11 @@ def compare(
     """Run every image alone in both and compare what is found."""
     distances, score_errors, num_at_cut = [], [], 0
     for image in images:
-        resized = prepare(image, preprocess)[0]
-        batch = pad_batch([resized], preprocess.min_side)
-        expected, found = (RawOutput(*(rows[0] for rows in run(*batch))) for run in (exact, other))
-        height, width = resized.shape[:2]
+        batch = make_batch([image], preprocess)
+        (expected,), (found,) = (
+            predict(batch.images, batch.padding_mask).rows() for predict in (exact, other)
+        )
+        height, width = batch.geometries[0].resized
         apart_px = np.abs(expected.boxes[:, None] - found.boxes) * (width, height, width, height)
         is_same_class = expected.labels[:, None] == found.labels
         distance_px = np.where(is_same_class, apart_px.max(-1), np.inf).min(1)  # (N,)

@@ -9,9 +9,10 @@ from typing import Literal, NamedTuple
 
 import onnx_ir as ir
 
-from bundle.manifest import CACHE_NAME, MANIFEST_NAME, ClassInfo, Manifest
+from bundle.layout import CACHE_FOLDER, MANIFEST_FILE, REPORT_FILE, STANDARD_FORM
+from bundle.manifest import ClassInfo, Manifest
 from bundle.staging import require_replaceable, staged
-from export.build import REPORT_NAME, build_bundle, plan_bundle, stage
+from export.build import build_bundle, plan_bundle, stage
 from export.graph.calibration import NUM_IMAGES, measure_ranges
 from export.graph.int8 import plan_int8, write_int8
 from export.graph.tensorrt_plan import Planner
@@ -95,10 +96,10 @@ def reduce_bundle(
     require_judgeable(before)
     after = measure(directory, data.val)
     require_kept(before, after, precision)
-    report = json.loads((directory / REPORT_NAME).read_text())
+    report = json.loads((directory / REPORT_FILE).read_text())
     report["reduced"] = compare(before, after, precision, len(data.val))
-    (directory / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n")
-    shutil.rmtree(directory / CACHE_NAME, ignore_errors=True)
+    (directory / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
+    shutil.rmtree(directory / CACHE_FOLDER, ignore_errors=True)
     return manifest.model_copy(update={"metrics": after.metrics.defined}).save(directory)
 
 
@@ -124,14 +125,14 @@ def write_reduced(
 ) -> Manifest:
     """What `reduce_bundle` writes, unjudged; int8 is calibrated on `images`."""
     manifest = Manifest.load(exact)
-    left_out = shutil.ignore_patterns(MANIFEST_NAME, CACHE_NAME)
+    left_out = shutil.ignore_patterns(MANIFEST_FILE, CACHE_FOLDER)
     shutil.copytree(exact, directory, dirs_exist_ok=True, ignore=left_out)
     if precision == "int8":
         graphs = _read_graphs(exact, manifest)
         plan = plan_int8(graphs.plugin.graph)
         with stage(f"calibrating on {min(NUM_IMAGES, len(images))} images"):
             ranges = measure_ranges(
-                exact / manifest.graphs["standard"],
+                exact / manifest.graphs[STANDARD_FORM],
                 list(plan.activations),
                 images,
                 manifest.preprocess,

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from bundle.atomic import write_atomically
+from bundle.detect import Predict
 from bundle.manifest import ClassInfo
 from bundle.preprocess import Preprocess
 from model.checkpoints.checkpoint_file import build_model, load_checkpoint
@@ -25,7 +26,7 @@ from model.evaluation.coco_metrics import Metrics, format_report, score
 from model.evaluation.diagnosis import explain
 from model.evaluation.evaluation import evaluate
 from model.evaluation.results_format import read_results
-from model.network.inference import DetectionModel, Predict, torch_predictor
+from model.network.inference import DetectionModel, torch_predictor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

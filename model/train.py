@@ -19,11 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from bundle.postprocess import RawOutput
+from bundle.preprocess import BoolArray, Uint8Array
 from model.checkpoints.checkpoint_file import save_checkpoint
 from model.config import TrainConfig
 from model.configs import CONFIGS, get_config
@@ -214,9 +215,7 @@ def _evaluate(
     started = time.monotonic()
     predict = torch_predictor(DetectionModel(state.evaluated_model, config.preprocess))
 
-    def predict_or_stop(
-        images: np.ndarray, padding_mask: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def predict_or_stop(images: Uint8Array, padding_mask: BoolArray) -> RawOutput:
         stop.check()
         return predict(images, padding_mask)
 

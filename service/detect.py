@@ -13,17 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from bundle.atomic import write_atomically
+from bundle.detect import detect
 from bundle.manifest import Manifest
-from bundle.postprocess import Detections, to_detections
-from bundle.preprocess import (
-    InvalidImage,
-    Uint8Array,
-    UnsupportedImage,
-    decode_image,
-    pad_batch,
-    prepare,
-)
-from engines.base import Engine, EngineFailure
+from bundle.preprocess import UndecodableImage, UnsupportedImage, decode_image
+from engines.base import EngineFailure
 from engines.load import open_engine
 from service.render import ImageFormat, render
 from service.schemas import (
@@ -76,14 +69,6 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     return images
 
 
-def detect(image: Uint8Array, manifest: Manifest, engine: Engine, query: DetectQuery) -> Detections:
-    """Detections in one image (H, W, 3) uint8 RGB."""
-    resized, geometry = prepare(image, manifest.preprocess)
-    output = engine.run(*pad_batch([resized], manifest.preprocess.min_side))
-    row = (output.scores[0], output.labels[0], output.boxes[0])
-    return to_detections(*row, geometry, threshold=query.threshold, top_k=query.top_k)
-
-
 def _run(
     images: list[Path], bundle: Path, query: DetectQuery, *, out: Path | None, draw_dir: Path | None
 ) -> int:
@@ -95,8 +80,14 @@ def _run(
     for image_id, path in enumerate(tqdm(images, unit="image")):
         try:
             image = decode_image(path.read_bytes())
-            detections = detect(image, manifest, engine, query)
-        except (InvalidImage, UnsupportedImage, OSError, EngineFailure) as error:
+            (detections,) = detect(
+                engine.run,
+                [image],
+                preprocess=manifest.preprocess,
+                threshold=query.threshold,
+                top_k=query.top_k,
+            )
+        except (UndecodableImage, UnsupportedImage, OSError, EngineFailure) as error:
             _say(f"{path}: {error}")
             continue
         results.append(

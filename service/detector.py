@@ -13,17 +13,19 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bundle.detect import Found
 from bundle.manifest import Manifest
+from bundle.postprocess import ImageOutput
 from bundle.preprocess import (
     Geometry,
+    UndecodableImage,
     UnsupportedImage,
     decode_image,
     pad_batch,
     prepare,
     resized_size,
 )
-from bundle.preprocess import InvalidImage as UndecodableImage
-from engines.base import Engine, EngineInfo, RawOutput
+from engines.base import Engine, EngineInfo
 from engines.base import EngineFailure as RuntimeFailure
 from engines.cores import allowed_cores
 from engines.load import GpuOptions, open_engine
@@ -37,13 +39,6 @@ from service.uploads import Upload
 logger = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
-
-
-class Found(NamedTuple):
-    """The engine's output for one image: a row of RawOutput, and where it lies in the image."""
-
-    output: RawOutput
-    geometry: Geometry
 
 
 class State(StrEnum):
@@ -76,7 +71,7 @@ class Detector:
             settings.decode_threads or allowed_cores(), thread_name_prefix="decode"
         )
         self._engine: Engine | None = None
-        self._batcher: DynamicBatcher[Pixels, _Batch, RawOutput] | None = None
+        self._batcher: DynamicBatcher[Pixels, _Batch, ImageOutput] | None = None
         metrics.queue_depth.set_function(lambda: self._batcher.depth if self._batcher else 0)
         metrics.ready.set_function(lambda: self.state is State.READY)
 
@@ -113,7 +108,7 @@ class Detector:
         """What runs the bundle, once it is opened."""
         return self._engine.info if self._engine else None
 
-    def admit(self, num_images: int) -> Ticket[Pixels, RawOutput]:
+    def admit(self, num_images: int) -> Ticket[Pixels, ImageOutput]:
         """Reserve places for the images of a request.
 
         Raises:
@@ -230,12 +225,12 @@ def bucket(height: int, width: int, short_side: int) -> tuple[int, int, bool]:
     return -(-height // step_px), -(-width // step_px), height > short_side
 
 
-def _run(engine: Engine, batch: _Batch) -> list[RawOutput]:
+def _run(engine: Engine, batch: _Batch) -> list[ImageOutput]:
     try:
         output = engine.run(batch.images, batch.padding_mask)
     except RuntimeFailure as error:
         raise EngineFailure(str(error)) from error
-    return [RawOutput(*row) for row in zip(*output, strict=True)]
+    return output.rows()
 
 
 def _translate(error: BaseException, index: int, uploads: Sequence[Upload]) -> BaseException:

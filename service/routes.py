@@ -10,11 +10,12 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import TypeAdapter
 
+from bundle.detect import Found
 from bundle.manifest import ClassInfo
 from bundle.postprocess import Detections, to_detections
 from bundle.preprocess import decode_image
 from service.boundary import answer_unless_gone
-from service.detector import Detector, Found, State
+from service.detector import Detector, State
 from service.errors import NotAcceptable, UnknownClass
 from service.metrics import Metrics, Stage, Stopwatch
 from service.render import ImageFormat, render
@@ -213,8 +214,7 @@ def _quality(text: str) -> float:
 
 def _filter(found: Found, query: DetectQuery, labels_kept: set[int] | None) -> Detections:
     return to_detections(
-        *found.output,
-        found.geometry,
+        *found,
         threshold=query.threshold,
         top_k=query.top_k,
         labels_kept=labels_kept,

@@ -5,7 +5,8 @@ import threading
 import numpy as np
 import numpy.typing as npt
 
-from engines.base import EngineFailure, EngineInfo, RawOutput
+from bundle.postprocess import RawOutput
+from engines.base import EngineFailure, EngineInfo
 
 
 class FakeClock:

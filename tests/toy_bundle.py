@@ -12,22 +12,14 @@ import onnx.numpy_helper
 import onnx.parser
 from PIL import Image
 
-from bundle.manifest import ClassInfo, Manifest, TensorSpec
+from bundle.layout import GRAPH_FILES, STANDARD_FORM, WEIGHTS_FILES
+from bundle.manifest import INPUT_SPECS, ClassInfo, Manifest, output_specs
 from bundle.preprocess import Preprocess
 
 TOY_CLASSES = (
     ClassInfo(id=10, name="red"),
     ClassInfo(id=20, name="green"),
     ClassInfo(id=30, name="blue"),
-)
-_INPUTS = (
-    TensorSpec(name="images", dtype="uint8", shape=("batch", "height", "width", 3)),
-    TensorSpec(name="padding_mask", dtype="bool", shape=("batch", "height", "width")),
-)
-_OUTPUTS = (
-    TensorSpec(name="scores", dtype="float32", shape=("batch", 3)),
-    TensorSpec(name="labels", dtype="int64", shape=("batch", 3)),
-    TensorSpec(name="boxes", dtype="float32", shape=("batch", 3, 4)),
 )
 TOY_GRAPH = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -90,9 +82,9 @@ def make_toy_bundle(
     white.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(white), white.name))
     onnx.save_model(
         model,
-        directory / "model.onnx",
+        directory / GRAPH_FILES[STANDARD_FORM],
         save_as_external_data=True,
-        location="weights.bin",
+        location=WEIGHTS_FILES[STANDARD_FORM],
         size_threshold=0,
     )
     sample = Image.new("RGB", (64, 48))
@@ -101,9 +93,9 @@ def make_toy_bundle(
     manifest = Manifest(
         name="toy",
         variant="two_stage",
-        graphs={"standard": "model.onnx"},
-        inputs=_INPUTS,
-        outputs=_OUTPUTS,
+        graphs={STANDARD_FORM: GRAPH_FILES[STANDARD_FORM]},
+        inputs=INPUT_SPECS,
+        outputs=output_specs(3),
         preprocess=Preprocess(short_side=64, long_side=128, min_side=32),
         classes=TOY_CLASSES,
         num_detections=3,

@@ -9,12 +9,13 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_native
 
+from bundle.layout import HALF_FORM, INPUTS, OUTPUTS, STANDARD_FORM
 from bundle.manifest import REMEDY, Manifest
-from bundle.tensorrt_plan import GPU_BATCH_SIZE, HALF_FORM
+from bundle.postprocess import RawOutput
+from bundle.tensorrt_plan import GPU_BATCH_SIZE
 from engines.base import (
     EngineFailure,
     EngineInfo,
-    RawOutput,
     check_names,
     checked,
     choose_precision,
@@ -57,7 +58,7 @@ class OnnxRuntimeEngine:
         manifest: Manifest,
         *,
         threads: int | None = None,
-        graph: str = "standard",
+        graph: str = STANDARD_FORM,
         providers: Sequence[Provider] = (CPU,),
     ) -> None:
         """Load a graph of the bundle in `directory`.
@@ -89,9 +90,9 @@ class OnnxRuntimeEngine:
 
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
         """See `Engine.run`."""
-        inputs = {"images": images, "padding_mask": padding_mask}
+        inputs = dict(zip(INPUTS, (images, padding_mask), strict=True))
         try:
-            output = RawOutput(*self._session.run(RawOutput._fields, inputs))
+            output = RawOutput(*self._session.run(OUTPUTS, inputs))
         except RUNTIME_ERRORS as error:
             raise EngineFailure(
                 f"ONNX Runtime failed on {images.shape}: {reason(error)}"

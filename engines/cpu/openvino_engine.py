@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
+from bundle.layout import INPUTS, OUTPUTS, PLUGIN_FORM, STANDARD_FORM
 from bundle.manifest import REMEDY, Manifest
+from bundle.postprocess import RawOutput
 from engines.base import (
     EngineFailure,
     EngineInfo,
     Mode,
-    RawOutput,
     check_names,
     checked,
     choose_precision,
@@ -66,7 +67,8 @@ class OpenVinoEngine:
         Args:
             threads: in all; None takes one for each core that the process may use.
             mode: what the threads do; see `Mode`.
-            graph: its form; None takes "plugin" where the native op is built, else "standard".
+            graph: its form; None takes the plugin form where the native op is built, else the
+                standard one.
 
         Raises:
             ValueError: the bundle has no such graph, the graph or the native op does not load, or
@@ -108,7 +110,7 @@ class OpenVinoEngine:
         """See `Engine.run`. The batch is split evenly over the streams."""
         requests = self._requests[: len(images)]
         parts = (np.array_split(whole, len(requests)) for whole in (images, padding_mask))
-        inputs = [{"images": part, "padding_mask": mask} for part, mask in zip(*parts, strict=True)]
+        inputs = [dict(zip(INPUTS, part, strict=True)) for part in zip(*parts, strict=True)]
         failures = [
             _attempt(request.start_async, part, share_inputs=True)
             for request, part in zip(requests, inputs, strict=True)
@@ -120,7 +122,7 @@ class OpenVinoEngine:
         output = RawOutput(
             *(
                 np.concatenate([request.get_tensor(name).data for request in requests])
-                for name in RawOutput._fields
+                for name in OUTPUTS
             )
         )
         return checked(output, images.shape)
@@ -140,8 +142,8 @@ def _attempt(call: Callable[..., None], *args: Any, **options: Any) -> Exception
 
 
 def _best_form(manifest: Manifest) -> str:
-    if "plugin" not in manifest.graphs:
-        return "standard"
+    if PLUGIN_FORM not in manifest.graphs:
+        return STANDARD_FORM
     name = library.openvino_extension()
     if library.find(name) is None:
         logger.warning(
@@ -149,8 +151,8 @@ def _best_form(manifest: Manifest) -> str:
             "with `make plugins`, which needs a C++ compiler",
             name,
         )
-        return "standard"
-    return "plugin"
+        return STANDARD_FORM
+    return PLUGIN_FORM
 
 
 def _open_core(form: str) -> ov.Core:
@@ -158,7 +160,7 @@ def _open_core(form: str) -> ov.Core:
     core = ov.Core()
     with kept_signal_stack():
         core.get_versions("CPU")  # loads the plugin
-    if form == "plugin":
+    if form == PLUGIN_FORM:
         name = library.openvino_extension()
         path = library.find(name)
         if path is None:
@@ -179,7 +181,7 @@ def _precisions(core: ov.Core, form: str) -> set[str]:
     steps of 0.65 pixels on a level 167 wide.
     """
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    has_bf16 = form == "plugin" and "BF16" in capabilities
+    has_bf16 = form == PLUGIN_FORM and "BF16" in capabilities
     return {"fp32", "int8", "bf16"} if has_bf16 else {"fp32", "int8"}
 
 

@@ -7,9 +7,8 @@ import openvino as ov
 import openvino.opset13 as ops
 from openvino.utils.node_factory import NodeFactory
 
+from bundle.layout import OPERATOR
 from plugins import library
-
-OP = "MSDeformAttn"
 
 
 class Values(NamedTuple):
@@ -38,7 +37,7 @@ def prepare_graph(model: ov.Model, hint: str) -> None:
     _sample_before_projecting(model)
     for node in model.get_ordered_ops():
         kind = node.get_type_name()
-        if kind == OP:
+        if kind == OPERATOR:
             node.set_attribute("value_storage", hint)
         elif kind == "MatMul" and hint == "f32" and _is_constant(node.input_value(1)):
             _follow_with_nothing(node)
@@ -55,7 +54,7 @@ def _sample_before_projecting(model: ov.Model) -> None:
     """
     memories: dict[str, Memory] = {}  # by the name of the source: all layers sample one
     for call in model.get_ordered_ops():
-        values = _values_of(call) if call.get_type_name() == OP else None
+        values = _values_of(call) if call.get_type_name() == OPERATOR else None
         if values is None or call.get_input_partial_shape(4)[1].is_dynamic:
             continue  # in the encoder, queries are as many as tokens
         name = values.source.get_node().get_friendly_name()
@@ -108,7 +107,7 @@ def _attend(call: ov.Node, values: Values, memory: Memory) -> ov.Node:
     factory = NodeFactory("opset13")
     factory.add_extension(str(library.find(library.openvino_extension())))
     samples, shares = (
-        _swap_heads(_reshape(factory.create(OP, [sampled, *inputs]), 0, -1, heads, size))
+        _swap_heads(_reshape(factory.create(OPERATOR, [sampled, *inputs]), 0, -1, heads, size))
         for sampled, size in ((memory.content, channels), (memory.validity, 1))
     )  # (B, M, Q, C) and (B, M, Q, 1)
     weights = ops.transpose(_reshape(values.weights, 0, heads, -1), ops.constant([1, 0, 2]))

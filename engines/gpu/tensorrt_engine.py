@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bundle.layout import IMAGES, OUTPUTS, PADDING_MASK, PLUGIN_FORM
 from bundle.manifest import Manifest, TensorSpec
+from bundle.postprocess import RawOutput
 from bundle.tensorrt_plan import BatchShape, ShapeProfile, max_batch
-from engines.base import EngineFailure, EngineInfo, RawOutput, checked
+from engines.base import EngineFailure, EngineInfo, checked
 from engines.gpu.cuda import MIB, Cuda, CudaError, DeviceMemory, Stream
 from engines.gpu.tensorrt_contexts import Lanes
 from engines.gpu.tensorrt_runtime import REBUILD, TensorRTError, log_of, require
@@ -36,7 +38,7 @@ class TensorRTEngine:
         trt: Any,
         cuda: Cuda,
         max_graphs: int,
-        graph: str = "plugin",
+        graph: str = PLUGIN_FORM,
     ) -> None:
         """Load the plan.
 
@@ -168,10 +170,10 @@ class TensorRTEngine:
         batch, height, width = padding_mask.shape
         shape = BatchShape(batch, max(height, least.height), max(width, least.width))
         try:
-            self._upload("images", images, shape, padding=0)
-            self._upload("padding_mask", padding_mask, shape, padding=1)
+            self._upload(IMAGES, images, shape, padding=0)
+            self._upload(PADDING_MASK, padding_mask, shape, padding=1)
             self._lanes.enqueue(index, shape)
-            answers = [self._download(name, shape) for name in RawOutput._fields]
+            answers = [self._download(name, shape) for name in OUTPUTS]
             self._stream.synchronize()
         except BaseException:
             self._settle()

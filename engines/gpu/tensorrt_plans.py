@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bundle.manifest import CACHE_NAME, Manifest
+from bundle.layout import CACHE_FOLDER, STANDARD_FORM
+from bundle.manifest import Manifest
 from bundle.tensorrt_plan import (
     Fingerprint,
     ShapeProfile,
@@ -43,7 +44,7 @@ def find_plan(
     """
     shipped = manifest.tensorrt
     form = shipped.graph if shipped else form_for_tensorrt(manifest.graphs)
-    plugin = find_plugin() if form != "standard" else None
+    plugin = find_plugin() if form != STANDARD_FORM else None
     here = fingerprint_of(trt, cuda.device(), plugin)
     if shipped is None:
         profiles = default_profiles(manifest.preprocess)
@@ -59,14 +60,14 @@ def find_plan(
         reason = f"{path} was not built for this machine ({'; '.join(differences)})"
     if not may_build:
         raise ValueError(f"{reason}; {REBUILD}")
-    if form != "standard":
+    if form != STANDARD_FORM:
         load_plugin(trt, plugin)
     logger.warning("%s: using one that is built here, unverified", reason)
     key = _key(manifest, form, here, profiles)
     name = f"tensorrt-{key[:16]}.plan"
     data = read_compiled(directory, name, key)
     if data is None:
-        timing_cache = directory / CACHE_NAME / "tensorrt-timing.cache"
+        timing_cache = directory / CACHE_FOLDER / "tensorrt-timing.cache"
         options = BuildOptions(profiles, plugin, timing_cache=timing_cache)
         data = build_plan(trt, directory / manifest.graphs[form], manifest.inputs, options)
         keep_compiled(directory, name, key, lambda: memoryview(data))

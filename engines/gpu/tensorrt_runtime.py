@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from bundle.layout import OPERATOR
 from bundle.tensorrt_plan import Fingerprint
 from engines.gpu.cuda import Device
 from plugins import library
@@ -23,7 +24,6 @@ REBUILD = (
     "make the plan anew with `make export RUNTIME=tensorrt`, or set DETR_REBUILD_ENGINE=true to "
     "build it at start"
 )
-PLUGIN_OPERATOR = "MSDeformAttn"
 MIN_VERSION, END_VERSION = (10, 1), (12,)  # set_device_memory came with 10.1
 
 
@@ -122,7 +122,7 @@ def load_plugin(trt: Any, path: Path | None) -> None:
     handle = trt.get_plugin_registry().load_library(str(path))
     if handle is None or not _knows_operator(trt):
         raise ValueError(
-            f"{path}: TensorRT {version} finds no operator {PLUGIN_OPERATOR} in it "
+            f"{path}: TensorRT {version} finds no operator {OPERATOR} in it "
             f"({_loader_error(path) or log.take_errors()}); it was built for another version, or a "
             "library that it needs is missing; run `make plugins`"
         )
@@ -149,4 +149,4 @@ def _loader_error(path: Path) -> str:
 
 def _knows_operator(trt: Any) -> bool:
     creators = trt.get_plugin_registry().all_creators
-    return any(creator.name == PLUGIN_OPERATOR for creator in creators)
+    return any(creator.name == OPERATOR for creator in creators)

@@ -8,8 +8,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx_ir.passes import common as passes
 
-from bundle.preprocess import Preprocess, pad_batch, prepare
-from export.graph.trace import INPUTS
+from bundle.detect import make_batch
+from bundle.layout import INPUTS
+from bundle.preprocess import Preprocess
 from model.data.evaluation_data import EvaluationData
 from model.progress import progress_bar
 
@@ -49,9 +50,9 @@ def measure_ranges(
     with progress_bar(total=count, desc="calibrating", unit=" images", leave=False) as bar:
         for start in range(0, count, batch_size):
             indices = chosen[start : start + batch_size]
-            images = [prepare(dataset.read_image(index), preprocess)[0] for index in indices]
-            batch = dict(zip(INPUTS, pad_batch(images, preprocess.min_side), strict=True))
-            runs.append(session.run(None, batch))
+            batch = make_batch([dataset.read_image(index) for index in indices], preprocess)
+            inputs = dict(zip(INPUTS, (batch.images, batch.padding_mask), strict=True))
+            runs.append(session.run(None, inputs))
             bar.update(len(indices))
     ranges = {
         name: float(np.concatenate(maxima).mean())  # of (B,) of every batch

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
-from engines.base import RawOutput
+from bundle.layout import GRAPH_FILES, INPUTS, STANDARD_FORM, WEIGHTS_FILES
+from bundle.postprocess import RawOutput
 from export.graph.half_precision import FLOAT, HALVES, write_half
-from export.graph.trace import INPUTS
 
 # What moves or picks numbers leaves them as round as they were.
 _MOVES = {
@@ -108,8 +108,8 @@ def emulate(model: ir.Model) -> list[ir.Value]:
 
 def open_session(model: ir.Model, scratch: Path) -> ort.InferenceSession:
     """A session of a graph that is no file yet; its weights are written to `scratch`."""
-    path = scratch / "model.onnx"
-    ir.save(model, path, external_data="weights.bin")
+    path = scratch / GRAPH_FILES[STANDARD_FORM]
+    ir.save(model, path, external_data=WEIGHTS_FILES[STANDARD_FORM])
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -31,6 +31,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from bundle.layout import OPERATOR
+
 HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 BF16_OPSET = 22  # the first in which Conv, MaxPool and others take bfloat16
 LEARNED_LAYERS = {"Conv", "Gemm", "MatMul"}
@@ -75,7 +77,7 @@ def float32_nodes(graph: ir.Graph) -> set[ir.Node]:
     flow = _flow(graph)
     exact: list[ir.Value | None] = [value for value in graph.outputs if value.dtype is FLOAT]
     for node in graph:
-        if node.op_type == "MSDeformAttn":
+        if node.op_type == OPERATOR:
             exact.append(node.inputs[REFERENCE_POINTS])
         if node.op_type in ANGLES | {"TopK"}:
             exact += node.outputs
@@ -137,7 +139,7 @@ def _sampling(graph: ir.Graph, layers: set[ir.Node]) -> set[ir.Node]:
 
 
 def _is_reference_points(node: ir.Node, index: int) -> bool:
-    return node.op_type == "MSDeformAttn" and index == REFERENCE_POINTS
+    return node.op_type == OPERATOR and index == REFERENCE_POINTS
 
 
 def _numbers(node: ir.Node) -> list[ir.Value]:

@@ -28,6 +28,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from bundle.layout import OPERATOR
 from export.graph.trace import Graphs
 
 OUTPUT_AXIS = {"Conv": 0, "MatMul": 1}  # of the weights of layers that can be quantised
@@ -104,7 +105,7 @@ class _Rounded(NamedTuple):
 def _layers_before_values(graph: ir.Graph) -> list[ir.Node]:
     """The layers that a `value` of MSDeformAttn depends on, in the order of the graph."""
     found: set[ir.Node] = set()
-    pending = [node.inputs[VALUE] for node in graph if node.op_type == "MSDeformAttn"]
+    pending = [node.inputs[VALUE] for node in graph if node.op_type == OPERATOR]
     while pending:
         value = pending.pop()
         node = None if value is None else value.producer()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bundle.layout import PLAN_FILE
 from bundle.manifest import Manifest
 from bundle.preprocess import Preprocess
 from bundle.tensorrt_plan import (
@@ -21,7 +22,6 @@ from engines.gpu.tensorrt_engine import TensorRTEngine
 from engines.gpu.tensorrt_runtime import find_plugin, fingerprint_of, load_plugin, load_tensorrt
 from plugins import library
 
-PLAN_NAME = "model.plan"
 TIMING_CACHE = library.FOLDER.parent / "tensorrt" / "timing.cache"
 SHAPE_FORMAT = "BATCHxHEIGHTxWIDTH, or the smallest, usual and largest of them as MIN:OPT:MAX"
 
@@ -97,9 +97,9 @@ def add_plan(directory: Path, manifest: Manifest, planner: Planner) -> Manifest:
     options = BuildOptions(planner.profiles, planner.plugin, timing_cache=TIMING_CACHE)
     graph = directory / manifest.graphs[form]
     plan = build_plan(planner.trt, graph, manifest.inputs, options)
-    (directory / PLAN_NAME).write_bytes(plan)
+    (directory / PLAN_FILE).write_bytes(plan)
     tensorrt = TensorRTPlan(
-        file=PLAN_NAME,
+        file=PLAN_FILE,
         graph=form,
         fingerprint=fingerprint_of(planner.trt, planner.cuda.device(), planner.plugin),
         profiles=planner.profiles,

@@ -21,22 +21,27 @@ from onnxscript import opset20, optimizer
 from onnxscript.values import Opset
 from torch import Tensor, nn
 
+from bundle.layout import (
+    GRAPH_FILES,
+    INPUTS,
+    OPERATOR,
+    OPERATOR_DOMAIN,
+    OUTPUTS,
+    STANDARD_FORM,
+    WEIGHTS_FILES,
+)
 from model.network.inference import DetectionModel
 from model.network.ops.reference import ms_deform_attn_reference
 
 OPSET = 20
-DOMAIN = "detr"
-INPUTS = ("images", "padding_mask")
-OUTPUTS = ("scores", "labels", "boxes")
 EXAMPLE_BATCH = 2
-WEIGHTS_FILE = "weights.bin"
 EXTERNAL_FROM_BYTES = 1024  # tensors from this size on go into the file of weights
 
 _FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
 _Formal = onnx.defs.OpSchema.FormalParameter
 _SCHEMA = onnx.defs.OpSchema(
-    "MSDeformAttn",
-    DOMAIN,
+    OPERATOR,
+    OPERATOR_DOMAIN,
     1,
     doc="Multi-scale deformable attention, fused: softmax, sampling locations, weighted sum.",
     inputs=[
@@ -91,12 +96,12 @@ def write_graphs(graphs: Graphs, directory: Path) -> dict[str, str]:
         if value.const_value is not None and value.const_value.nbytes >= EXTERNAL_FROM_BYTES
     }
     external = ir.external_data.convert_tensors_to_external(
-        list(large.values()), directory, WEIGHTS_FILE, alignment=4096
+        list(large.values()), directory, WEIGHTS_FILES[STANDARD_FORM], alignment=4096
     )
     replacement = dict(zip(large, external, strict=True))
     for value in values:
         value.const_value = replacement.get(id(value.const_value), value.const_value)
-    files = {"standard": "model.onnx", "plugin": "model.plugin.onnx"}
+    files = {form: GRAPH_FILES[form] for form in models}
     for form, file in files.items():
         ir.save(models[form], directory / file)
         try:
@@ -143,12 +148,12 @@ def _attention_node(
     op: Any = opset20  # its annotations do not know the numbers it takes
     sides = op.Concat(*[op.Reshape(side, [1]) for side in spatial_shapes], axis=0)
     shapes = op.Reshape(op.Cast(sides, to=ir.DataType.INT32), [-1, 2])
-    opset = Opset(DOMAIN, _SCHEMA.since_version)
-    return opset.MSDeformAttn(value, shapes, reference_points, sampling_offsets, logits)
+    opset = Opset(OPERATOR_DOMAIN, _SCHEMA.since_version)
+    return getattr(opset, OPERATOR)(value, shapes, reference_points, sampling_offsets, logits)
 
 
 def _attention_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    return (node for node in model.graph if node.domain == DOMAIN)
+    return (node for node in model.graph if node.domain == OPERATOR_DOMAIN)
 
 
 class _Reference(nn.Module):
@@ -219,7 +224,9 @@ def _replace_attention(model: ir.Model, sizes: Sequence[_Sizes]) -> None:
     for node, size in zip(_attention_nodes(model), sizes, strict=True):
         node.overload = f"{size.reference_dim}d"
         graph = _reference_graph(size).clone()
-        function = ir.Function(DOMAIN, node.op_type, node.overload, graph=graph, attributes=[])
+        function = ir.Function(
+            OPERATOR_DOMAIN, node.op_type, node.overload, graph=graph, attributes=[]
+        )
         model.functions.setdefault(function.identifier(), function)
     lift = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
     ir.passes.Sequential(passes.InlinePass(), lift)(model)

@@ -17,8 +17,9 @@ import skimage
 import torch
 from torch import Tensor, nn
 
+from bundle.postprocess import ImageOutput, RawOutput
 from bundle.preprocess import Preprocess, decode_image, pad_batch, prepare
-from engines.base import Engine, RawOutput
+from engines.base import Engine
 from model.network.inference import DetectionModel, decode_detections, normalise, torch_predictor
 from model.network.queries import ProposalQueries
 
@@ -129,10 +130,7 @@ def difference(expected: RawOutput, found: RawOutput) -> Difference:
     """
     if expected.scores.shape != found.scores.shape:
         raise ValueError(f"expected {expected.scores.shape} scores, got {found.scores.shape}")
-    rows = [
-        _row_difference(RawOutput(*one), RawOutput(*other))
-        for one, other in zip(zip(*expected, strict=True), zip(*found, strict=True), strict=True)
-    ]
+    rows = [_row_difference(*pair) for pair in zip(expected.rows(), found.rows(), strict=True)]
     score_errors, box_errors, num_at_cut = zip(*rows, strict=True)
     return Difference(max(score_errors), max(box_errors), sum(num_at_cut))
 
@@ -143,7 +141,7 @@ def photographs() -> list[Image]:
     return [decode_image((folder / name).read_bytes()) for name in _PHOTOS]
 
 
-def _row_difference(expected: RawOutput, found: RawOutput) -> Difference:
+def _row_difference(expected: ImageOutput, found: ImageOutput) -> Difference:
     score_error = float(np.abs(expected.scores - found.scores).max())
     slack = 2 * score_error + 1e-7  # what is closer than that may have changed places
     is_free = np.ones(len(found.scores), np.bool_)
@@ -167,7 +165,7 @@ def _row_difference(expected: RawOutput, found: RawOutput) -> Difference:
 
 def _check(model: DetectionModel, engine: Engine, batch: Batch) -> dict[str, Any]:
     with _watched_proposals(model) as gaps:
-        expected = RawOutput(*torch_predictor(model)(batch.images, batch.padding_mask))
+        expected = torch_predictor(model)(batch.images, batch.padding_mask)
     if not (np.isfinite(expected.scores).all() and np.isfinite(expected.boxes).all()):
         raise ValueError("the checkpoint's detections are not finite; train or convert it anew")
     apart = difference(expected, engine.run(batch.images, batch.padding_mask))

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from bundle.detect import Found, Predict, run_images
 from bundle.manifest import ClassInfo
 from bundle.postprocess import to_detections
-from bundle.preprocess import Geometry, Preprocess, pad_batch, prepare
+from bundle.preprocess import Preprocess
 from model.data.evaluation_data import EvaluationData, require_classes
 from model.evaluation.coco_metrics import Metrics, score
-from model.network.inference import Predict
 from model.progress import progress_bar
 
 
@@ -26,8 +26,7 @@ def evaluate(
     """Run a detector over a data set and score it.
 
     Args:
-        predict: from images (B, H, W, 3) uint8 RGB and padding_mask (B, H, W) bool to scores
-            (B, N), labels (B, N) and boxes (B, N, 4), as `engines.base` describes.
+        predict: `run` of an engine, or `torch_predictor` of a model.
         classes: what the labels of `predict` mean.
         batch_size: 1 is how AP is published: no padding.
         limit: evaluate the first so many images only.
@@ -44,31 +43,26 @@ def evaluate(
     with progress_bar(total=num_images, desc="evaluating", unit=" images", leave=False) as bar:
         for start in range(0, num_images, batch_size):
             indices = range(start, min(start + batch_size, num_images))
-            prepared = [prepare(dataset.read_image(index), preprocess) for index in indices]
-            images, padding_mask = pad_batch([image for image, _ in prepared], preprocess.min_side)
-            output = predict(images, padding_mask)
-            for index, (_, geometry), row in zip(indices, prepared, zip(*output, strict=True),
-                                                 strict=True):  # fmt: skip
-                results += _to_results(dataset.image_id(index), geometry, row, classes)
+            images = [dataset.read_image(index) for index in indices]
+            outputs = run_images(predict, images, preprocess=preprocess)
+            for index, found in zip(indices, outputs, strict=True):
+                results += _to_results(dataset.image_id(index), found, classes)
             bar.update(len(indices))
     image_ids = {dataset.image_id(index) for index in range(num_images)}
     return score(_restrict(dataset.ground_truth(), image_ids), results)
 
 
-def _to_results(
-    image_id: int,
-    geometry: Geometry,
-    row: tuple[np.ndarray, np.ndarray, np.ndarray],
-    classes: Sequence[ClassInfo],
-) -> list[dict[str, Any]]:
-    scores, labels, boxes = row
-    if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
+def _to_results(image_id: int, found: Found, classes: Sequence[ClassInfo]) -> list[dict[str, Any]]:
+    if not (np.isfinite(found.output.scores).all() and np.isfinite(found.output.boxes).all()):
         raise ValueError(f"the model's output for image {image_id} is not finite")
-    found = to_detections(scores, labels, boxes, geometry)
+    detections = to_detections(*found)
     return [
         {"image_id": image_id, "category_id": classes[label].id, "bbox": box, "score": value}
         for box, value, label in zip(
-            found.boxes_xywh_px.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+            detections.boxes_xywh_px.tolist(),
+            detections.scores.tolist(),
+            detections.labels.tolist(),
+            strict=True,
         )
     ]
 

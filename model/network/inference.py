@@ -1,16 +1,13 @@
 """From uint8 images to detections: what evaluation runs and what export turns into a graph."""
 
-from collections.abc import Callable
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bundle.preprocess import Preprocess
+from bundle.detect import Predict
+from bundle.postprocess import RawOutput
+from bundle.preprocess import BoolArray, Preprocess, Uint8Array
 from model.network.boxes import cxcywh_to_xyxy
 from model.network.deformable_detr import DeformableDetr
-
-Predict = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 def normalise(images: Tensor, padding_mask: Tensor, preprocess: Preprocess) -> Tensor:
@@ -76,11 +73,8 @@ def torch_predictor(model: DetectionModel) -> Predict:
     device = next(model.parameters()).device
 
     @torch.inference_mode()
-    def predict(
-        images: np.ndarray, padding_mask: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def predict(images: Uint8Array, padding_mask: BoolArray) -> RawOutput:
         inputs = torch.from_numpy(images).to(device), torch.from_numpy(padding_mask).to(device)
-        scores, labels, boxes = (output.cpu().numpy() for output in model(*inputs))
-        return scores, labels, boxes
+        return RawOutput(*(output.cpu().numpy() for output in model(*inputs)))
 
     return predict

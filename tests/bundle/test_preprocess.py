@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bundle.preprocess import (
-    InvalidImage,
     Preprocess,
+    UndecodableImage,
     UnsupportedImage,
     decode_image,
     pad_batch,
@@ -239,7 +239,7 @@ def test_one_pixel_wide_images_decode_and_resize(encode: Encode, size: tuple[int
 
 
 def test_nothing_is_no_image() -> None:
-    with pytest.raises(InvalidImage, match="0 bytes"):
+    with pytest.raises(UndecodableImage, match="0 bytes"):
         decode_image(b"")
 
 
@@ -263,7 +263,7 @@ def test_a_truncated_image_is_refused(encode: Encode, image_format: str, share: 
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = encode(noise, image_format)
 
-    with pytest.raises(InvalidImage, match=f"{image_format} image is damaged"):
+    with pytest.raises(UndecodableImage, match=f"{image_format} image is damaged"):
         decode_image(data[: max(12, int(len(data) * share))])
 
 
@@ -280,7 +280,7 @@ def test_damage_gives_pixels_or_a_refusal_and_nothing_else(
 
     try:
         decoded = decode_image(bytes(content), max_pixels=1_000_000)
-    except InvalidImage:
+    except UndecodableImage:
         return
 
     assert decoded.ndim == 3
@@ -289,7 +289,7 @@ def test_damage_gives_pixels_or_a_refusal_and_nothing_else(
 def test_a_decompression_bomb_is_refused_from_its_header() -> None:
     data = png(13_000, 13_000, b"\0" * 1000, depth=8, colour=2)
 
-    with pytest.raises(InvalidImage, match=r"13000 x 13000 = 169 million; send a smaller image"):
+    with pytest.raises(UndecodableImage, match="= 169 million; send a smaller image"):
         decode_image(data)
 
 
@@ -298,7 +298,7 @@ def test_a_webp_bomb_is_refused_from_its_header(encode: Encode) -> None:
     data = bytearray(encode(red, "WEBP", save_all=True, append_images=[blue]))
     data[24:30] = b"\xfe\x3f\x00\xfe\x3f\x00"  # canvas of 16383 x 16383
 
-    with pytest.raises(InvalidImage, match="268 million"):
+    with pytest.raises(UndecodableImage, match="268 million"):
         decode_image(bytes(data))
 
 
@@ -306,7 +306,7 @@ def test_the_pixel_limit_is_inclusive(encode: Encode) -> None:
     data = encode(Image.new("L", (10, 10)), "PNG")
 
     assert decode_image(data, max_pixels=100).shape == (10, 10, 3)
-    with pytest.raises(InvalidImage):
+    with pytest.raises(UndecodableImage):
         decode_image(data, max_pixels=99)
 
 
@@ -315,7 +315,7 @@ def test_a_bomb_in_a_text_chunk_is_no_bomb(kind: bytes) -> None:
     inflated = zlib.compress(b"\0" * 50_000_000, 9)
     data = png(1, 1, b"\0\5", depth=8, colour=0, extra=[(kind, b"name\0\0" + inflated)])
 
-    with pytest.raises(InvalidImage):
+    with pytest.raises(UndecodableImage):
         decode_image(data)
 
 

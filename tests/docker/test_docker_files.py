@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bundle.manifest import CACHE_NAME
+from bundle.layout import CACHE_FOLDER
 from service.settings import Settings
 from tests.docker import dockerfile
 
@@ -99,7 +99,7 @@ def test_the_service_on_a_gpu_may_write_only_to_the_cache_of_its_bundle():
     bundle, cache = SERVICES["service-gpu"]["volumes"]
 
     host_folder = bundle.removesuffix(":/bundle:ro")
-    assert cache == f"{host_folder}/{CACHE_NAME}:/bundle/{CACHE_NAME}"
+    assert cache == f"{host_folder}/{CACHE_FOLDER}:/bundle/{CACHE_FOLDER}"
 
 
 @pytest.mark.parametrize("name", ["service-gpu", "train"])

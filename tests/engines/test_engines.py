@@ -11,8 +11,9 @@ import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_native
 
 from bundle.manifest import Manifest, TensorSpec
+from bundle.postprocess import RawOutput
 from bundle.preprocess import pad_batch
-from engines.base import Engine, EngineFailure, RawOutput
+from engines.base import Engine, EngineFailure
 from engines.cpu import onnxruntime_engine, openvino_engine
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from engines.cpu.openvino_engine import OpenVinoEngine

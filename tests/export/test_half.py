@@ -8,9 +8,9 @@ import pytest
 from onnx import numpy_helper
 
 from bundle.manifest import Manifest
+from bundle.postprocess import RawOutput
 from bundle.preprocess import Preprocess, decode_image
 from bundle.tensorrt_plan import form_for_tensorrt
-from engines.base import RawOutput
 from engines.load import open_engine
 from export.half import add_half_graph, compare, halve_bundle, try_rounding
 from export.judge.verify import photographs

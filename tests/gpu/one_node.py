@@ -11,10 +11,10 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
+from bundle.layout import OPERATOR, OPERATOR_DOMAIN
 from engines.gpu.cuda import Cuda, DeviceMemory, PinnedMemory, Stream, load_cuda
 from engines.gpu.tensorrt_builder import BuildOptions, build_plan
 from engines.gpu.tensorrt_runtime import (
-    PLUGIN_OPERATOR,
     find_plugin,
     load_plugin,
     load_tensorrt,
@@ -64,12 +64,14 @@ def plan_of_node(
     inputs: Mapping[str, Tensor],
     output_shape: tuple[int, ...],
     directory: Path,
-    operator: str = PLUGIN_OPERATOR,
+    operator: str = OPERATOR,
     **attributes: Any,
 ) -> bytes:
     """The plan of a node with these inputs, of these fixed shapes; its output has type of value."""
     dtype = ONNX_TYPES[inputs["value"].dtype]
-    node = helper.make_node(operator, list(inputs), ["output"], domain="detr", **attributes)
+    node = helper.make_node(
+        operator, list(inputs), ["output"], domain=OPERATOR_DOMAIN, **attributes
+    )
     graph = helper.make_graph(
         [node],
         "node",
@@ -79,7 +81,7 @@ def plan_of_node(
         ],
         [helper.make_tensor_value_info("output", dtype, list(output_shape))],
     )
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("detr", 1)]
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(OPERATOR_DOMAIN, 1)]
     path = directory / "node.onnx"
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
     return build_plan(gpu.trt, path, (), BuildOptions((), gpu.plugin))

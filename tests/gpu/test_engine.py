@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from bundle.manifest import Manifest
+from bundle.postprocess import RawOutput
 from bundle.preprocess import pad_batch, prepare
-from engines.base import Engine, RawOutput
+from engines.base import Engine
 from engines.load import GpuOptions, open_engine
 from export.build import plan_bundle, verify_plan
 from export.graph.tensorrt_plan import find_planner

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from bundle.manifest import ClassInfo
+from bundle.postprocess import RawOutput
 from bundle.preprocess import Preprocess
 from model.checkpoints.checkpoint_file import save_checkpoint
 from model.configs import demo, tiny
@@ -41,7 +42,7 @@ def _perfect(dataset):
             labels[row, :count] = target["labels"]
             boxes[row, :count, :2] = centres - sizes / 2
             boxes[row, :count, 2:] = centres + sizes / 2
-        return scores, labels, boxes
+        return RawOutput(scores, labels, boxes)
 
     return predict
 
@@ -76,7 +77,8 @@ def test_the_detector_gets_what_the_service_would_give_it(photographs):
     def predict(images, padding_mask):
         seen.append((images, padding_mask))
         count = len(images)
-        return np.zeros((count, 1)), np.zeros((count, 1), np.int64), np.zeros((count, 1, 4))
+        scores, boxes = np.zeros((count, 1), np.float32), np.zeros((count, 1, 4), np.float32)
+        return RawOutput(scores, np.zeros((count, 1), np.int64), boxes)
 
     evaluate(predict, photographs, SMALL, classes=photographs.classes, batch_size=7, limit=8)
 
@@ -105,7 +107,7 @@ def test_the_model_may_order_its_classes_otherwise_and_know_more(photographs):
 
     def predict(images, padding_mask):
         scores, labels, boxes = perfect(images, padding_mask)
-        return scores, new_labels[labels], boxes
+        return RawOutput(scores, new_labels[labels], boxes)
 
     metrics = evaluate(predict, photographs, SMALL, classes=classes)
 
@@ -120,7 +122,8 @@ def test_another_id_or_name_is_another_class(identifier, name):
 
 def test_an_output_that_is_not_finite_names_the_image(photographs):
     def predict(images, padding_mask):
-        return np.full((1, 1), np.nan), np.zeros((1, 1), np.int64), np.zeros((1, 1, 4))
+        scores, boxes = np.full((1, 1), np.nan, np.float32), np.zeros((1, 1, 4), np.float32)
+        return RawOutput(scores, np.zeros((1, 1), np.int64), boxes)
 
     with pytest.raises(ValueError, match=f"image {photographs.image_id(0)} is not finite"):
         evaluate(predict, photographs, SMALL, classes=photographs.classes)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from bundle.postprocess import to_detections
+from bundle.postprocess import ImageOutput, to_detections
 from bundle.preprocess import Geometry
 from model.checkpoints.checkpoint_file import Checkpoint
 from model.checkpoints.convert import convert
@@ -129,8 +129,8 @@ def test_detections_in_the_original_image_are_the_same(
     for b, (original, resized) in enumerate(
         zip(arrays[f"{case}/ori_shape"], arrays[f"{case}/img_shape"], strict=True)
     ):
-        scores, labels, boxes = (tensor[b].numpy() for tensor in decoded)
-        found = to_detections(scores, labels, boxes, Geometry(tuple(original), tuple(resized)))
+        output = ImageOutput(*(tensor[b].numpy() for tensor in decoded))
+        found = to_detections(output, Geometry(tuple(original), tuple(resized)))
         corners = found.boxes_xywh_px.copy()
         corners[:, 2:] += corners[:, :2]
         prefix = f"{case}/det{b}_orig"

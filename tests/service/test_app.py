@@ -15,7 +15,8 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
-from engines.base import EngineFailure, RawOutput
+from bundle.postprocess import RawOutput
+from engines.base import EngineFailure
 from service import errors
 from service.app import create_app, stop_taking_requests
 from service.settings import Settings

@@ -13,8 +13,9 @@ import openvino as ov
 import pytest
 
 from bundle.manifest import Manifest
+from bundle.postprocess import RawOutput
 from bundle.preprocess import decode_image, pad_batch, prepare
-from engines.base import EngineFailure, RawOutput
+from engines.base import EngineFailure
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from engines.cpu.openvino_engine import RUNTIME_ERRORS, OpenVinoEngine
 from export.judge.verify import difference
@@ -231,6 +232,7 @@ def test_a_cache_that_the_runtime_refuses_is_made_anew(
 OVERLAP = """
 import faulthandler, signal, subprocess, sys
 from pathlib import Path
+from bundle.postprocess import RawOutput
 from bundle.manifest import Manifest
 from engines.cpu.openvino_engine import OpenVinoEngine
 
@@ -261,6 +263,7 @@ GROWTH = """
 import sys
 from pathlib import Path
 import numpy as np
+from bundle.postprocess import RawOutput
 from bundle.manifest import Manifest
 from engines.cpu.openvino_engine import OpenVinoEngine
 
@@ -297,6 +300,7 @@ def refuse(event, _):
         raise AssertionError(event)
 
 sys.addaudithook(refuse)
+from bundle.postprocess import RawOutput
 from bundle.manifest import Manifest
 from engines.cpu.openvino_engine import OpenVinoEngine
 
@@ -333,6 +337,7 @@ THREADS = """
 import os, sys
 from pathlib import Path
 import numpy as np
+from bundle.postprocess import RawOutput
 from bundle.manifest import Manifest
 from engines.cpu.openvino_engine import OpenVinoEngine
 

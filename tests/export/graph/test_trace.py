@@ -7,8 +7,8 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from bundle.manifest import TensorSpec
+from bundle.postprocess import RawOutput
 from bundle.preprocess import pad_batch
-from engines.base import RawOutput
 from export.judge.verify import BOX_TOLERANCE, SCORE_TOLERANCE, difference
 from model.config import Variant
 from model.network.inference import torch_predictor
@@ -85,7 +85,7 @@ def test_the_graph_gives_what_the_model_gives(exported, variant, sizes):
     small = exported(variant)
     batch = random_batch(sizes, small.manifest.preprocess.min_side)
 
-    expected = RawOutput(*torch_predictor(small.model)(*batch))
+    expected = torch_predictor(small.model)(*batch)
     found = run_onnxruntime(small.directory / "model.onnx", *batch)
 
     apart = difference(expected, found)
@@ -99,7 +99,7 @@ def test_the_smallest_images_have_detections(exported, variant):
     small = exported(variant)
     batch = random_batch([(1, 1)], small.manifest.preprocess.min_side)
 
-    expected = RawOutput(*torch_predictor(small.model)(*batch))
+    expected = torch_predictor(small.model)(*batch)
     found = run_onnxruntime(small.directory / "model.onnx", *batch)
 
     assert difference(expected, found).box_error < BOX_TOLERANCE
@@ -112,7 +112,7 @@ def test_the_plugin_graph_gives_what_the_model_gives(exported, variant):
     graph = load(small, "plugin", weights=True)
     evaluator = ReferenceEvaluator(graph, new_ops=[MSDeformAttn, GatherElements])
 
-    expected = RawOutput(*torch_predictor(small.model)(images, padding_mask))
+    expected = torch_predictor(small.model)(images, padding_mask)
     inputs = {"images": images, "padding_mask": padding_mask}
     found = evaluator.run(list(RawOutput._fields), inputs)
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from bundle.postprocess import RawOutput
 from bundle.preprocess import Preprocess
-from engines.base import EngineInfo, RawOutput
+from engines.base import EngineInfo
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from export.judge.verify import (
     MAX_ATTEMPTS,
