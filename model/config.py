@@ -40,6 +40,10 @@ class ModelConfig:
     backbone_blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
     frozen_stages: int = 1  # -1 nothing, 0 the stem, n the stem and the first n stages
     train_batch_norm: bool = False  # False: fixed statistics and no gradient, as published
+    # What padding is while the detector trains. "exact": no part of the image, as whenever it
+    # detects, so that neither statistics nor cells beside it see it. "published": zeros beside the
+    # image, as the published weights were trained.
+    train_padding: Literal["exact", "published"] = "published"
     input_proj_bias: bool = False  # True for weights from the authors and Hugging Face
     # Content of two-stage queries: from the proposal's position (paper) or the encoder's memory.
     query_content: Literal["position", "memory"] = "position"

@@ -27,7 +27,7 @@ def finetune() -> TrainConfig:
     return replace(
         base(),
         name="finetune",
-        model=ModelConfig(variant=Variant.TWO_STAGE),
+        model=ModelConfig(variant=Variant.TWO_STAGE, train_padding="exact"),
         epochs=12,
         accumulation_steps=4,
         learning_rate=5e-5,
@@ -58,6 +58,7 @@ def demo() -> TrainConfig:
             backbone_blocks=(1, 1, 1, 1),
             frozen_stages=-1,
             train_batch_norm=True,
+            train_padding="exact",
             query_content="memory",
         ),
         loss=LossConfig(classification="varifocal", encoder_matches=4),
@@ -103,6 +104,7 @@ def small() -> TrainConfig:
             backbone_blocks=(1, 1, 1, 1),
             frozen_stages=-1,
             train_batch_norm=True,
+            train_padding="exact",
             query_content="memory",
         ),
         loss=LossConfig(classification="varifocal", encoder_matches=4),
@@ -145,6 +147,7 @@ def tiny() -> TrainConfig:
             num_detections=15,
             backbone_width=4,
             backbone_blocks=(1, 1, 1, 1),
+            train_padding="exact",
         ),
         preprocess=Preprocess(short_side=96, long_side=160),
         augment=AugmentConfig(

@@ -19,7 +19,8 @@ from model.network.deformable_detr import DeformableDetr
 FORMAT_VERSION = 1
 METADATA_KEY = "detr_serve"  # of the header's string-to-string map; its value is our JSON
 # Sizes that may differ between a checkpoint and the model that starts from it.
-_FREE_FIELDS = ("num_classes", "num_detections", "dropout", "frozen_stages", "train_batch_norm")
+_FREE_FIELDS = ("num_classes", "num_detections", "dropout", "frozen_stages", "train_batch_norm",
+                "train_padding")  # fmt: skip
 
 
 class _Header(BaseModel):

@@ -32,7 +32,8 @@ CLASSES = tuple(ClassInfo(id=label + 1, name=name) for label, name in enumerate(
 BACKGROUND = len(CLASSES)  # the label of crops without a digit
 NUM_CROP_CLASSES = BACKGROUND + 1
 
-IMAGE_SIDE_PX = 128
+IMAGE_SIDE_PX = 128  # of validation images
+_TRAIN_SIDES_PX = (96, 144)  # images of a batch differ, so that training sees padding
 CROP_SIDE_PX = 40
 NUM_VAL_IMAGES = 200
 _VAL_SEED = 201004159  # validation is the same 200 images whatever the seed of a run
@@ -101,9 +102,9 @@ def _background(rng: np.random.Generator, split: Split, side: int, min_window: i
 
 def _draw_distractor(rng: np.random.Generator, image: np.ndarray) -> None:
     """One line, ellipse, rectangle or scribble. Outlines stay thinner than the digits' strokes."""
-    side = image.shape[0]
+    side = min(image.shape[:2])
     colour = tuple(int(value) for value in rng.integers(0, 256, 3))
-    x, y = (int(value) for value in rng.integers(0, side, 2))
+    x, y = (int(value) for value in rng.integers(0, image.shape[1::-1]))
     w, h = (int(value) for value in rng.integers(side // 12, side // 2, 2))
     thickness = 1 if side < 64 else int(rng.integers(1, 3))
     filled = cv2.FILLED if rng.random() < 0.3 else thickness
@@ -163,23 +164,26 @@ def _paint(
 
 def _degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """Slight blur (one image in five) and noise of up to 8 grey levels."""
-    side = image.shape[0]
+    height, width = image.shape[:2]
     if rng.random() < 0.2:
         image = cv2.GaussianBlur(image, (3, 3), 0.4 + 0.4 * rng.random())
-    top, left = rng.integers(0, 256 - side + 1, 2)
-    noise = _noise_field()[top : top + side, left : left + side]
+    top, left = rng.integers(0, (257 - height, 257 - width))
+    noise = _noise_field()[top : top + height, left : left + width]
     noisy: np.ndarray = image + noise * np.float32(8 * rng.random())
     return np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
 
 
 def _place(
-    rng: np.random.Generator, size: tuple[int, ...], taken: list[tuple[int, int, int, int]]
+    rng: np.random.Generator,
+    image: np.ndarray,
+    size: tuple[int, ...],
+    taken: list[tuple[int, int, int, int]],
 ) -> tuple[int, int, int, int] | None:
     """A place (x1, y1, x2, y2) in the image for (h, w), hardly covering another; None if full."""
     height, width = size
     for _ in range(10):
-        x = int(rng.integers(IMAGE_SIDE_PX - width + 1))
-        y = int(rng.integers(IMAGE_SIDE_PX - height + 1))
+        x = int(rng.integers(image.shape[1] - width + 1))
+        y = int(rng.integers(image.shape[0] - height + 1))
         for x1, y1, x2, y2 in taken:
             shared = max(0, min(x + width, x2) - max(x, x1)) * max(
                 0, min(y + height, y2) - max(y, y1)
@@ -192,8 +196,15 @@ def _place(
 
 
 def make_sample(rng: np.random.Generator, split: Split) -> Sample:
-    """One image (128, 128, 3) with none to six digits; boxes are tight around their ink."""
-    image = _background(rng, split, IMAGE_SIDE_PX, min_window=96)
+    """One image with none to six digits; boxes are tight around their ink.
+
+    Validation images are (128, 128, 3); of the others, each side is drawn from 96 to 144 px.
+    """
+    height = width = IMAGE_SIDE_PX
+    if split == "train":
+        height, width = (int(side) for side in rng.integers(*_TRAIN_SIDES_PX, 2, endpoint=True))
+    square = _background(rng, split, max(height, width), min_window=96)
+    image = np.ascontiguousarray(square[:height, :width])
     for _ in range(rng.integers(0, 5)):
         _draw_distractor(rng, image)
     glyphs, glyph_labels = _glyphs(split)
@@ -204,7 +215,7 @@ def make_sample(rng: np.random.Generator, split: Split) -> Sample:
     for _ in range(num_digits):
         index = int(rng.integers(len(glyphs)))
         opacity = _render_digit(rng, glyphs[index], low * (high / low) ** rng.random())
-        box = _place(rng, opacity.shape, boxes)
+        box = _place(rng, image, opacity.shape, boxes)
         if box is not None:
             _paint(rng, image, opacity, box[0], box[1])
             boxes.append(box)
@@ -292,7 +303,7 @@ class DigitsDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
         return index + 1
 
     def read_image(self, index: int) -> np.ndarray:
-        """The image (128, 128, 3) uint8 RGB as it is, before any transform."""
+        """The image (h, w, 3) uint8 RGB as it is, before any transform."""
         return make_sample(self._rng(index), self.split).image
 
     def ground_truth(self) -> dict[str, Any]:
@@ -304,7 +315,7 @@ class DigitsDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
             image_id = self.image_id(index)
             images.append({
                 "id": image_id, "file_name": f"{self.split}_{index:04d}.png",
-                "height": IMAGE_SIDE_PX, "width": IMAGE_SIDE_PX,
+                "height": sample.image.shape[0], "width": sample.image.shape[1],
             })  # fmt: skip
             for box, label in zip(sample.boxes_xyxy_px.tolist(), sample.labels, strict=True):
                 x1, y1, x2, y2 = box

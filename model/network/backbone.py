@@ -1,21 +1,29 @@
 """ResNet with bottleneck blocks: images -> C3, C4, C5.
 
+Where padding masks are given, every operation that reads neighbouring cells finds zeros on
+padding, as it does beyond the border of an image alone.
+
 Source: He et al., arXiv:1512.03385, in the form of torchvision ("pytorch" style: the stride of
 a stage sits on the 3x3 convolution), whose parameter names it keeps.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.network.padding import valid_cells, zero_padding
+
 EXPANSION = 4
+BATCH_NORM_MOMENTUM, BATCH_NORM_EPS = 0.1, 1e-5
 
 
 class BatchNorm2d(nn.Module):
     """Batch norm that either trains, or is a fixed affine map in every mode.
 
     `trained=False` is the published recipe: running statistics never change, and weight and
-    bias take no gradient.
+    bias take no gradient. Statistics leave padding out where a padding mask is given.
     """
 
     running_mean: Tensor
@@ -29,17 +37,35 @@ class BatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Normalise x (B, C, h, w), whose padding (B, h, w) bool is True on padding."""
+        is_training = self.training and self.trained
+        if padding is not None and is_training:
+            return self._normalise_valid(x, padding)
         return F.batch_norm(
             x,
             self.running_mean,
             self.running_var,
             self.weight,
             self.bias,
-            training=self.training and self.trained,
-            momentum=0.1,
-            eps=1e-5,
+            training=is_training,
+            momentum=BATCH_NORM_MOMENTUM,
+            eps=BATCH_NORM_EPS,
         )
+
+    def _normalise_valid(self, x: Tensor, padding: Tensor) -> Tensor:
+        """Normalise by mean and variance of the cells that are no padding, in float32."""
+        valid = valid_cells(padding, x.float())
+        count = valid.sum()
+        mean = (x * valid).sum((0, 2, 3)) / count  # (C,)
+        centred = (x - mean[:, None, None]) * valid
+        variance = centred.square().sum((0, 2, 3)) / count
+        with torch.no_grad():
+            unbiased = variance * (count / (count - 1).clamp(min=1))
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), BATCH_NORM_MOMENTUM)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), BATCH_NORM_MOMENTUM)
+        scale = self.weight * torch.rsqrt(variance + BATCH_NORM_EPS)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 class Bottleneck(nn.Module):
@@ -62,23 +88,28 @@ class Bottleneck(nn.Module):
                 BatchNorm2d(out_channels, trained=train_bn),
             )
             if is_first
-            else nn.Identity()
+            else None
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        return F.relu(self.bn3(self.conv3(x)) + shortcut)
+    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
+        """Maps x (B, C, h, w) with padding `before` to a map with padding `after`, if masked."""
+        shortcut = x
+        if self.downsample is not None:
+            convolution, norm = self.downsample
+            shortcut = norm(convolution(x), after)
+        x = F.relu(self.bn1(self.conv1(x), before))
+        x = zero_padding(x, before)
+        x = F.relu(self.bn2(self.conv2(x), after))
+        return F.relu(self.bn3(self.conv3(x), after) + shortcut)
 
 
 class ResNet(nn.Module):
     """Four stages of bottleneck blocks; width 64 and blocks (3, 4, 6, 3) are ResNet-50."""
 
-    layer1: nn.Module
-    layer2: nn.Module
-    layer3: nn.Module
-    layer4: nn.Module
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(
         self,
@@ -121,12 +152,26 @@ class ResNet(nn.Module):
         for stage in range(1, stages + 1):
             self.get_submodule(f"layer{stage}").requires_grad_(False)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps images (B, 3, H, W) to C3, C4, C5 of strides 8, 16 and 32 (sizes rounded up)."""
-        x = F.relu(self.bn1(self.conv1(images)))
-        x = F.max_pool2d(x, 3, 2, 1)
-        x = self.layer1(x)
-        c3 = self.layer2(x)
-        c4 = self.layer3(c3)
-        c5 = self.layer4(c4)
+    def forward(
+        self, images: Tensor, paddings: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """C3, C4 and C5 of images (B, 3, H, W), of strides 8, 16 and 32 (sizes rounded up).
+
+        Args:
+            images: zero on padding.
+            paddings: padding masks of strides 2, 4, 8, 16 and 32, as `halved_masks` makes them;
+                None takes padding for a part of the image, as the published training does.
+        """
+        stem, *stages = paddings or (None,) * 5
+        x = F.relu(self.bn1(self.conv1(images), stem))
+        x = F.max_pool2d(zero_padding(x, stem), 3, 2, 1)
+        before, maps = stages[0], []
+        for layer, after in zip(
+            (self.layer1, self.layer2, self.layer3, self.layer4), stages, strict=True
+        ):
+            for block in layer:
+                x = block(x, before, after)
+                before = after
+            maps.append(x)
+        _, c3, c4, c5 = maps
         return c3, c4, c5

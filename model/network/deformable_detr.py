@@ -1,18 +1,49 @@
 """The detector: backbone -> input_proj -> encoder -> queries -> decoder -> heads."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig, Variant
 from model.network.backbone import ResNet
+from model.network.padding import halved_masks, nearest_masks, valid_cells, zero_padding
 from model.network.position_encoding import encode_pixels
-from model.network.pyramid import build_pyramid
+from model.network.pyramid import Pyramid, build_pyramid
 from model.network.queries import BoxHead, LearnedQueries, ProposalQueries, class_head
 from model.network.transformer import Decoder, Encoder
 
 NUM_GROUPS = 32  # of every GroupNorm in the neck
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm whose statistics leave padding out where a padding mask is given."""
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Normalise x (B, C, h, w), whose padding (B, h, w) bool is True on padding.
+
+        Mean and variance are taken in two passes, in float32 at least.
+        """
+        if padding is None:
+            x = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+            return x
+        exact = x if x.dtype is torch.float64 else x.float()
+        valid = valid_cells(padding, exact)  # (B, 1, h, w)
+        count = valid.sum((1, 2, 3))[:, None] * (self.num_channels // self.num_groups)
+
+        def group_mean(values: Tensor) -> Tensor:  # (B, C, h, w) -> (B, G)
+            return values.sum((2, 3)).unflatten(1, (self.num_groups, -1)).sum(2) / count
+
+        def of_channels(groups: Tensor) -> Tensor:  # (B, G) -> (B, C)
+            repeated = groups[..., None].expand(-1, -1, self.num_channels // self.num_groups)
+            return repeated.flatten(1)
+
+        centred = (exact - of_channels(group_mean(exact * valid))[..., None, None]) * valid
+        deviation = torch.rsqrt(group_mean(centred.square()) + self.eps)
+        scale = of_channels(deviation) * self.weight
+        return (centred * scale[..., None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 class InputProjection(nn.Module):
@@ -22,13 +53,14 @@ class InputProjection(nn.Module):
         super().__init__()
         stride, padding = (1, 0) if kernel_size == 1 else (2, 1)
         self.conv = nn.Conv2d(in_channels, hidden_dim, kernel_size, stride, padding, bias=bias)
-        self.norm = nn.GroupNorm(NUM_GROUPS, hidden_dim)
+        self.norm = GroupNorm(NUM_GROUPS, hidden_dim)
         nn.init.xavier_uniform_(self.conv.weight)
         if self.conv.bias is not None:
             nn.init.zeros_(self.conv.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.conv(x))
+    def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """Maps x to (B, C, h, w) with this padding (B, h, w), if masked."""
+        x = self.norm(self.conv(x), padding)
         return x
 
 
@@ -36,7 +68,8 @@ class DeformableDetr(nn.Module):
     """Deformable DETR in its three variants.
 
     Input: images (B, 3, H, W) float, normalised, zero on padding; padding_mask (B, H, W) bool,
-    True on padding. Images lie at the top left of the batch.
+    True on padding. Images lie at the top left of the batch. Outputs of an image do not depend on
+    the others nor on its padding, but in training as published (`ModelConfig.train_padding`).
 
     Output, a dict:
         pred_logits: (B, Q, K), before the sigmoid. No class stands for background.
@@ -82,9 +115,7 @@ class DeformableDetr(nn.Module):
         )
 
     def forward(self, images: Tensor, padding_mask: Tensor) -> dict[str, Any]:
-        features = self._features(images)
-        shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
-        pyramid = build_pyramid(padding_mask, shapes)
+        features, pyramid = self._features(images, padding_mask)
         tokens = torch.cat([f.flatten(2).transpose(1, 2) for f in features], dim=1)  # (B, S, C)
         position = torch.cat(
             [
@@ -116,13 +147,26 @@ class DeformableDetr(nn.Module):
             result["enc_outputs"] = queries.enc_outputs
         return result
 
-    def _features(self, images: Tensor) -> list[Tensor]:
-        """Feature levels (B, C, H_l, W_l), finest first."""
-        maps = self.backbone(images)
-        num_maps = len(maps)
-        features = [proj(x) for proj, x in zip(self.input_proj, maps, strict=False)]
-        source = maps[-1]
-        for projection in list(self.input_proj)[num_maps:]:
-            source = projection(source)
-            features.append(source)
+    def _features(self, images: Tensor, padding_mask: Tensor) -> tuple[list[Tensor], Pyramid]:
+        """Feature levels (B, C, H_l, W_l), finest first, and their geometry."""
+        num_levels = self.config.num_levels
+        if self.training and self.config.train_padding == "published":
+            features = self._project(self.backbone(images), [None] * num_levels)
+            shapes = [(feature.shape[2], feature.shape[3]) for feature in features]
+            masks = nearest_masks(padding_mask, shapes)
+            return features, build_pyramid(masks, excludes_padding=False)
+        masks = halved_masks(padding_mask, 2 + num_levels)
+        features = self._project(self.backbone(images, masks[:5]), masks[2:])
+        return features, build_pyramid(masks[2:])
+
+    def _project(self, maps: Sequence[Tensor], paddings: Sequence[Tensor | None]) -> list[Tensor]:
+        """A level for every mask: of C3, C4 and C5, then each of the map before it."""
+        features: list[Tensor] = []
+        for level, (projection, padding) in enumerate(zip(self.input_proj, paddings, strict=True)):
+            if level < len(maps):
+                source = maps[level]
+            else:
+                source = maps[-1] if level == len(maps) else features[-1]
+                source = zero_padding(source, paddings[level - 1])
+            features.append(projection(source, padding))
         return features

@@ -1,5 +1,6 @@
 """The feature levels of a batch, flattened: what every part of the transformer needs of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +15,11 @@ class Pyramid:
     Attributes:
         spatial_shapes: (height, width) of each level.
         padding_mask: (B, S) bool, True on padding.
+        has_proposal: (B, S) bool, whether a proposal is taken from the token: it is no padding, its
+            centre lies more than 1% of the image from the border, and its proposal's side does not
+            exceed 99% of the image. Other tokens give one box outside the image.
+        excluded: (B, S) bool, the tokens that rank behind all others and teach nothing: padding,
+            or, in the published training, none.
         valid_ratios: (B, L, 2) float32, the un-padded part of each level, (x, y).
         rows, columns: of each level, (B, H_l) and (B, W_l) float32: where its pixels have their
             centres, y and x, normalised by the un-padded size of the level; above 1 on padding.
@@ -22,6 +28,8 @@ class Pyramid:
 
     spatial_shapes: list[tuple[int, int]]
     padding_mask: Tensor
+    has_proposal: Tensor
+    excluded: Tensor
     valid_ratios: Tensor
     rows: list[Tensor]
     columns: list[Tensor]
@@ -48,21 +56,35 @@ class Pyramid:
         return self.centres[:, :, None] * self.valid_ratios[:, None]
 
 
-def build_pyramid(padding_mask: Tensor, spatial_shapes: list[tuple[int, int]]) -> Pyramid:
-    """Geometry of levels of these shapes, for images with padding_mask (B, H, W) bool."""
-    level_masks = level_padding_masks(padding_mask, spatial_shapes)
-    ratios, rows, columns, sizes = [], [], [], []
+def build_pyramid(level_masks: Sequence[Tensor], *, excludes_padding: bool = True) -> Pyramid:
+    """Geometry of the levels with these padding masks, each (B, H_l, W_l) bool.
+
+    Images lie at the top left: their padding is whole rows and columns. `excludes_padding=False`
+    is the published training, in which padding is ranked like tokens without a proposal.
+    """
+    ratios, rows, columns, sizes, proposals = [], [], [], [], []
     for level, mask in enumerate(level_masks):
         height, width = mask.shape[1:]
-        valid_height = (~mask[:, :, 0]).sum(1).float()  # (B,)
-        valid_width = (~mask[:, 0, :]).sum(1).float()
+        valid_height = (~mask[:, :, 0]).sum(1)  # (B,)
+        valid_width = (~mask[:, 0, :]).sum(1)
+        y = torch.arange(height, device=mask.device)
+        x = torch.arange(width, device=mask.device)
         ratios.append(torch.stack((valid_width / width, valid_height / height), dim=-1))
-        rows.append((torch.arange(height, device=mask.device) + 0.5) / valid_height[:, None])
-        columns.append((torch.arange(width, device=mask.device) + 0.5) / valid_width[:, None])
+        rows.append((y + 0.5) / valid_height[:, None])
+        columns.append((x + 0.5) / valid_width[:, None])
         sizes.append(torch.full_like(mask[0].flatten(), 0.05 * 2**level, dtype=torch.float32))
+        is_inside = (
+            is_inside_border(y, valid_height)[:, :, None]
+            & is_inside_border(x, valid_width)[:, None, :]
+            & (5 * 2**level < 99)
+        )
+        proposals.append((is_inside & ~mask).flatten(1))
+    padding_mask = torch.cat([mask.flatten(1) for mask in level_masks], dim=1)
     return Pyramid(
-        spatial_shapes=spatial_shapes,
-        padding_mask=torch.cat([mask.flatten(1) for mask in level_masks], dim=1),
+        spatial_shapes=[(mask.shape[1], mask.shape[2]) for mask in level_masks],
+        padding_mask=padding_mask,
+        has_proposal=torch.cat(proposals, dim=1),
+        excluded=padding_mask if excludes_padding else torch.zeros_like(padding_mask),
         valid_ratios=torch.stack(ratios, dim=1),
         rows=rows,
         columns=columns,
@@ -70,17 +92,11 @@ def build_pyramid(padding_mask: Tensor, spatial_shapes: list[tuple[int, int]]) -
     )
 
 
-def level_padding_masks(
-    padding_mask: Tensor, spatial_shapes: list[tuple[int, int]]
-) -> list[Tensor]:
-    """Nearest-neighbour reductions of padding_mask (B, H, W) to each level, (B, H_l, W_l) bool.
+def is_inside_border(index: Tensor, count: Tensor) -> Tensor:
+    """Whether 0.01 < (index + 0.5) / count < 0.99, for index (n,) and count (B,) -> (B, n).
 
-    Source row of row i is floor(i * H / H_l), in integers, so that every runtime agrees.
+    In integers: of 50 cells the last one's centre is 0.99 exactly, and a runtime that multiplies
+    by the reciprocal of 50 finds it below.
     """
-    height, width = padding_mask.shape[1:]
-    masks = []
-    for h, w in spatial_shapes:
-        rows = torch.arange(h, device=padding_mask.device) * height // h
-        columns = torch.arange(w, device=padding_mask.device) * width // w
-        masks.append(padding_mask[:, rows][:, :, columns])
-    return masks
+    centre, whole = 50 * (2 * index + 1), count[:, None]
+    return (centre > whole) & (centre < 99 * whole)

@@ -13,6 +13,7 @@ from model.network.pyramid import Pyramid
 
 PRIOR_LOGIT = -math.log((1 - 0.01) / 0.01)  # a class is present with probability 0.01 at the start
 INVALID_LOGIT = 1e4  # stands for +inf: its sigmoid is 1 exactly, and no runtime makes NaN of it
+PADDING_LOGIT = -6e4  # of every class on padding; float16 holds it, and its focal loss is 0
 
 
 class Queries(NamedTuple):
@@ -101,13 +102,15 @@ class ProposalQueries(nn.Module):
 
     def forward(self, memory: Tensor, pyramid: Pyramid) -> Queries:
         """Picks the top proposals of memory (B, S, C); at most S of them."""
-        anchors, is_invalid = proposal_logits(pyramid)
-        tokens = memory.masked_fill(is_invalid[..., None], 0.0)
+        anchors = proposal_logits(pyramid)
+        tokens = memory.masked_fill(~pyramid.has_proposal[..., None], 0.0)
         tokens = self.memory_norm(self.memory_proj(tokens))
 
         # What ranks the proposals, and the boxes of those chosen, come apart from the outputs of
         # the loss: a graph for inference drops those, and with them the heads on most tokens.
         objectness = F.linear(tokens, self.class_head.weight[:1], self.class_head.bias[:1])
+        excluded = pyramid.excluded[..., None]  # (B, S, 1)
+        objectness = objectness.masked_fill(excluded, PADDING_LOGIT)
         num_tokens = tokens.shape[1]
         # A comparison rather than min(): tracing settles it, and K stays a constant of the graph.
         count = self.num_queries if num_tokens >= self.num_queries else num_tokens
@@ -124,22 +127,18 @@ class ProposalQueries(nn.Module):
             position,
             reference_points,
             enc_outputs={
-                "pred_logits": self.class_head(tokens),
+                "pred_logits": self.class_head(tokens).masked_fill(excluded, PADDING_LOGIT),
                 "pred_boxes": (self.box_head(tokens).float() + anchors).sigmoid(),
             },
         )
 
 
-def proposal_logits(pyramid: Pyramid) -> tuple[Tensor, Tensor]:
-    """One square proposal around every token, as logits of cxcywh (B, S, 4), and their validity.
+def proposal_logits(pyramid: Pyramid) -> Tensor:
+    """One square proposal around every token, as logits of cxcywh (B, S, 4).
 
-    Tokens on padding, and those within 1% of the image's border, are invalid: the second
-    result (B, S) is True there and the logits are `INVALID_LOGIT`.
+    They are `INVALID_LOGIT` where `has_proposal` is False.
     """
     sizes = pyramid.level_sizes[None, :, None].expand(pyramid.centres.shape[0], -1, 2)
-    boxes = torch.cat((pyramid.centres, sizes), dim=-1)  # (B, S, 4)
-    is_inside = ((boxes > 0.01) & (boxes < 0.99)).all(-1)
-    is_invalid = pyramid.padding_mask | ~is_inside
-    safe = boxes.clamp(0.01, 0.99)
-    logits = torch.log(safe / (1 - safe))
-    return logits.masked_fill(is_invalid[..., None], INVALID_LOGIT), is_invalid
+    boxes = torch.cat((pyramid.centres, sizes), dim=-1).clamp(0.01, 0.99)  # (B, S, 4)
+    logits = torch.log(boxes / (1 - boxes))
+    return logits.masked_fill(~pyramid.has_proposal[..., None], INVALID_LOGIT)

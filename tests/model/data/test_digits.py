@@ -59,13 +59,25 @@ def test_boxes_lie_inside_the_image_and_labels_are_classes():
             target["boxes"][:, :2] - target["boxes"][:, 2:] / 2,
             target["boxes"][:, :2] + target["boxes"][:, 2:] / 2,
         ])  # fmt: skip
-        assert image.shape == (128, 128, 3)
+        assert image.shape[2] == 3
         assert image.dtype == np.uint8
         assert ((corners > -1e-6) & (corners < 1 + 1e-6)).all()
         assert ((target["labels"] >= 0) & (target["labels"] < len(CLASSES))).all()
     counts = [len(target["labels"]) for _, target in samples]
     assert min(counts) == 0
     assert max(counts) == 6
+
+
+def test_training_images_differ_in_size_and_validation_images_do_not():
+    training = DigitsDataset("train", num_images=100)
+    validation = DigitsDataset("val")
+
+    sides = np.array([training[i][0].shape[:2] for i in range(100)])
+    sizes = {validation[i][0].shape for i in range(0, 200, 10)}
+
+    assert 96 <= sides.min() < 100
+    assert 140 < sides.max() <= 144
+    assert sizes == {(128, 128, 3)}
 
 
 def test_a_digit_stands_out_from_what_it_covers():

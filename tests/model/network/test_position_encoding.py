@@ -19,7 +19,7 @@ def _features(position: float, num_features: int) -> list[float]:
 def test_a_pixel_is_encoded_by_its_row_then_its_column_within_the_image() -> None:
     padding_mask = torch.ones(2, 5, 7, dtype=torch.bool)
     padding_mask[0, :5, :7] = padding_mask[1, :3, :4] = False
-    pyramid = build_pyramid(padding_mask, [(5, 7)])
+    pyramid = build_pyramid([padding_mask])
 
     encoding = encode_pixels(pyramid.rows[0], pyramid.columns[0], 16)
 
