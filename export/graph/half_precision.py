@@ -15,8 +15,8 @@ ranks: what feeds TopK, likewise. Logits near -5 come in steps of 0.004 in float
     bfloat16, so that many proposals would share one.
 results: what feeds the outputs of the graph, likewise. Scores and boxes are answered in float32.
 angles: what feeds Sin and Cos, likewise. An angle of 6 moves in steps of 0.004.
-statistics: InstanceNormalization, which GroupNorm is made of. It sums over a whole level: 133,000
-    numbers a group at 800x1333.
+statistics: ReduceSum and what feeds it, back to the layer before, which stays half: mean and variance
+    of GroupNorm. They sum over a whole level: 133,000 numbers a group at 800x1333.
 sampling: in the standard form, GridSample, its grid, and what is made of its result up to the next
     learned layer, softmax and all: what MSDeformAttn does inside, in float32 by its contract. Its
     `value`, `sampling_offsets` and `attention_logits` are half, its `reference_points` are not.
@@ -36,7 +36,7 @@ from bundle.layout import OPERATOR
 HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 BF16_OPSET = 22  # the first in which Conv, MaxPool and others take bfloat16
 LEARNED_LAYERS = {"Conv", "Gemm", "MatMul"}
-STATISTICS = {"InstanceNormalization"}
+STATISTICS = {"ReduceSum"}
 ANGLES = {"Sin", "Cos"}
 REFERENCE_POINTS = 2  # which input of MSDeformAttn
 
@@ -82,7 +82,7 @@ def float32_nodes(graph: ir.Graph) -> set[ir.Node]:
         if node.op_type in ANGLES | {"TopK"}:
             exact += node.outputs
     kept = flow.geometry | _sources(exact, ends=flow.layers) | _sampling(graph, flow.layers)
-    kept |= {node for node in graph if node.op_type in STATISTICS}
+    kept |= _statistics(graph, flow.layers)
     for node in reversed(graph):  # constants are what their users are
         if node not in flow.layers and flow.constants.issuperset(node.outputs):
             kept |= {node for output in node.outputs if kept.intersection(output.consumers())}
@@ -136,6 +136,13 @@ def _sampling(graph: ir.Graph, layers: set[ir.Node]) -> set[ir.Node]:
     grids = [node.inputs[1] for node in samplers]
     summands = [value for node in sums for value in _numbers(node)]
     return samplers | sums | _sources([*grids, *summands], ends=layers | samplers) - layers
+
+
+def _statistics(graph: ir.Graph, layers: set[ir.Node]) -> set[ir.Node]:
+    """Sums over whole maps, and what they are made of, back to the learned layers before them."""
+    sums = [value for node in graph if node.op_type in STATISTICS for value in node.outputs]
+    samplers = {node for node in graph if node.op_type == "GridSample"}
+    return _sources(sums, ends=layers | samplers) - layers
 
 
 def _is_reference_points(node: ir.Node, index: int) -> bool:

@@ -34,7 +34,8 @@ class GroupNorm(nn.GroupNorm):
         count = valid.sum((1, 2, 3))[:, None] * (self.num_channels // self.num_groups)
 
         def group_mean(values: Tensor) -> Tensor:  # (B, C, h, w) -> (B, G)
-            return values.sum((2, 3)).unflatten(1, (self.num_groups, -1)).sum(2) / count
+            sums: Tensor = values.sum((2, 3)).unflatten(1, (self.num_groups, -1))
+            return sums.sum(2) / count
 
         def of_channels(groups: Tensor) -> Tensor:  # (B, G) -> (B, C)
             repeated = groups[..., None].expand(-1, -1, self.num_channels // self.num_groups)
