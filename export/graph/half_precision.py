@@ -36,7 +36,7 @@ from bundle.layout import OPERATOR
 HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 BF16_OPSET = 22  # the first in which Conv, MaxPool and others take bfloat16
 LEARNED_LAYERS = {"Conv", "Gemm", "MatMul"}
-STATISTICS = {"ReduceSum"}
+STATISTICS = {"InstanceNormalization", "ReduceSum"}
 ANGLES = {"Sin", "Cos"}
 REFERENCE_POINTS = 2  # which input of MSDeformAttn
 
