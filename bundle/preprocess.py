@@ -7,12 +7,13 @@ call it. Normalisation happens inside the graph, which takes uint8.
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_PIXELS = 100_000_000  # 300 MB once decoded; a decompression bomb claims more in its header
@@ -37,7 +38,17 @@ _DECODER_ERRORS = (
     zlib.error,
     Warning,  # raised instead of printed where warnings are errors
 )
+SERVED_FORMATS = ("JPEG", "PNG", "WEBP")
+DATASET_FORMATS = (*SERVED_FORMATS, "BMP", "TIFF")  # what is trained on and evaluated, too
+_SIGNATURES = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+)
 _EXIF_ORIENTATION = 0x0112
+_FIRST_TURNED = 5  # from this orientation on, rows and columns change places
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -73,6 +84,25 @@ class Preprocess(BaseModel):
 
 
 @dataclass(frozen=True)
+class ImageHeader:
+    """What an image says of itself before its pixels.
+
+    Attributes:
+        size: (height, width) as displayed: what `decode_image` gives.
+        orientation: of EXIF, 1 to 8; 1 is upright.
+    """
+
+    size: tuple[int, int]
+    orientation: int
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """(height, width) before the orientation is applied."""
+        height, width = self.size
+        return (width, height) if self.orientation >= _FIRST_TURNED else (height, width)
+
+
+@dataclass(frozen=True)
 class Geometry:
     """What the resize did to one image; sizes are (height, width)."""
 
@@ -80,8 +110,10 @@ class Geometry:
     resized: tuple[int, int]
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Uint8Array:
-    """Pixels (H, W, 3) uint8 RGB of a JPEG, PNG or WebP image, as a viewer displays it.
+def decode_image(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = SERVED_FORMATS
+) -> Uint8Array:
+    """Pixels (H, W, 3) uint8 RGB of an image in one of `formats`, as a viewer displays it.
 
     The format is told from the content. EXIF orientation is applied, transparency is laid over
     white, 16-bit channels keep their high byte, and of an animation the first frame is taken.
@@ -92,11 +124,11 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Uint8Array:
     """
     if not data:
         raise UndecodableImage("expected an image, got 0 bytes")
-    image_format = _sniff_format(data)
+    image_format = _sniff_format(data, formats)
     try:
         image = _open(data, image_format, max_pixels)
         image.load()
-        orientation = _orientation(image)
+        orientation = _orientation(image, data)
         image = _to_rgb(image)
     except UndecodableImage:
         raise
@@ -109,23 +141,26 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Uint8Array:
     return np.array(image)
 
 
-def displayed_size(data: bytes) -> tuple[int, int]:
-    """(height, width) that `decode_image` will give, read from the header alone.
+def read_header(data: bytes, formats: Sequence[str] = SERVED_FORMATS) -> ImageHeader:
+    """Size and orientation of an image, without decoding its pixels.
 
     Raises:
         UnsupportedImage, UndecodableImage: as `decode_image`, as far as the header tells.
     """
-    image_format = _sniff_format(data)
+    image_format = _sniff_format(data, formats)
     try:
         image = _open(data, image_format, MAX_PIXELS)
-        is_turned = _orientation(image) >= 5  # the orientations that swap rows and columns
+        orientation = _orientation(image, data)
     except UndecodableImage:
         raise
     except UnidentifiedImageError as error:
         raise UndecodableImage(f"the {image_format} image is damaged: unreadable header") from error
     except _DECODER_ERRORS as error:
         raise UndecodableImage(f"the {image_format} image is damaged: {error}") from error
-    return (image.width, image.height) if is_turned else (image.height, image.width)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size Pillow gives as displayed
+        return ImageHeader((image.height, image.width), image.tag_v2.get(_EXIF_ORIENTATION, 1))
+    stored = ImageHeader((image.height, image.width), orientation)
+    return ImageHeader(stored.stored_size, orientation)  # changing places twice changes nothing
 
 
 def resized_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
@@ -167,14 +202,14 @@ def pad_batch(images: list[Uint8Array], min_side: int = 1) -> tuple[Uint8Array, 
     return batch, padding_mask
 
 
-def _sniff_format(data: bytes) -> str:
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
+def _sniff_format(data: bytes, formats: Sequence[str]) -> str:
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WEBP"
-    raise UnsupportedImage("expected a JPEG, PNG or WebP image, got content of another kind")
+    found = next((name for start, name in _SIGNATURES if data.startswith(start)), None)
+    if found is None or found not in formats:
+        accepted = f"{', '.join(formats[:-1])} or {formats[-1]}".replace("WEBP", "WebP")
+        raise UnsupportedImage(f"expected a {accepted} image, got content of another kind")
+    return found
 
 
 def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
@@ -188,14 +223,29 @@ def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
     return image
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 where there is none or it is unreadable: viewers ignore it too."""
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """The EXIF orientation, 1 where there is none or it is unreadable: viewers ignore it too.
+
+    1 for TIFF as well, which Pillow turns by itself.
+    """
     exif = Image.Exif()
     try:
-        exif.load(image.info.get("exif", b""))
-        return int(exif.get(_EXIF_ORIENTATION, 1))
+        exif.load(_png_exif(data) if image.format == "PNG" else image.info.get("exif", b""))
+        orientation = int(exif.get(_EXIF_ORIENTATION, 1))
     except _DECODER_ERRORS:
         return 1
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _png_exif(data: bytes) -> bytes:
+    """The first EXIF chunk, which may stand after the pixels, where Pillow's header ends."""
+    position = 8  # of a chunk: length, type, content, checksum
+    while position + 8 <= len(data):
+        (length,) = struct.unpack_from(">I", data, position)
+        if data[position + 4 : position + 8] == b"eXIf":
+            return data[position + 8 : position + 8 + length]
+        position += length + 12
+    return b""
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -46,7 +46,7 @@ COMMANDS = {
     ],
     "model.checkpoint": [],
     "model.weights": ["--base-url", "--format", "--out"],
-    "model.data.check": ["--split"],
+    "model.data.check": ["--decode", "--split"],
     "model.data.digits": ["--num-images", "--seed", "--split"],
     "export": [
         *("--data", "--name", "--out", "--precision", "--runtime", "--samples", "--shapes"),

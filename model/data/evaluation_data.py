@@ -1,5 +1,6 @@
 """Data sets that a detector is evaluated on."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,10 +9,14 @@ import numpy as np
 
 from bundle.manifest import ClassInfo
 from model.data import digits
-from model.data.check import check_dataset, describe
-from model.data.coco import CocoDataset, locate
+from model.data.check import check_validation
+from model.data.coco import CocoDataset
+from model.data.faults import Fault, describe
+from model.data.layouts import locate
+from model.data.split import Split, open_split
 
-_LACKS_TARGETS = ("no-annotations", "no-targets")  # fatal for training; here AP is undefined
+SHOWN_OF_A_KIND = 3
+log = logging.getLogger(__name__)
 
 
 class EvaluationData(Protocol):
@@ -55,12 +60,16 @@ def open_evaluation_data(
                 f"{len(classes)} classes"
             )
         return digits.DigitsDataset("val")
-    annotation_file, image_dir = locate(data_dir, split)
-    faults = [
-        fault
-        for fault in check_dataset(annotation_file, image_dir)
-        if fault.fatal and fault.kind not in _LACKS_TARGETS
-    ]
-    if faults:
-        raise ValueError(f"{annotation_file}:\n{describe(faults, limit=10)}")
-    return CocoDataset(annotation_file, image_dir)
+    opened = open_split(*locate(data_dir, split))
+    report_faults(opened, check_validation(opened))
+    return CocoDataset(opened)
+
+
+def report_faults(split: Split, faults: Sequence[Fault]) -> None:
+    """The faults in the log, or all of them in a ValueError if one is fatal."""
+    if not faults:
+        return
+    report = f"{split.annotations.file}:\n{describe(faults, limit=SHOWN_OF_A_KIND)}"
+    if any(fault.fatal for fault in faults):
+        raise ValueError(report)
+    log.warning(report)

@@ -1,7 +1,5 @@
 """The data sets of a run, and their images in batches that any number of workers makes alike."""
 
-import hashlib
-import logging
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,15 +13,16 @@ from torch.utils.data import DataLoader, Sampler
 
 from bundle.manifest import ClassInfo
 from model.config import TrainConfig
-from model.data.check import check_dataset, describe
-from model.data.coco import CocoDataset, locate
+from model.data.check import check_split, check_validation
+from model.data.coco import CocoDataset
 from model.data.collate import collate
 from model.data.digits import DigitsDataset
-from model.data.evaluation_data import open_evaluation_data, require_classes
+from model.data.evaluation_data import report_faults, require_classes
+from model.data.layouts import locate
+from model.data.split import open_split
 from model.data.transforms import make_transform
 
 DIGITS_EPOCH_IMAGES = 1600  # where the configuration does not say
-log = logging.getLogger(__name__)
 MicroBatch = tuple[Tensor, Tensor, list[dict[str, Any]]]  # as `collate` gives it
 
 
@@ -58,23 +57,23 @@ def open_data(config: TrainConfig, data_dir: Path | None) -> RunData:
             f"config {config.name} needs --data DIR, a data set in COCO's format with the splits "
             "train and val"
         )
-    files = {split: locate(data_dir, split) for split in ("train", "val")}
-    _check("training", files["train"])
+    train_split, val_split = (open_split(*locate(data_dir, name)) for name in ("train", "val"))
+    report_faults(train_split, check_split(train_split, config.model))
+    report_faults(val_split, check_validation(val_split, train_split))
     transform = make_transform(config.augment, config.preprocess)
-    train = CocoDataset(*files["train"], transform=transform, seed=config.seed)
-    val = open_evaluation_data(data_dir, "val", train.classes)
+    train = CocoDataset(train_split, transform=transform, seed=config.seed)
+    val = CocoDataset(val_split)
     require_classes(train.classes, val.classes)
     summary = {
-        f"{split}_{key}": value
-        for split, (annotation_file, _) in files.items()
-        for key, value in (
-            ("annotations", annotation_file.name),
-            ("sha256", hashlib.sha256(annotation_file.read_bytes()).hexdigest()),
-        )
+        "dataset": data_dir.name,
+        "train_images": len(train),
+        "val_images": len(val),
+        "classes": [info.name for info in train.classes],
     }
-    names = [info.name for info in train.classes]
-    counts = {"train_images": len(train), "val_images": len(val), "classes": names}
-    return RunData(train, val, train.classes, {"dataset": data_dir.name, **counts, **summary})
+    for name, split in (("train", train_split), ("val", val_split)):
+        summary[f"{name}_annotations"] = split.annotations.file.name
+        summary[f"{name}_sha256"] = split.annotations.sha256
+    return RunData(train, val, train.classes, summary)
 
 
 def _open_digits(config: TrainConfig, data_dir: Path | None) -> RunData:
@@ -90,16 +89,6 @@ def _open_digits(config: TrainConfig, data_dir: Path | None) -> RunData:
     )
     summary = {"dataset": "digits", "train_images": len(train), "val_images": len(val)}
     return RunData(train, val, train.classes, summary)
-
-
-def _check(what: str, files: tuple[Path, Path]) -> None:
-    faults = check_dataset(*files)
-    if not faults:
-        return
-    report = f"{what} data {files[0]}:\n{describe(faults, limit=10)}"
-    if any(fault.fatal for fault in faults):
-        raise ValueError(report)
-    log.warning(report)
 
 
 def shield_worker(worker_id: int) -> None:

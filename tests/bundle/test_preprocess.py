@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bundle.preprocess import (
+    DATASET_FORMATS,
     Preprocess,
     UndecodableImage,
     UnsupportedImage,
     decode_image,
     pad_batch,
     prepare,
+    read_header,
     resized_size,
 )
 
@@ -109,6 +111,44 @@ def test_exif_orientation_is_applied(encode: Encode, image_format: str, orientat
 
     assert decoded.shape == displayed.shape
     assert np.abs(decoded.astype(int) - displayed).max() <= 16
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("place", ["before the pixels", "after the pixels"])
+def test_header_and_decoder_agree_wherever_a_png_keeps_its_exif(
+    encode: Encode, orientation: int, place: str
+) -> None:
+    data = encode(PIXELS[:, :2], "PNG")
+    position = data.index(b"IEND" if place == "after the pixels" else b"IDAT") - 4
+    exif = exif_of(orientation)
+    chunk = png_chunks((b"eXIf", exif.removeprefix(b"Exif\0\0")))[8:]  # without the signature
+    data = data[:position] + chunk + data[position:]
+
+    header = read_header(data)
+
+    assert header.orientation == orientation
+    assert header.size == decode_image(data).shape[:2]
+    assert header.stored_size == PIXELS[:, :2].shape[:2]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_of_a_data_set_is_turned_as_displayed(encode: Encode, orientation: int) -> None:
+    stored = np.full((40, 24, 3), 10, np.uint8)
+    stored[:8, :8] = 250
+    data = encode(stored, "TIFF", tiffinfo={0x0112: orientation})
+    jpeg = encode(stored, "JPEG", quality=100, subsampling=0, exif=exif_of(orientation))
+
+    decoded = decode_image(data, formats=DATASET_FORMATS)
+
+    np.testing.assert_allclose(decoded, decode_image(jpeg), atol=16)
+    assert read_header(data, DATASET_FORMATS) == read_header(jpeg)
+
+
+def test_a_bmp_of_a_data_set_decodes_to_its_pixels(encode: Encode) -> None:
+    data = encode(PIXELS, "BMP")
+
+    np.testing.assert_array_equal(decode_image(data, formats=DATASET_FORMATS), PIXELS)
+    assert read_header(data, DATASET_FORMATS).size == PIXELS.shape[:2]
 
 
 @pytest.mark.parametrize("exif", [exif_of(9), exif_of(0), b"Exif\0\0", b"Exif\0\0garbage"])

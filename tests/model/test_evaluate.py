@@ -13,9 +13,11 @@ from bundle.postprocess import RawOutput
 from bundle.preprocess import Preprocess
 from model.checkpoints.checkpoint_file import save_checkpoint
 from model.configs import demo, tiny
-from model.data.coco import CocoDataset, locate
+from model.data.coco import CocoDataset
 from model.data.digits import CLASSES, DigitsDataset
 from model.data.evaluation_data import open_evaluation_data, require_classes
+from model.data.layouts import locate
+from model.data.split import open_split
 from model.evaluate import main
 from model.evaluation.evaluation import evaluate
 from model.network.deformable_detr import DeformableDetr
@@ -49,7 +51,7 @@ def _perfect(dataset):
 
 @pytest.fixture(scope="module")
 def photographs():
-    return CocoDataset(*locate(FIXTURE, "val"))
+    return CocoDataset(open_split(*locate(FIXTURE, "val")))
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
@@ -183,7 +185,7 @@ def checkpoint(tmp_path_factory):
     config = tiny()
     config = replace(config, model=replace(config.model, num_classes=80))
     path = tmp_path_factory.mktemp("checkpoint") / "untrained.safetensors"
-    classes = CocoDataset(*locate(FIXTURE, "val")).classes
+    classes = CocoDataset(open_split(*locate(FIXTURE, "val"))).classes
     save_checkpoint(
         path,
         DeformableDetr(config.model),

@@ -4,12 +4,21 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from bundle.manifest import ClassInfo
-from model.data.check import check_dataset, describe, main
-from model.data.coco import locate
+from model.config import ModelConfig
+from model.data.check import check_split, main
+from model.data.faults import Fault, describe
+from model.data.layouts import locate
+from model.data.split import open_split
+
+SMALL_MODEL = ModelConfig(num_queries=6, num_detections=5)
+
+
+def check(annotation_file: Path, image_dir: Path) -> list[Fault]:
+    return check_split(open_split(annotation_file, image_dir), SMALL_MODEL)
 
 
 @pytest.fixture
@@ -26,6 +35,8 @@ def sound(tmp_path):
         "annotations": [
             {"id": 11, "image_id": 1, "category_id": 5, "bbox": [1, 2, 30, 20]},
             {"id": 12, "image_id": 1, "category_id": 6, "bbox": [0, 0, 60.04, 40]},
+            {"id": 13, "image_id": 2, "category_id": 5, "bbox": [3, 3, 20, 20]},
+            {"id": 14, "image_id": 2, "category_id": 6, "bbox": [3, 3, 20, 21]},
         ],
         "categories": [{"id": 5, "name": "cat"}, {"id": 6, "name": "dog"}],
     }
@@ -40,14 +51,16 @@ def sound(tmp_path):
 def test_a_sound_data_set_has_no_fault(sound):
     _, write = sound
 
-    faults = check_dataset(*write())
+    faults = check(*write())
 
     assert faults == []
-    assert describe(faults) == "no faults"
+    assert describe(faults, limit=3) == "no faults"
 
 
 def test_real_annotations_have_no_fault():
-    assert check_dataset(*locate(Path("tests/data/coco_fixture12"), "train")) == []
+    faults = check(*locate(Path("tests/data/coco_fixture12"), "train"))
+
+    assert {fault.kind for fault in faults} == {"crowds", "empty-classes", "many-objects"}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +79,7 @@ def test_a_bad_box_is_reported_with_what_training_does(sound, bbox, kind):
     content, write = sound
     content["annotations"][1]["bbox"] = bbox
 
-    (fault,) = check_dataset(*write())
+    (fault,) = check(*write())
 
     assert (fault.kind, fault.image_id, fault.annotation_id) == (kind, 1, 12)
     assert not fault.fatal
@@ -81,18 +94,18 @@ def test_a_bad_box_is_reported_with_what_training_does(sound, bbox, kind):
         ("annotations", 1, {"bbox": [1, 2, 3, math.nan]}, "malformed"),
         ("annotations", 1, {"bbox": [1, 2, 3, math.inf]}, "malformed"),
         ("annotations", 1, {"bbox": None}, "malformed"),
-        ("annotations", 1, {"bbox": [1, 2, 3, "4"]}, "malformed"),
-        ("annotations", 1, {"area": "large"}, "malformed"),
-        ("annotations", 1, {"image_id": "1"}, "malformed"),
+        ("annotations", 1, {"bbox": "[1, 2, 3, 4]"}, "malformed"),
+        ("annotations", 1, {"bbox": [1, 2, 3, "four"]}, "malformed"),
+        ("annotations", 1, {"iscrowd": "perhaps"}, "malformed"),
+        ("annotations", 1, {"iscrowd": 2}, "malformed"),
+        ("annotations", 1, {"image_id": None}, "malformed"),
         ("annotations", 1, {"category_id": 7}, "unknown-category"),
         ("annotations", 1, {"image_id": 3}, "unknown-image"),
         ("annotations", 1, {"id": 11}, "duplicate-annotation-id"),
-        ("images", 1, {"id": 1}, "duplicate-image-id"),
         ("images", 1, {"file_name": "a.png"}, "duplicate-file"),
         ("images", 1, {"file_name": "c.png"}, "missing-file"),
         ("images", 1, {"file_name": "."}, "missing-file"),
         ("images", 1, {"height": 60, "width": 40}, "other-size"),
-        ("images", 1, {"height": None}, "malformed"),
         ("categories", 1, {"name": "cat"}, "duplicate-category-name"),
         ("categories", 1, {"name": None}, "malformed"),
     ],
@@ -101,17 +114,27 @@ def test_what_would_make_training_wrong_is_fatal(sound, section, position, chang
     content, write = sound
     content[section][position].update(change)
 
-    faults = check_dataset(*write())
+    faults = check(*write())
 
     assert [fault.kind for fault in faults] == [kind]
     assert faults[0].fatal
+
+
+def test_a_duplicate_image_id_is_fatal(sound):
+    content, write = sound
+    content["annotations"] = content["annotations"][:2]
+    content["images"][1]["id"] = 1
+
+    kinds = {fault.kind for fault in check(*write()) if fault.fatal}
+
+    assert kinds == {"duplicate-image-id"}
 
 
 def test_a_duplicate_category_id_is_fatal(sound):
     content, write = sound
     content["categories"].append({"id": 5, "name": "cow"})
 
-    assert [fault.kind for fault in check_dataset(*write())] == ["duplicate-category-id"]
+    assert [fault.kind for fault in check(*write())] == ["duplicate-category-id"]
 
 
 @pytest.mark.parametrize("section", ["images", "annotations", "categories"])
@@ -119,17 +142,18 @@ def test_an_empty_list_is_fatal(sound, section):
     content, write = sound
     content[section].clear()
 
-    fault = next(f for f in check_dataset(*write()) if f.kind == f"no-{section}")
+    fault = next(f for f in check(*write()) if f.kind == f"no-{section}")
 
     assert fault.fatal
 
 
 def test_a_data_set_with_nothing_to_train_on_is_fatal(sound):
     content, write = sound
+    content["annotations"] = content["annotations"][:2]
     content["annotations"][0]["iscrowd"] = 1
     content["annotations"][1]["bbox"] = [1, 1, 0, 0]
 
-    faults = check_dataset(*write())
+    faults = check(*write())
 
     assert {fault.kind for fault in faults if fault.fatal} == {"no-targets"}
 
@@ -141,10 +165,22 @@ def test_an_image_is_measured_as_displayed(sound):
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (60, 40)).save(image_dir / "a.png", exif=exif)
 
-    (fault,) = check_dataset(annotation_file, image_dir)
+    (fault,) = check(annotation_file, image_dir)
 
     assert (fault.kind, fault.image_id) == ("other-size", 1)
     assert "40 x 60 pixels as displayed" in fault.message
+    assert "EXIF orientation 6" in fault.message
+
+
+def test_an_image_of_another_size_is_no_matter_of_exif(sound):
+    content, write = sound
+    content["images"][0].update(height=80, width=120)
+
+    (fault,) = check(*write())
+
+    assert (fault.kind, fault.image_id, fault.fatal) == ("other-size", 1, True)
+    assert "60 x 40 pixels, the annotations say 120 x 80" in fault.message
+    assert "EXIF" not in fault.message
 
 
 @pytest.mark.parametrize("damage", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
@@ -153,9 +189,37 @@ def test_an_unreadable_image_is_fatal(sound, damage):
     annotation_file, image_dir = write()
     (image_dir / "b.png").write_bytes(damage)
 
-    (fault,) = check_dataset(annotation_file, image_dir)
+    (fault,) = check(annotation_file, image_dir)
 
     assert (fault.kind, fault.image_id, fault.fatal) == ("unreadable-image", 2, True)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+def test_an_image_that_is_cut_short_is_found_by_its_header_alone(sound, kind):
+    _, write = sound
+    annotation_file, image_dir = write()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(image_dir / "b.png", kind)
+    whole = (image_dir / "b.png").read_bytes()
+    assert check(annotation_file, image_dir) == []
+
+    (image_dir / "b.png").write_bytes(whole[: len(whole) * 3 // 4])
+    (fault,) = check(annotation_file, image_dir)
+
+    assert (fault.kind, fault.image_id, fault.fatal) == ("unreadable-image", 2, True)
+
+
+def test_damage_amid_the_pixels_is_found_by_decoding(sound):
+    _, write = sound
+    files = write()
+    content = bytearray((files[1] / "b.png").read_bytes())
+    content[content.index(b"IDAT") + 6] ^= 0xFF
+    (files[1] / "b.png").write_bytes(content)
+
+    split = open_split(*files, decode=True)
+
+    assert [fault.kind for fault in split.file_faults] == ["unreadable-image"]
+    assert open_split(*files).file_faults == ()
 
 
 def test_a_tiny_image_is_reported(sound):
@@ -164,28 +228,9 @@ def test_a_tiny_image_is_reported(sound):
     annotation_file, image_dir = write()
     Image.new("RGB", (33, 31)).save(image_dir / "b.png")
 
-    (fault,) = check_dataset(annotation_file, image_dir)
+    (fault,) = check(annotation_file, image_dir)
 
     assert (fault.kind, fault.image_id, fault.fatal) == ("tiny-image", 2, False)
-
-
-def test_unreadable_annotations_are_one_fatal_fault(tmp_path):
-    (fault,) = check_dataset(tmp_path / "absent.json", tmp_path)
-
-    assert fault.fatal
-    assert "absent.json" in fault.message
-
-
-def test_categories_must_be_the_expected_ones(sound):
-    _, write = sound
-    annotations, images = write()
-    cat, dog = ClassInfo(id=5, name="cat"), ClassInfo(id=6, name="dog")
-
-    (fault,) = check_dataset(annotations, images, classes=[cat, ClassInfo(id=6, name="cow")])
-
-    assert fault.kind == "other-categories"
-    assert "not expected: 6 dog; absent: 6 cow" in fault.message
-    assert check_dataset(annotations, images, classes=[dog, cat]) == []
 
 
 def test_every_fault_is_found_in_one_pass(sound):
@@ -194,21 +239,26 @@ def test_every_fault_is_found_in_one_pass(sound):
     content["annotations"][0]["category_id"] = 9
     content["annotations"][1]["bbox"] = [-5, 0, 10, 10]
 
-    kinds = [fault.kind for fault in check_dataset(*write())]
+    kinds = [fault.kind for fault in check(*write())]
 
-    assert kinds == ["missing-file", "unknown-category", "box-partly-outside"]
+    assert kinds == ["unknown-category", "missing-file", "box-partly-outside", "empty-classes"]
 
 
-def test_a_report_may_be_shortened_but_counts_all(sound):
-    content, write = sound
-    content["annotations"] = [
-        {"id": i, "image_id": 1, "category_id": 5, "bbox": [-5, 0, 10, 10]} for i in range(1, 8)
+def test_a_report_is_shortened_by_kind_but_names_and_counts_all():
+    faults = [Fault("thin-box", 1, i, "thin", fatal=False) for i in range(11, 18)]
+    faults += [Fault("missing-file", i, None, "no such file") for i in (3, 4, 5)]
+
+    report = describe(faults, limit=2)
+
+    assert report.splitlines() == [
+        "thin-box: image 1: annotation 11: thin",
+        "thin-box: image 1: annotation 12: thin",
+        "thin-box: and 5 more: annotations 13, 14, 15, 16, 17",
+        "FATAL missing-file: image 3: no such file",
+        "FATAL missing-file: image 4: no such file",
+        "missing-file: and 1 more: images 5",
+        "10 faults, 3 fatal: 7 thin-box, 3 missing-file",
     ]
-
-    report = describe(check_dataset(*write()), limit=2)
-
-    assert report.count("annotation ") == 2
-    assert report.endswith("7 faults, 0 fatal: 7 box-partly-outside")
 
 
 @pytest.mark.parametrize(("file_name", "status"), [("b.png", 0), ("c.png", 1)])
@@ -217,6 +267,21 @@ def test_the_command_exits_with_1_only_for_fatal_faults(sound, monkeypatch, file
     content["images"][1]["file_name"] = file_name
     content["annotations"][1]["bbox"] = [-5, 0, 10, 10]
     annotation_file, _ = write()
-    monkeypatch.setattr("sys.argv", ["check", str(annotation_file.parent)])
+    monkeypatch.setattr("sys.argv", ["check", str(annotation_file.parent), "--split", "train"])
 
     assert main() == status
+
+
+def test_the_command_checks_training_and_validation_beside_each_other(sound, monkeypatch, capsys):
+    content, write = sound
+    annotation_file, _ = write()
+    content["annotations"] = []
+    (annotation_file.parent / "val.json").write_text(json.dumps(content))
+    monkeypatch.setattr("sys.argv", ["check", str(annotation_file.parent)])
+
+    status = main()
+
+    output = capsys.readouterr().out
+    assert status == 0
+    assert "no-validation-boxes: no box to evaluate on" in output
+    assert "2 of the 2 validation images are training images too" in output

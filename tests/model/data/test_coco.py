@@ -1,4 +1,4 @@
-"""Behaviour of the COCO reader: layouts, labels, boxes, reproducible augmentation."""
+"""Behaviour of a COCO data set: labels, boxes, reproducible augmentation."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,9 @@ from PIL import Image
 
 from bundle.preprocess import Preprocess
 from model.config import AugmentConfig
-from model.data.coco import CocoDataset, locate, read_annotations
+from model.data.coco import CocoDataset
+from model.data.layouts import locate
+from model.data.split import open_split
 from model.data.transforms import make_transform
 
 FIXTURE = Path("tests/data/coco_fixture12")
@@ -52,14 +54,14 @@ def write_data(tmp_path):
 def test_labels_follow_the_order_of_the_files_categories(write_data):
     files = write_data([(50, 50)], [[(5, 5, 10, 10, 3), (5, 5, 10, 20, 7)]])
 
-    dataset = CocoDataset(*files)
+    dataset = CocoDataset(open_split(*files))
 
     assert [(c.id, c.name) for c in dataset.classes] == [(7, "cat"), (3, "dog")]
     assert dataset[0][1]["labels"].tolist() == [1, 0]
 
 
 def test_boxes_are_normalised_centres_and_sizes(write_data):
-    dataset = CocoDataset(*write_data([(50, 100)], [[(10, 10, 20, 30, 7)]]))
+    dataset = CocoDataset(open_split(*write_data([(50, 100)], [[(10, 10, 20, 30, 7)]])))
 
     image, target = dataset[0]
 
@@ -69,7 +71,7 @@ def test_boxes_are_normalised_centres_and_sizes(write_data):
 
 
 def test_crowds_are_no_targets_but_stay_in_the_ground_truth(write_data):
-    dataset = CocoDataset(*write_data([(50, 50)], [[(5, 5, 10, 10, 7)]], iscrowd=1))
+    dataset = CocoDataset(open_split(*write_data([(50, 50)], [[(5, 5, 10, 10, 7)]], iscrowd=1)))
 
     assert dataset[0][1]["boxes"].shape == (0, 4)
     assert len(dataset.ground_truth()["annotations"]) == 1
@@ -79,20 +81,22 @@ def test_crowds_are_no_targets_but_stay_in_the_ground_truth(write_data):
     "box", [(5, 5, 0, 9), (5, 5, 9, 0.5), (50, 5, 9, 9), (5, -9, 9, 9), (9, 9, -4, 5)]
 )
 def test_boxes_without_a_part_in_the_image_are_dropped(write_data, box):
-    dataset = CocoDataset(*write_data([(50, 50)], [[(1, 1, 5, 5, 3), (*box, 7), (2, 2, 5, 5, 3)]]))
+    dataset = CocoDataset(
+        open_split(*write_data([(50, 50)], [[(1, 1, 5, 5, 3), (*box, 7), (2, 2, 5, 5, 3)]]))
+    )
 
     assert dataset[0][1]["labels"].tolist() == [1, 1]
 
 
 def test_a_box_that_sticks_out_is_clipped(write_data):
-    dataset = CocoDataset(*write_data([(50, 50)], [[(-10, 40, 20, 20, 7)]]))
+    dataset = CocoDataset(open_split(*write_data([(50, 50)], [[(-10, 40, 20, 20, 7)]])))
 
     torch.testing.assert_close(dataset[0][1]["boxes"], torch.tensor([[0.1, 0.9, 0.2, 0.2]]))
 
 
 def test_boxes_belong_to_their_image(write_data):
     boxes = [[(1, 1, 9, 9, 3)], [], [(2, 2, 4, 4, 7), (3, 3, 5, 5, 7)], []]
-    dataset = CocoDataset(*write_data([(40, 40)] * 4, boxes))
+    dataset = CocoDataset(open_split(*write_data([(40, 40)] * 4, boxes)))
 
     counts = [len(dataset[i][1]["labels"]) for i in range(4)]
 
@@ -104,8 +108,8 @@ def test_only_training_leaves_out_tiny_images_and_both_keep_images_without_boxes
     sizes = [(31, 200), (32, 32)]
     files = write_data(sizes, [[(1, 1, 9, 9, 3)], []])
 
-    training = CocoDataset(*files, transform=make_transform(AUGMENT, Preprocess()))
-    evaluation = CocoDataset(*files)
+    training = CocoDataset(open_split(*files), transform=make_transform(AUGMENT, Preprocess()))
+    evaluation = CocoDataset(open_split(*files))
 
     assert [training.image_id(i) for i in range(len(training))] == [101]
     assert [evaluation.image_id(i) for i in range(len(evaluation))] == [100, 101]
@@ -115,7 +119,8 @@ def test_only_training_leaves_out_tiny_images_and_both_keep_images_without_boxes
 def test_augmentation_depends_on_seed_epoch_and_index_alone():
     transform = make_transform(AUGMENT, Preprocess())
     one, other, third = (
-        CocoDataset(*locate(FIXTURE, "train"), transform=transform, seed=seed) for seed in (1, 1, 2)
+        CocoDataset(open_split(*locate(FIXTURE, "train")), transform=transform, seed=seed)
+        for seed in (1, 1, 2)
     )
     one.set_epoch(3)
     other.set_epoch(3)
@@ -129,7 +134,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone():
 
 
 def test_real_images_and_their_boxes_are_read():
-    dataset = CocoDataset(*locate(FIXTURE, "val"))
+    dataset = CocoDataset(open_split(*locate(FIXTURE, "val")))
 
     targets = [dataset[i][1] for i in range(len(dataset))]
 
@@ -142,8 +147,8 @@ def test_real_images_and_their_boxes_are_read():
 def test_a_thousand_classes_and_one_class_are_alike(write_data):
     many = tuple((10 * i, f"class {i}") for i in range(1, 1001))
 
-    dataset = CocoDataset(*write_data([(40, 40)], [[(1, 1, 9, 9, 10_000)]], many))
-    single = CocoDataset(*write_data([(40, 40)], [[(1, 1, 9, 9, 5)]], ((5, "cell"),)))
+    dataset = CocoDataset(open_split(*write_data([(40, 40)], [[(1, 1, 9, 9, 10_000)]], many)))
+    single = CocoDataset(open_split(*write_data([(40, 40)], [[(1, 1, 9, 9, 5)]], ((5, "cell"),))))
 
     assert dataset[0][1]["labels"].tolist() == [999]
     assert single[0][1]["labels"].tolist() == [0]
@@ -151,55 +156,9 @@ def test_a_thousand_classes_and_one_class_are_alike(write_data):
 
 def test_a_damaged_image_is_named(write_data):
     annotation_file, image_dir = write_data([(40, 40)], [[]])
+    dataset = CocoDataset(open_split(annotation_file, image_dir))
     content = (image_dir / "0.png").read_bytes()
     (image_dir / "0.png").write_bytes(content[: len(content) // 2])
 
     with pytest.raises(ValueError, match=r"image 100, .*0\.png"):
-        CocoDataset(annotation_file, image_dir).read_image(0)
-
-
-@pytest.mark.parametrize(
-    ("annotation_file", "image_dir"),
-    [
-        ("annotations/instances_val2017.json", "val2017"),
-        ("annotations/instances_val2017.json", "images/val2017"),
-        ("annotations/instances_val2014.json", "val2014"),
-        ("annotations/instances_val.json", "images"),
-        ("annotations/val.json", "images/val"),
-        ("val.json", "images"),
-        ("val.json", "val"),
-        ("instances.json", "images"),
-    ],
-)
-def test_common_layouts_are_found(tmp_path, annotation_file, image_dir):
-    (tmp_path / annotation_file).parent.mkdir(exist_ok=True)
-    (tmp_path / annotation_file).touch()
-    (tmp_path / image_dir).mkdir(parents=True)
-
-    found = locate(tmp_path, "val")
-
-    assert found == (tmp_path / annotation_file, tmp_path / image_dir)
-
-
-def test_the_images_of_the_split_come_before_the_common_directory(tmp_path):
-    (tmp_path / "val.json").touch()
-    (tmp_path / "images" / "val").mkdir(parents=True)
-
-    assert locate(tmp_path, "val")[1] == tmp_path / "images" / "val"
-
-
-def test_what_was_looked_for_is_listed(tmp_path):
-    with pytest.raises(ValueError, match=r"(?s)split 'val'.*instances_val2017.json.*val.json"):
-        locate(tmp_path, "val")
-    (tmp_path / "val.json").touch()
-    with pytest.raises(ValueError, match=r"(?s)images of .*images"):
-        locate(tmp_path, "val")
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"images": []}', '{"images": {}}', "\xff"])
-def test_a_file_of_another_format_is_refused_by_name(tmp_path, text):
-    path = tmp_path / "broken.json"
-    path.write_text(text, encoding="latin-1")
-
-    with pytest.raises(ValueError, match=r"broken\.json"):
-        read_annotations(path)
+        dataset.read_image(0)

@@ -1,0 +1,293 @@
+"""The one reader of COCO annotation files: check, training and evaluation see what it gives.
+
+Tools write the same fact in many ways: `iscrowd` as null or "0", `area` as 0, ids as text, sizes as
+floats or not at all. What has only one reading is taken as that and noted; the rest is a fault
+that shows the value found.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bundle.manifest import ClassInfo
+from model.data.faults import Fault, shown
+from model.data.fields import read_box, read_flag, read_id, read_number, read_size
+
+_SECTIONS = ("images", "annotations", "categories")
+_FORMS = {
+    "image_id": "the id of an image in the list images",
+    "category_id": "the id of a category in the list categories",
+    "bbox": "four finite numbers [x, y, width, height] in pixels",
+    "iscrowd": "0 or 1",
+    "file_name": "the name of the image's file",
+    "id": "a whole number or text",
+    "name": "text",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEntry:
+    """One image of the file; size is (height, width) as stated, None where it is not."""
+
+    id: int
+    file_name: str
+    size: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class BoxEntry:
+    """One annotation of the file; bbox is (x, y, width, height) in pixels, all finite."""
+
+    id: int
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    stated_area: float | None  # None unless positive
+    is_crowd: bool
+
+    @property
+    def area(self) -> float:
+        """In pixels: what the file says (in COCO's files, of the mask), else width x height."""
+        return self.bbox[2] * self.bbox[3] if self.stated_area is None else self.stated_area
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """An annotation file.
+
+    Attributes:
+        classes: in the order of the file's categories; the position is the label.
+        faults: entries that could not be read (fatal; they are in none of the lists), and notes
+            on how others were read.
+        sha256: of the file's bytes.
+    """
+
+    file: Path
+    images: tuple[ImageEntry, ...]
+    boxes: tuple[BoxEntry, ...]
+    classes: tuple[ClassInfo, ...]
+    faults: tuple[Fault, ...]
+    sha256: str
+
+
+def read_annotations(annotation_file: Path) -> Annotations:
+    """The content of an annotation file, normalised.
+
+    Raises:
+        ValueError: it is missing, no JSON, or lacks the lists images, annotations or categories.
+    """
+    try:
+        data = annotation_file.read_bytes()
+        content: Any = json.loads(data)
+    except (OSError, ValueError, RecursionError) as error:  # JSON and encoding: ValueErrors
+        raise ValueError(f"{annotation_file}: cannot be read as JSON: {error}") from error
+    for section in _SECTIONS:
+        if not isinstance(content, dict) or not isinstance(content.get(section), list):
+            raise ValueError(
+                f"{annotation_file}: expected COCO's format, an object with the lists images, "
+                f"annotations and categories; {section} is missing or no list"
+            )
+    reader = _Reader(content)
+    images, boxes = tuple(reader.images()), tuple(reader.boxes())
+    classes = tuple(reader.classes(used_ids={box.category_id for box in boxes}))
+    faults = (*reader.faults, *reader.notes())
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Annotations(annotation_file, images, boxes, classes, faults, sha256)
+
+
+class _Unreadable(Exception):
+    """The entry at hand lacks a field, and that was reported."""
+
+
+@dataclass
+class _Reader:
+    """Goes through the lists of one file and keeps what is worth telling."""
+
+    content: dict[str, list[Any]]
+    faults: list[Fault] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._notes: dict[str, tuple[int, str]] = {}  # how often, and where first
+        for section in _SECTIONS:
+            self._check_entries(section)
+        self._image_ids = self._number("images")
+        self._category_ids = self._number("categories")
+
+    def images(self) -> Iterator[ImageEntry]:
+        """The images that have an id and a file."""
+        for where, entry in self._entries("images"):
+            try:
+                yield ImageEntry(
+                    self._known(where, entry, "id", self._image_ids),
+                    self._text(where, entry, "file_name"),
+                    self._size(where, entry),
+                )
+            except _Unreadable:
+                continue
+
+    def boxes(self) -> Iterator[BoxEntry]:
+        """The annotations that have a box on a known image, of a known category."""
+        for position, (where, entry) in enumerate(self._entries("annotations"), start=1):
+            try:
+                yield BoxEntry(
+                    self._annotation_id(where, entry, position),
+                    self._known(where, entry, "image_id", self._image_ids),
+                    self._known(where, entry, "category_id", self._category_ids),
+                    self._box(where, entry),
+                    self._area(where, entry),
+                    self._is_crowd(where, entry),
+                )
+            except _Unreadable:
+                continue
+
+    def classes(self, used_ids: set[int]) -> Iterator[ClassInfo]:
+        """The categories, but for the placeholder that Roboflow puts above its own."""
+        placeholder = _placeholder([entry for _, entry in self._entries("categories")])
+        for where, entry in self._entries("categories"):
+            try:
+                category_id = self._known(where, entry, "id", self._category_ids)
+                name = self._text(where, entry, "name")
+            except _Unreadable:
+                continue
+            if entry is placeholder and category_id not in used_ids:
+                message = (
+                    f"category {category_id} {name} has no box and stands above all others, as in "
+                    "Roboflow's exports: it becomes no class of the model"
+                )
+                self.faults.append(Fault("placeholder-class", None, None, message, fatal=False))
+            else:
+                yield ClassInfo(id=category_id, name=name)
+
+    def notes(self) -> Iterator[Fault]:
+        """One for every way in which values were read that COCO writes otherwise."""
+        for what, (count, first) in self._notes.items():
+            message = f"{what} ({count} times, the first: {first})"
+            yield Fault("read-otherwise", None, None, message, fatal=False)
+
+    def _entries(self, section: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Where an entry stands, for messages, and the entry."""
+        for position, entry in enumerate(self.content[section]):
+            if isinstance(entry, dict):
+                yield f"{section}[{position}]", entry
+
+    def _check_entries(self, section: str) -> None:
+        if not self.content[section]:
+            self.faults.append(Fault(f"no-{section}", None, None, f"the list {section} is empty"))
+        for position, entry in enumerate(self.content[section]):
+            if not isinstance(entry, dict):
+                message = f"{section}[{position}] is {shown(entry)}, expected an object"
+                self.faults.append(Fault("malformed", None, None, message))
+
+    def _number(self, section: str) -> dict[int | str, int]:
+        """The number of every id in a section: itself, and for text the next that is free."""
+        numbers: dict[int | str, int] = {}
+        texts: list[str] = []
+        for where, entry in self._entries(section):
+            key = read_id(entry.get("id"))
+            if isinstance(key, int):
+                numbers[key] = key
+            elif key is not None:
+                texts.append(key)
+            if key is not None and type(entry["id"]) is not int:
+                way = "in the order of the file" if isinstance(key, str) else "as what they say"
+                self._note(
+                    f"ids of {section} are text or floats: numbered {way}", where, entry, "id"
+                )
+        following = max(numbers.values(), default=0) + 1
+        numbers.update((text, following + n) for n, text in enumerate(dict.fromkeys(texts)))
+        return numbers
+
+    def _known(
+        self, where: str, entry: dict[str, Any], key: str, numbers: dict[int | str, int]
+    ) -> int:
+        value = read_id(entry.get(key))
+        if value is None:
+            raise self._malformed(where, entry, key)
+        if value not in numbers:
+            kind = "unknown-image" if key == "image_id" else "unknown-category"
+            message = f"{where} has {key} {shown(entry[key])}, expected {_FORMS[key]}"
+            self.faults.append(Fault(kind, self._image_id(entry), _whole(entry.get("id")), message))
+            raise _Unreadable
+        return numbers[value]
+
+    def _text(self, where: str, entry: dict[str, Any], key: str) -> str:
+        value = entry.get(key)
+        if key == "name" and isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if not isinstance(value, str) or not value:
+            raise self._malformed(where, entry, key)
+        return value
+
+    def _size(self, where: str, entry: dict[str, Any]) -> tuple[int, int] | None:
+        height, width = entry.get("height"), entry.get("width")
+        size = read_size(height, width)
+        if size is None:
+            self._note("images state no size: taken from their files", where, entry, "height")
+        elif (height, width) != size:
+            self._note("sizes of images are text: read as numbers", where, entry, "height")
+        return size
+
+    def _annotation_id(self, where: str, entry: dict[str, Any], position: int) -> int:
+        value = read_id(entry.get("id"))
+        if isinstance(value, int):
+            return value
+        self._note("annotations have no whole number as id: numbered anew", where, entry, "id")
+        return position
+
+    def _box(self, where: str, entry: dict[str, Any]) -> tuple[float, float, float, float]:
+        box = read_box(entry.get("bbox"))
+        if box is None:
+            raise self._malformed(where, entry, "bbox")
+        if any(isinstance(value, str) for value in entry["bbox"]):
+            self._note("boxes are text: read as numbers", where, entry, "bbox")
+        return box
+
+    def _area(self, where: str, entry: dict[str, Any]) -> float | None:
+        area = read_number(entry.get("area"))
+        if area is not None and area > 0:
+            return area
+        if "area" in entry:
+            self._note(
+                "areas are no positive number: width x height is taken", where, entry, "area"
+            )
+        return None
+
+    def _is_crowd(self, where: str, entry: dict[str, Any]) -> bool:
+        is_crowd = read_flag(entry.get("iscrowd"))
+        if is_crowd is None:
+            raise self._malformed(where, entry, "iscrowd")
+        return is_crowd
+
+    def _malformed(self, where: str, entry: dict[str, Any], key: str) -> _Unreadable:
+        found = f"is {shown(entry[key])}" if key in entry else "is missing"
+        message = f"{where}: {key} {found}, expected {_FORMS[key]}"
+        annotation_id = _whole(entry.get("id")) if where.startswith("annotations") else None
+        self.faults.append(Fault("malformed", self._image_id(entry), annotation_id, message))
+        return _Unreadable()
+
+    def _image_id(self, entry: dict[str, Any]) -> int | None:
+        key = read_id(entry.get("image_id", entry.get("id") if "file_name" in entry else None))
+        return None if key is None else self._image_ids.get(key, _whole(key))
+
+    def _note(self, what: str, where: str, entry: dict[str, Any], key: str) -> None:
+        count, first = self._notes.get(what, (0, f"{key} {shown(entry.get(key))} of {where}"))
+        self._notes[what] = (count + 1, first)
+
+
+def _whole(value: object) -> int | None:
+    number = read_id(value)
+    return number if isinstance(number, int) else None
+
+
+def _placeholder(categories: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The category that is the supercategory of all the others, if there is one."""
+    for category in categories:
+        others = [other.get("supercategory") for other in categories if other is not category]
+        name = category.get("name")
+        is_above_all = others and all(other == name for other in others)
+        if is_above_all and category.get("supercategory") == "none":
+            return category
+    return None

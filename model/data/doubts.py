@@ -1,0 +1,147 @@
+"""What boxes and images as a whole say about a data set: another box format, crowds, leaks."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from model.config import ModelConfig
+from model.data.annotations import BoxEntry
+from model.data.faults import Fault
+from model.data.split import Split
+
+MOST = 0.9  # of the boxes, from where on a property is no accident
+AREA_TOLERANCE = 0.01  # relative
+SHOWN_CLASSES = 10
+
+
+def doubts(split: Split, model: ModelConfig | None) -> Iterator[Fault]:
+    """Faults of a split that no single entry shows."""
+    boxes = split.annotations.boxes
+    if not boxes:
+        return
+    num_crowds = sum(box.is_crowd for box in boxes)
+    if num_crowds == len(boxes):
+        message = (
+            f"every one of the {len(boxes)} boxes is marked as a crowd (iscrowd 1), and crowds are "
+            "not trained on: set iscrowd to 0 for boxes around one object"
+        )
+        yield Fault("all-crowds", None, None, message)
+        return
+    if num_crowds:
+        message = (
+            f"{num_crowds} of {len(boxes)} boxes ({num_crowds / len(boxes):.0%}) are marked as "
+            "crowds (iscrowd 1): not trained on"
+        )
+        yield Fault("crowds", None, None, message, fatal=False)
+    yield from _box_format(split)
+    yield from _targets(split, model)
+    yield from _orientation(split)
+
+
+def _targets(split: Split, model: ModelConfig | None) -> Iterator[Fault]:
+    targets = [box for box in split.annotations.boxes if split.training_box(box) is not None]
+    if not targets:
+        if split.files:
+            yield Fault("no-targets", None, None, "no annotation is left that can be trained on")
+        return
+    used = {box.category_id for box in targets}
+    empty = [f"{c.id} {c.name}" for c in split.annotations.classes if c.id not in used]
+    if empty:
+        rest = ", ..." if len(empty) > SHOWN_CLASSES else ""
+        message = (
+            f"{len(empty)} of {len(split.annotations.classes)} classes have no box to train on: "
+            f"{', '.join(empty[:SHOWN_CLASSES])}{rest}"
+        )
+        yield Fault("empty-classes", None, None, message, fatal=False)
+    if model is not None:
+        yield from _full_images(Counter(box.image_id for box in targets), model)
+
+
+def _full_images(num_objects: Counter[int], model: ModelConfig) -> Iterator[Fault]:
+    """Images, by id, that hold more objects than the model can find."""
+    fullest, most = num_objects.most_common(1)[0]
+    for name, limit in (
+        ("num_queries", model.num_queries),
+        ("num_detections", model.num_detections),
+    ):
+        num_full = sum(count > limit for count in num_objects.values())
+        if num_full:
+            message = (
+                f"{num_full} images hold more than {limit} objects, image {fullest} holds {most}: "
+                f"the model will not find them all; raise {name} in the configuration"
+            )
+            yield Fault("many-objects", None, None, message, fatal=False)
+
+
+def _box_format(split: Split) -> Iterator[Fault]:
+    """Corners, or parts of the image, where width and height in pixels should be."""
+    boxes = [box for box in split.annotations.boxes if box.image_id in split.files]
+    if not boxes:
+        return
+    first = boxes[0]
+    found = f"such as [{', '.join(f'{value:.6g}' for value in first.bbox)}]"
+    where = f"of image {first.image_id}"
+    if all(0 <= value <= 1 for box in boxes for value in box.bbox):
+        message = (
+            f"all boxes lie between 0 and 1, {found} {where}: they are parts of the image's sides; "
+            "COCO's format has [x, y, width, height] in pixels"
+        )
+        yield Fault("normalised-boxes", None, None, message)
+    elif _are_corners(split, boxes):
+        message = (
+            f"boxes seem to be corners [x1, y1, x2, y2], {found} {where}; COCO's format has "
+            "[x, y, width, height]: write x2 - x1 and y2 - y1 instead of x2 and y2"
+        )
+        yield Fault("corner-boxes", None, None, message)
+
+
+def _are_corners(split: Split, boxes: list[BoxEntry]) -> bool:
+    """By the stated areas; or because most boxes stick out, and as corners would lie inside."""
+    telling = [box for box in boxes if box.stated_area is not None]
+    by_corners = sum(_is_area(box, _corner_area(box)) for box in telling)
+    by_sides = sum(_is_area(box, box.bbox[2] * box.bbox[3]) for box in telling)
+    if by_corners > MOST * len(telling) and by_sides < by_corners / 2:
+        return True
+    num_inside = sum(_is_inside(split, box, *box.bbox) for box in boxes)
+    num_sticking_out = sum(
+        not _is_inside(split, box, x, y, x + w, y + h) for box in boxes for x, y, w, h in [box.bbox]
+    )
+    return num_inside >= MOST * len(boxes) and num_sticking_out > len(boxes) / 2
+
+
+def _corner_area(box: BoxEntry) -> float:
+    x1, y1, x2, y2 = box.bbox
+    return max(x2 - x1, 0) * max(y2 - y1, 0)
+
+
+def _is_area(box: BoxEntry, area: float) -> bool:
+    return abs((box.stated_area or 0) - area) <= AREA_TOLERANCE * area
+
+
+def _is_inside(split: Split, box: BoxEntry, x1: float, y1: float, x2: float, y2: float) -> bool:
+    height, width = split.size(box.image_id)
+    return 0 <= x1 < x2 <= width + 1 and 0 <= y1 < y2 <= height + 1
+
+
+def _orientation(split: Split) -> Iterator[Fault]:
+    """Images that EXIF turns without a change of size, where nothing shows what boxes refer to."""
+    turned = [i for i, file in split.files.items() if 1 < file.header.orientation <= 4]
+    if turned:
+        message = (
+            f"{len(turned)} images are mirrored or turned upside down by their EXIF orientation, "
+            f"the first is image {turned[0]}: make sure that their boxes were drawn on the image "
+            "as displayed"
+        )
+        yield Fault("turned-images", None, None, message, fatal=False)
+
+
+def shared_images(train: Split, val: Split) -> list[Fault]:
+    """The doubt that validation images are trained on, by the bytes of the files."""
+    digests = {file.digest: file.path for file in train.files.values()}
+    shared = [file.path for file in val.files.values() if file.digest in digests]
+    if not shared:
+        return []
+    message = (
+        f"{len(shared)} of the {len(val.files)} validation images are training images too, such "
+        f"as {shared[0]}: AP will say too little of new images; validate on others"
+    )
+    return [Fault("shared-images", None, None, message, fatal=False)]

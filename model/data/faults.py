@@ -1,0 +1,62 @@
+"""What is wrong with a data set, and how it is told."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SHOWN_VALUE_CHARS = 80
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong with a data set.
+
+    Attributes:
+        kind: stable name, e.g. "missing-file".
+        image_id, annotation_id: None where there is none.
+        message: what was found, and what to do about it or what training does.
+        fatal: training would be wrong.
+    """
+
+    kind: str
+    image_id: int | None
+    annotation_id: int | None
+    message: str
+    fatal: bool = True
+
+    def __str__(self) -> str:
+        return f"{'FATAL ' if self.fatal else ''}{self.kind}: {self.place}{self.message}"
+
+    @property
+    def place(self) -> str:
+        """Image and annotation, each followed by a colon; empty for the data set as a whole."""
+        places = (("image", self.image_id), ("annotation", self.annotation_id))
+        return "".join(f"{name} {value}: " for name, value in places if value is not None)
+
+
+def describe(faults: Sequence[Fault], limit: int) -> str:
+    """At most `limit` lines of a kind, then the ids of the others; at the end a count of all."""
+    of_kind: dict[str, list[Fault]] = {}
+    for fault in faults:
+        of_kind.setdefault(fault.kind, []).append(fault)
+    lines = []
+    for kind, group in of_kind.items():
+        lines += [str(fault) for fault in group[:limit]]
+        if rest := group[limit:]:
+            lines.append(f"{kind}: and {len(rest)} more: {_ids(rest)}")
+    counts = ", ".join(f"{len(group)} {kind}" for kind, group in of_kind.items())
+    num_fatal = sum(fault.fatal for fault in faults)
+    lines.append(f"{len(faults)} faults, {num_fatal} fatal: {counts}" if faults else "no faults")
+    return "\n".join(lines)
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_VALUE_CHARS else f"{text[:SHOWN_VALUE_CHARS]}..."
+
+
+def _ids(faults: list[Fault]) -> str:
+    annotations = [str(f.annotation_id) for f in faults if f.annotation_id is not None]
+    images = [str(f.image_id) for f in faults if f.annotation_id is None]
+    groups = (("annotations", annotations), ("images", images))
+    return "; ".join(f"{name} {', '.join(ids)}" for name, ids in groups if ids)

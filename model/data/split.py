@@ -1,0 +1,90 @@
+"""One split of a data set, read once: annotations, image files, and what was wrong with them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.data.annotations import Annotations, BoxEntry, ImageEntry, read_annotations
+from model.data.faults import Fault
+from model.data.image_files import ImageFile, read_image_files, size_fault
+
+MIN_BOX_SIDE_PX = 1.0  # thinner boxes are not trained on, as published
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images, boxes and classes that check, training and evaluation share.
+
+    Attributes:
+        files: by image id; lacks images whose file could not be read.
+        file_faults: of image files.
+    """
+
+    annotations: Annotations
+    files: dict[int, ImageFile]
+    file_faults: tuple[Fault, ...]
+
+    @property
+    def images(self) -> list[ImageEntry]:
+        """The images whose file can be read, in the order of the annotations."""
+        return [image for image in self.annotations.images if image.id in self.files]
+
+    def size(self, image_id: int) -> tuple[int, int]:
+        """(height, width) of an image as displayed."""
+        return self.files[image_id].header.size
+
+    def training_box(self, box: BoxEntry) -> tuple[float, float, float, float] | None:
+        """The box (x1, y1, x2, y2) clipped to its image, in pixels; None where it is no target.
+
+        No targets are crowds and, as published, boxes narrower or lower than one pixel, or wholly
+        outside the image.
+        """
+        if box.is_crowd or box.image_id not in self.files:
+            return None
+        return clip_box(box.bbox, *self.size(box.image_id))
+
+    def ground_truth(self) -> dict[str, Any]:
+        """Images, annotations (crowds included) and categories in COCO's format, as new objects."""
+        annotations = self.annotations
+        return {
+            "images": [
+                {"id": image.id, "file_name": image.file_name,
+                 "height": self.size(image.id)[0], "width": self.size(image.id)[1]}
+                for image in self.images
+            ],
+            "annotations": [
+                {"id": box.id, "image_id": box.image_id, "category_id": box.category_id,
+                 "bbox": list(box.bbox), "area": box.area, "iscrowd": int(box.is_crowd)}
+                for box in annotations.boxes
+            ],
+            "categories": [{"id": info.id, "name": info.name} for info in annotations.classes],
+        }  # fmt: skip
+
+
+def open_split(annotation_file: Path, image_dir: Path, *, decode: bool = False) -> Split:
+    """Read annotations, and of every image the header, or with `decode` the pixels too.
+
+    Raises:
+        ValueError: the annotations cannot be read at all, see `read_annotations`.
+    """
+    annotations = read_annotations(annotation_file)
+    files: dict[int, ImageFile] = {}
+    faults: list[Fault] = []
+    for image, found in read_image_files(annotations.images, image_dir, decode=decode):
+        if isinstance(found, Fault):
+            faults.append(found)
+            continue
+        files[image.id] = found
+        if fault := size_fault(image, found):
+            faults.append(fault)
+    return Split(annotations, files, tuple(faults))
+
+
+def clip_box(
+    bbox: tuple[float, float, float, float], height: int, width: int
+) -> tuple[float, float, float, float] | None:
+    """(x1, y1, x2, y2) of what lies in the image; None of a box that is too thin or outside."""
+    x, y, w, h = bbox
+    x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
+    is_wide = w >= MIN_BOX_SIDE_PX and h >= MIN_BOX_SIDE_PX
+    return (x1, y1, x2, y2) if is_wide and x1 < x2 and y1 < y2 else None

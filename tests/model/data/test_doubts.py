@@ -1,0 +1,120 @@
+"""What a data set as a whole shows: box formats, crowds, classes, full images, leaks."""
+
+from pathlib import Path
+
+import pytest
+
+from bundle.manifest import ClassInfo
+from bundle.preprocess import ImageHeader
+from model.config import ModelConfig
+from model.data.annotations import Annotations, BoxEntry, ImageEntry
+from model.data.doubts import doubts, shared_images
+from model.data.image_files import ImageFile
+from model.data.split import Split
+
+MODEL = ModelConfig(num_queries=6, num_detections=5)
+
+
+def split_of(boxes, *, areas=(), crowds=(), orientation=1, digest=b"1") -> Split:
+    """One image of 60 x 40 pixels with boxes [x, y, w, h] of class 5."""
+    entries = tuple(
+        BoxEntry(number, 1, 5, (x, y, w, h), areas[number] if areas else None, number in crowds)
+        for number, (x, y, w, h) in enumerate(boxes)
+    )
+    classes = (ClassInfo(id=5, name="cat"), ClassInfo(id=6, name="dog"))
+    images = (ImageEntry(1, "1.png", (40, 60)),)
+    annotations = Annotations(Path("train.json"), images, entries, classes, (), "")
+    file = ImageFile(Path("1.png"), ImageHeader((40, 60), orientation), digest)
+    return Split(annotations, {1: file}, ())
+
+
+def doubts_of(split: Split) -> dict[str, tuple[bool, str]]:
+    """By kind, but for the class without a box: whether it is fatal, and the message."""
+    found = {fault.kind: (fault.fatal, fault.message) for fault in doubts(split, MODEL)}
+    del found["empty-classes"]
+    return found
+
+
+def test_half_of_the_boxes_being_crowds_is_said():
+    boxes = [(1, 1, 10, 10)] * 4
+
+    fatal, message = doubts_of(split_of(boxes, crowds=(0, 3)))["crowds"]
+
+    assert not fatal
+    assert "2 of 4 boxes (50%)" in message
+    assert "not trained on" in message
+
+
+def test_nothing_but_crowds_is_refused():
+    (fault,) = doubts(split_of([(1, 1, 10, 10)] * 4, crowds=range(4)), MODEL)
+
+    assert (fault.kind, fault.fatal) == ("all-crowds", True)
+    assert "set iscrowd to 0" in fault.message
+
+
+def test_a_class_without_a_box_is_named():
+    (fault,) = doubts(split_of([(1, 1, 10, 10)]), MODEL)
+
+    assert (fault.kind, fault.fatal) == ("empty-classes", False)
+    assert fault.message.endswith("6 dog")
+
+
+@pytest.mark.parametrize(
+    ("boxes", "areas"),
+    [
+        ([(10, 10, 20, 30), (5, 5, 15, 10)], [200.0, 50.0]),  # areas tell
+        ([(40, 20, 55, 35), (30, 25, 50, 38), (1, 1, 9, 9)], ()),  # most would stick out
+    ],
+)
+def test_corners_taken_for_width_and_height_are_refused(boxes, areas):
+    fatal, message = doubts_of(split_of(boxes, areas=areas))["corner-boxes"]
+
+    assert fatal
+    assert f"[{', '.join(map(str, boxes[0]))}] of image 1" in message
+    assert "x2 - x1" in message
+
+
+@pytest.mark.parametrize(
+    ("boxes", "areas"),
+    [
+        ([(10, 10, 20, 30), (5, 5, 15, 10)], [600.0, 150.0]),
+        ([(10, 10, 20, 30), (5, 5, 15, 10)], [410.0, 93.0]),  # of masks
+        ([(0, 0, 60, 40)], [2400.0]),  # the same either way
+        ([(40, 20, 55, 35), (1, 1, 9, 9)], ()),
+        ([(-5, -5, 70, 50)], ()),
+    ],
+)
+def test_sound_boxes_are_not_taken_for_corners(boxes, areas):
+    assert doubts_of(split_of(boxes, areas=areas)) == {}
+
+
+def test_boxes_in_parts_of_the_image_are_refused():
+    fatal, message = doubts_of(split_of([(0.1, 0.2, 0.5, 0.5), (0, 0, 1, 1)]))["normalised-boxes"]
+
+    assert fatal
+    assert "[0.1, 0.2, 0.5, 0.5] of image 1" in message
+
+
+@pytest.mark.parametrize(("count", "limits"), [(5, []), (6, ["5"]), (7, ["6", "5"])])
+def test_more_objects_than_the_model_finds_are_counted(count, limits):
+    split = split_of([(1, 1, 10, 10)] * count)
+
+    messages = [f.message for f in doubts(split, MODEL) if f.kind == "many-objects"]
+
+    assert [message.split()[5] for message in messages] == limits
+    assert all(f"image 1 holds {count}" in message for message in messages)
+
+
+def test_a_mirrored_image_is_a_doubt_as_its_size_shows_nothing():
+    assert "turned-images" in doubts_of(split_of([(1, 1, 10, 10)], orientation=3))
+    assert doubts_of(split_of([(1, 1, 10, 10)], orientation=6)) == {}
+
+
+def test_an_image_of_both_splits_is_found_by_its_bytes():
+    train, same, other = (split_of([(1, 1, 9, 9)], digest=digest) for digest in (b"1", b"1", b"2"))
+
+    (fault,) = shared_images(train, same)
+
+    assert not fault.fatal
+    assert "1 of the 1 validation images" in fault.message
+    assert shared_images(train, other) == []
