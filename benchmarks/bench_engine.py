@@ -51,7 +51,7 @@ class Sample(NamedTuple):
 # --- in the process of a contestant
 
 
-def work(pipe: Connection, name: str, task: Task) -> None:
+def work(pipe: Connection, name: str, *, task: Task) -> None:
     """Open the contestant, send its first output, then a sample whenever one is asked for."""
     run = ALL[name](task)
     output = run()
@@ -63,6 +63,7 @@ def work(pipe: Connection, name: str, task: Task) -> None:
 
 
 def measure(run: Run, batch: int) -> Sample:
+    """The mean of one turn of `MIN_TURN_S` or longer, per image of the batch."""
     wall_s, cpu_s, num_images = time.perf_counter(), time.process_time(), 0
     while num_images == 0 or time.perf_counter() - wall_s < MIN_TURN_S:
         run()
@@ -101,6 +102,7 @@ class Contestant:
 
 @contextmanager
 def opened(names: Sequence[str], task: Task) -> Iterator[list[Contestant]]:
+    """The contestants that can be opened, each in its process; all are closed at the end."""
     contestants: list[Contestant] = []
     try:
         for name in names:
@@ -116,11 +118,11 @@ def opened(names: Sequence[str], task: Task) -> Iterator[list[Contestant]]:
 
 
 def run_rounds(
-    task: Task, names: Sequence[str], num_rounds: int, log: Path
+    task: Task, names: Sequence[str], *, num_rounds: int, log: Path
 ) -> tuple[Measured, bool]:
     """Measure one task; the second result is False where Ctrl-C or a failure cut it short."""
-    graph = bundle_path(task.bundles, task.variant, "fp32") / GRAPH_FILES[STANDARD_FORM]
-    measured = Measured(task, {}, {}, count_flop(graph, task.height, task.width))
+    graph = bundle_path(task.bundles, task.variant, precision="fp32") / GRAPH_FILES[STANDARD_FORM]
+    measured = Measured(task, {}, {}, count_flop(graph, task.height, width=task.width))
     try:
         with opened(names, task) as contestants:
             measured.outputs.update({one.name: one.output for one in contestants})
@@ -139,10 +141,12 @@ def run_rounds(
 
 
 def note(task: Task, text: str) -> None:
+    """Progress, on stderr: the table goes to stdout."""
     print(f"{task.variant} {task.height}x{task.width}: {text}", file=sys.stderr, flush=True)
 
 
 def print_machine(args: argparse.Namespace) -> None:
+    """What was measured on, above the tables."""
     cpu = platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -155,11 +159,13 @@ def print_machine(args: argparse.Namespace) -> None:
 
 
 def parse_size(text: str) -> tuple[int, int]:
+    """HxW in pixels."""
     height, width = text.split("x")
     return int(height), int(width)
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.bench_engine",
         description=__doc__,
@@ -181,13 +187,14 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Measure every variant at every size, and print a table of each."""
     args = parse_arguments()
     names = [name for name in args.engines if not (args.skip_compile and name == "hf-compile")]
     if args.throughput:
         names = [name for name in ENGINES | BATCHES if name.startswith("ours-")]
     needed = {name.split("-")[1] for name in names if name.startswith("ours-")}
     for variant in args.variants:
-        make_bundles(args.bundles, variant, sorted(needed))
+        make_bundles(args.bundles, variant, precisions=sorted(needed))
     os.environ.pop("OMP_WAIT_POLICY", None)  # peers run as they do by default
     FOLDER.mkdir(parents=True, exist_ok=True)
     log = FOLDER / time.strftime("samples-%Y%m%d-%H%M%S.jsonl")
@@ -195,7 +202,7 @@ def main() -> None:
     for variant in args.variants:
         for height, width in args.sizes:
             task = Task(variant, height, width, args.threads, args.bundles)
-            measured, is_whole = run_rounds(task, [*names, *PEAKS], args.rounds, log)
+            measured, is_whole = run_rounds(task, [*names, *PEAKS], num_rounds=args.rounds, log=log)
             (print_throughput if args.throughput else print_comparison)(measured)
             sys.stdout.flush()
             if not is_whole:

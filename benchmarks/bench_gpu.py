@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench_op import CALLS, Call
+from benchmarks.one_node import Gpu, find_gpu, plan_of_node
 from bundle.atomic import write_atomically
 from bundle.layout import INPUTS, OPERATOR, PLUGIN_FORM, STANDARD_FORM
 from bundle.manifest import INPUT_SPECS
@@ -34,7 +35,6 @@ from model.network.deformable_detr import DeformableDetr
 from model.network.inference import DetectionModel
 from model.network.ops.ms_deform_attn import ms_deform_attn
 from model.network.ops.reference import sampling_locations
-from tests.gpu.one_node import Gpu, find_gpu, plan_of_node
 
 RESULTS = Path(__file__).parent / "results"
 VARIANTS = ("base", "refine", "two_stage")
@@ -52,7 +52,7 @@ Contestants = dict[str, Callable[[], object]]
 class Runner:
     """A plan with its tensors in the memory of the GPU; a call launches it in torch's stream."""
 
-    def __init__(self, gpu: Gpu, plan: bytes, inputs: Mapping[str, Tensor]) -> None:
+    def __init__(self, gpu: Gpu, plan: bytes, *, inputs: Mapping[str, Tensor]) -> None:
         runtime = gpu.trt.Runtime(log_of(gpu.trt))
         runtime.engine_host_code_allowed = True
         self._trt = gpu.trt
@@ -84,7 +84,7 @@ def on_gpu(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.contiguous().cuda() for name, tensor in inputs.items()}
 
 
-def op_contestants(gpu: Gpu, call: Call, dtype: torch.dtype, scratch: Path) -> Contestants:
+def op_contestants(gpu: Gpu, call: Call, *, dtype: torch.dtype, scratch: Path) -> Contestants:
     """Everything that computes the operator in a type."""
     value, shapes, points, offsets, logits = call
     table = torch.tensor(shapes, dtype=torch.int32)
@@ -99,8 +99,10 @@ def op_contestants(gpu: Gpu, call: Call, dtype: torch.dtype, scratch: Path) -> C
             "attention_logits": logits.to(dtype),
         }
     )
-    plan = plan_of_node(gpu, ours, (batch, num_queries, num_heads * dim), scratch)
-    found: Contestants = {OPERATOR: Runner(gpu, plan, ours)}
+    plan = plan_of_node(
+        gpu, ours, output_shape=(batch, num_queries, num_heads * dim), directory=scratch
+    )
+    found: Contestants = {OPERATOR: Runner(gpu, plan, inputs=ours)}
 
     def prepared(points: Tensor, offsets: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         locations = sampling_locations(shapes, points, offsets).to(dtype)
@@ -120,8 +122,15 @@ def op_contestants(gpu: Gpu, call: Call, dtype: torch.dtype, scratch: Path) -> C
         )
         shape = (batch, num_queries, num_heads, dim)
         name = "MultiscaleDeformableAttnPlugin_TRT"
-        plan = plan_of_node(gpu, theirs, shape, scratch, name, plugin_version=_version(gpu, name))
-        found["NVIDIA's plugin, without softmax and locations"] = Runner(gpu, plan, theirs)
+        plan = plan_of_node(
+            gpu,
+            theirs,
+            output_shape=shape,
+            directory=scratch,
+            operator=name,
+            plugin_version=_version(gpu, name),
+        )
+        found["NVIDIA's plugin, without softmax and locations"] = Runner(gpu, plan, inputs=theirs)
         found["softmax and locations alone, PyTorch"] = lambda: prepared(*others)
 
     def reference() -> Tensor:
@@ -161,7 +170,7 @@ def make_model(variant: str, scratch: Path) -> tuple[DetectionModel, dict[str, P
 
 
 def model_contestants(
-    gpu: Gpu, model: DetectionModel, graphs: Mapping[str, Path], batch: int
+    gpu: Gpu, model: DetectionModel, *, graphs: Mapping[str, Path], batch: int
 ) -> Contestants:
     """Plans of the graphs, launched and as CUDA graphs, and PyTorch."""
     images = torch.randint(0, 256, (batch, HEIGHT, WIDTH, 3), dtype=torch.uint8)
@@ -172,17 +181,17 @@ def model_contestants(
     found: Contestants = {}
     for name, path in graphs.items():
         plan = build_plan(gpu.trt, path, INPUT_SPECS, BuildOptions((profile,), gpu.plugin))
-        runner = found[f"{name}, launched"] = Runner(gpu, plan, inputs)
+        runner = found[f"{name}, launched"] = Runner(gpu, plan, inputs=inputs)
         found[f"{name}, CUDA graph"] = captured(runner)
     model.cuda()
     for name, run in (("eager", model), ("torch.compile", torch.compile(model))):
         for is_half in (False, True):
             row = f"PyTorch, {name}, {'fp16 autocast' if is_half else 'fp32'}"
-            found[row] = partial(run_torch, run, tuple(inputs.values()), is_half)
+            found[row] = partial(run_torch, run, tuple(inputs.values()), is_half=is_half)
     return found
 
 
-def run_torch(run: Callable[..., object], inputs: tuple[Tensor, ...], is_half: bool) -> object:
+def run_torch(run: Callable[..., object], inputs: tuple[Tensor, ...], *, is_half: bool) -> object:
     """A model of PyTorch."""
     with torch.autocast("cuda", torch.float16, enabled=is_half):
         return run(*inputs)
@@ -199,7 +208,7 @@ def captured(run: Callable[[], object]) -> Callable[[], object]:
 
 
 @torch.inference_mode()
-def measure(them: Contestants, rounds: int, launches: int) -> dict[str, list[float]]:
+def measure(them: Contestants, rounds: int, *, launches: int) -> dict[str, list[float]]:
     """Milliseconds of a launch, in every round."""
     times: dict[str, list[float]] = {name: [] for name in them}
     torch.cuda.synchronize()
@@ -218,7 +227,7 @@ def measure(them: Contestants, rounds: int, launches: int) -> dict[str, list[flo
     return times
 
 
-def table(title: str, times: Mapping[str, list[float]], images: int) -> str:
+def table(title: str, times: Mapping[str, list[float]], *, images: int) -> str:
     """Medians, spread, throughput, and how many times the first row each takes."""
     lines = [f"## {title}\n", "| | ms, median (least - most) | per second | x first row |"]
     lines.append("|---|---|---|---|")
@@ -254,20 +263,20 @@ def main() -> int:
     ]
 
     def add(title: str, them: Contestants, images: int = 1) -> None:
-        times = measure(them, arguments.rounds, arguments.launches)
-        parts.append(table(title, times, images))
+        times = measure(them, arguments.rounds, launches=arguments.launches)
+        parts.append(table(title, times, images=images))
         print(parts[-1], flush=True)
 
     with tempfile.TemporaryDirectory() as scratch:
         for title in list(CALLS)[:2]:
             for dtype in (torch.float32, torch.float16, torch.bfloat16):
-                them = op_contestants(gpu, CALLS[title](), dtype, Path(scratch))
+                them = op_contestants(gpu, CALLS[title](), dtype=dtype, scratch=Path(scratch))
                 add(f"Operator, {title}, {str(dtype).removeprefix('torch.')}", them)
     for variant in arguments.variants:
         with tempfile.TemporaryDirectory() as scratch:
             model, graphs = make_model(variant, Path(scratch))
             for batch in (1, arguments.batch):
-                them = model_contestants(gpu, model, graphs, batch)
+                them = model_contestants(gpu, model, graphs=graphs, batch=batch)
                 add(f"{variant}, {batch} x {HEIGHT} x {WIDTH}", them, batch)
     path = RESULTS / f"{today}-gpu.md"
     write_atomically(path, "\n".join(parts).encode())

@@ -51,7 +51,7 @@ class Contestant(NamedTuple):
     backward: Callable[[], object] | None
 
 
-def make_call(num_queries: int | None, num_heads: int, head_dim: int) -> Call:
+def make_call(num_queries: int | None, num_heads: int, *, head_dim: int) -> Call:
     """Queries at every pixel, or some of them; samples where an untrained model looks, and noise.
 
     That is in its head's direction at a distance of one to four pixels, with a standard deviation
@@ -86,9 +86,9 @@ def make_call(num_queries: int | None, num_heads: int, head_dim: int) -> Call:
 
 
 CALLS = {
-    "encoder, 17,821 queries": lambda: make_call(None, 8, 32),
-    "decoder, 300 queries": lambda: make_call(300, 8, 32),
-    "one head of 256 channels, 2,400 queries": lambda: make_call(2400, 1, 256),
+    "encoder, 17,821 queries": lambda: make_call(None, 8, head_dim=32),
+    "decoder, 300 queries": lambda: make_call(300, 8, head_dim=32),
+    "one head of 256 channels, 2,400 queries": lambda: make_call(2400, 1, head_dim=256),
 }
 
 
@@ -172,7 +172,7 @@ def installed(package: str) -> str | None:
 
 
 def fastest(
-    functions: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]
+    functions: dict[str, Callable[[], object]], rounds: int, *, clock: Callable[[], float]
 ) -> dict[str, float]:
     """Milliseconds of each, the least of so many turns, in which a call before warms the caches."""
     times: dict[str, float] = {}
@@ -185,14 +185,14 @@ def fastest(
     return times
 
 
-def print_table(title: str, call: Call, rounds: int, clock: Callable[[], float]) -> None:
+def print_table(title: str, call: Call, *, rounds: int, clock: Callable[[], float]) -> None:
     """Time a call with every contestant."""
     them = list(contestants(call))
     value, shapes, *others = call
     exact = ms_deform_attn_reference(value.double(), shapes, *(t.double() for t in others))
     errors = {c.name: (c.forward().double() - exact).abs().max().item() for c in them}
-    forward = fastest({c.name: c.forward for c in them}, rounds, clock)
-    backward = fastest({c.name: c.backward for c in them if c.backward}, rounds, clock)
+    forward = fastest({c.name: c.forward for c in them}, rounds, clock=clock)
+    backward = fastest({c.name: c.backward for c in them if c.backward}, rounds, clock=clock)
     print(f"\n## {title}\n")
     peers = [name for name in ("Hugging Face transformers", "torch-ms-deform-attn")
              if name in forward]  # fmt: skip
@@ -228,7 +228,7 @@ def main() -> None:
     print(f"{cpu_name()}, {os.cpu_count()} cores; {arguments.threads} threads, fastest of "
           f"{arguments.rounds}; {', '.join(packages)}")  # fmt: skip
     for title, make in CALLS.items():
-        print_table(title, make(), arguments.rounds, clock)
+        print_table(title, make(), rounds=arguments.rounds, clock=clock)
 
 
 if __name__ == "__main__":

@@ -25,26 +25,26 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import uvicorn
 from PIL import Image
 
+from benchmarks.mock_engine import MAX_BATCH_SIZE, PREPROCESS, MockEngine, as_json
 from bundle.detect import make_batch
 from bundle.layout import GRAPH_FILES, STANDARD_FORM
 from bundle.manifest import Manifest
-from bundle.postprocess import ImageOutput, RawOutput, to_detections
-from bundle.preprocess import Geometry, Preprocess, decode_image
-from engines.base import Engine, EngineInfo
+from bundle.preprocess import decode_image
+from engines.base import Engine
 from engines.load import open_engine
 from service.settings import Settings
 
-MAX_BATCH_SIZE = 16
-FIXED_MS, IMAGE_MS = 32.0, 8.0
-PREPROCESS = Preprocess()
 BOUNDARY = b"bench"
+
+Result = TypeVar("Result")
 
 
 class Bundle(NamedTuple):
@@ -54,31 +54,11 @@ class Bundle(NamedTuple):
     is_real: bool
 
 
-class MockEngine:
-    """Sleeps as long as a GPU would work, and finds 100 objects."""
-
-    name = "mock"
-    info = EngineInfo("mock", "fp32", STANDARD_FORM, threads=1, streams=1)
-    gpu_memory_bytes = 0
-    max_batch_size = MAX_BATCH_SIZE
-
-    def run(self, images: np.ndarray, padding_mask: np.ndarray) -> RawOutput:
-        batch_size = len(images)
-        time.sleep((FIXED_MS + IMAGE_MS * batch_size) / 1e3)
-        return RawOutput(
-            scores=np.tile(np.linspace(0.9, 0.1, 100, dtype=np.float32), (batch_size, 1)),
-            labels=np.zeros((batch_size, 100), np.int64),
-            boxes=np.tile(np.array([0.1, 0.2, 0.6, 0.7], np.float32), (batch_size, 100, 1)),
-        )
-
-    def close(self) -> None:
-        pass
-
-
 # --- the servers, each in a process of its own
 
 
 def serve_ours(port: int, bundle: Bundle) -> None:
+    """This service, as `make serve` runs it."""
     from service.__main__ import Server
     from service.app import create_app
 
@@ -110,17 +90,10 @@ def serve_plain_fastapi(port: int, bundle: Bundle) -> None:
 
 
 def serve_litserve(port: int, bundle: Bundle) -> None:
+    """LitServe; imported here, as it need not be installed."""
     from benchmarks.litserve_peer import serve
 
     serve(port)
-
-
-def as_json(output: ImageOutput, geometry: Geometry) -> list[dict[str, Any]]:
-    found = to_detections(output, geometry, threshold=0.3)
-    return [
-        {"bbox": box, "score": score}
-        for box, score in zip(found.boxes_xywh_px.tolist(), found.scores.tolist(), strict=True)
-    ]
 
 
 # --- the clients
@@ -135,11 +108,12 @@ class Sample(NamedTuple):
     num_errors: int
 
 
-def measure(port: int, num_clients: int, seconds: float, body: bytes) -> Sample:
-    return asyncio.run(closed_loop(port, num_clients, seconds, body))
+def measure(port: int, num_clients: int, *, seconds: float, body: bytes) -> Sample:
+    """One closed loop, in a process of its own."""
+    return asyncio.run(closed_loop(port, num_clients, seconds=seconds, body=body))
 
 
-async def closed_loop(port: int, num_clients: int, seconds: float, body: bytes) -> Sample:
+async def closed_loop(port: int, num_clients: int, *, seconds: float, body: bytes) -> Sample:
     """Clients that each send a request as soon as the last was answered; the first second warms."""
     request = (
         b"POST /detect HTTP/1.1\r\nHost: bench\r\nContent-Type: multipart/form-data; boundary=%s"
@@ -168,6 +142,7 @@ async def closed_loop(port: int, num_clients: int, seconds: float, body: bytes) 
 
 
 async def read_answer(reader: asyncio.StreamReader) -> int:
+    """The status of the next answer, whose body is read and dropped."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
     await reader.readexactly(length)
@@ -177,7 +152,7 @@ async def read_answer(reader: asyncio.StreamReader) -> int:
 # --- the run
 
 
-def bare_engine(bundle: Bundle, seconds: float, jpeg: bytes) -> dict[int, float]:
+def bare_engine(bundle: Bundle, *, seconds: float, jpeg: bytes) -> dict[int, float]:
     """Images/s of the engine alone, by batch size."""
     manifest, engine = open_bare(bundle)
     image = decode_image(jpeg)
@@ -196,6 +171,7 @@ def bare_engine(bundle: Bundle, seconds: float, jpeg: bytes) -> dict[int, float]
 
 
 def open_bare(bundle: Bundle) -> tuple[Manifest, Engine]:
+    """The engine that is served, without a server."""
     if not bundle.is_real:
         return Manifest.load(bundle.directory), MockEngine()
     settings = Settings(bundle=bundle.directory)
@@ -209,10 +185,11 @@ def open_bare(bundle: Bundle) -> tuple[Manifest, Engine]:
 
 @contextmanager
 def running(serve: Callable[[int, Bundle], None], bundle: Bundle) -> Iterator[int]:
+    """A server in a process of its own; the port it listens on."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     process = multiprocessing.get_context("spawn").Process(
-        target=lead_group, args=(serve, port, bundle)
+        target=lead_group, args=(serve, port), kwargs={"bundle": bundle}
     )
     process.start()
     try:
@@ -226,12 +203,14 @@ def running(serve: Callable[[int, Bundle], None], bundle: Bundle) -> Iterator[in
             os.killpg(process.pid, signal.SIGKILL)  # LitServe leaves its workers behind
 
 
-def lead_group(serve: Callable[[int, Bundle], None], port: int, bundle: Bundle) -> None:
+def lead_group(serve: Callable[[int, Bundle], None], port: int, *, bundle: Bundle) -> None:
+    """Serve as the leader of a process group, which is ended whole."""
     os.setpgrp()
     serve(port, bundle)
 
 
 def wait_until_ready(port: int) -> None:
+    """Ask until the server is ready. Raises TimeoutError after a minute."""
     import httpx
 
     deadline = time.monotonic() + 60
@@ -245,10 +224,10 @@ def wait_until_ready(port: int) -> None:
     raise TimeoutError(f"nothing is ready on port {port}")
 
 
-def apart(function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
+def apart(function: Callable[[], Result], *, timeout_s: float) -> Result:
     """Call a function in a process of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result(timeout_s)
+        return pool.submit(function).result(timeout_s)
 
 
 def make_body() -> tuple[bytes, bytes]:
@@ -284,6 +263,7 @@ def make_bundle(directory: Path) -> None:
 
 
 def main() -> None:
+    """Measure every server that is installed, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="of one measurement")
     parser.add_argument("--rounds", type=int, default=3)
@@ -297,24 +277,29 @@ def main() -> None:
             servers["FastAPI, no batching"] = serve_plain_fastapi
             if importlib.util.find_spec("litserve"):
                 servers["LitServe"] = serve_litserve
-        run(servers, bundle, args.rounds, args.seconds)
+        run(servers, bundle, rounds=args.rounds, seconds=args.seconds)
 
 
 def run(
-    servers: dict[str, Callable[[int, Bundle], None]], bundle: Bundle, rounds: int, seconds: float
+    servers: dict[str, Callable[[int, Bundle], None]],
+    bundle: Bundle,
+    *,
+    rounds: int,
+    seconds: float,
 ) -> None:
+    """Measure the servers in turn, in a random order each round, and print the table."""
     body, jpeg = make_body()
     bare: list[dict[int, float]] = []
     samples: dict[tuple[str, int], list[Sample]] = {}
     for _ in range(rounds):
-        bare.append(apart(bare_engine, bundle, min(seconds, 5), jpeg, timeout_s=600))
+        alone = partial(bare_engine, bundle, seconds=min(seconds, 5), jpeg=jpeg)
+        bare.append(apart(alone, timeout_s=600))
         largest = max(bare[-1])
         for name in random.sample(list(servers), len(servers)):
             with running(servers[name], bundle) as port:
                 for num_clients in sorted({1, 8, largest, 2 * largest, 4 * largest}):
-                    sample = apart(
-                        measure, port, num_clients, seconds, body, timeout_s=seconds + 120
-                    )
+                    loop = partial(measure, port, num_clients, seconds=seconds, body=body)
+                    sample = apart(loop, timeout_s=seconds + 120)
                     samples.setdefault((name, num_clients), []).append(sample)
     print(f"JPEG of {len(jpeg)} bytes; bare engine, images/s by batch size:")
     speeds = {size: [found[size] for found in bare] for size in bare[0]}
@@ -335,6 +320,7 @@ def run(
 
 
 def spread(values: Sequence[float]) -> str:
+    """The median, and the least and the most."""
     return f"{statistics.median(values):.1f} ({min(values):.1f} - {max(values):.1f})"
 
 

@@ -40,6 +40,7 @@ class Task(NamedTuple):
 
 
 def open_huggingface(task: Task, *, mode: str) -> Run:
+    """Hugging Face's model in PyTorch: `mode` is fp32, bf16 or compile."""
     import torch
 
     from benchmarks.huggingface_peer import build_peer, open_peer
@@ -47,7 +48,7 @@ def open_huggingface(task: Task, *, mode: str) -> Run:
 
     torch.set_num_threads(task.threads)
     images, _ = task.inputs()
-    return open_peer(build_peer(Variant(task.variant)), images, mode)
+    return open_peer(build_peer(Variant(task.variant)), images, mode=mode)
 
 
 def open_onnxruntime(task: Task) -> Run:
@@ -56,7 +57,7 @@ def open_onnxruntime(task: Task) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = task.threads
-    path = bundle_path(task.bundles, task.variant, "fp32") / GRAPH_FILES[STANDARD_FORM]
+    path = bundle_path(task.bundles, task.variant, precision="fp32") / GRAPH_FILES[STANDARD_FORM]
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     inputs = dict(zip(INPUTS, task.inputs(), strict=True))
     return lambda: RawOutput(*session.run(OUTPUTS, inputs))
@@ -66,7 +67,7 @@ def open_openvino(task: Task, *, hint: str) -> Run:
     """OpenVINO on the graph in standard operators."""
     import openvino
 
-    path = bundle_path(task.bundles, task.variant, "fp32") / GRAPH_FILES[STANDARD_FORM]
+    path = bundle_path(task.bundles, task.variant, precision="fp32") / GRAPH_FILES[STANDARD_FORM]
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": task.threads,
@@ -86,7 +87,7 @@ def open_ours(task: Task, *, precision: str, mode: Mode = "latency", is_batch: b
     """The engine that serves; with `is_batch` an image for each thread instead of one."""
     from engines.load import open_engine
 
-    directory = bundle_path(task.bundles, task.variant, precision)
+    directory = bundle_path(task.bundles, task.variant, precision=precision)
     _, engine = open_engine(directory, engine="openvino", threads=task.threads, mode=mode)
     if engine.info.precision != precision or engine.info.graph != PLUGIN_FORM:
         raise RuntimeError(f"expected {precision} with the native op, got {engine.info}")
@@ -94,6 +95,7 @@ def open_ours(task: Task, *, precision: str, mode: Mode = "latency", is_batch: b
 
 
 def open_peak(task: Task, *, precision: str) -> Run:
+    """The fastest convolution or product of this precision, for the floor of the table."""
     import torch
 
     from benchmarks.floors import open_peak

@@ -17,23 +17,23 @@ from model.data.digits import DigitsDataset
 NUM_CALIBRATION_IMAGES = 4
 
 
-def bundle_path(folder: Path, variant: str, precision: str) -> Path:
+def bundle_path(folder: Path, variant: str, *, precision: str) -> Path:
     """Where the bundle of a variant and a precision lies, or is to lie."""
     return folder / f"{variant}-{precision}"
 
 
-def make_bundles(folder: Path, variant: str, precisions: Iterable[Precision]) -> None:
+def make_bundles(folder: Path, variant: str, *, precisions: Iterable[Precision]) -> None:
     """Make those bundles of a variant that the folder does not hold yet; takes minutes.
 
     The graph in fp32 is verified as every export is; nobody asks whether the others keep AP.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("export").setLevel(logging.INFO)
-    exact = bundle_path(folder, variant, "fp32")
+    exact = bundle_path(folder, variant, precision="fp32")
     if not exact.exists():
         build_bundle(convert(_write_weights(folder, Variant(variant))), exact)
     for precision in precisions:
-        path = bundle_path(folder, variant, precision)
+        path = bundle_path(folder, variant, precision=precision)
         if not path.exists():
             images = DigitsDataset("train", num_images=NUM_CALIBRATION_IMAGES)
             with staged(path) as directory:

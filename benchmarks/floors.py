@@ -35,7 +35,7 @@ def open_peak(precision: str) -> Callable[[], object]:
     return convolve
 
 
-def count_flop(graph: Path, height: int, width: int) -> float:
+def count_flop(graph: Path, height: int, *, width: int) -> float:
     """Operations of the convolutions and matrix products of a graph in standard operators.
 
     Two for a multiplication and its addition; for one image of that size.

@@ -66,7 +66,7 @@ def published_tensors(model: DeformableDetrForObjectDetection) -> dict[str, Tens
 
 
 def open_peer(
-    model: DeformableDetrForObjectDetection, images: np.ndarray, mode: str
+    model: DeformableDetrForObjectDetection, images: np.ndarray, *, mode: str
 ) -> Callable[[], RawOutput]:
     """A function that runs the model on images (B, H, W, 3) uint8, normalised beforehand.
 

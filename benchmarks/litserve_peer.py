@@ -5,7 +5,7 @@ from typing import Any
 import litserve
 from fastapi import Request
 
-from benchmarks.bench_service import MAX_BATCH_SIZE, PREPROCESS, MockEngine, as_json
+from benchmarks.mock_engine import MAX_BATCH_SIZE, PREPROCESS, MockEngine, as_json
 from bundle.preprocess import decode_image, pad_batch, prepare
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from benchmarks.one_node import Gpu, find_gpu
 from tests.export.conftest import exported  # noqa: F401  # the fixture
-from tests.gpu.one_node import Gpu, find_gpu
 
 
 @pytest.fixture(scope="session", autouse=True)

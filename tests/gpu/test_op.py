@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.one_node import Gpu, named, plan_of_node, run_plan
 from model.network.ops.reference import ms_deform_attn_reference
-from tests.gpu.one_node import Gpu, named, plan_of_node, run_plan
 from tests.plugins.test_cuda_kernel import DTYPES, TABLE
 
 pytestmark = pytest.mark.gpu
@@ -25,14 +25,14 @@ FLOAT32_ERROR = 5e-6
 def test_the_plugin_equals_the_reference(
     gpu: Gpu, tmp_path: Path, name: str, dtype: torch.dtype
 ) -> None:
-    inputs = named(TABLE[name], dtype)
+    inputs = named(TABLE[name].inputs(dtype))
     value, shapes, *others = inputs.values()
     sizes = [(int(height), int(width)) for height, width in shapes]
     expected = ms_deform_attn_reference(value.double(), sizes, *(t.double() for t in others))
     output = torch.full(expected.shape, torch.nan, dtype=dtype)
 
-    plan = plan_of_node(gpu, inputs, tuple(expected.shape), tmp_path)
-    run_plan(gpu, plan, inputs, output)
+    plan = plan_of_node(gpu, inputs, output_shape=tuple(expected.shape), directory=tmp_path)
+    run_plan(gpu, plan, inputs=inputs, output=output)
 
     unit = 0 if dtype == torch.float32 else torch.finfo(dtype).eps / 2
     difference = (output.double() - expected).abs()

@@ -1,7 +1,7 @@
 """Engines of one node on the GPU, and what has to be there for them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,6 @@ from engines.gpu.tensorrt_runtime import (
     log_of,
     require,
 )
-from tests.ops.cases import OpCase
 
 ONNX_TYPES = {
     torch.float32: TensorProto.FLOAT,
@@ -47,9 +46,11 @@ def find_gpu() -> Gpu:
     return Gpu(trt, cuda, plugin)
 
 
-def named(case: OpCase, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The inputs of the node for a case."""
-    value, shapes, reference_points, offsets, logits = case.inputs(dtype)
+def named(
+    call: tuple[Tensor, Sequence[tuple[int, int]], Tensor, Tensor, Tensor],
+) -> dict[str, Tensor]:
+    """The inputs of the node for the arguments of `ms_deform_attn`."""
+    value, shapes, reference_points, offsets, logits = call
     return {
         "value": value,
         "spatial_shapes": torch.tensor(shapes, dtype=torch.int32),
@@ -62,6 +63,7 @@ def named(case: OpCase, dtype: torch.dtype) -> dict[str, Tensor]:
 def plan_of_node(
     gpu: Gpu,
     inputs: Mapping[str, Tensor],
+    *,
     output_shape: tuple[int, ...],
     directory: Path,
     operator: str = OPERATOR,
@@ -87,7 +89,7 @@ def plan_of_node(
     return build_plan(gpu.trt, path, (), BuildOptions((), gpu.plugin))
 
 
-def run_plan(gpu: Gpu, plan: bytes, inputs: Mapping[str, Tensor], output: Tensor) -> None:
+def run_plan(gpu: Gpu, plan: bytes, *, inputs: Mapping[str, Tensor], output: Tensor) -> None:
     """Run a plan of fixed shapes once; writes `output`, which lies on the CPU as the inputs do."""
     with ExitStack() as stack:
         runtime = gpu.trt.Runtime(log_of(gpu.trt))
