@@ -88,6 +88,7 @@ $(VENV)/service.stamp: pyproject.toml constraints.txt | $(VENV)/pip.stamp
 $(VENV)/full.stamp: pyproject.toml constraints.txt | $(VENV)/pip.stamp
 	@echo 'installing what training, export and tests need into $(VENV)'
 	@$(PIP) --group dev
+	@$(PIP) --no-deps --group headers
 	@touch $(VENV)/service.stamp $@
 
 plugins: $(NATIVE) ## compile the native kernels into build/plugins
@@ -104,11 +105,15 @@ browser: ## install Chromium for the test of the page, where apt-get may be used
 	fi; \
 	echo 'no Chromium: the tests of the page will be skipped'
 
+RESOLVE = $(BIN)/pip install --quiet --dry-run --ignore-installed
+
 lock: $(VENV)/pip.stamp ## resolve the newest allowed version of everything into constraints.txt
 	mkdir -p build
-	$(BIN)/pip install --quiet --dry-run --ignore-installed --report build/lock.json --group dev pip
+	$(RESOLVE) --report build/lock.json --group dev pip
+	$(RESOLVE) --report build/lock-headers.json --no-deps --group headers
 	$(BIN)/python -c 'import json; \
-		found = [item["metadata"] for item in json.load(open("build/lock.json"))["install"]]; \
+		files = ("build/lock.json", "build/lock-headers.json"); \
+		found = [item["metadata"] for file in files for item in json.load(open(file))["install"]]; \
 		print("# Written by make lock: the tested version of every package of every group."); \
 		print(*sorted(f"""{m["name"].lower()}=={m["version"].split("+")[0]}""" for m in found), sep="\n")' \
 		> build/constraints.txt
@@ -116,8 +121,9 @@ lock: $(VENV)/pip.stamp ## resolve the newest allowed version of everything into
 
 # --- check
 
-test: install browser ## run all tests [ARGS=]
-	$(BIN)/python -m pytest $(ARGS)
+# All tests are held to the coverage that pyproject.toml asks for; a part of them covers a part.
+test: install browser ## run all tests and measure their coverage, or run some [ARGS=]
+	$(BIN)/python -m pytest $(or $(ARGS),--cov)
 
 test-fast: install ## run the tests that take less than ten seconds each [ARGS=]
 	$(BIN)/python -m pytest -m 'not slow and not gpu' $(ARGS)
@@ -137,5 +143,5 @@ lint: install ## format, lint and types
 check: lint test ## all that must pass before a commit
 
 clean: ## remove caches and build output; .venv, runs and weights stay
-	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
