@@ -6,37 +6,31 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("bundle", "plugins", "engines", "service", "model", "export")
-SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 
-# What each package may import: of ours, and of others. A new dependency gets its name here.
-OURS = {
-    "bundle": {"bundle"},
-    "engines": {"bundle", "engines", "plugins"},
-    "service": {"bundle", "engines", "service"},
-    "model": {"bundle", "model", "plugins"},
-    "export": {"bundle", "model", "engines", "plugins", "export"},
-    "plugins": {"plugins"},
+
+def import_table(heading: str) -> dict[str, list[set[str]]]:
+    """A table of docs/architecture.md: first column -> the `names` of each of the other columns."""
+    section = ARCHITECTURE.split(f"## {heading}\n")[1].split("\n#")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
+    names = [[set(re.findall(r"`([\w/]+)`", cell)) for cell in row] for row in rows]
+    return {first.pop(): others for first, *others in names}
+
+
+# What each package may import: of ours, and of others. A new dependency gets its name there.
+PACKAGES = {
+    name: (ours, others) for name, (ours, others, _) in import_table("Who may import whom").items()
 }
-OTHERS = {
-    "bundle": {"numpy", "PIL", "cv2", "pydantic"},
-    "service": {
-        *("fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "prometheus_client"),
-        *("numpy", "PIL", "tqdm", "python_multipart", "anyio"),
-    },
-    "engines": {"numpy", "onnxruntime", "openvino"},
-    "model": {
-        *("torch", "numpy", "scipy", "safetensors", "faster_coco_eval", "tqdm", "cv2", "PIL"),
-        *("sklearn", "skimage", "pydantic", "httpx"),
-    },
-    "export": {"torch", "numpy", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "skimage", "PIL"},
-    "plugins": set(),
-}
+# What a folder may import of its own package; the files above the folders may import all of it.
+FOLDERS = {name: ours for name, (ours,) in import_table("Inside a package").items()}
+
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 # The options of every command, frozen: a new knob is a field of a config or of Settings.
 COMMANDS = {
@@ -44,7 +38,8 @@ COMMANDS = {
     "model.evaluate": [
         *("--batch-size", "--checkpoint", "--data", "--limit", "--out", "--results", "--split"),
     ],
-    "model.checkpoint": [],
+    "model.checkpoint convert": ["--classes", "--num-heads"],
+    "model.checkpoint show": [],
     "model.weights": ["--base-url", "--format", "--out"],
     "model.data.check": ["--decode", "--split"],
     "model.data.digits": ["--num-images", "--seed", "--split"],
@@ -72,18 +67,42 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def forbidden_imports(path: Path) -> list[str]:
-    """The imports of a file that the tables above do not allow."""
-    package = path.relative_to(ROOT).parts[0]
-    bad = []
+def module_name(path: Path) -> str:
+    """A file as it is imported; a package by its own name."""
+    return relative(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in SOURCES}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The modules of ours that a file imports, by the longest name that is one."""
+    found = set()
     for name in imports(path):
-        top = name.split(".")[0]
-        if top in PACKAGES:
-            if not any(f"{name}.".startswith(f"{ours}.") for ours in OURS[package]):
-                bad.append(name)
-        elif top not in sys.stdlib_module_names and top not in OTHERS[package]:
-            bad.append(name)
-    return bad
+        while name not in MODULES and "." in name:
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return found & MODULES.keys() - {module_name(path)}
+
+
+def is_within(name: str, place: str) -> bool:
+    """Whether a dotted name is that of a folder or file, or of something in it."""
+    return f"{name}.".startswith(place.replace("/", ".") + ".")
+
+
+def forbidden_imports(path: Path) -> list[str]:
+    """The imports of a file that the tables do not allow."""
+    package, folder = path.relative_to(ROOT).parts[0], relative(path.parent)
+    ours, others = PACKAGES[package]
+    allowed = sys.stdlib_module_names | ours | others | {package}
+    room = next((room for room in FOLDERS if f"{folder}/".startswith(f"{room}/")), None)
+    places = {room, *FOLDERS[room]} if room else {package}
+    return [
+        name
+        for name in imports(path)
+        if name.split(".")[0] not in allowed
+        or (is_within(name, package) and not any(is_within(name, place) for place in places))
+    ]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
@@ -91,12 +110,29 @@ def test_a_module_imports_only_what_its_package_may(path):
     assert forbidden_imports(path) == []
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_table_names_no_dependency_that_nobody_imports(package):
+    files = [path for path in SOURCES if relative(path).startswith(f"{package}/")]
+    imported = {name.split(".")[0] for path in files for name in imports(path)}
+
+    assert PACKAGES[package][1] - imported == set()
+
+
+def test_the_tables_know_every_package_and_folder():
+    folders = {relative(path.parent) for path in SOURCES}
+
+    assert {folder for folder in folders if folder.count("/") == 1} == FOLDERS.keys()
+    assert {path.parent.name for path in ROOT.glob("*/*.py")} == {*PACKAGES, "tests"}
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graph = {name: imported_modules(path) for name, path in MODULES.items()}
+
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
 def test_the_service_and_the_bundle_import_without_torch():
-    modules = [
-        relative(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
-        for path in SOURCES
-        if path.relative_to(ROOT).parts[0] in ("bundle", "engines", "service")
-    ]
+    modules = [name for name in MODULES if name.startswith(("bundle", "engines", "service"))]
     program = (
         "import importlib, sys\n"
         "for name in ('torch', 'onnx', 'scipy', 'safetensors', 'model', 'export'):\n"
@@ -112,17 +148,29 @@ def test_the_service_and_the_bundle_import_without_torch():
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("module", COMMANDS)
-def test_a_command_takes_these_options_and_no_more(module, monkeypatch, capsys):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_takes_these_options_and_no_more(command, monkeypatch, capsys):
+    module, *subcommand = command.split()
     main = importlib.import_module(f"{module}.__main__" if module in PACKAGES else module).main
-    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    monkeypatch.setattr(sys, "argv", [module, *subcommand, "--help"])
 
     with pytest.raises(SystemExit) as exit_info:
         main()
 
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", capsys.readouterr().out)) - {"--help"}
     assert exit_info.value.code == 0
-    assert sorted(options) == COMMANDS[module]
+    assert sorted(options) == COMMANDS[command]
+
+
+def test_every_command_has_its_options_frozen():
+    commands = {
+        name.removesuffix(".__main__")
+        for name, path in MODULES.items()
+        if 'if __name__ == "__main__":' in path.read_text() and not is_within(name, "benchmarks")
+    }
+
+    # The service itself takes no options: it is configured by its environment alone.
+    assert {command.split()[0] for command in COMMANDS} | {"service"} == commands
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
@@ -130,8 +178,9 @@ def test_only_settings_reads_the_environment(path):
     names = {f"{node.value.id}.{node.attr}" for node in ast.walk(ast.parse(path.read_text()))
              if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}  # fmt: skip
 
-    # $CXX names the compiler, as everywhere.
-    assert relative(path) == "plugins/build.py" or not names & {"os.environ", "os.getenv"}
+    # $CXX names the compiler, as everywhere; a benchmark sets the threads of its peers.
+    is_exempt = relative(path) == "plugins/build.py" or relative(path).startswith("benchmarks/")
+    assert is_exempt or not names & {"os.environ", "os.getenv"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)

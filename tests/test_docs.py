@@ -3,6 +3,7 @@
 import fnmatch
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,51 @@ def test_every_query_parameter_is_documented():
     documented = set(re.findall(r"^\| `(\w+)` \|", section, flags=re.M))
 
     assert documented == set(DetectQuery.model_fields)
+
+
+def test_the_python_page_runs_as_it_is_written():
+    (program,) = re.findall(r"```python\n(.*?)```", text("docs/python.md"), flags=re.S)
+
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert {line.split()[0] for line in result.stdout.splitlines()} == {
+        path.name for path in (ROOT / "bundles/demo/samples").iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("schema", "name"),
+    [
+        ("vendor.github-workflows", ".github/workflows/check.yml"),
+        ("vendor.github-issue-forms", ".github/ISSUE_TEMPLATE/bug.yml"),
+        ("vendor.github-issue-forms", ".github/ISSUE_TEMPLATE/idea.yml"),
+        ("vendor.citation-file-format", "CITATION.cff"),
+    ],
+)
+def test_files_for_the_forge_are_what_it_reads(schema, name):
+    tool = Path(sys.executable).parent / "check-jsonschema"
+    options = ["--builtin-schema", schema, "--default-filetype", "yaml"]
+
+    result = subprocess.run([tool, *options, ROOT / name], capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stdout
+
+
+def test_no_file_describes_another_that_is_not_there():
+    paths = re.compile(
+        r"(?<![\w/.])(?:bundle|plugins|engines|service|model|export|benchmarks|tests|docs|docker)/"
+        r"(?!\S*(?:DATE|NAME))[\w/.-]*\w\.(?:py|md|cpp|cu|h|json|yml|Dockerfile)\b"
+    )
+    others = {
+        "CHANGELOG.md",
+        "tests/data/coco_demo100/SOURCE.md",
+    }  # of the past, of another project
+    readable = [name for name in TRACKED if b"\0" not in (ROOT / name).read_bytes()]
+
+    missing = [f"{name}: {path}" for name in readable if name not in others
+               for path in paths.findall(text(name)) if not (ROOT / path).exists()]  # fmt: skip
+
+    assert missing == []
