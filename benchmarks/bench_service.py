@@ -259,6 +259,7 @@ def make_bundle(directory: Path) -> None:
         classes=({"id": 1, "name": "thing"},),
         num_detections=100,
         max_batch_size=MAX_BATCH_SIZE,
+        batches="any",
     ).save(directory)
 
 

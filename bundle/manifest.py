@@ -26,6 +26,7 @@ FORMAT_VERSION: Final = 2
 REMEDY = "make the bundle anew with `make export`"
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Batches = Literal["any", "equal_shapes"]
 
 
 class _Frozen(BaseModel):
@@ -80,6 +81,8 @@ class Manifest(_Frozen):
     classes: tuple[ClassInfo, ...] = Field(min_length=1)
     num_detections: int = Field(ge=1)  # of the graph's top-k
     max_batch_size: int = Field(default=8, ge=1)
+    # Which images may share a batch. "any": export found that padding changes no answer.
+    batches: Batches = "equal_shapes"
     metrics: dict[str, float] = {}  # AP, AP50, ... on the validation set
     provenance: dict[str, Any] = {}
     samples: tuple[str, ...] = ()

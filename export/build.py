@@ -18,14 +18,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from bundle.layout import CACHE_FOLDER, REPORT_FILE, SAMPLES_FOLDER
-from bundle.manifest import INPUT_SPECS, Manifest, output_specs
+from bundle.manifest import INPUT_SPECS, Batches, Manifest, output_specs
 from bundle.preprocess import Preprocess, decode_image
 from bundle.staging import require_replaceable, staged
 from engines.base import Engine
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from export.graph.tensorrt_plan import Planner, add_plan, open_plan
 from export.graph.trace import export_graphs, write_graphs
-from export.judge.verify import verify
+from export.judge.verify import batches_allowed, verify
 from model.checkpoints.checkpoint_file import Checkpoint, build_model
 from model.config import ModelConfig, Variant
 from model.data.digits import DigitsDataset
@@ -86,6 +86,7 @@ def build_bundle(
             manifest = plan_bundle(directory, manifest, planner)
             with stage("verifying the plan in TensorRT against PyTorch"):
                 report["tensorrt"] = verify_plan(model, directory, manifest, planner, images)
+        manifest = manifest.model_copy(update={"batches": _batches(report)})
         (directory / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
         manifest = manifest.save(directory)
     return manifest
@@ -115,6 +116,17 @@ def _verify_on_cpu(
         comparisons += [{"runtime": runtime, "graph": graph, **item} for item in found]
     shutil.rmtree(directory / CACHE_FOLDER, ignore_errors=True)
     return comparisons
+
+
+def _batches(report: dict[str, Any]) -> Batches:
+    """Which images may share a batch in every engine that was compared."""
+    allowed = batches_allowed([*report["comparisons"], *report.get("tensorrt", [])])
+    if allowed == "equal_shapes":
+        log.warning(
+            "an engine gives an image another answer beside larger ones: the bundle is going to be "
+            "served in batches of images of equal shape"
+        )
+    return allowed
 
 
 def plan_bundle(directory: Path, manifest: Manifest, planner: Planner) -> Manifest:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from functools import partial
@@ -86,6 +86,11 @@ class Detector:
             engine = await asyncio.to_thread(self._open, self._settings.bundle)
         self._engine = engine
         await asyncio.to_thread(self._warm_up, engine)
+        if self.manifest.batches == "equal_shapes":
+            logger.warning(
+                "only images of equal shape share a batch: export did not find that padding "
+                "changes no answer of this bundle; make it anew with `make export`"
+            )
         self._metrics.engine.labels(*engine.info).set(1)
         self._metrics.gpu_memory.set(engine.gpu_memory_bytes)
         self._batcher = DynamicBatcher(
@@ -130,8 +135,7 @@ class Detector:
             with stopwatch.stage(Stage.DECODE):
                 prepared = await self._decode(uploads)
             pixels = [image for image, _ in prepared]
-            short_side = self.manifest.preprocess.short_side
-            buckets = [bucket(image.shape[0], image.shape[1], short_side) for image in pixels]
+            buckets = [self._bucket(image) for image in pixels]
             outputs = await ticket.run(pixels, buckets)
             stopwatch.seconds[Stage.QUEUE] = ticket.wait_s
             stopwatch.seconds[Stage.INFER] = ticket.run_s
@@ -183,6 +187,12 @@ class Detector:
         num_pixels = sum(image.shape[0] * image.shape[1] for image in images)
         self._metrics.padding_ratio.observe(1 - num_pixels / batch.padding_mask.size)
         return batch
+
+    def _bucket(self, image: Pixels) -> Hashable:
+        height, width = image.shape[:2]
+        if self.manifest.batches == "equal_shapes":
+            return height, width
+        return bucket(height, width, self.manifest.preprocess.short_side)
 
     def _record(self, report: BatchReport) -> None:
         self._metrics.batch_size.observe(report.size)

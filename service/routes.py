@@ -152,6 +152,7 @@ async def model(request: Request) -> ModelInfo:
         preprocess=manifest.preprocess,
         num_detections=manifest.num_detections,
         max_batch_size=_detector(request).max_batch_size,
+        batches=manifest.batches,
         metrics=manifest.metrics,
         provenance=manifest.provenance,
         samples=list(manifest.samples),

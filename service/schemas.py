@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from bundle.manifest import ClassInfo, Manifest
+from bundle.manifest import Batches, ClassInfo, Manifest
 from bundle.postprocess import Detections
 from bundle.preprocess import Preprocess
 
@@ -165,6 +165,7 @@ class ModelInfo(ModelRef):
     preprocess: Preprocess
     num_detections: int
     max_batch_size: int
+    batches: Batches
     metrics: dict[str, float]
     provenance: dict[str, Any]
     samples: list[str]

@@ -100,6 +100,7 @@ def make_toy_bundle(
         classes=TOY_CLASSES,
         num_detections=3,
         max_batch_size=max_batch_size,
+        batches="any",
         metrics={"AP": 1.0},
         samples=("samples/1.png",),
     )

@@ -15,8 +15,8 @@ ranks: what feeds TopK, likewise. Logits near -5 come in steps of 0.004 in float
     bfloat16, so that many proposals would share one.
 results: what feeds the outputs of the graph, likewise. Scores and boxes are answered in float32.
 angles: what feeds Sin and Cos, likewise. An angle of 6 moves in steps of 0.004.
-statistics: ReduceSum and what feeds it, back to the layer before, which stays half: mean and variance
-    of GroupNorm. They sum over a whole level: 133,000 numbers a group at 800x1333.
+statistics: ReduceSum and what feeds it, back to the layer before, which stays half: mean and
+    variance of GroupNorm. They sum over a whole level: 133,000 numbers a group at 800x1333.
 sampling: in the standard form, GridSample, its grid, and what is made of its result up to the next
     learned layer, softmax and all: what MSDeformAttn does inside, in float32 by its contract. Its
     `value`, `sampling_offsets` and `attention_logits` are half, its `reference_points` are not.

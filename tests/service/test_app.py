@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shutil
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
+from bundle.manifest import Manifest
 from bundle.postprocess import RawOutput
 from engines.base import EngineFailure
 from service import errors
@@ -247,6 +249,27 @@ async def test_images_of_one_request_share_a_batch(
     await client.post("/detect", files=[("images", ("a.png", png_bytes))] * 3)
 
     assert [shape[0] for shape in engine.batch_shapes] == [3]
+
+
+@pytest.mark.parametrize(("batches", "sizes"), [("any", [2]), ("equal_shapes", [1, 1])])
+async def test_only_a_bundle_whose_answers_padding_does_not_change_pads_images_together(
+    settings: Settings, tmp_path: Path, encode: Callable[..., bytes], batches: str, sizes: list[int]
+) -> None:
+    bundle = shutil.copytree(settings.bundle, tmp_path / "bundle")
+    Manifest.load(bundle).model_copy(update={"batches": batches}).save(bundle)
+    engine = FakeEngine(max_batch_size=4)
+    images = [encode(np.zeros((96, width, 3), np.uint8), "PNG") for width in (128, 131)]
+    files = [("images", ("a.png", data)) for data in images]
+
+    async with running(
+        create_app(settings.model_copy(update={"bundle": bundle}), engine)
+    ) as client:
+        engine.batch_shapes.clear()
+        await client.post("/detect", files=files)
+        model = (await client.get("/model")).json()
+
+    assert [shape[0] for shape in engine.batch_shapes] == sizes
+    assert model["batches"] == batches
 
 
 # --- the other routes
