@@ -26,11 +26,11 @@ from bundle.preprocess import (
     resized_size,
 )
 from engines.base import Engine, EngineInfo
-from engines.base import EngineFailure as RuntimeFailure
 from engines.cores import allowed_cores
 from engines.load import GpuOptions, open_engine
-from service.batching.batcher import BatchReport, DynamicBatcher, Ticket
-from service.errors import EngineFailure, InvalidImage, NotReady, UnsupportedMediaType
+from service.batching.batcher import BatchReport, DynamicBatcher
+from service.batching.ticket import Ticket
+from service.errors import InvalidImage, NotReady, UnsupportedMediaType
 from service.metrics import Metrics, Stage, Stopwatch
 from service.schemas import ModelRef
 from service.settings import Settings
@@ -236,11 +236,7 @@ def bucket(height: int, width: int, short_side: int) -> tuple[int, int, bool]:
 
 
 def _run(engine: Engine, batch: _Batch) -> list[ImageOutput]:
-    try:
-        output = engine.run(batch.images, batch.padding_mask)
-    except RuntimeFailure as error:
-        raise EngineFailure(str(error)) from error
-    return output.rows()
+    return engine.run(batch.images, batch.padding_mask).rows()
 
 
 def _translate(error: BaseException, index: int, uploads: Sequence[Upload]) -> BaseException:

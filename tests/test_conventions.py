@@ -213,4 +213,4 @@ def test_exceptions_of_every_kind_are_swallowed_in_two_places_only():
         and not isinstance(node.body[-1], ast.Raise)
     ]
 
-    assert set(swallowing) == {"service/boundary.py", "service/batching/batcher.py"}
+    assert set(swallowing) == {"service/boundary.py", "service/batching/runner.py"}

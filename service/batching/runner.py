@@ -1,0 +1,126 @@
+"""Batches on their way through the engine: assembled in one thread, run in another."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from engines.base import EngineFailure as RuntimeFailure
+from service.batching.ticket import Entry, Item, Result
+from service.errors import EngineFailure, ServiceError
+
+logger = logging.getLogger(__name__)
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(slots=True, eq=False)
+class Run(Generic[Item, Result]):
+    """One batch on its way through the engine."""
+
+    entries: list[Entry[Item, Result]]
+    outcomes: list[Result | ServiceError] = field(default_factory=list)
+    dropped: list[Entry[Item, Result]] = field(default_factory=list)  # left while staged
+    is_ending: bool = False  # the batch behind it should be assembled now
+    started_at: float | None = None  # None while it is staged behind the batch that runs
+    run_s: float = 0.0
+    assembly_s: float = 0.0
+
+
+class Runner(Generic[Item, Batch, Result]):
+    """Two threads, so that a batch can be assembled while the one before it runs.
+
+    They only read whether a request is still alive, and mark its items as started; `on_start` and
+    `on_end` are called on the event loop.
+    """
+
+    def __init__(
+        self,
+        assemble: Callable[[list[Item]], Batch],
+        run: Callable[[Batch], Sequence[Result]],
+        *,
+        on_start: Callable[[Run[Item, Result]], None],
+        on_end: Callable[[Run[Item, Result]], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._assemble = assemble
+        self._run = run
+        self._on_start = on_start
+        self._on_end = on_end
+        self._clock = clock
+        self._assembler = ThreadPoolExecutor(1, thread_name_prefix="assemble")
+        self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
+
+    def submit(self, run: Run[Item, Result]) -> None:
+        """Assemble the batch now, and run it as soon as the engine is free."""
+        self._assembler.submit(self._assemble_then_execute, run, asyncio.get_running_loop())
+
+    async def close(self) -> None:
+        """Finish what was submitted and stop the threads."""
+        await asyncio.to_thread(self._assembler.shutdown)
+        await asyncio.to_thread(self._engine.shutdown)
+
+    def _assemble_then_execute(
+        self, run: Run[Item, Result], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        started = self._clock()
+        batch = self._try_assemble(run.entries)
+        run.assembly_s = self._clock() - started
+        self._engine.submit(self._execute, run, batch, loop)
+
+    def _execute(
+        self, run: Run[Item, Result], batch: Batch | None, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        run.started_at = self._clock()
+        alive = [entry for entry in run.entries if _claim(entry, run.started_at)]
+        if len(alive) < len(run.entries):
+            run.dropped = [entry for entry in run.entries if not entry.is_started]
+            run.entries = alive
+            batch = self._try_assemble(alive)
+        loop.call_soon_threadsafe(self._on_start, run)
+        run.outcomes = self._outcomes(alive, batch)
+        run.run_s = self._clock() - run.started_at
+        loop.call_soon_threadsafe(self._on_end, run)
+
+    def _try_assemble(self, entries: list[Entry[Item, Result]]) -> Batch | None:
+        try:
+            return self._assemble([entry.item for entry in entries]) if entries else None
+        except Exception:
+            logger.exception("a batch of %d could not be assembled", len(entries))
+            return None
+
+    def _outcomes(
+        self, entries: list[Entry[Item, Result]], batch: Batch | None
+    ) -> list[Result | ServiceError]:
+        """Run a batch; one that fails is split until the guilty item stands alone."""
+        if not entries:
+            return []
+        try:
+            if batch is None:
+                batch = self._assemble([entry.item for entry in entries])
+            results = list(self._run(batch))
+            if len(results) != len(entries):
+                raise RuntimeFailure(f"expected {len(entries)} results, got {len(results)}")
+            return [*results]
+        except Exception as error:
+            if len(entries) == 1:
+                logger.exception("the engine failed on an item")
+                return [_translate(error)]
+            logger.warning("a batch of %d failed and is split: %s", len(entries), error)
+            half = len(entries) // 2
+            return self._outcomes(entries[:half], None) + self._outcomes(entries[half:], None)
+
+
+def _claim(entry: Entry[Item, Result], now: float) -> bool:
+    """Mark an item as started, unless its request has left or is late."""
+    entry.is_started = entry.ticket.is_alive and not entry.ticket.is_late(now)
+    return entry.is_started
+
+
+def _translate(error: Exception) -> EngineFailure:
+    """What the client is told; only what engines say themselves is meant for it."""
+    if isinstance(error, RuntimeFailure):
+        return EngineFailure(str(error))
+    return EngineFailure("the engine failed on this image; the log says more")
