@@ -553,6 +553,23 @@ async def test_a_full_queue_is_overloaded(
     assert (await held).status_code == 200
 
 
+async def test_an_overloaded_service_does_not_read_the_body_it_refuses(
+    client: httpx.AsyncClient, app: FastAPI
+) -> None:
+    num_read = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal num_read
+        num_read += 1
+        yield b"x" * 1000
+
+    with app.state.detector.admit(4):
+        response = await client.post("/detect", content=body())
+
+    assert (response.status_code, code_of(response)) == (503, "overloaded")
+    assert num_read == 0
+
+
 async def test_a_passed_deadline_is_a_gateway_timeout(
     settings: Settings, engine: FakeEngine, png_bytes: bytes
 ) -> None:

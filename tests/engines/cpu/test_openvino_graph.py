@@ -179,6 +179,48 @@ def test_a_call_whose_queries_are_as_many_as_tokens_is_left_alone(
     assert after.count("MSDeformAttn") == 1
 
 
+def linear_layers(last: str) -> bytes:
+    """A linear layer with a bias and one without; `last` is the kind of node behind them."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["images", "weights"], ["product"]),
+            helper.make_node("Add", ["product", "bias"], ["linear"]),
+            helper.make_node("MatMul", ["linear", "weights"], ["again"]),
+            helper.make_node(last, ["again"], ["output"]),
+        ],
+        "linear",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["B", 4])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["B", 4])],
+        [
+            numpy_helper.from_array(np.eye(4, dtype=np.float32)[::-1] * 3, "weights"),
+            numpy_helper.from_array(np.float32([1, -2, 3, -4]), "bias"),
+        ],
+    )
+    opset = helper.make_opsetid("", 20)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
+
+
+@pytest.mark.parametrize(("last", "num_followed"), [("Neg", 2), ("Relu", 1)])
+def test_a_linear_layer_without_an_activation_gets_one_that_changes_nothing(
+    run: Callable[..., tuple], last: str, num_followed: int
+) -> None:
+    graph, inputs = linear_layers(last), {"images": np.float32([[1, -2, 3, -4], [0, 0, 5, -6]])}
+
+    expected, before = run(graph, inputs, prepared=False)
+    found, after = run(graph, inputs, prepared=True)
+
+    np.testing.assert_array_equal(found, expected)
+    assert (before.count("PRelu"), after.count("PRelu")) == (0, num_followed)
+
+
+def test_in_half_precision_no_activation_is_added(core: ov.Core) -> None:
+    model = core.read_model(linear_layers("Neg"))
+
+    prepare_graph(model, "bf16")
+
+    assert "PRelu" not in [node.get_type_name() for node in model.get_ops()]
+
+
 @pytest.mark.parametrize("hint", ["f32", "bf16"])
 def test_every_call_keeps_values_as_the_hint_says(core: ov.Core, hint: str) -> None:
     model = core.read_model(decoder(layer(0)))

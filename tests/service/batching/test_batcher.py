@@ -193,6 +193,35 @@ async def test_a_batch_is_assembled_shortly_before_the_engine_should_be_free(
     assert await request == ["NOT", "FULL"]
 
 
+async def test_a_batch_that_takes_long_to_assemble_is_begun_in_time(
+    shouter: Shouter, clock: FakeClock
+) -> None:
+    def assemble(words: list[str]) -> tuple[str, ...]:
+        clock.advance(100)
+        return shouter.assemble(words)
+
+    def run(batch: tuple[str, ...]) -> list[str]:
+        words = shouter.run(batch)
+        clock.advance(130)
+        return words
+
+    batcher: Batcher = DynamicBatcher(
+        assemble, run, max_batch_size=MAX_BATCH_SIZE, max_queue=MAX_QUEUE, clock=clock
+    )
+    await say(batcher, "first")  # the next ones are expected to take as long
+    await hold_engine(batcher, shouter)
+    for _ in "12":
+        await reach(shouter.assembled.wait_for_arrival)
+
+    request = begin(batcher, "not", "full")
+    await reach(shouter.assembled.wait_for_arrival)
+
+    assert shouter.words == ["first", "blocker"]
+    shouter.gate.open()
+    assert await request == ["NOT", "FULL"]
+    await batcher.close()
+
+
 async def test_buckets_are_never_mixed(batcher: Batcher, shouter: Shouter) -> None:
     await hold_engine(batcher, shouter)
     requests = [begin(batcher, f"{bucket}{n}", bucket=bucket) for n in "12" for bucket in "ab"]
