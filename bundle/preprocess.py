@@ -16,6 +16,10 @@ import numpy.typing as npt
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
+from bundle.image_formats import describe_content
+from bundle.jpeg_end import complete_jpeg
+from bundle.sixteen_bit import scale_colour, scale_grey
+
 MAX_PIXELS = 100_000_000  # 300 MB once decoded; a decompression bomb claims more in its header
 
 # Pillow's own limit only warns up to twice its value, and a warning filter is state of the whole
@@ -116,7 +120,8 @@ def decode_image(
     """Pixels (H, W, 3) uint8 RGB of an image in one of `formats`, as a viewer displays it.
 
     The format is told from the content. EXIF orientation is applied, transparency is laid over
-    white, 16-bit channels keep their high byte, and of an animation the first frame is taken.
+    white, 16-bit samples are scaled by the largest that is there, and of an animation the first
+    frame is taken. A JPEG may lack its end marker, and nothing else.
 
     Raises:
         UnsupportedImage: the content is of no accepted format.
@@ -126,10 +131,9 @@ def decode_image(
         raise UndecodableImage("expected an image, got 0 bytes")
     image_format = _sniff_format(data, formats)
     try:
-        image = _open(data, image_format, max_pixels)
-        image.load()
+        image = _load(data, image_format, max_pixels)
         orientation = _orientation(image, data)
-        image = _to_rgb(image)
+        image = _to_rgb(image, data)
     except UndecodableImage:
         raise
     except UnidentifiedImageError as error:
@@ -208,7 +212,7 @@ def _sniff_format(data: bytes, formats: Sequence[str]) -> str:
     found = next((name for start, name in _SIGNATURES if data.startswith(start)), None)
     if found is None or found not in formats:
         accepted = f"{', '.join(formats[:-1])} or {formats[-1]}".replace("WEBP", "WebP")
-        raise UnsupportedImage(f"expected a {accepted} image, got content of another kind")
+        raise UnsupportedImage(f"expected a {accepted} image, got {describe_content(data)}")
     return found
 
 
@@ -217,9 +221,23 @@ def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise UndecodableImage(
-            f"expected at most {max_pixels / 1e6:g} million pixels, got {width} x {height} = "
-            f"{width * height / 1e6:.0f} million; send a smaller image"
+            f"expected at most {max_pixels:,} pixels, got {width} x {height} = "
+            f"{width * height:,}; send a smaller image"
         )
+    return image
+
+
+def _load(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
+    image = _open(data, image_format, max_pixels)
+    try:
+        image.load()
+    except OSError:
+        image.close()  # its pixels
+        completed = complete_jpeg(data) if image_format == "JPEG" else None
+        if completed is None:
+            raise
+        image = _open(completed, image_format, max_pixels)
+        image.load()
     return image
 
 
@@ -248,11 +266,11 @@ def _png_exif(data: bytes) -> bytes:
     return b""
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I;16":  # 16-bit grey, which Pillow's convert would clip at 255
-        grey = np.asarray(image)
-        transparent = grey == image.info.get("transparency", -1)
-        image = Image.fromarray(np.where(transparent, 255, grey >> 8).astype(np.uint8))
+def _to_rgb(image: Image.Image, data: bytes) -> Image.Image:
+    if image.mode.startswith("I;16"):  # 16-bit grey, which Pillow's convert would clip at 255
+        image = scale_grey(image)
+    elif image.format == "PNG":
+        image = scale_colour(image, data)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")

@@ -41,6 +41,7 @@ class Boundary:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = _without_trailing_slash(scope)
         started = time.perf_counter()
         headers = Headers(scope=scope)
         given_id = headers.get(REQUEST_ID, "")
@@ -114,6 +115,13 @@ class Boundary:
         if access_logger.isEnabledFor(level):
             line = " ".join(f"{key}={_logfmt(value)}" for key, value in record.items())
             access_logger.log(level, "%s", line)
+
+
+def _without_trailing_slash(scope: Scope) -> Scope:
+    """POST /detect/ as POST /detect; without a body to lose, the router's redirect will do."""
+    path = scope["path"]
+    is_changed = scope["method"] == "POST" and path.endswith("/")
+    return {**scope, "path": path.rstrip("/") or "/"} if is_changed else scope
 
 
 def error_body(error: ServiceError) -> bytes:

@@ -3,16 +3,14 @@
 from typing import NamedTuple
 
 from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
-from service.errors import InvalidRequest, MalformedBody, NoImage, TooManyImages
+from service.errors import ClientGone, InvalidRequest, NoImage
+from service.form import read_form
 from service.settings import Settings
 
 FILE_FIELDS = ("images", "image", "file")
 ID_FIELD = "image_ids"
-_MAX_FIELDS = 1000  # image_ids may be repeated once an image
-_FIELD_BYTES = 64 * 1024  # of one field that is not a file
 
 
 class Upload(NamedTuple):
@@ -33,13 +31,21 @@ async def read_images(request: Request, settings: Settings) -> Images:
     """Read the body: a multipart form with files, or else one raw image of whatever type it claims.
 
     Raises:
+        ClientGone: the client closed the connection before the body was whole.
         NoImage: there is none, or in a field of another name.
         InvalidRequest: an unknown field, or image_ids that do not fit the images.
         TooManyImages, PayloadTooLarge: over a limit.
-        MalformedBody: broken multipart.
+        MalformedBody: broken multipart, or a part of one.
     """
+    try:
+        return await _read(request, settings)
+    except ClientDisconnect as error:
+        raise ClientGone("the client closed the connection before its body was whole") from error
+
+
+async def _read(request: Request, settings: Settings) -> Images:
     if request.headers.get("content-type", "").strip().lower().startswith("multipart/"):
-        form = await _read_form(request, settings)
+        form = await read_form(request, settings)
         try:
             return await _from_form(form, settings)
         finally:
@@ -51,25 +57,6 @@ async def read_images(request: Request, settings: Settings) -> Images:
             f"field {FILE_FIELDS[0]!r}: curl -F {FILE_FIELDS[0]}=@photo.jpg"
         )
     return Images([Upload(None, data)], [0])
-
-
-async def _read_form(request: Request, settings: Settings) -> FormData:
-    parser = MultiPartParser(
-        request.headers,
-        request.stream(),
-        max_files=settings.max_images,
-        max_fields=_MAX_FIELDS,
-        max_part_size=_FIELD_BYTES,
-    )
-    parser.spool_max_size = settings.max_body_bytes  # files stay in memory: the body is bounded
-    try:
-        return await parser.parse()
-    except MultiPartException as error:
-        if error.message.startswith("Too many files"):
-            raise TooManyImages(
-                f"expected at most {settings.max_images} images in one request, got more"
-            ) from error
-        raise MalformedBody(f"the multipart form cannot be read: {error.message}") from error
 
 
 async def _from_form(form: FormData, settings: Settings) -> Images:
@@ -84,7 +71,8 @@ async def _from_form(form: FormData, settings: Settings) -> Images:
             id_texts += value.split(",")
         else:
             raise NoImage(
-                f"field {name!r} holds text, not a file; with curl write -F {name}=@photo.jpg"
+                f"field {name!r} has no file name, so it was read as text and not as a file; with "
+                f"curl write -F {name}=@photo.jpg"
             )
     _check_files(uploads)
     return Images(uploads, _image_ids(id_texts, len(uploads)))

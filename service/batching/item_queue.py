@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Generic
 
 from service.batching.ticket import Entry, Item, Result, Ticket
+from service.errors import DeadlineExceeded
 
 
 class ItemQueue(Generic[Item, Result]):
@@ -46,6 +47,11 @@ class ItemQueue(Generic[Item, Result]):
     ) -> asyncio.TimerHandle | None:
         """See `Places.add`."""
         now = self._clock()
+        if ticket.is_late(now):
+            raise DeadlineExceeded(
+                "the deadline passed while the images were decoded, before the request could be "
+                "queued; send fewer or smaller images"
+            )
         for index, (item, bucket) in enumerate(zip(items, buckets, strict=True)):
             entry = Entry(ticket, index, item, bucket, self._num_added, now)
             self._num_added += 1

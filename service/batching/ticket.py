@@ -59,7 +59,8 @@ class Ticket(Generic[Item, Result]):
         """Queue the items, one bucket each, and wait for all results, in their order.
 
         Raises:
-            DeadlineExceeded: the deadline passed before the last item was started.
+            DeadlineExceeded: the deadline passed before the last item was started, or even before
+                the items came.
             EngineFailure: the engine failed on one of the items.
         """
         if len(items) != self.count:

@@ -1,4 +1,6 @@
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -232,19 +234,19 @@ def test_sixteen_bit_grey_keeps_its_high_byte() -> None:
 
 def test_a_sixteen_bit_grey_colour_key_is_exact() -> None:
     key = (b"tRNS", struct.pack(">H", 0x1234))
-    rows = b"\0" + struct.pack(">2H", 0x1234, 0x1235)
-    data = png(2, 1, rows, depth=16, colour=0, extra=[key])
+    rows = b"\0" + struct.pack(">3H", 0x1234, 0x1235, 0xFFFF)
+    data = png(3, 1, rows, depth=16, colour=0, extra=[key])
 
-    np.testing.assert_array_equal(decode_image(data)[0, :, 0], [255, 0x12])
+    np.testing.assert_array_equal(decode_image(data)[0, :, 0], [255, 0x12, 0xFF])
 
 
 @pytest.mark.parametrize(
     ("colour", "values", "expected"),
     [
         (2, [0x10FF, 0x2000, 0xFFFF], [0x10, 0x20, 0xFF]),
-        (4, [0x1000, 0xFFFF], [0x10, 0x10, 0x10]),
-        (6, [0x1000, 0x2000, 0x3000, 0xFFFF], [0x10, 0x20, 0x30]),
-        (6, [0x1000, 0x2000, 0x3000, 0x0000], [255, 255, 255]),
+        (4, [0x7000, 0xFFFF], [0x70, 0x70, 0x70]),
+        (6, [0x5000, 0x6000, 0x7000, 0xFFFF], [0x50, 0x60, 0x70]),
+        (6, [0x5000, 0x6000, 0x7000, 0x0000], [255, 255, 255]),
     ],
 )
 def test_sixteen_bit_colour_keeps_its_high_byte(
@@ -254,6 +256,48 @@ def test_sixteen_bit_colour_keeps_its_high_byte(
     data = png(1, 1, rows, depth=16, colour=colour)
 
     np.testing.assert_array_equal(decode_image(data), [[expected]])
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("colour", [0, 2, 4, 6])
+@pytest.mark.parametrize("extra", [[], [(b"sBIT", b"\x0c" * 4)]], ids=["", "sBIT"])
+def test_samples_of_a_sensor_give_what_the_image_in_eight_bits_gives(
+    colour: int, bits: int, extra: list[tuple[bytes, bytes]]
+) -> None:
+    in_eight_bits = np.arange(256, dtype=np.uint16).reshape(16, 16, 1)
+    num_colours, has_alpha = {0: (1, 0), 2: (3, 0), 4: (1, 1), 6: (3, 1)}[colour]
+    opaque = np.full((16, 16, has_alpha), (1 << bits) - 1, np.uint16)
+    samples = np.concatenate([in_eight_bits.repeat(num_colours, 2) << (bits - 8), opaque], axis=2)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    chunks = [(kind, content[: samples.shape[2]]) for kind, content in extra]
+
+    decoded = decode_image(png(16, 16, rows, depth=16, colour=colour, extra=chunks))
+
+    np.testing.assert_array_equal(decoded, in_eight_bits.repeat(3, 2))
+
+
+def test_a_colour_key_says_nothing_of_how_bright_the_image_is() -> None:
+    key = (b"tRNS", struct.pack(">H", 0xFFFF))
+    rows = b"\0" + struct.pack(">2H", 0xFFFF, 0x0FF0)
+
+    data = png(2, 1, rows, depth=16, colour=0, extra=[key])
+
+    np.testing.assert_array_equal(decode_image(data)[0, :, 0], [255, 0xFF])
+
+
+def test_a_colour_key_among_samples_of_a_sensor_is_laid_over_white() -> None:
+    key = (b"tRNS", struct.pack(">3H", 0x0100, 0x0200, 0x0300))
+    rows = b"\0" + struct.pack(">6H", 0x0100, 0x0200, 0x0300, 0x0FF0, 0x0200, 0x0300)
+
+    data = png(2, 1, rows, depth=16, colour=2, extra=[key])
+
+    np.testing.assert_array_equal(decode_image(data), [[[255, 255, 255], [255, 0x20, 0x30]]])
+
+
+def test_a_black_image_in_sixteen_bits_stays_black() -> None:
+    data = png(2, 1, b"\0" + struct.pack(">6H", *[0] * 6), depth=16, colour=2)
+
+    np.testing.assert_array_equal(decode_image(data), np.zeros((1, 2, 3)))
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
@@ -283,12 +327,70 @@ def test_nothing_is_no_image() -> None:
         decode_image(b"")
 
 
-@pytest.mark.parametrize("image_format", ["GIF", "TIFF", "BMP", "PPM", "ICO", "JPEG2000", "EPS"])
-def test_other_formats_are_refused_by_content(encode: Encode, image_format: str) -> None:
-    data = encode(PIXELS, image_format)
+@pytest.mark.parametrize(
+    ("image_format", "name"),
+    [
+        ("GIF", "GIF"),
+        ("TIFF", "TIFF"),
+        ("BMP", "BMP"),
+        ("PPM", "a PNM image"),
+        ("ICO", "an icon"),
+        ("JPEG2000", "JPEG 2000"),
+        ("EPS", "PostScript"),
+        ("PDF", "PDF"),
+        ("AVIF", "AVIF"),
+    ],
+)
+def test_other_formats_are_refused_by_content_and_name(
+    encode: Encode, image_format: str, name: str
+) -> None:
+    data = encode(Image.fromarray(PIXELS).resize((16, 16)), image_format)
 
-    with pytest.raises(UnsupportedImage, match="JPEG, PNG or WebP"):
+    with pytest.raises(UnsupportedImage, match=f"a JPEG, PNG or WebP image, got {name}.*; conv"):
         decode_image(data)
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_lacks_only_its_end_marker_is_decoded(
+    encode: Encode, scene: np.ndarray, cut: int, progressive: bool
+) -> None:
+    data = encode(scene, "JPEG", progressive=progressive, comment=b"\xff\xd9 is no end here")
+
+    np.testing.assert_array_equal(decode_image(data[:-cut]), decode_image(data))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("kind", ["scene", "noise", "white"])
+def test_a_jpeg_that_lacks_more_than_its_end_marker_is_refused(
+    encode: Encode, scene: np.ndarray, progressive: bool, kind: str
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    pixels = {"scene": scene, "noise": noise, "white": np.full((40, 40, 3), 255, np.uint8)}[kind]
+    data = encode(pixels, "JPEG", progressive=progressive, restart_marker_blocks=2)
+    whole = decode_image(data)
+
+    pieces = [data[:size] for size in range(100, len(data) - 2, 3)]
+
+    assert [len(piece) for piece in pieces if not is_refused_or(whole, piece)] == []
+
+
+def is_refused_or(pixels: np.ndarray, data: bytes) -> bool:
+    """Whether an image is refused as truncated, or gives these pixels all the same."""
+    try:
+        return np.array_equal(decode_image(data), pixels)
+    except UndecodableImage as error:
+        return "the JPEG image is damaged" in str(error)
+
+
+def test_a_jpeg_that_breaks_off_between_two_scans_is_refused(
+    encode: Encode, scene: np.ndarray
+) -> None:
+    data = encode(scene, "JPEG", progressive=True)
+    last_scan = data.rindex(b"\xff\xda")
+
+    with pytest.raises(UndecodableImage, match="truncated"):
+        decode_image(data[:last_scan])
 
 
 @pytest.mark.parametrize("data", [b"hello", b"\xff\xd8", b"<svg/>", b"RIFF\0\0\0\0WAVE", b"\0"])
@@ -329,7 +431,7 @@ def test_damage_gives_pixels_or_a_refusal_and_nothing_else(
 def test_a_decompression_bomb_is_refused_from_its_header() -> None:
     data = png(13_000, 13_000, b"\0" * 1000, depth=8, colour=2)
 
-    with pytest.raises(UndecodableImage, match="= 169 million; send a smaller image"):
+    with pytest.raises(UndecodableImage, match="= 169,000,000; send a smaller image"):
         decode_image(data)
 
 
@@ -338,7 +440,7 @@ def test_a_webp_bomb_is_refused_from_its_header(encode: Encode) -> None:
     data = bytearray(encode(red, "WEBP", save_all=True, append_images=[blue]))
     data[24:30] = b"\xfe\x3f\x00\xfe\x3f\x00"  # canvas of 16383 x 16383
 
-    with pytest.raises(UndecodableImage, match="268 million"):
+    with pytest.raises(UndecodableImage, match="268,402,689"):
         decode_image(bytes(data))
 
 
@@ -404,6 +506,24 @@ def test_pixels_are_interpolated_as_opencv_does(scene: np.ndarray) -> None:
     assert geometry.original == (96, 128)
     assert geometry.resized == (60, 80)
     assert np.abs(resized.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_an_image_is_resized_by_the_thread_that_asks() -> None:
+    count = "len(os.listdir('/proc/self/task'))"
+    script = f"""
+import os, cv2, numpy
+cv2.setNumThreads(4)
+from bundle.preprocess import Preprocess, prepare
+image = numpy.zeros((3000, 4000, 3), numpy.uint8)
+before = {count}
+prepare(image, Preprocess())
+print({count} - before)
+"""
+
+    outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    assert (outcome.stdout, outcome.returncode) == ("0\n", 0)
 
 
 def test_an_image_of_the_right_size_is_untouched(scene: np.ndarray) -> None:

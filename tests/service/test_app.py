@@ -4,8 +4,7 @@ import asyncio
 import json
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,65 +22,16 @@ from service import errors
 from service.app import create_app, stop_taking_requests
 from service.settings import Settings
 from tests.fakes import POISON, FakeEngine
+from tests.service.asking import code_of, message_of, post_by_hand, running
 
 pytestmark = pytest.mark.anyio
 
-MAX_BODY_BYTES = 100_000
 OPENAPI = Path(__file__).parents[1] / "data" / "openapi.json"
-
-
-@asynccontextmanager
-async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    async with app.router.lifespan_context(app):
-        await app.state.startup
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            yield client
-
-
-@pytest.fixture
-def settings(toy_bundle: Path) -> Settings:
-    return Settings(
-        bundle=toy_bundle,
-        max_queue=4,
-        max_images=3,
-        max_body_bytes=MAX_BODY_BYTES,
-        max_pixels=200_000,
-        deadline_s=60,
-    )
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine(max_batch_size=4)
-
-
-@pytest.fixture
-async def app(settings: Settings, engine: FakeEngine) -> AsyncIterator[FastAPI]:
-    yield create_app(settings, engine)
-    engine.gate.open()
-
-
-@pytest.fixture
-async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    async with running(app) as client:
-        yield client
 
 
 @pytest.fixture(scope="session")
 def poison_bytes(encode: Callable[..., bytes]) -> bytes:
     return encode(np.full((96, 128, 3), POISON, np.uint8), "PNG")
-
-
-def code_of(response: httpx.Response) -> str:
-    body = response.json()
-    assert body.keys() == {"error"}
-    assert body["error"].keys() == {"code", "message"}
-    return body["error"]["code"]
-
-
-def message_of(response: httpx.Response) -> str:
-    return response.json()["error"]["message"]
 
 
 async def begin_and_hold(
@@ -359,34 +309,6 @@ async def test_the_api_is_the_one_on_record(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "status", "code", "message"),
-    [
-        ({}, 422, "no_image", "empty body"),
-        ({"img": b"x"}, 422, "no_image", "'images' or 'image' or 'file', got 'img'"),
-        ({"images": b""}, 422, "no_image", r"image 0 \('images'\): .* got 0 bytes"),
-        ({"images": b"text"}, 415, "unsupported_media_type", r"image 0 \('images'\)"),
-        ({"images": b"\x89PNG\r\n\x1a\n"}, 422, "invalid_image", r"image 0 \('images'\)"),
-        ({"images": b"x", "more": b"x"}, 422, "invalid_request", "got 'more'"),
-    ],
-)
-async def test_uploads_without_a_usable_image(
-    client: httpx.AsyncClient,
-    engine: FakeEngine,
-    files: dict[str, bytes],
-    status: int,
-    code: str,
-    message: str,
-) -> None:
-    engine.batch_shapes.clear()
-
-    response = await client.post("/detect", files={k: (k, v) for k, v in files.items()})
-
-    assert (response.status_code, code_of(response)) == (status, code)
-    assert re.search(message, message_of(response))
-    assert engine.batch_shapes == []
-
-
-@pytest.mark.parametrize(
     ("query", "message"),
     [
         ("threshold=1.5", "threshold: .*less than or equal to 1, got '1.5'"),
@@ -417,39 +339,6 @@ async def test_an_unknown_class_is_refused_with_close_names(
     assert "GET /model" in message_of(response)
 
 
-@pytest.mark.parametrize("ids", ["1,2", "one"])
-async def test_ids_must_fit_the_images(
-    client: httpx.AsyncClient, png_bytes: bytes, ids: str
-) -> None:
-    response = await client.post("/detect", files={"images": png_bytes}, data={"image_ids": ids})
-
-    assert (response.status_code, code_of(response)) == (422, "invalid_request")
-
-
-async def test_text_in_place_of_a_file_is_explained(client: httpx.AsyncClient) -> None:
-    boundary = {"Content-Type": "multipart/form-data; boundary=b"}
-    body = b'--b\r\nContent-Disposition: form-data; name="images"\r\n\r\nphoto.jpg\r\n--b--\r\n'
-
-    response = await client.post("/detect", content=body, headers=boundary)
-
-    assert code_of(response) == "no_image"
-    assert "-F images=@photo.jpg" in message_of(response)
-
-
-async def test_broken_multipart_is_malformed(client: httpx.AsyncClient) -> None:
-    headers = {"Content-Type": "multipart/form-data; boundary=b"}
-
-    response = await client.post("/detect", content=b"--c\r\nnonsense", headers=headers)
-
-    assert (response.status_code, code_of(response)) == (400, "malformed_body")
-
-
-async def test_too_many_images(client: httpx.AsyncClient, png_bytes: bytes) -> None:
-    response = await client.post("/detect", files=[("images", png_bytes)] * 4)
-
-    assert (response.status_code, code_of(response)) == (413, "too_many_images")
-
-
 async def test_a_drawing_of_several_images_is_not_acceptable(
     client: httpx.AsyncClient, png_bytes: bytes
 ) -> None:
@@ -474,50 +363,6 @@ async def test_one_bad_image_fails_its_request_by_name_and_no_other(
     assert "image 1 ('bad.png')" in message_of(bad)
     assert good.status_code == 200
     assert engine.num_images == 1
-
-
-async def test_too_many_pixels_are_refused(
-    client: httpx.AsyncClient, encode: Callable[..., bytes]
-) -> None:
-    response = await client.post(
-        "/detect", content=encode(np.zeros((500, 500, 3), np.uint8), "PNG")
-    )
-
-    assert (response.status_code, code_of(response)) == (422, "invalid_image")
-    assert "500 x 500" in message_of(response)
-
-
-async def test_a_body_that_says_it_is_too_long_is_refused_unread(
-    client: httpx.AsyncClient,
-) -> None:
-    async def body() -> AsyncIterator[bytes]:
-        yield b"x" * 10
-        raise AssertionError("the body was read")
-
-    response = await client.post(
-        "/detect", content=body(), headers={"Content-Length": str(MAX_BODY_BYTES + 1)}
-    )
-
-    assert (response.status_code, code_of(response)) == (413, "payload_too_large")
-
-
-@pytest.mark.parametrize("content_type", ["image/png", "multipart/form-data; boundary=b"])
-async def test_a_body_without_a_length_is_cut_at_the_limit(
-    client: httpx.AsyncClient, content_type: str
-) -> None:
-    num_sent = 0
-
-    async def body() -> AsyncIterator[bytes]:
-        nonlocal num_sent
-        yield b'--b\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
-        for _ in range(1000):
-            num_sent += 10_000
-            yield b"x" * 10_000
-
-    response = await client.post("/detect", content=body(), headers={"Content-Type": content_type})
-
-    assert (response.status_code, code_of(response)) == (413, "payload_too_large")
-    assert num_sent <= MAX_BODY_BYTES + 10_000
 
 
 async def test_an_engine_failure_hits_only_the_guilty_request(
@@ -619,21 +464,8 @@ async def test_a_client_that_leaves_is_not_computed_for(
         {"type": "http.request", "body": png_bytes, "more_body": False},
         {"type": "http.disconnect"},
     ]
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/detect",
-        "query_string": b"",
-        "headers": [],
-    }
 
-    async def receive() -> MutableMapping[str, Any]:
-        return messages.pop(0)
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        pass
-
-    await app(scope, receive, send)
+    await post_by_hand(app, messages, [])
     engine.gate.open()
 
     assert (await held).status_code == 200
@@ -642,11 +474,11 @@ async def test_a_client_that_leaves_is_not_computed_for(
     assert 'detr_rejects_total{code="client_gone"} 1.0' in (await client.get("/metrics")).text
 
 
-def test_each_service_error_is_reached_by_a_test_here() -> None:
+def test_each_service_error_is_reached_by_a_test_beside_this() -> None:
     def leaves(kind: type[errors.ServiceError]) -> set[str]:
         return {kind.code}.union(*(leaves(child) for child in kind.__subclasses__()))
 
-    tests = Path(__file__).read_text()
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
 
     assert {code for code in leaves(errors.ServiceError) if f'"{code}"' not in tests} == set()
 

@@ -193,7 +193,7 @@ def linear_layers(last: str) -> bytes:
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["B", 4])],
         [
             numpy_helper.from_array(np.eye(4, dtype=np.float32)[::-1] * 3, "weights"),
-            numpy_helper.from_array(np.float32([1, -2, 3, -4]), "bias"),
+            numpy_helper.from_array(np.array([1, -2, 3, -4], np.float32), "bias"),
         ],
     )
     opset = helper.make_opsetid("", 20)
@@ -204,7 +204,10 @@ def linear_layers(last: str) -> bytes:
 def test_a_linear_layer_without_an_activation_gets_one_that_changes_nothing(
     run: Callable[..., tuple], last: str, num_followed: int
 ) -> None:
-    graph, inputs = linear_layers(last), {"images": np.float32([[1, -2, 3, -4], [0, 0, 5, -6]])}
+    graph, inputs = (
+        linear_layers(last),
+        {"images": np.array([[1, -2, 3, -4], [0, 0, 5, -6]], np.float32)},
+    )
 
     expected, before = run(graph, inputs, prepared=False)
     found, after = run(graph, inputs, prepared=True)

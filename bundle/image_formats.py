@@ -1,0 +1,45 @@
+"""What a file is, by its first bytes: enough to tell a client why it is refused, and what to do."""
+
+import re
+
+_CONVERT = "convert it to JPEG"
+# What a file starts with, what that is, and what to do. The first that fits is taken.
+_SIGNATURES = (
+    (rb"....ftyp(?:hei[cxms]|hev[cxms])", "HEIC", _CONVERT),
+    (rb"....ftypavi[fs]", "AVIF", _CONVERT),
+    (rb"....ftyp(?:mif1|msf1).{4}(?:....)*?avif", "AVIF", _CONVERT),
+    (rb"....ftyp(?:mif1|msf1)", "HEIF", _CONVERT),
+    (rb"....ftypcrx ", "a Canon raw file", _CONVERT),
+    (rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ", "a video", "send single frames as JPEG"),
+    (rb"GIF8[79]a", "GIF", "convert it to PNG"),
+    (rb"BM.{4}\0{4}", "BMP", "convert it to PNG"),
+    (rb"II[*+]\0|MM\0[*+]", "TIFF or a camera's raw file", "convert it to PNG or JPEG"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL", _CONVERT),
+    (rb"\0\0\0\x0cjP {2}|\xff\x4f\xff\x51", "JPEG 2000", _CONVERT),
+    (rb"8BPS", "a Photoshop file", _CONVERT),
+    (rb"%PDF-", "PDF", "convert its pages to JPEG"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript", _CONVERT),
+    (rb"\0\0[\x01\x02]\0", "an icon", "convert it to PNG"),
+    (rb"P[1-7]\s", "a PNM image", "convert it to PNG"),
+    (rb"qoif", "QOI", "convert it to PNG"),
+    (rb"v/1\x01|#\?RADIANCE", "a high dynamic range image", _CONVERT),
+    (rb".{128}DICM", "DICOM", "convert it to PNG"),
+    (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", "an archive", "send the images that are in it"),
+    (rb"(?i)\s*<(?:svg|!DOCTYPE svg|(?:\?xml|!--).*<svg)", "SVG", "convert it to PNG"),
+    (rb"(?i)\s*(?:<!doctype html|<html)", "an HTML page", "send the image itself"),
+    (rb"https?://\S+\s*$", "a URL", "send the image itself: URLs are not fetched"),
+    (rb"data:image/", "a data: URL", "send the decoded bytes"),
+    (rb"/9j/|iVBORw0KGgo|UklGR", "an image in base64", "send the decoded bytes"),
+    (rb"\s*[{\[]", "JSON", "send the image as a form file or as the body"),
+)
+_START_BYTES = 1024  # of a file that are looked at
+_PATTERNS = [(re.compile(start, re.DOTALL), name, advice) for start, name, advice in _SIGNATURES]
+
+
+def describe_content(data: bytes) -> str:
+    """What the bytes are, and what to do about it: "HEIC; convert it to JPEG"."""
+    start = data[:_START_BYTES]
+    for pattern, name, advice in _PATTERNS:
+        if pattern.match(start):
+            return f"{name}; {advice}"
+    return f"content of another kind (it starts with {start[:8]!r})"

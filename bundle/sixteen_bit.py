@@ -1,0 +1,55 @@
+"""Images of 16 bits a sample, many of which hold no more than the 10, 12 or 14 bits of a sensor.
+
+Their high bytes alone would be black, so samples are scaled by the largest one that is there. The
+chunk sBIT of a PNG is no help: it tells how many bits the samples had before they were scaled to
+all 16, and files whose samples were not scaled carry it too.
+"""
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+_SENSOR_BITS = (8, 10, 12, 14, 16)
+_PNG_DEPTH, _PNG_COLOUR = 24, 25  # where the header has them
+_COLOUR_TYPES = {2, 4, 6}  # RGB, grey with alpha, RGBA
+
+Uint8Array = npt.NDArray[np.uint8]
+Uint16Array = npt.NDArray[np.uint16]
+
+
+def scale_grey(image: Image.Image) -> Image.Image:
+    """An image of mode I;16 in mode L; what its colour key names becomes white."""
+    samples = np.asarray(image)
+    is_key = samples == image.info.get("transparency", -1)
+    grey = samples >> _excess_bits(samples[~is_key])
+    return Image.fromarray(np.where(is_key, 255, grey).astype(np.uint8))
+
+
+def scale_colour(image: Image.Image, png: bytes) -> Image.Image:
+    """A decoded PNG; in RGBA, made from all bits, where the high ones that Pillow keeps say little.
+
+    Raises:
+        ValueError: OpenCV cannot decode what Pillow could.
+    """
+    if png[_PNG_DEPTH] != 16 or png[_PNG_COLOUR] not in _COLOUR_TYPES:
+        return image
+    high_bytes = np.asarray(image)
+    num_colours = 1 if image.mode == "LA" else 3
+    if high_bytes[..., :num_colours].max() >= 1 << (_SENSOR_BITS[-2] - 8):
+        return image
+    samples = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    if samples is None or samples.dtype != np.uint16:
+        raise ValueError("its 16-bit samples cannot be decoded")
+    order = cv2.COLOR_BGR2RGBA if samples.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
+    colour = np.asarray(cv2.cvtColor(samples, order), np.uint16)
+    excess_bits = _excess_bits(colour[..., :3])
+    alpha_bits = max(excess_bits, _excess_bits(colour[..., 3]))
+    shifts = np.array([excess_bits] * 3 + [alpha_bits], np.uint16)
+    return Image.fromarray((colour >> shifts).astype(np.uint8))
+
+
+def _excess_bits(samples: Uint16Array) -> int:
+    """How far samples are shifted to fit into a byte."""
+    largest = int(samples.max(initial=0))
+    return next(bits for bits in _SENSOR_BITS if largest < 1 << bits) - 8

@@ -1,0 +1,72 @@
+"""A multipart form, read so that what is wrong with it can be told."""
+
+import re
+from collections.abc import AsyncGenerator
+
+from starlette.datastructures import FormData, Headers
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from service.errors import MalformedBody, TooManyImages
+from service.settings import Settings
+
+_MAX_FIELDS = 1000  # image_ids may be repeated once an image
+_FIELD_BYTES = 64 * 1024  # of one field that is not a file
+_EXTENDED_NAME = re.compile(rb";\s*filename\*", re.IGNORECASE)
+
+
+async def read_form(request: Request, settings: Settings) -> FormData:
+    """The fields and files of the body; close it when done.
+
+    Raises:
+        TooManyImages: over the limit.
+        MalformedBody: broken, or cut short.
+    """
+    parser = _FormParser(
+        request.headers,
+        request.stream(),
+        max_files=settings.max_images,
+        max_fields=_MAX_FIELDS,
+        max_part_size=_FIELD_BYTES,
+    )
+    parser.spool_max_size = settings.max_body_bytes  # files stay in memory: the body is bounded
+    try:
+        return await parser.parse()
+    except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise TooManyImages(
+                f"expected at most {settings.max_images} images in one request, got more"
+            ) from error
+        raise MalformedBody(f"the multipart form cannot be read: {error.message}") from error
+
+
+class _FormParser(MultiPartParser):
+    """Starlette's, which also knows whether the form ended, and says why a file is none."""
+
+    def __init__(
+        self, headers: Headers, stream: AsyncGenerator[bytes, None], **limits: int
+    ) -> None:
+        super().__init__(headers, self._whole(stream), **limits)
+        self._is_whole = False
+
+    def on_headers_finished(self) -> None:
+        """Tell a file from a field, now that its headers are known."""
+        super().on_headers_finished()
+        part = self._current_part
+        if part.file is None and _EXTENDED_NAME.search(part.content_disposition or b""):
+            raise MultiPartException(
+                f"field {part.field_name!r} has its file name as filename*=, which RFC 7578 rules "
+                'out in forms; write filename="photo.jpg", in UTF-8'
+            )
+
+    def on_end(self) -> None:
+        """Take note of the closing boundary."""
+        self._is_whole = True
+
+    async def _whole(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for chunk in stream:
+            yield chunk
+        if not self._is_whole:
+            raise MultiPartException(
+                "it is cut short: the boundary that ends it is missing; send it again, whole"
+            )

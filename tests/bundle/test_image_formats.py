@@ -1,0 +1,39 @@
+"""What a client is told that its file is."""
+
+import pytest
+
+from bundle.image_formats import describe_content
+
+
+@pytest.mark.parametrize(
+    ("start", "description"),
+    [
+        (b"\0\0\0\x24ftypheic\0\0\0\0mif1heic", "HEIC; convert it to JPEG"),
+        (b"\0\0\0\x24ftypmif1\0\0\0\0mif1heic", "HEIF; convert it to JPEG"),
+        (b"\0\0\0\x24ftypmif1\0\0\0\0mif1avif", "AVIF; convert it to JPEG"),
+        (b"\0\0\0\x24ftypavif\0\0\0\0", "AVIF; convert it to JPEG"),
+        (b"\0\0\0\x18ftypcrx ", "a Canon raw file; convert it to JPEG"),
+        (b"\0\0\0\x18ftypisom", "a video; send single frames as JPEG"),
+        (b"\x1aE\xdf\xa3", "a video; send single frames as JPEG"),
+        (b"II*\0\x10\0\0\0CR", "TIFF or a camera's raw file; convert it to PNG or JPEG"),
+        (b"\xff\x0a\xfa", "JPEG XL; convert it to JPEG"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL; convert it to JPEG"),
+        (b"8BPS\0\1", "a Photoshop file; convert it to JPEG"),
+        (b"%PDF-1.7", "PDF; convert its pages to JPEG"),
+        (b"<svg xmlns=''>", "SVG; convert it to PNG"),
+        (b"<?xml version='1.0'?>\n<!-- drawn -->\n<svg>", "SVG; convert it to PNG"),
+        (b"\0" * 128 + b"DICM", "DICOM; convert it to PNG"),
+        (b"PK\3\4", "an archive; send the images that are in it"),
+        (b"<!DOCTYPE html><html>", "an HTML page; send the image itself"),
+        (b"https://test/a.jpg", "a URL; send the image itself: URLs are not fetched"),
+        (b"data:image/png;base64,", "a data: URL; send the decoded bytes"),
+        (b"/9j/4AAQ", "an image in base64; send the decoded bytes"),
+        (b'{"image": ""}', "JSON; send the image as a form file or as the body"),
+        (b"hello, world", "content of another kind (it starts with b'hello, w')"),
+        (b"\xff\xd8", "content of another kind (it starts with b'\\xff\\xd8')"),
+        (b"", "content of another kind (it starts with b'')"),
+    ],
+    ids=lambda value: value[:16] if isinstance(value, str) else "",
+)
+def test_a_file_is_named_with_what_to_do(start: bytes, description: str) -> None:
+    assert describe_content(start) == description

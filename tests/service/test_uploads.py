@@ -1,0 +1,220 @@
+"""What POST /detect is sent: forms, raw bodies, and everything that is wrong with them."""
+
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+
+from tests.fakes import FakeEngine
+from tests.service.asking import code_of, message_of, post_by_hand
+from tests.service.conftest import MAX_BODY_BYTES
+
+pytestmark = pytest.mark.anyio
+
+FORM = {"Content-Type": "multipart/form-data; boundary=b"}
+
+
+@pytest.mark.parametrize(
+    ("files", "status", "code", "message"),
+    [
+        ({}, 422, "no_image", "empty body"),
+        ({"img": b"x"}, 422, "no_image", "'images' or 'image' or 'file', got 'img'"),
+        ({"images": b""}, 422, "no_image", r"image 0 \('images'\): .* got 0 bytes"),
+        ({"images": b"text"}, 415, "unsupported_media_type", r"image 0 \('images'\)"),
+        ({"images": b"\x89PNG\r\n\x1a\n"}, 422, "invalid_image", r"image 0 \('images'\)"),
+        ({"images": b"x", "more": b"x"}, 422, "invalid_request", "got 'more'"),
+    ],
+)
+async def test_uploads_without_a_usable_image(
+    client: httpx.AsyncClient,
+    engine: FakeEngine,
+    files: dict[str, bytes],
+    status: int,
+    code: str,
+    message: str,
+) -> None:
+    engine.batch_shapes.clear()
+
+    response = await client.post("/detect", files={k: (k, v) for k, v in files.items()})
+
+    assert (response.status_code, code_of(response)) == (status, code)
+    assert re.search(message, message_of(response))
+    assert engine.batch_shapes == []
+
+
+@pytest.mark.parametrize("ids", ["1,2", "one"])
+async def test_ids_must_fit_the_images(
+    client: httpx.AsyncClient, png_bytes: bytes, ids: str
+) -> None:
+    response = await client.post("/detect", files={"images": png_bytes}, data={"image_ids": ids})
+
+    assert (response.status_code, code_of(response)) == (422, "invalid_request")
+
+
+async def test_text_in_place_of_a_file_is_explained(client: httpx.AsyncClient) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="images"\r\n\r\nphoto.jpg\r\n--b--\r\n'
+
+    response = await client.post("/detect", content=body, headers=FORM)
+
+    assert code_of(response) == "no_image"
+    assert "-F images=@photo.jpg" in message_of(response)
+
+
+async def test_broken_multipart_is_malformed(client: httpx.AsyncClient) -> None:
+    response = await client.post("/detect", content=b"--c\r\nnonsense", headers=FORM)
+
+    assert (response.status_code, code_of(response)) == (400, "malformed_body")
+
+
+async def test_too_many_images(client: httpx.AsyncClient, png_bytes: bytes) -> None:
+    response = await client.post("/detect", files=[("images", png_bytes)] * 4)
+
+    assert (response.status_code, code_of(response)) == (413, "too_many_images")
+
+
+def form_of(disposition: bytes, content: bytes) -> bytes:
+    """A form of one part, its boundary b."""
+    return b"--b\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n--b--\r\n" % (
+        disposition,
+        content,
+    )
+
+
+@pytest.mark.parametrize("parameter", [b"filename*=UTF-8''a.png", b"FileName*0=a; filename*1=.png"])
+async def test_a_file_name_of_a_kind_that_forms_may_not_have_is_explained(
+    client: httpx.AsyncClient, png_bytes: bytes, parameter: bytes
+) -> None:
+    body = form_of(b'name="images"; ' + parameter, png_bytes)
+
+    response = await client.post("/detect", content=body, headers=FORM)
+
+    assert (response.status_code, code_of(response)) == (400, "malformed_body")
+    assert re.search(r'\*=, which RFC 7578 .*filename="photo.jpg"', message_of(response))
+
+
+async def test_a_file_with_names_of_both_kinds_has_the_plain_one(
+    client: httpx.AsyncClient, png_bytes: bytes
+) -> None:
+    names = b"filename=a.png; filename*=UTF-8''b.png"
+
+    response = await client.post(
+        "/detect", content=form_of(b"name=images; " + names, png_bytes), headers=FORM
+    )
+
+    assert response.json()["results"][0]["file_name"] == "a.png"
+
+
+@pytest.mark.parametrize("num_missing", [4, 9, 500])
+async def test_a_form_that_is_cut_short_is_told_so(
+    client: httpx.AsyncClient, num_missing: int
+) -> None:
+    body = form_of(b'name="images"; filename="a.png"', b"x" * 1000)
+
+    response = await client.post("/detect", content=body[:-num_missing], headers=FORM)
+
+    assert (response.status_code, code_of(response)) == (400, "malformed_body")
+    assert "cut short" in message_of(response)
+
+
+@pytest.mark.parametrize("content_type", [b"image/png", b"multipart/form-data; boundary=b"])
+async def test_a_client_that_leaves_while_it_sends_is_no_error_of_the_service(
+    app: FastAPI,
+    client: httpx.AsyncClient,
+    caplog: pytest.LogCaptureFixture,
+    content_type: bytes,
+) -> None:
+    messages: list[dict[str, Any]] = [
+        {"type": "http.request", "body": b"--b\r\n", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    await post_by_hand(app, messages, [(b"content-type", content_type)])
+
+    metrics = (await client.get("/metrics")).text
+    assert 'detr_rejects_total{code="client_gone"} 1.0' in metrics
+    assert "internal_error" not in metrics
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/detect/", "/detect/?threshold=0.5"])
+async def test_images_may_be_posted_with_a_slash_at_the_end(
+    client: httpx.AsyncClient, png_bytes: bytes, path: str
+) -> None:
+    response = await client.post(path, files={"images": png_bytes})
+
+    assert response.status_code == 200
+    assert '{path="/detect",status="200"} 1.0' in (await client.get("/metrics")).text
+
+
+@pytest.mark.parametrize("path", ["/model", "/healthz", "/readyz", "/metrics", "/docs"])
+async def test_a_path_with_a_slash_at_the_end_leads_to_the_one_without(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    response = await client.get(f"{path}/", follow_redirects=True)
+
+    assert response.status_code == 200
+    assert response.url.path == path
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\0\0\0\x24ftypheic\0\0\0\0mif1heic", "got HEIC; convert it to JPEG"),
+        (b"%PDF-1.7", "got PDF; convert its pages to JPEG"),
+    ],
+)
+async def test_a_format_that_is_not_taken_is_named(
+    client: httpx.AsyncClient, content: bytes, message: str
+) -> None:
+    response = await client.post("/detect", content=content)
+
+    assert (response.status_code, code_of(response)) == (415, "unsupported_media_type")
+    assert message in message_of(response)
+
+
+async def test_too_many_pixels_are_refused(
+    client: httpx.AsyncClient, encode: Callable[..., bytes]
+) -> None:
+    response = await client.post(
+        "/detect", content=encode(np.zeros((500, 500, 3), np.uint8), "PNG")
+    )
+
+    assert (response.status_code, code_of(response)) == (422, "invalid_image")
+    assert "at most 200,000 pixels, got 500 x 500 = 250,000" in message_of(response)
+
+
+async def test_a_body_that_says_it_is_too_long_is_refused_unread(
+    client: httpx.AsyncClient,
+) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x" * 10
+        raise AssertionError("the body was read")
+
+    response = await client.post(
+        "/detect", content=body(), headers={"Content-Length": str(MAX_BODY_BYTES + 1)}
+    )
+
+    assert (response.status_code, code_of(response)) == (413, "payload_too_large")
+
+
+@pytest.mark.parametrize("content_type", ["image/png", "multipart/form-data; boundary=b"])
+async def test_a_body_without_a_length_is_cut_at_the_limit(
+    client: httpx.AsyncClient, content_type: str
+) -> None:
+    num_sent = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal num_sent
+        yield b'--b\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+        for _ in range(1000):
+            num_sent += 10_000
+            yield b"x" * 10_000
+
+    response = await client.post("/detect", content=body(), headers={"Content-Type": content_type})
+
+    assert (response.status_code, code_of(response)) == (413, "payload_too_large")
+    assert num_sent <= MAX_BODY_BYTES + 10_000
