@@ -74,7 +74,7 @@ def open_peer(
         mode: "fp32", "bf16" (autocast) or "compile" (inductor, float32).
     """
     padding_mask = torch.zeros(images.shape[:3], dtype=torch.bool)
-    pixels = normalise(torch.from_numpy(images), padding_mask, Preprocess()).contiguous()
+    pixels = normalise(torch.from_numpy(images), padding_mask, preprocess=Preprocess()).contiguous()
     pixel_mask = (~padding_mask).long()
     network: Callable[..., Any] = torch.compile(model) if mode == "compile" else model
 
@@ -82,7 +82,9 @@ def open_peer(
         half = torch.autocast("cpu", torch.bfloat16, enabled=mode == "bf16")
         with torch.inference_mode(), half:
             output = network(pixel_values=pixels, pixel_mask=pixel_mask)
-            found = decode_detections(output.logits, output.pred_boxes, NUM_DETECTIONS)
+            found = decode_detections(
+                output.logits, output.pred_boxes, num_detections=NUM_DETECTIONS
+            )
         return RawOutput(*(part.numpy() for part in found))
 
     return run

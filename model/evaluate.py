@@ -54,7 +54,12 @@ def evaluate_command(
     """Evaluate as `add_arguments` says: print the report, write the results."""
     dataset = open_evaluation_data(args.data, args.split, classes)
     metrics = evaluate(
-        predict, dataset, preprocess, classes=classes, batch_size=args.batch_size, limit=args.limit
+        predict,
+        dataset,
+        preprocess=preprocess,
+        classes=classes,
+        batch_size=args.batch_size,
+        limit=args.limit,
     )
     _print_report(metrics)
     if args.out is not None:

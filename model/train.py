@@ -219,7 +219,9 @@ def _evaluate(
         stop.check()
         return predict(images, padding_mask)
 
-    metrics = evaluate(predict_or_stop, data.val, config.preprocess, classes=data.classes)
+    metrics = evaluate(
+        predict_or_stop, data.val, preprocess=config.preprocess, classes=data.classes
+    )
     state.progress.seconds += time.monotonic() - started
     return metrics
 

@@ -203,6 +203,15 @@ def test_every_module_and_public_definition_has_a_docstring(path):
     assert [node.name for node in public if not ast.get_docstring(node)] == []
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "model/network").glob("*.py")), ids=relative)
+def test_every_layer_says_which_shapes_it_maps(path):
+    silent = [node.lineno for node in ast.walk(ast.parse(path.read_text()))
+              if isinstance(node, ast.FunctionDef) and node.name == "forward"
+              and not re.search(r"\((B|\.\.\.), ", ast.get_docstring(node) or "")]  # fmt: skip
+
+    assert silent == []
+
+
 def test_exceptions_of_every_kind_are_swallowed_in_two_places_only():
     swallowing = [
         relative(path)

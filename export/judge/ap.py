@@ -39,7 +39,9 @@ def measure(directory: Path, dataset: EvaluationData) -> Measured:
     log.info("AP in %s on %d images ...", manifest.precision, len(dataset))
     start = time.perf_counter()
     try:
-        metrics = evaluate(engine.run, dataset, manifest.preprocess, classes=manifest.classes)
+        metrics = evaluate(
+            engine.run, dataset, preprocess=manifest.preprocess, classes=manifest.classes
+        )
     finally:
         engine.close()
     measured = Measured(metrics, engine.info, time.perf_counter() - start)

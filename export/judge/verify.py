@@ -213,10 +213,10 @@ def _joined(outputs: Sequence[RawOutput]) -> RawOutput:
 def _run_in_float64(model: DetectionModel, batch: Batch) -> RawOutput:
     images, padding_mask = torch.from_numpy(batch.images), torch.from_numpy(batch.padding_mask)
     detector = copy.deepcopy(model.detector).double()
-    normalised = normalise(images, padding_mask, model.preprocess).double()
+    normalised = normalise(images, padding_mask, preprocess=model.preprocess).double()
     outputs = detector(normalised, padding_mask)
     count = detector.config.num_detections
-    decoded = decode_detections(outputs["pred_logits"], outputs["pred_boxes"], count)
+    decoded = decode_detections(outputs["pred_logits"], outputs["pred_boxes"], num_detections=count)
     return RawOutput(*(output.numpy() for output in decoded))
 
 

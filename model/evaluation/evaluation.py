@@ -17,8 +17,8 @@ from model.progress import progress_bar
 def evaluate(
     predict: Predict,
     dataset: EvaluationData,
-    preprocess: Preprocess,
     *,
+    preprocess: Preprocess,
     classes: Sequence[ClassInfo],
     batch_size: int = 1,
     limit: int | None = None,

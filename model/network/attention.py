@@ -16,7 +16,9 @@ class MSDeformAttn(nn.Module):
     Source: Deformable DETR, arXiv:2010.04159, section 4.1, eq. (3).
     """
 
-    def __init__(self, hidden_dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
+    def __init__(
+        self, hidden_dim: int, num_heads: int, *, num_levels: int, num_points: int
+    ) -> None:
         super().__init__()
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         samples = num_heads * num_levels * num_points
@@ -79,7 +81,7 @@ class MSDeformAttn(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head attention among the object queries, with packed projections in order Q, K, V."""
 
-    def __init__(self, hidden_dim: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int, *, dropout: float) -> None:
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden_dim, hidden_dim))

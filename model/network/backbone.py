@@ -72,7 +72,7 @@ class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions around a shortcut; the output has 4 x `width` channels."""
 
     def __init__(
-        self, in_channels: int, width: int, stride: int, *, is_first: bool, train_bn: bool
+        self, in_channels: int, width: int, *, stride: int, is_first: bool, train_bn: bool
     ) -> None:
         super().__init__()
         out_channels = width * EXPANSION
@@ -130,7 +130,7 @@ class ResNet(nn.Module):
                 stride = 2 if stage > 0 and block == 0 else 1
                 layers.append(
                     Bottleneck(
-                        channels, stage_width, stride, is_first=block == 0, train_bn=train_bn
+                        channels, stage_width, stride=stride, is_first=block == 0, train_bn=train_bn
                     )
                 )
                 channels = stage_width * EXPANSION

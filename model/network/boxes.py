@@ -25,7 +25,7 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     return torch.log(x.clamp(min=eps)) - torch.log((1 - x).clamp(min=eps))
 
 
-def generalised_iou(a: Tensor, b: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+def generalised_iou(a: Tensor, b: Tensor, *, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
     """IoU and GIoU of xyxy boxes; shapes (..., 4) broadcast against each other.
 
     Union and enclosing area are floored at eps, so empty boxes give 0 rather than NaN.

@@ -116,11 +116,12 @@ class DeformableDetr(nn.Module):
         )
 
     def forward(self, images: Tensor, padding_mask: Tensor) -> dict[str, Any]:
+        """Maps images (B, 3, H, W) and padding_mask (B, H, W) to the outputs named above."""
         features, pyramid = self._features(images, padding_mask)
         tokens = torch.cat([f.flatten(2).transpose(1, 2) for f in features], dim=1)  # (B, S, C)
         position = torch.cat(
             [
-                (encode_pixels(y, x, tokens.shape[-1]) + embed).flatten(1, 2)
+                (encode_pixels(y, x, hidden_dim=tokens.shape[-1]) + embed).flatten(1, 2)
                 for y, x, embed in zip(pyramid.rows, pyramid.columns, self.level_embed, strict=True)
             ],
             dim=1,

@@ -10,7 +10,7 @@ from model.network.boxes import cxcywh_to_xyxy
 from model.network.deformable_detr import DeformableDetr
 
 
-def normalise(images: Tensor, padding_mask: Tensor, preprocess: Preprocess) -> Tensor:
+def normalise(images: Tensor, padding_mask: Tensor, *, preprocess: Preprocess) -> Tensor:
     """Network input (B, 3, H, W) float32 from images (B, H, W, 3) uint8 RGB.
 
     Padding is zero *after* normalisation, as in training.
@@ -25,7 +25,7 @@ def normalise(images: Tensor, padding_mask: Tensor, preprocess: Preprocess) -> T
 
 
 def decode_detections(
-    pred_logits: Tensor, pred_boxes: Tensor, num_detections: int
+    pred_logits: Tensor, pred_boxes: Tensor, *, num_detections: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best (query, class) pairs of every image, best first.
 
@@ -59,11 +59,13 @@ class DetectionModel(nn.Module):
 
         Returns scores, labels and boxes as `decode_detections` does.
         """
-        outputs = self.detector(normalise(images, padding_mask, self.preprocess), padding_mask)
+        outputs = self.detector(
+            normalise(images, padding_mask, preprocess=self.preprocess), padding_mask
+        )
         return decode_detections(
             outputs["pred_logits"],
             outputs["pred_boxes"],
-            self.detector.config.num_detections,
+            num_detections=self.detector.config.num_detections,
         )
 
 

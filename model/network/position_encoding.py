@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def interleaved_sine(angles: Tensor, num_features: int, temperature: float = 10000.0) -> Tensor:
+def interleaved_sine(angles: Tensor, num_features: int, *, temperature: float = 10000.0) -> Tensor:
     """Sines and cosines of angles (...) at falling frequencies -> (..., num_features), float32.
 
     Feature 2j is sin(angle / T^(2j / n)), feature 2j + 1 the cosine of the same argument.
@@ -18,7 +18,7 @@ def interleaved_sine(angles: Tensor, num_features: int, temperature: float = 100
     return torch.stack((arguments.sin(), arguments.cos()), dim=-1).flatten(-2)
 
 
-def encode_pixels(y: Tensor, x: Tensor, hidden_dim: int) -> Tensor:
+def encode_pixels(y: Tensor, x: Tensor, *, hidden_dim: int) -> Tensor:
     """Position encoding of one feature level, y before x.
 
     Args:

@@ -68,7 +68,7 @@ class LearnedQueries(nn.Module):
         nn.init.zeros_(self.reference_points.bias)
 
     def forward(self, memory: Tensor, pyramid: Pyramid) -> Queries:
-        """Queries for a batch the size of memory (B, S, C), whose content is not looked at."""
+        """The learned queries (B, Q, C) and points (B, Q, 2), for the B of memory (B, S, C)."""
         position, content = self.embedding.weight.chunk(2, dim=-1)  # position first
         reference_points = self.reference_points(position).float().sigmoid()
         batch = memory.shape[0]
@@ -101,7 +101,7 @@ class ProposalQueries(nn.Module):
         nn.init.xavier_uniform_(self.position_proj.weight)
 
     def forward(self, memory: Tensor, pyramid: Pyramid) -> Queries:
-        """Picks the top proposals of memory (B, S, C); at most S of them."""
+        """Maps memory (B, S, C) to its Q best proposals, at most S: (B, Q, C), boxes (B, Q, 4)."""
         anchors = proposal_logits(pyramid)
         tokens = memory.masked_fill(~pyramid.has_proposal[..., None], 0.0)
         tokens = self.memory_norm(self.memory_proj(tokens))

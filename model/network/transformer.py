@@ -16,7 +16,7 @@ from model.network.pyramid import Pyramid
 class FeedForward(nn.Module):
     """Two linear layers around a ReLU; dropout on the hidden layer and on the output."""
 
-    def __init__(self, hidden_dim: int, ffn_dim: int, dropout: float) -> None:
+    def __init__(self, hidden_dim: int, ffn_dim: int, *, dropout: float) -> None:
         super().__init__()
         self.linear1 = nn.Linear(hidden_dim, ffn_dim)
         self.linear2 = nn.Linear(ffn_dim, hidden_dim)
@@ -25,13 +25,19 @@ class FeedForward(nn.Module):
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., C) to (..., C)."""
         x = self.dropout(F.relu(self.linear1(x)))
         x = self.dropout(self.linear2(x))
         return x
 
 
 def _cross_attention(config: ModelConfig) -> MSDeformAttn:
-    return MSDeformAttn(config.hidden_dim, config.num_heads, config.num_levels, config.num_points)
+    return MSDeformAttn(
+        config.hidden_dim,
+        config.num_heads,
+        num_levels=config.num_levels,
+        num_points=config.num_points,
+    )
 
 
 class EncoderLayer(nn.Module):
@@ -41,13 +47,19 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = _cross_attention(config)
         self.norm1 = nn.LayerNorm(config.hidden_dim)
-        self.ffn = FeedForward(config.hidden_dim, config.ffn_dim, config.dropout)
+        self.ffn = FeedForward(config.hidden_dim, config.ffn_dim, dropout=config.dropout)
         self.norm2 = nn.LayerNorm(config.hidden_dim)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self, tokens: Tensor, position: Tensor, reference_points: Tensor, pyramid: Pyramid
     ) -> Tensor:
+        """Maps tokens (B, S, C) to (B, S, C).
+
+        Args:
+            position: (B, S, C), added to what asks, not to what is read.
+            reference_points: (B, S, L, 2) float32, each token's own place on every level.
+        """
         attended = self.self_attn(
             tokens + position,
             tokens,
@@ -80,11 +92,11 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.self_attn = SelfAttention(config.hidden_dim, config.num_heads, config.dropout)
+        self.self_attn = SelfAttention(config.hidden_dim, config.num_heads, dropout=config.dropout)
         self.norm1 = nn.LayerNorm(config.hidden_dim)
         self.cross_attn = _cross_attention(config)
         self.norm2 = nn.LayerNorm(config.hidden_dim)
-        self.ffn = FeedForward(config.hidden_dim, config.ffn_dim, config.dropout)
+        self.ffn = FeedForward(config.hidden_dim, config.ffn_dim, dropout=config.dropout)
         self.norm3 = nn.LayerNorm(config.hidden_dim)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -96,6 +108,13 @@ class DecoderLayer(nn.Module):
         memory: Tensor,
         pyramid: Pyramid,
     ) -> Tensor:
+        """Maps queries (B, Q, C) to (B, Q, C).
+
+        Args:
+            query_pos: (B, Q, C), added to what asks, not to what is read.
+            reference_points: (B, Q, L, 2 or 4) float32, normalised over the padded maps.
+            memory: (B, S, C), from the encoder.
+        """
         queries = self.norm1(queries + self.dropout(self.self_attn(queries, query_pos)))
         attended = self.cross_attn(
             queries + query_pos,
@@ -137,7 +156,14 @@ class Decoder(nn.Module):
         pyramid: Pyramid,
         box_heads: Sequence[nn.Module],
     ) -> list[DecoderLayerOutput]:
-        """Decode queries (B, Q, C) from reference points (B, Q, 2 or 4); one output a layer."""
+        """Decode queries, with one output for each layer.
+
+        Args:
+            queries, query_pos: (B, Q, C), content and position.
+            reference_points: (B, Q, 2 or 4) float32, normalised by the image without padding.
+            memory: (B, S, C), from the encoder.
+            box_heads: one for each layer, which may be the same; each maps (B, Q, C) to (B, Q, 4).
+        """
         outputs = []
         for layer, box_head in zip(self.layers, box_heads, strict=True):
             ratios = pyramid.valid_ratios[:, None]  # (B, 1, L, 2)

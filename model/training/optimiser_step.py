@@ -99,7 +99,7 @@ def _loss_terms(
         for t in batch[2]
     ]
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        outputs = model(normalise(images, padding_mask, config.preprocess), padding_mask)
+        outputs = model(normalise(images, padding_mask, preprocess=config.preprocess), padding_mask)
     return compute_losses(outputs, targets, config.loss, normalisers=normalisers)
 
 

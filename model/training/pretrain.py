@@ -52,7 +52,7 @@ def pretrain_backbone(detector: DeformableDetr, config: TrainConfig, stop: StopR
 
     def to_input(crops: Tensor) -> Tensor:
         no_padding = torch.zeros(crops.shape[:3], dtype=torch.bool, device=device)
-        return normalise(crops.to(device), no_padding, config.preprocess)
+        return normalise(crops.to(device), no_padding, preprocess=config.preprocess)
 
     def logits(images: Tensor) -> Tensor:
         predicted: Tensor = classifier(backbone(images)[-1].mean((2, 3)))

@@ -46,7 +46,7 @@ def names_in(directory):
 def evaluate_digits(engine, manifest, num_images):
     val = DigitsDataset("val", num_images=num_images)
     try:
-        return evaluate(engine.run, val, manifest.preprocess, classes=manifest.classes)
+        return evaluate(engine.run, val, preprocess=manifest.preprocess, classes=manifest.classes)
     finally:
         engine.close()
 

@@ -56,7 +56,8 @@ def average_precision(manifest: Manifest, engine: Engine) -> float:
     """AP on the demo's validation set; closes the engine."""
     try:
         data, classes = DigitsDataset("val"), manifest.classes
-        return evaluate(engine.run, data, manifest.preprocess, classes=classes).numbers["AP"]
+        found = evaluate(engine.run, data, preprocess=manifest.preprocess, classes=classes)
+        return found.numbers["AP"]
     finally:
         engine.close()
 

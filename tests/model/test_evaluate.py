@@ -57,7 +57,7 @@ def photographs():
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_a_detector_that_knows_the_answers_has_ap_1(photographs, batch_size):
     metrics = evaluate(
-        _perfect(photographs), photographs, SMALL,
+        _perfect(photographs), photographs, preprocess=SMALL,
         classes=photographs.classes, batch_size=batch_size,
     )  # fmt: skip
 
@@ -68,7 +68,7 @@ def test_a_detector_that_knows_the_answers_has_ap_1(photographs, batch_size):
 def test_the_demo_set_can_be_solved():
     dataset = DigitsDataset("val", num_images=20)
 
-    metrics = evaluate(_perfect(dataset), dataset, Preprocess(), classes=CLASSES)
+    metrics = evaluate(_perfect(dataset), dataset, preprocess=Preprocess(), classes=CLASSES)
 
     assert metrics.numbers["AP"] == pytest.approx(1.0)
 
@@ -82,7 +82,9 @@ def test_the_detector_gets_what_the_service_would_give_it(photographs):
         scores, boxes = np.zeros((count, 1), np.float32), np.zeros((count, 1, 4), np.float32)
         return RawOutput(scores, np.zeros((count, 1), np.int64), boxes)
 
-    evaluate(predict, photographs, SMALL, classes=photographs.classes, batch_size=7, limit=8)
+    evaluate(
+        predict, photographs, preprocess=SMALL, classes=photographs.classes, batch_size=7, limit=8
+    )
 
     assert [images.shape[0] for images, _ in seen] == [7, 1]
     assert seen[0][0].dtype == np.uint8
@@ -93,7 +95,7 @@ def test_the_detector_gets_what_the_service_would_give_it(photographs):
 
 def test_a_limit_leaves_the_other_images_out_of_the_ground_truth(photographs):
     metrics = evaluate(
-        _perfect(photographs), photographs, SMALL, classes=photographs.classes, limit=2
+        _perfect(photographs), photographs, preprocess=SMALL, classes=photographs.classes, limit=2
     )
 
     kept = {photographs.image_id(0), photographs.image_id(1)}
@@ -111,7 +113,7 @@ def test_the_model_may_order_its_classes_otherwise_and_know_more(photographs):
         scores, labels, boxes = perfect(images, padding_mask)
         return RawOutput(scores, new_labels[labels], boxes)
 
-    metrics = evaluate(predict, photographs, SMALL, classes=classes)
+    metrics = evaluate(predict, photographs, preprocess=SMALL, classes=classes)
 
     assert metrics.numbers["AP"] == pytest.approx(1.0)
 
@@ -128,7 +130,7 @@ def test_an_output_that_is_not_finite_names_the_image(photographs):
         return RawOutput(scores, np.zeros((1, 1), np.int64), boxes)
 
     with pytest.raises(ValueError, match=f"image {photographs.image_id(0)} is not finite"):
-        evaluate(predict, photographs, SMALL, classes=photographs.classes)
+        evaluate(predict, photographs, preprocess=SMALL, classes=photographs.classes)
 
 
 def test_a_torch_model_predicts_arrays_of_the_graphs_shapes():
@@ -173,7 +175,7 @@ def test_a_data_set_without_annotations_can_be_evaluated(unlabelled):
     Image.new("RGB", (50, 40)).save(unlabelled / "images" / "a.png")
     dataset = open_evaluation_data(unlabelled, "val", CLASSES)
 
-    metrics = evaluate(_perfect(dataset), dataset, SMALL, classes=dataset.classes)
+    metrics = evaluate(_perfect(dataset), dataset, preprocess=SMALL, classes=dataset.classes)
 
     assert metrics.defined == {}
     assert len(metrics.results) == NUM_DETECTIONS

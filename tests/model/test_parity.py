@@ -129,7 +129,7 @@ def test_detections_in_the_original_image_are_the_same(
 
     with torch.no_grad():
         outputs = model(*_inputs(arrays, case))
-    decoded = decode_detections(outputs["pred_logits"], outputs["pred_boxes"], 15)
+    decoded = decode_detections(outputs["pred_logits"], outputs["pred_boxes"], num_detections=15)
 
     for b, (original, resized) in enumerate(
         zip(arrays[f"{case}/ori_shape"], arrays[f"{case}/img_shape"], strict=True)

@@ -14,7 +14,7 @@ def test_padding_is_zero_after_normalisation() -> None:
     images = torch.full((1, 2, 3, 3), 200, dtype=torch.uint8)
     mask = torch.tensor([[[False, False, True], [False, False, True]]])
 
-    result = normalise(images, mask, Preprocess())
+    result = normalise(images, mask, preprocess=Preprocess())
 
     assert result.shape == (1, 3, 2, 3)
     assert not result[..., 2].any()
@@ -24,7 +24,7 @@ def test_padding_is_zero_after_normalisation() -> None:
 def test_channels_stay_last_in_memory_where_convolutions_are_faster() -> None:
     images = torch.zeros(2, 4, 6, 3, dtype=torch.uint8)
 
-    result = normalise(images, torch.zeros(2, 4, 6, dtype=torch.bool), Preprocess())
+    result = normalise(images, torch.zeros(2, 4, 6, dtype=torch.bool), preprocess=Preprocess())
 
     assert result.is_contiguous(memory_format=torch.channels_last)
 
@@ -34,7 +34,7 @@ def test_detections_are_picked_within_their_own_image() -> None:
     logits = torch.randn(3, 7, 4, generator=generator)
     boxes = 0.3 + 0.4 * torch.rand(3, 7, 4, generator=generator)
 
-    scores, labels, corners = decode_detections(logits, boxes, 5)
+    scores, labels, corners = decode_detections(logits, boxes, num_detections=5)
 
     for b in range(3):
         order = np.argsort(-logits[b].flatten().numpy(), kind="stable")[:5]
@@ -50,7 +50,7 @@ def test_at_most_every_query_and_class_is_returned(
     queries: int, classes: int, expected: int
 ) -> None:
     scores, _, _ = decode_detections(
-        torch.zeros(1, queries, classes), torch.zeros(1, queries, 4), 100
+        torch.zeros(1, queries, classes), torch.zeros(1, queries, 4), num_detections=100
     )
 
     assert scores.shape == (1, expected)

@@ -21,7 +21,7 @@ def test_a_pixel_is_encoded_by_its_row_then_its_column_within_the_image() -> Non
     padding_mask[0, :5, :7] = padding_mask[1, :3, :4] = False
     pyramid = build_pyramid([padding_mask])
 
-    encoding = encode_pixels(pyramid.rows[0], pyramid.columns[0], 16)
+    encoding = encode_pixels(pyramid.rows[0], pyramid.columns[0], hidden_dim=16)
 
     assert encoding.shape == (2, 5, 7, 16)
     for image, (height, width) in enumerate([(5, 7), (3, 4)]):
