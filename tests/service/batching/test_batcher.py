@@ -1,111 +1,25 @@
 """The batcher on plain strings: full, late, cancelled, failing, draining, fair."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import pytest
 
 from service.batching.batcher import BatchReport, DynamicBatcher
 from service.errors import DeadlineExceeded, EngineFailure, NotReady, Overloaded
-from tests.fakes import FakeClock, Gate
+from tests.fakes import FakeClock
+from tests.service.batching.shouting import (
+    MAX_BATCH_SIZE,
+    MAX_QUEUE,
+    Batcher,
+    Shouter,
+    begin,
+    hold_engine,
+    reach,
+    say,
+    settle,
+)
 
 pytestmark = pytest.mark.anyio
-
-MAX_BATCH_SIZE = 4
-MAX_QUEUE = 10
-
-
-class Shouter:
-    """Answers every word in capitals; raises on a batch with a "bad" one."""
-
-    def __init__(self) -> None:
-        self.gate = Gate()
-        self.assembled = Gate()
-        self.batches: list[tuple[str, ...]] = []
-
-    def assemble(self, words: list[str]) -> tuple[str, ...]:
-        if "unjoinable" in words:
-            raise ValueError("cannot be joined")
-        self.assembled.pass_through()
-        return tuple(words)
-
-    def run(self, batch: tuple[str, ...]) -> list[str]:
-        self.batches.append(batch)
-        self.gate.pass_through()
-        if any(word.startswith("bad") for word in batch):
-            raise RuntimeError("a bad word")
-        if "forgotten" in batch:
-            return []
-        return [word.upper() for word in batch]
-
-    @property
-    def words(self) -> list[str]:
-        return [word for batch in self.batches for word in batch]
-
-
-Batcher = DynamicBatcher[str, tuple[str, ...], str]
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def shouter() -> Shouter:
-    return Shouter()
-
-
-@pytest.fixture
-def reports() -> list[BatchReport]:
-    return []
-
-
-@pytest.fixture
-async def batcher(
-    shouter: Shouter, clock: FakeClock, reports: list[BatchReport]
-) -> AsyncIterator[Batcher]:
-    batcher = DynamicBatcher(
-        shouter.assemble,
-        shouter.run,
-        max_batch_size=MAX_BATCH_SIZE,
-        max_queue=MAX_QUEUE,
-        on_batch=reports.append,
-        clock=clock,
-    )
-    yield batcher
-    shouter.gate.open()
-    await batcher.close()
-
-
-async def say(
-    batcher: Batcher, *words: str, bucket: str = "a", deadline_s: float | None = None
-) -> list[str]:
-    with batcher.admit(len(words), deadline_s=deadline_s) as ticket:
-        return await ticket.run(words, [bucket] * len(words))
-
-
-def begin(batcher: Batcher, *words: str, **options: Any) -> asyncio.Task[list[str]]:
-    return asyncio.ensure_future(say(batcher, *words, **options))
-
-
-async def settle() -> None:
-    """Let every task that can go on do so."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-async def reach(wait: Callable[[], None]) -> None:
-    await asyncio.to_thread(wait)
-
-
-async def hold_engine(batcher: Batcher, shouter: Shouter) -> asyncio.Task[list[str]]:
-    """Keep the engine busy with a word of another bucket until its gate is opened."""
-    shouter.gate.shut()
-    blocker = begin(batcher, "blocker", bucket="blocker")
-    await reach(shouter.gate.wait_for_arrival)
-    return blocker
 
 
 async def test_a_lone_item_runs_at_once(batcher: Batcher, shouter: Shouter) -> None:

@@ -1,0 +1,153 @@
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from bundle.preprocess import (
+    UndecodableImage,
+    UnsupportedImage,
+    decode_image,
+)
+from tests.bundle.image_files import PIXELS, Encode, exif_of, png
+
+
+def test_nothing_is_no_image() -> None:
+    with pytest.raises(UndecodableImage, match="0 bytes"):
+        decode_image(b"")
+
+
+@pytest.mark.parametrize(
+    ("image_format", "name"),
+    [
+        ("GIF", "GIF"),
+        ("TIFF", "TIFF"),
+        ("BMP", "BMP"),
+        ("PPM", "a PNM image"),
+        ("ICO", "an icon"),
+        ("JPEG2000", "JPEG 2000"),
+        ("EPS", "PostScript"),
+        ("PDF", "PDF"),
+        ("AVIF", "AVIF"),
+    ],
+)
+def test_other_formats_are_refused_by_content_and_name(
+    encode: Encode, image_format: str, name: str
+) -> None:
+    data = encode(Image.fromarray(PIXELS).resize((16, 16)), image_format)
+
+    with pytest.raises(UnsupportedImage, match=f"a JPEG, PNG or WebP image, got {name}.*; conv"):
+        decode_image(data)
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_lacks_only_its_end_marker_is_decoded(
+    encode: Encode, scene: np.ndarray, cut: int, progressive: bool
+) -> None:
+    data = encode(scene, "JPEG", progressive=progressive, comment=b"\xff\xd9 is no end here")
+
+    np.testing.assert_array_equal(decode_image(data[:-cut]), decode_image(data))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("kind", ["scene", "noise", "white"])
+def test_a_jpeg_that_lacks_more_than_its_end_marker_is_refused(
+    encode: Encode, scene: np.ndarray, progressive: bool, kind: str
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    pixels = {"scene": scene, "noise": noise, "white": np.full((40, 40, 3), 255, np.uint8)}[kind]
+    data = encode(pixels, "JPEG", progressive=progressive, restart_marker_blocks=2)
+    whole = decode_image(data)
+
+    pieces = [data[:size] for size in range(100, len(data) - 2, 3)]
+
+    assert [len(piece) for piece in pieces if not is_refused_or(whole, piece)] == []
+
+
+def is_refused_or(pixels: np.ndarray, data: bytes) -> bool:
+    """Whether an image is refused as truncated, or gives these pixels all the same."""
+    try:
+        return np.array_equal(decode_image(data), pixels)
+    except UndecodableImage as error:
+        return "the JPEG image is damaged" in str(error)
+
+
+def test_a_jpeg_that_breaks_off_between_two_scans_is_refused(
+    encode: Encode, scene: np.ndarray
+) -> None:
+    data = encode(scene, "JPEG", progressive=True)
+    last_scan = data.rindex(b"\xff\xda")
+
+    with pytest.raises(UndecodableImage, match="truncated"):
+        decode_image(data[:last_scan])
+
+
+@pytest.mark.parametrize("data", [b"hello", b"\xff\xd8", b"<svg/>", b"RIFF\0\0\0\0WAVE", b"\0"])
+def test_what_is_no_image_is_refused_by_content(data: bytes) -> None:
+    with pytest.raises(UnsupportedImage):
+        decode_image(data)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])
+def test_a_truncated_image_is_refused(encode: Encode, image_format: str, share: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encode(noise, image_format)
+
+    with pytest.raises(UndecodableImage, match=f"{image_format} image is damaged"):
+        decode_image(data[: max(12, int(len(data) * share))])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+@given(st.data())
+def test_damage_gives_pixels_or_a_refusal_and_nothing_else(
+    encode: Encode, image_format: str, data: st.DataObject
+) -> None:
+    content = bytearray(encode(PIXELS, image_format, exif=exif_of(6)))
+    positions = st.integers(min_value=12, max_value=len(content) - 1)
+    for position in data.draw(st.lists(positions, min_size=1, max_size=8)):
+        content[position] = data.draw(st.integers(min_value=0, max_value=255))
+
+    try:
+        decoded = decode_image(bytes(content), max_pixels=1_000_000)
+    except UndecodableImage:
+        return
+
+    assert decoded.ndim == 3
+
+
+def test_a_decompression_bomb_is_refused_from_its_header() -> None:
+    data = png(13_000, 13_000, b"\0" * 1000, depth=8, colour=2)
+
+    with pytest.raises(UndecodableImage, match="= 169,000,000; send a smaller image"):
+        decode_image(data)
+
+
+def test_a_webp_bomb_is_refused_from_its_header(encode: Encode) -> None:
+    red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    data = bytearray(encode(red, "WEBP", save_all=True, append_images=[blue]))
+    data[24:30] = b"\xfe\x3f\x00\xfe\x3f\x00"  # canvas of 16383 x 16383
+
+    with pytest.raises(UndecodableImage, match="268,402,689"):
+        decode_image(bytes(data))
+
+
+def test_the_pixel_limit_is_inclusive(encode: Encode) -> None:
+    data = encode(Image.new("L", (10, 10)), "PNG")
+
+    assert decode_image(data, max_pixels=100).shape == (10, 10, 3)
+    with pytest.raises(UndecodableImage):
+        decode_image(data, max_pixels=99)
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
+def test_a_bomb_in_a_text_chunk_is_no_bomb(kind: bytes) -> None:
+    inflated = zlib.compress(b"\0" * 50_000_000, 9)
+    data = png(1, 1, b"\0\5", depth=8, colour=0, extra=[(kind, b"name\0\0" + inflated)])
+
+    with pytest.raises(UndecodableImage):
+        decode_image(data)
