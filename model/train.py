@@ -180,7 +180,7 @@ def train_epoch(
         for batches in epoch_batches(
             data.train, config, epoch=progress.epoch, skip_steps=progress.step_in_epoch
         ):
-            factor = schedule_factor(progress.step, num_steps, config)
+            factor = schedule_factor(progress.step, num_steps, config=config)
             set_learning_rate(state.optimizer, factor)
             values = take_step(state, batches, config, dtype)
 

@@ -69,7 +69,7 @@ def create_app(
     )
     app.state.settings = settings
     app.state.metrics = Metrics()
-    app.state.detector = Detector(manifest, settings, app.state.metrics)
+    app.state.detector = Detector(manifest, settings, metrics=app.state.metrics)
     app.state.failure = None
     app.state.is_stopping = False
     ref = app.state.detector.model_ref

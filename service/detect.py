@@ -100,7 +100,9 @@ def _run(
             )
         )
         if draw_dir:
-            drawing = render(image, detections, manifest.classes, ImageFormat.JPEG)
+            drawing = render(
+                image, detections, classes=manifest.classes, image_format=ImageFormat.JPEG
+            )
             write_atomically(draw_dir / f"{image_id:05d}-{path.stem}.jpg", drawing)
     engine.close()
     content = _to_json(results, manifest, query.format)

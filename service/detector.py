@@ -58,7 +58,7 @@ class _Batch(NamedTuple):
 class Detector:
     """One bundle being served: its engine, its batcher and the threads that decode for it."""
 
-    def __init__(self, manifest: Manifest, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, manifest: Manifest, settings: Settings, *, metrics: Metrics) -> None:
         self.manifest = manifest
         self.model_ref = ModelRef.from_manifest(manifest)
         self.state = State.LOADING
@@ -192,7 +192,7 @@ class Detector:
         height, width = image.shape[:2]
         if self.manifest.batches == "equal_shapes":
             return height, width
-        return bucket(height, width, self.manifest.preprocess.short_side)
+        return bucket(height, width, short_side=self.manifest.preprocess.short_side)
 
     def _record(self, report: BatchReport) -> None:
         self._metrics.batch_size.observe(report.size)
@@ -224,7 +224,7 @@ class Detector:
         logger.info("the engine %s is warm: %s", engine.name, info)
 
 
-def bucket(height: int, width: int, short_side: int) -> tuple[int, int, bool]:
+def bucket(height: int, width: int, *, short_side: int) -> tuple[int, int, bool]:
     """Images are batched only with such of like height and width, so that padding stays small.
 
     With thirds of the short side, 4:3 and 3:2 landscapes lie one bucket apart. Images that are

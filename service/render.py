@@ -31,6 +31,7 @@ class ImageFormat(StrEnum):
 def render(
     image: npt.NDArray[np.uint8],
     detections: Detections,
+    *,
     classes: Sequence[ClassInfo],
     image_format: ImageFormat,
 ) -> bytes:

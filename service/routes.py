@@ -257,4 +257,4 @@ def _draw(
     max_pixels: int,
 ) -> bytes:
     image = decode_image(upload.data, max_pixels=max_pixels)
-    return render(image, detections, classes, image_format)
+    return render(image, detections, classes=classes, image_format=image_format)

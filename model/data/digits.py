@@ -228,7 +228,7 @@ def make_sample(rng: np.random.Generator, split: Split) -> Sample:
 
 
 def crop_batch(
-    rng: np.random.Generator, num_crops: int, split: Split = "train"
+    rng: np.random.Generator, num_crops: int, *, split: Split = "train"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Crops for pre-training the backbone as a classifier.
 

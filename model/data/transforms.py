@@ -48,9 +48,9 @@ def augment_sample(sample: Sample, rng: np.random.Generator, *, config: AugmentC
         sample = flip(sample)
     if rng.random() < config.crop_probability:
         short_side = int(rng.choice(config.crop_short_sides))
-        sample = resize(sample, short_side, config.crop_long_side)
-        sample = random_crop(sample, rng, config.crop_min, config.crop_max)
-    return resize(sample, int(rng.choice(config.short_sides)), config.long_side)
+        sample = resize(sample, short_side, long_side=config.crop_long_side)
+        sample = random_crop(sample, rng, crop_min=config.crop_min, crop_max=config.crop_max)
+    return resize(sample, int(rng.choice(config.short_sides)), long_side=config.long_side)
 
 
 def flip(sample: Sample) -> Sample:
@@ -60,7 +60,7 @@ def flip(sample: Sample) -> Sample:
     return Sample(np.ascontiguousarray(sample.image[:, ::-1]), boxes, sample.labels)
 
 
-def resize(sample: Sample, short_side: int, long_side: int) -> Sample:
+def resize(sample: Sample, short_side: int, *, long_side: int) -> Sample:
     """Resize as inference does: bilinear, no antialiasing, aspect ratio kept."""
     height, width = sample.image.shape[:2]
     new_height, new_width = resized_size(height, width, short_side, long_side)
@@ -70,17 +70,19 @@ def resize(sample: Sample, short_side: int, long_side: int) -> Sample:
     return Sample(image, boxes, sample.labels)
 
 
-def random_crop(sample: Sample, rng: np.random.Generator, crop_min: int, crop_max: int) -> Sample:
+def random_crop(
+    sample: Sample, rng: np.random.Generator, *, crop_min: int, crop_max: int
+) -> Sample:
     """Cut out a part whose sides are drawn independently from crop_min..crop_max pixels."""
     height, width = sample.image.shape[:2]
     crop_height = int(rng.integers(min(height, crop_min), min(height, crop_max) + 1))
     crop_width = int(rng.integers(min(width, crop_min), min(width, crop_max) + 1))
     top = int(rng.integers(height - crop_height + 1))
     left = int(rng.integers(width - crop_width + 1))
-    return crop(sample, top, left, crop_height, crop_width)
+    return crop(sample, top, left=left, height=crop_height, width=crop_width)
 
 
-def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
+def crop(sample: Sample, top: int, *, left: int, height: int, width: int) -> Sample:
     """Cut out a part. Boxes are clipped to it, those left without area are dropped."""
     image = np.ascontiguousarray(sample.image[top : top + height, left : left + width])
     shift = np.array([left, top, left, top], dtype=np.float32)
@@ -109,4 +111,4 @@ def _clip(boxes_xyxy_px: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _fit(sample: Sample, rng: np.random.Generator, *, preprocess: Preprocess) -> Sample:
-    return resize(sample, preprocess.short_side, preprocess.long_side)
+    return resize(sample, preprocess.short_side, long_side=preprocess.long_side)

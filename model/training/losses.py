@@ -40,8 +40,8 @@ def loss_normalisers(
 def compute_losses(
     outputs: dict[str, Any],
     targets: Targets,
-    config: LossConfig,
     *,
+    config: LossConfig,
     normalisers: LossNormalisers | None = None,
 ) -> dict[str, Tensor]:
     """Weighted loss terms; the total is their sum.
@@ -100,7 +100,7 @@ def _losses(
     """The three weighted terms, each (T,), of T layers with predictions of one shape."""
     logits = torch.stack([layer["pred_logits"] for layer in layers]).float()  # (T, B, N, K)
     boxes = torch.stack([layer["pred_boxes"] for layer in layers]).float()  # (T, B, N, 4)
-    matches = match(logits, boxes, targets, config, repeats=repeats)
+    matches = match(logits, boxes, targets=targets, config=config, repeats=repeats)
     matched = boxes[matches.layer, matches.image, matches.prediction]  # (n, 4)
     wanted = targets.boxes[matches.image, matches.truth]
     scale = targets.scale[matches.image]

@@ -52,7 +52,7 @@ class Matches(NamedTuple):
 
 
 def matching_cost(
-    logits: Tensor, boxes: Tensor, targets: PaddedTargets, config: LossConfig
+    logits: Tensor, boxes: Tensor, *, targets: PaddedTargets, config: LossConfig
 ) -> Tensor:
     """Cost (T, B, N, G) of giving each prediction of each layer each ground truth of its image.
 
@@ -86,9 +86,9 @@ def matching_cost(
 def match(
     logits: Tensor,
     boxes: Tensor,
+    *,
     targets: PaddedTargets,
     config: LossConfig,
-    *,
     repeats: int = 1,
 ) -> Matches:
     """Cheapest one-to-one assignment within every layer and image.
@@ -97,7 +97,7 @@ def match(
     truth may be matched `repeats` times.
     """
     num_layers, batch = logits.shape[:2]
-    cost = matching_cost(logits, boxes, targets, config)
+    cost = matching_cost(logits, boxes, targets=targets, config=config)
     cost = cost.nan_to_num(nan=IMPOSSIBLE, posinf=IMPOSSIBLE, neginf=-IMPOSSIBLE).cpu()
     columns: list[list[int]] = [[], [], [], []]
     for layer in range(num_layers):

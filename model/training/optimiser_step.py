@@ -100,7 +100,7 @@ def _loss_terms(
     ]
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         outputs = model(normalise(images, padding_mask, preprocess=config.preprocess), padding_mask)
-    return compute_losses(outputs, targets, config.loss, normalisers=normalisers)
+    return compute_losses(outputs, targets, config=config.loss, normalisers=normalisers)
 
 
 def _diagnose(

@@ -83,7 +83,7 @@ def pretrain_backbone(detector: DeformableDetr, config: TrainConfig, stop: StopR
                 loss=f"{loss.item():.3f}", accuracy=f"{accuracy.item():.3f}", refresh=False
             )
     backbone.eval()
-    held_out, labels = crop_batch(np.random.default_rng(config.seed), HELD_OUT_CROPS, "val")
+    held_out, labels = crop_batch(np.random.default_rng(config.seed), HELD_OUT_CROPS, split="val")
     with torch.no_grad():
         predicted = logits(to_input(torch.from_numpy(held_out))).argmax(1).cpu()
     share = (predicted == torch.from_numpy(labels)).float().mean().item()
@@ -103,4 +103,6 @@ class _CropBatches(Dataset[tuple[np.ndarray, np.ndarray]]):
     def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         if step >= len(self):
             raise IndexError(step)
-        return crop_batch(np.random.default_rng((self.config.seed, step)), BATCH_SIZE, "train")
+        return crop_batch(
+            np.random.default_rng((self.config.seed, step)), BATCH_SIZE, split="train"
+        )

@@ -53,7 +53,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def schedule_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
+def schedule_factor(step: int, steps_per_epoch: int, *, config: TrainConfig) -> float:
     """Part of the full learning rate that step `step`, counted from 0 over the run, uses."""
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "step":

@@ -154,7 +154,7 @@ def test_losses_and_gradients_are_the_same(
     model = _build(checkpoint).train()
 
     losses = compute_losses(
-        model(*_inputs(arrays, "pad")), _targets(arrays, case), checkpoint.config.loss
+        model(*_inputs(arrays, "pad")), _targets(arrays, case), config=checkpoint.config.loss
     )
     total = sum(losses.values(), torch.zeros(()))
     total.backward()

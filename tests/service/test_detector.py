@@ -12,7 +12,7 @@ def meet(*originals: tuple[int, int]) -> tuple[bool, int, int]:
     short, long = FULL_SIZE.short_side, FULL_SIZE.long_side
     sizes = [resized_size(*original, short, long) for original in originals]
     padded = sorted(max(lengths) for lengths in zip(*sizes, strict=True))
-    return len({bucket(*size, short) for size in sizes}) == 1, *padded
+    return len({bucket(*size, short_side=short) for size in sizes}) == 1, *padded
 
 
 @given(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), st.floats(0.8, 1.25))
@@ -29,6 +29,6 @@ def test_a_portrait_and_a_landscape_that_are_almost_square_do_not_meet() -> None
 def test_photographs_of_usual_shapes_lie_in_few_buckets() -> None:
     shapes = [(800, 1067), (800, 1066), (800, 1200), (750, 1333), (1067, 800), (800, 800)]
 
-    buckets = [bucket(*shape, 800) for shape in shapes]
+    buckets = [bucket(*shape, short_side=800) for shape in shapes]
 
     assert buckets == [(3, 4, False)] * 2 + [(3, 5, False)] * 2 + [(4, 3, True), (3, 3, False)]

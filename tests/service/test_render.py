@@ -21,7 +21,7 @@ def detections(*boxes: tuple[float, float, float, float], label: int = 0) -> Det
 
 
 def drawn(image: np.ndarray, found: Detections, image_format: ImageFormat) -> Image.Image:
-    return Image.open(io.BytesIO(render(image, found, CLASSES, image_format)))
+    return Image.open(io.BytesIO(render(image, found, classes=CLASSES, image_format=image_format)))
 
 
 @pytest.mark.parametrize("image_format", list(ImageFormat))

@@ -117,7 +117,7 @@ def test_shapes_that_do_not_do_are_refused(shapes, message):
 def test_a_full_batch_of_every_bucket_fits_a_default_profile(width, height):
     step_px = -(-PUBLISHED.short_side // 3)
     scale = min(800 / min(width, height), 1333 / max(width, height))
-    rows, columns, is_portrait = bucket(int(height * scale), int(width * scale), 800)
+    rows, columns, is_portrait = bucket(int(height * scale), int(width * scale), short_side=800)
 
     largest = BatchShape(
         8,

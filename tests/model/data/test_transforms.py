@@ -82,7 +82,7 @@ def test_a_flipped_box_still_covers_the_same_pixels():
 def test_resizing_scales_boxes_with_the_image(sample, short_side, long_side):
     height, width = sample.image.shape[:2]
 
-    result = resize(sample, short_side, long_side)
+    result = resize(sample, short_side, long_side=long_side)
 
     new_height, new_width = result.image.shape[:2]
     assert (new_height, new_width) == resized_size(height, width, short_side, long_side)

@@ -63,7 +63,7 @@ def _targets(sizes: list[Size]) -> list[dict[str, Any]]:
 
 def _loss(model: DeformableDetr, name: str, sizes: list[Size], padded: Size) -> torch.Tensor:
     outputs = model.train()(*_batch(sizes, padded))
-    losses = compute_losses(outputs, _targets(sizes), LOSSES.get(name, LossConfig()))
+    losses = compute_losses(outputs, _targets(sizes), config=LOSSES.get(name, LossConfig()))
     return torch.stack(list(losses.values())).sum()
 
 

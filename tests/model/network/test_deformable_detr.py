@@ -103,7 +103,7 @@ def test_gradients_reach_every_trainable_parameter(variant: Variant) -> None:
     images, mask = _images((64, 96), (80, 96))
 
     outputs = model(images, mask)
-    losses = compute_losses(outputs, [_target((64, 96)), _target((80, 96))], tiny().loss)
+    losses = compute_losses(outputs, [_target((64, 96)), _target((80, 96))], config=tiny().loss)
     sum(losses.values(), torch.zeros(())).backward()
 
     without = [

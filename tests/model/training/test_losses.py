@@ -36,13 +36,13 @@ def _target(num_boxes: int, seed: int = 0) -> dict:
 
 def _match(outputs: dict, targets: list[dict], repeats: int = 1) -> Matches:
     logits, boxes = outputs["pred_logits"][None], outputs["pred_boxes"][None]
-    return match(logits, boxes, PaddedTargets.of(targets), CONFIG, repeats=repeats)
+    return match(logits, boxes, targets=PaddedTargets.of(targets), config=CONFIG, repeats=repeats)
 
 
 def test_no_ground_truth_trains_the_background_only() -> None:
     outputs = _outputs()
 
-    losses = compute_losses(outputs, [_target(0), _target(0)], CONFIG)
+    losses = compute_losses(outputs, [_target(0), _target(0)], config=CONFIG)
     sum(losses.values(), torch.zeros(())).backward()
 
     assert losses["loss_bbox"] == 0
@@ -74,9 +74,9 @@ def test_every_image_and_layer_gets_its_own_cheapest_match() -> None:
     boxes = torch.stack((outputs["pred_boxes"], outputs["pred_boxes"].flip(1))).detach()
     padded = PaddedTargets.of(targets)
 
-    matches = match(logits, boxes, padded, CONFIG)
+    matches = match(logits, boxes, targets=padded, config=CONFIG)
 
-    cost = matching_cost(logits, boxes, padded, CONFIG)
+    cost = matching_cost(logits, boxes, targets=padded, config=CONFIG)
     for layer in range(2):
         for image, target in enumerate(targets):
             chosen = (matches.layer == layer) & (matches.image == image)
@@ -90,7 +90,7 @@ def test_extreme_logits_keep_cost_and_loss_finite(logit: float) -> None:
     outputs = _outputs()
     outputs["pred_logits"] = torch.full_like(outputs["pred_logits"], logit).requires_grad_()
 
-    losses = compute_losses(outputs, [_target(2), _target(3)], CONFIG)
+    losses = compute_losses(outputs, [_target(2), _target(3)], config=CONFIG)
 
     assert all(value.isfinite() for value in losses.values())
 
@@ -108,7 +108,7 @@ def test_accumulated_halves_equal_one_batch(classification: Literal["focal", "va
     config = replace(CONFIG, classification=classification)
     targets = [_target(3, seed=1), _target(0), _target(1, seed=2), _target(2, seed=3)]
     whole = _outputs(batch=4)
-    sum(compute_losses(whole, targets, config).values(), torch.zeros(())).backward()
+    sum(compute_losses(whole, targets, config=config).values(), torch.zeros(())).backward()
 
     halves = _outputs(batch=4)
     normalisers = loss_normalisers(targets, num_queries=6, num_tokens=None, config=config)
@@ -118,7 +118,7 @@ def test_accumulated_halves_equal_one_batch(classification: Literal["focal", "va
             "pred_boxes": halves["pred_boxes"][part],
             "aux_outputs": [],
         }
-        losses = compute_losses(outputs, targets[part], config, normalisers=normalisers)
+        losses = compute_losses(outputs, targets[part], config=config, normalisers=normalisers)
         sum(losses.values(), torch.zeros(())).backward()
 
     torch.testing.assert_close(halves["pred_logits"].grad, whole["pred_logits"].grad)
@@ -132,8 +132,8 @@ def test_varifocal_wants_the_score_to_be_the_overlap() -> None:
     outputs["pred_boxes"] = target["boxes"][None].clone()  # IoU 1
 
     logits = torch.tensor([[[-20.0, 20.0, -20.0]]])
-    right = compute_losses({**outputs, "pred_logits": logits}, [target], config)
-    wrong = compute_losses({**outputs, "pred_logits": -logits}, [target], config)
+    right = compute_losses({**outputs, "pred_logits": logits}, [target], config=config)
+    wrong = compute_losses({**outputs, "pred_logits": -logits}, [target], config=config)
 
     assert right["loss_cls"] < 1e-6 < wrong["loss_cls"]
 
@@ -147,6 +147,6 @@ def test_encoder_loss_looks_for_objects_of_any_class() -> None:
     one, other = _target(2), _target(2)
     other["labels"] = (one["labels"] + 1) % 3
 
-    first = compute_losses(outputs, [one], CONFIG)["enc_loss_cls"]
+    first = compute_losses(outputs, [one], config=CONFIG)["enc_loss_cls"]
 
-    assert first == compute_losses(outputs, [other], CONFIG)["enc_loss_cls"]
+    assert first == compute_losses(outputs, [other], config=CONFIG)["enc_loss_cls"]

@@ -39,7 +39,7 @@ def test_every_parameter_that_trains_has_its_rate_and_weight_decay() -> None:
 def test_the_step_schedule_drops_after_the_epochs_it_names() -> None:
     config = replace(tiny(), schedule="step", lr_drop_epochs=(2, 3), epochs=4)
 
-    factors = [schedule_factor(step, 10, config) for step in (0, 19, 20, 29, 30, 39)]
+    factors = [schedule_factor(step, 10, config=config) for step in (0, 19, 20, 29, 30, 39)]
 
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
@@ -47,7 +47,7 @@ def test_the_step_schedule_drops_after_the_epochs_it_names() -> None:
 def test_the_cosine_schedule_warms_up_and_ends_at_zero() -> None:
     config = replace(tiny(), schedule="cosine", warmup_steps=10, epochs=11)
 
-    factors = [schedule_factor(step, 10, config) for step in (0, 4, 9, 10, 60, 110)]
+    factors = [schedule_factor(step, 10, config=config) for step in (0, 4, 9, 10, 60, 110)]
 
     assert factors == pytest.approx([0.1, 0.5, 1, 1, 0.5, 0])
 
