@@ -175,6 +175,21 @@ def test_files_for_the_forge_are_what_it_reads(schema, name):
     assert result.returncode == 0, result.stdout
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
+def test_files_named_in_a_page_are_there(page):
+    names = re.findall(r"`(?!\S*(?:DATE|NAME))([\w/.-]+\.(?:py|cpp|cu|h|md))\b", text(page))
+    folders = (ROOT, (ROOT / page).parent)
+
+    assert [name for name in names if not any((at / name).exists() for at in folders)] == []
+
+
+def test_the_map_from_the_paper_names_code_that_is_there():
+    named = re.findall(r"`([\w/]+\.py)` `(?:\w+\.)?(\w+)", text("model/README.md"))
+
+    assert len(named) > 15
+    assert [pair for pair in named if pair[1] not in text(f"model/{pair[0]}")] == []
+
+
 def test_no_file_describes_another_that_is_not_there():
     paths = re.compile(
         r"(?<![\w/.])(?:bundle|plugins|engines|service|model|export|benchmarks|tests|docs|docker)/"
