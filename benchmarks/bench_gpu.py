@@ -27,7 +27,7 @@ from bundle.manifest import INPUT_SPECS
 from bundle.tensorrt_plan import BatchShape, ShapeProfile
 from engines.gpu.tensorrt_builder import BuildOptions, build_plan
 from engines.gpu.tensorrt_runtime import log_of, require
-from export.build import smallest_side
+from export.bundle_writer import smallest_side
 from export.graph.half_precision import write_half
 from export.graph.trace import export_graphs, write_graphs
 from model.configs import get_config

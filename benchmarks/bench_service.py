@@ -36,7 +36,7 @@ from PIL import Image
 from benchmarks.mock_engine import MAX_BATCH_SIZE, PREPROCESS, MockEngine, as_json
 from bundle.detect import make_batch
 from bundle.layout import GRAPH_FILES, STANDARD_FORM
-from bundle.manifest import Manifest
+from bundle.manifest import Bundle, Manifest
 from bundle.preprocess import decode_image
 from engines.base import Engine
 from engines.load import open_engine
@@ -47,7 +47,7 @@ BOUNDARY = b"bench"
 Result = TypeVar("Result")
 
 
-class Bundle(NamedTuple):
+class Served(NamedTuple):
     """What is served: a directory, with its own engine or the mock one."""
 
     directory: Path
@@ -57,19 +57,19 @@ class Bundle(NamedTuple):
 # --- the servers, each in a process of its own
 
 
-def serve_ours(port: int, bundle: Bundle) -> None:
+def serve_ours(port: int, served: Served) -> None:
     """This service, as `make serve` runs it."""
     from service.__main__ import Server
     from service.app import create_app
 
-    settings = Settings(bundle=bundle.directory, port=port, log_level="warning")
-    engine = None if bundle.is_real else MockEngine()
+    settings = Settings(bundle=served.directory, port=port, log_level="warning")
+    engine = None if served.is_real else MockEngine()
     Server(create_app(settings, engine), settings).run(
         sockets=[socket.create_server(("127.0.0.1", port), backlog=2048)]
     )
 
 
-def serve_plain_fastapi(port: int, bundle: Bundle) -> None:
+def serve_plain_fastapi(port: int, served: Served) -> None:
     """What one writes first: an upload, the model under a lock, no batching."""
     from fastapi import FastAPI, UploadFile
 
@@ -89,7 +89,7 @@ def serve_plain_fastapi(port: int, bundle: Bundle) -> None:
     uvicorn.run(app, port=port, log_level="warning", access_log=False)
 
 
-def serve_litserve(port: int, bundle: Bundle) -> None:
+def serve_litserve(port: int, served: Served) -> None:
     """LitServe; imported here, as it need not be installed."""
     from benchmarks.litserve_peer import serve
 
@@ -152,9 +152,9 @@ async def read_answer(reader: asyncio.StreamReader) -> int:
 # --- the run
 
 
-def bare_engine(bundle: Bundle, *, seconds: float, jpeg: bytes) -> dict[int, float]:
+def bare_engine(served: Served, *, seconds: float, jpeg: bytes) -> dict[int, float]:
     """Images/s of the engine alone, by batch size."""
-    manifest, engine = open_bare(bundle)
+    manifest, engine = open_bare(served)
     image = decode_image(jpeg)
     speeds = {}
     for batch_size in (1, 2, 4, 8, 16, 32):
@@ -170,26 +170,28 @@ def bare_engine(bundle: Bundle, *, seconds: float, jpeg: bytes) -> dict[int, flo
     return speeds
 
 
-def open_bare(bundle: Bundle) -> tuple[Manifest, Engine]:
+def open_bare(served: Served) -> tuple[Manifest, Engine]:
     """The engine that is served, without a server."""
-    if not bundle.is_real:
-        return Manifest.load(bundle.directory), MockEngine()
-    settings = Settings(bundle=bundle.directory)
-    return open_engine(
-        settings.bundle,
+    loaded = Bundle.load(served.directory)
+    if not served.is_real:
+        return loaded.manifest, MockEngine()
+    settings = Settings(bundle=served.directory)
+    engine = open_engine(
+        loaded,
         engine=settings.engine,
         threads=settings.engine_threads,
         mode=settings.engine_mode,
     )
+    return loaded.manifest, engine
 
 
 @contextmanager
-def running(serve: Callable[[int, Bundle], None], bundle: Bundle) -> Iterator[int]:
+def running(serve: Callable[[int, Served], None], served: Served) -> Iterator[int]:
     """A server in a process of its own; the port it listens on."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     process = multiprocessing.get_context("spawn").Process(
-        target=lead_group, args=(serve, port), kwargs={"bundle": bundle}
+        target=lead_group, args=(serve, port), kwargs={"served": served}
     )
     process.start()
     try:
@@ -203,10 +205,10 @@ def running(serve: Callable[[int, Bundle], None], bundle: Bundle) -> Iterator[in
             os.killpg(process.pid, signal.SIGKILL)  # LitServe leaves its workers behind
 
 
-def lead_group(serve: Callable[[int, Bundle], None], port: int, *, bundle: Bundle) -> None:
+def lead_group(serve: Callable[[int, Served], None], port: int, *, served: Served) -> None:
     """Serve as the leader of a process group, which is ended whole."""
     os.setpgrp()
-    serve(port, bundle)
+    serve(port, served)
 
 
 def wait_until_ready(port: int) -> None:
@@ -271,19 +273,19 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="with its own engine, in place of a mock one")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        bundle = Bundle(args.bundle or Path(directory) / "mock", is_real=args.bundle is not None)
-        servers: dict[str, Callable[[int, Bundle], None]] = {"detr-serve": serve_ours}
-        if not bundle.is_real:
-            make_bundle(bundle.directory)
+        served = Served(args.bundle or Path(directory) / "mock", is_real=args.bundle is not None)
+        servers: dict[str, Callable[[int, Served], None]] = {"detr-serve": serve_ours}
+        if not served.is_real:
+            make_bundle(served.directory)
             servers["FastAPI, no batching"] = serve_plain_fastapi
             if importlib.util.find_spec("litserve"):
                 servers["LitServe"] = serve_litserve
-        run(servers, bundle, rounds=args.rounds, seconds=args.seconds)
+        run(servers, served, rounds=args.rounds, seconds=args.seconds)
 
 
 def run(
-    servers: dict[str, Callable[[int, Bundle], None]],
-    bundle: Bundle,
+    servers: dict[str, Callable[[int, Served], None]],
+    served: Served,
     *,
     rounds: int,
     seconds: float,
@@ -293,11 +295,11 @@ def run(
     bare: list[dict[int, float]] = []
     samples: dict[tuple[str, int], list[Sample]] = {}
     for _ in range(rounds):
-        alone = partial(bare_engine, bundle, seconds=min(seconds, 5), jpeg=jpeg)
+        alone = partial(bare_engine, served, seconds=min(seconds, 5), jpeg=jpeg)
         bare.append(apart(alone, timeout_s=600))
         largest = max(bare[-1])
         for name in random.sample(list(servers), len(servers)):
-            with running(servers[name], bundle) as port:
+            with running(servers[name], served) as port:
                 for num_clients in sorted({1, 8, largest, 2 * largest, 4 * largest}):
                     loop = partial(measure, port, num_clients, seconds=seconds, body=body)
                     sample = apart(loop, timeout_s=seconds + 120)

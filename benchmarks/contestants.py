@@ -15,6 +15,7 @@ from PIL import Image
 
 from benchmarks.engine_bundles import bundle_path
 from bundle.layout import GRAPH_FILES, INPUTS, OUTPUTS, PLUGIN_FORM, STANDARD_FORM
+from bundle.manifest import Bundle
 from bundle.postprocess import RawOutput
 from engines.base import Mode
 
@@ -87,8 +88,8 @@ def open_ours(task: Task, *, precision: str, mode: Mode = "latency", is_batch: b
     """The engine that serves; with `is_batch` an image for each thread instead of one."""
     from engines.load import open_engine
 
-    directory = bundle_path(task.bundles, task.variant, precision=precision)
-    _, engine = open_engine(directory, engine="openvino", threads=task.threads, mode=mode)
+    bundle = Bundle.load(bundle_path(task.bundles, task.variant, precision=precision))
+    engine = open_engine(bundle, engine="openvino", threads=task.threads, mode=mode)
     if engine.info.precision != precision or engine.info.graph != PLUGIN_FORM:
         raise RuntimeError(f"expected {precision} with the native op, got {engine.info}")
     return partial(engine.run, *task.inputs(task.threads if is_batch else 1))

@@ -7,9 +7,10 @@ from pathlib import Path
 import safetensors.torch
 
 from benchmarks.huggingface_peer import build_peer, published_tensors
+from bundle.manifest import Bundle, Precision
 from bundle.staging import staged
-from export.build import build_bundle
-from export.reduce import Precision, write_reduced
+from export.precisions import Data, Materials
+from export.recipe import export_bundle, write_bundle
 from model.checkpoints.convert import convert
 from model.config import Variant
 from model.data.digits import DigitsDataset
@@ -31,13 +32,14 @@ def make_bundles(folder: Path, variant: str, *, precisions: Iterable[Precision])
     logging.getLogger("export").setLevel(logging.INFO)
     exact = bundle_path(folder, variant, precision="fp32")
     if not exact.exists():
-        build_bundle(convert(_write_weights(folder, Variant(variant))), exact)
+        export_bundle(convert(_write_weights(folder, Variant(variant))), exact)
     for precision in precisions:
         path = bundle_path(folder, variant, precision=precision)
         if not path.exists():
             images = DigitsDataset("train", num_images=NUM_CALIBRATION_IMAGES)
             with staged(path) as directory:
-                write_reduced(exact, directory, precision, images)
+                materials = Materials(Bundle.load(exact), Data(train=images))
+                write_bundle(materials, directory, precision=precision).save()
 
 
 def _write_weights(folder: Path, variant: Variant) -> Path:

@@ -7,7 +7,7 @@ their SHA-256, so that what is served is what was verified.
 import hashlib
 import json
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -161,6 +161,40 @@ class Manifest(_Frozen):
                     f"{directory / name}: a graph, plan or sample of the bundle, but not among its "
                     f"files; {REMEDY}"
                 )
+
+
+class Bundle(NamedTuple):
+    """A bundle in hand: where it lies, and its manifest, which was checked or is being written."""
+
+    directory: Path
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """The bundle in a directory, every file checked; raises ValueError as `Manifest.load`."""
+        return cls(directory, Manifest.load(directory))
+
+    def save(self) -> Self:
+        """Hash the files and write the manifest; see `Manifest.save`."""
+        return self._replace(manifest=self.manifest.save(self.directory))
+
+    def with_manifest(self, **changes: Any) -> Self:
+        """The same directory, described by a manifest with some fields changed; not yet saved."""
+        return self._replace(manifest=self.manifest.model_copy(update=changes))
+
+    def graph(self, form: str) -> Path:
+        """The file of a graph. Raises ValueError where the bundle has none of this form."""
+        graphs = self.manifest.graphs
+        if form not in graphs:
+            raise ValueError(
+                f"{self.directory}: expected a graph {form!r}, got {sorted(graphs)}; {REMEDY}"
+            )
+        return self.directory / graphs[form]
+
+
+def version_of(manifest: Manifest) -> str:
+    """Twelve hex digits that change with any byte of the bundle: its manifest hashes every file."""
+    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()[:12]
 
 
 def _path_inside(directory: Path, name: str) -> Path:

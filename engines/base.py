@@ -50,15 +50,6 @@ class Engine(Protocol):
         """Release the runtime; `run` must not be called again."""
 
 
-def graph_path(directory: Path, manifest: Manifest, form: str) -> Path:
-    """The file of a graph of a bundle. Raises ValueError where the bundle has none of this form."""
-    if form not in manifest.graphs:
-        raise ValueError(
-            f"{directory}: expected a graph {form!r}, got {sorted(manifest.graphs)}; {REMEDY}"
-        )
-    return directory / manifest.graphs[form]
-
-
 def check_names(path: Path, side: str, specs: Iterable[TensorSpec], names: Iterable[str]) -> None:
     """Raise ValueError unless the inputs or outputs of a graph are those of the manifest."""
     expected, found = sorted(spec.name for spec in specs), sorted(names)

@@ -1,15 +1,16 @@
-"""From a bundle's directory to the engine that runs it."""
+"""From a bundle to the engine that runs it."""
 
 import logging
-from pathlib import Path
-from typing import Literal, NamedTuple, assert_never
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
 
-from bundle.manifest import Manifest
+from bundle.manifest import Bundle
 from engines.base import Engine, Mode
 
 logger = logging.getLogger(__name__)
 
-EngineName = Literal["auto", "openvino", "onnxruntime", "tensorrt", "onnxruntime-cuda"]
+Runtime = Literal["openvino", "onnxruntime", "tensorrt", "onnxruntime-cuda"]
+EngineName = Literal["auto", Runtime]
 
 
 class GpuOptions(NamedTuple):
@@ -19,21 +20,27 @@ class GpuOptions(NamedTuple):
     max_graphs: int = 16  # CUDA graphs that are kept
 
 
+class _Options(NamedTuple):
+    threads: int | None
+    mode: Mode
+    gpu: GpuOptions
+
+
 DEFAULT_GPU_OPTIONS = GpuOptions()
 
 
 def open_engine(
-    directory: Path,
+    bundle: Bundle,
     *,
     engine: EngineName = "auto",
     threads: int | None = None,
     mode: Mode = "latency",
     gpu: GpuOptions = DEFAULT_GPU_OPTIONS,
-) -> tuple[Manifest, Engine]:
-    """Check the bundle and open an engine on it.
+) -> Engine:
+    """Open an engine on a bundle.
 
     Args:
-        directory: of the bundle.
+        bundle: whose files have been checked: `Bundle.load`.
         engine: "auto" takes TensorRT where the bundle has a plan and there is a GPU, else OpenVINO
             where it can be imported, else ONNX Runtime.
         threads: of the engine in all; None takes one for each core that the process may use.
@@ -41,53 +48,16 @@ def open_engine(
         gpu: for TensorRT.
 
     Raises:
-        ValueError: the bundle is missing, damaged or does not load, or the engine cannot be
-            imported; says what to do.
+        ValueError: the bundle does not load, or the engine cannot be imported; says what to do.
     """
-    manifest = Manifest.load(directory)
-    name = _fastest_here(manifest) if engine == "auto" else engine
+    name = _fastest_here(bundle) if engine == "auto" else engine
     if mode == "throughput" and name != "openvino":
         logger.warning("%s has no mode throughput: all threads run one batch", name)
-    if name == "openvino":
-        try:
-            from engines.cpu.openvino_engine import OpenVinoEngine
-        except ImportError as error:
-            raise ValueError(
-                f"OpenVINO cannot be imported ({error}); install it, or choose engine onnxruntime"
-            ) from error
-        return manifest, OpenVinoEngine(directory, manifest, threads=threads, mode=mode)
-    if name == "onnxruntime":
-        from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
-
-        return manifest, OnnxRuntimeEngine(directory, manifest, threads=threads)
-    if name == "tensorrt":
-        return manifest, _open_tensorrt(directory, manifest, gpu)
-    if name == "onnxruntime-cuda":
-        from engines.gpu.onnxruntime_cuda import open_on_cuda
-
-        return manifest, open_on_cuda(directory, manifest, threads)
-    assert_never(name)
+    return _OPENERS[name](bundle, _Options(threads, mode, gpu))
 
 
-def _open_tensorrt(directory: Path, manifest: Manifest, gpu: GpuOptions) -> Engine:
-    from engines.gpu.cuda import load_cuda
-    from engines.gpu.tensorrt_engine import TensorRTEngine
-    from engines.gpu.tensorrt_plans import find_plan
-    from engines.gpu.tensorrt_runtime import load_tensorrt
-
-    trt, cuda = load_tensorrt(), load_cuda()
-    plan = find_plan(directory, manifest, trt=trt, cuda=cuda, may_build=gpu.may_build)
-    return TensorRTEngine(
-        *(manifest, plan.data, plan.profiles),
-        trt=trt,
-        cuda=cuda,
-        max_graphs=gpu.max_graphs,
-        graph=plan.graph,
-    )
-
-
-def _fastest_here(manifest: Manifest) -> Literal["tensorrt", "openvino", "onnxruntime"]:
-    if manifest.tensorrt is not None:
+def _fastest_here(bundle: Bundle) -> Runtime:
+    if bundle.manifest.tensorrt is not None:
         from engines.gpu.cuda import load_cuda
         from engines.gpu.tensorrt_runtime import load_tensorrt
 
@@ -104,3 +74,53 @@ def _fastest_here(manifest: Manifest) -> Literal["tensorrt", "openvino", "onnxru
         logger.warning("OpenVINO cannot be imported (%s): ONNX Runtime is used, slower", error)
         return "onnxruntime"
     return "openvino"
+
+
+# --- one function a runtime, which is imported when it is chosen
+
+
+def _open_openvino(bundle: Bundle, options: _Options) -> Engine:
+    try:
+        from engines.cpu.openvino_engine import OpenVinoEngine
+    except ImportError as error:
+        raise ValueError(
+            f"OpenVINO cannot be imported ({error}); install it, or choose engine onnxruntime"
+        ) from error
+    return OpenVinoEngine(bundle, threads=options.threads, mode=options.mode)
+
+
+def _open_onnxruntime(bundle: Bundle, options: _Options) -> Engine:
+    from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(bundle, threads=options.threads)
+
+
+def _open_onnxruntime_cuda(bundle: Bundle, options: _Options) -> Engine:
+    from engines.gpu.onnxruntime_cuda import open_on_cuda
+
+    return open_on_cuda(bundle, options.threads)
+
+
+def _open_tensorrt(bundle: Bundle, options: _Options) -> Engine:
+    from engines.gpu.cuda import load_cuda
+    from engines.gpu.tensorrt_engine import TensorRTEngine
+    from engines.gpu.tensorrt_plans import find_plan
+    from engines.gpu.tensorrt_runtime import load_tensorrt
+
+    trt, cuda = load_tensorrt(), load_cuda()
+    plan = find_plan(bundle, trt=trt, cuda=cuda, may_build=options.gpu.may_build)
+    return TensorRTEngine(
+        *(bundle.manifest, plan.data, plan.profiles),
+        trt=trt,
+        cuda=cuda,
+        max_graphs=options.gpu.max_graphs,
+        graph=plan.graph,
+    )
+
+
+_OPENERS: Mapping[Runtime, Callable[[Bundle, _Options], Engine]] = {
+    "openvino": _open_openvino,
+    "onnxruntime": _open_onnxruntime,
+    "onnxruntime-cuda": _open_onnxruntime_cuda,
+    "tensorrt": _open_tensorrt,
+}

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.build import build_bundle, preprocess_of
+from export.bundle_writer import preprocess_of
 from export.graph.tensorrt_plan import SHAPE_FORMAT, find_planner
-from export.half import build_half_bundle
-from export.reduce import build_reduced_bundle
+from export.precisions import RECIPES
+from export.recipe import export_bundle
 from model.checkpoints.checkpoint_file import load_checkpoint
 
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "bf16", "int8"),
+        choices=tuple(RECIPES),
         default="fp32",
         help="default: fp32, exact; fp16 is for GPUs, and refused where it changes detections; "
         "bf16 and int8 are refused where they cost AP",
@@ -61,15 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         planner = None
         if args.runtime == "tensorrt":
             planner = find_planner(args.shapes, preprocess_of(checkpoint))
-        options = {"name": args.name, "samples": args.samples, "planner": planner}
-        if args.precision == "fp32":
-            build_bundle(checkpoint, args.out, **options)
-        elif args.precision == "fp16":
-            build_half_bundle(checkpoint, args.out, data_dir=args.data, **options)
-        else:
-            build_reduced_bundle(
-                checkpoint, args.out, args.precision, data_dir=args.data, **options
-            )
+        export_bundle(
+            checkpoint,
+            args.out,
+            precision=args.precision,
+            data_dir=args.data,
+            name=args.name,
+            samples=args.samples,
+            planner=planner,
+        )
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

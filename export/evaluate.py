@@ -3,8 +3,10 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
+from bundle.manifest import Bundle
 from engines.load import open_engine
 from model.evaluate import add_arguments, evaluate_command
 
@@ -16,11 +18,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv)
     try:
-        manifest, engine = open_engine(args.bundle)
-        try:
+        bundle = Bundle.load(args.bundle)
+        with closing(open_engine(bundle)) as engine:
+            manifest = bundle.manifest
             evaluate_command(engine.run, manifest.preprocess, manifest.classes, args)
-        finally:
-            engine.close()
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from bundle.manifest import Manifest
+from bundle.manifest import Bundle
 from engines.base import Engine, EngineFailure
 from service import pages, routes
 from service.boundary import Boundary, error_body
@@ -49,7 +49,7 @@ def create_app(
     Raises:
         ValueError: the bundle is missing or damaged.
     """
-    manifest = Manifest.load(settings.bundle)
+    bundle = Bundle.load(settings.bundle)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -69,7 +69,7 @@ def create_app(
     )
     app.state.settings = settings
     app.state.metrics = Metrics()
-    app.state.detector = Detector(manifest, settings, metrics=app.state.metrics)
+    app.state.detector = Detector(bundle, settings, metrics=app.state.metrics)
     app.state.failure = None
     app.state.is_stopping = False
     ref = app.state.detector.model_ref

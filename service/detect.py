@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from bundle.atomic import write_atomically
 from bundle.detect import detect
-from bundle.manifest import Manifest
+from bundle.manifest import Bundle, Manifest
 from bundle.preprocess import UndecodableImage, UnsupportedImage, decode_image
 from engines.base import EngineFailure
 from engines.load import open_engine
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"no {', '.join(sorted(_SUFFIXES))} files in {', '.join(map(str, args.paths))}"
         )
     try:
-        return _run(images, args.bundle, query, out=args.out, draw_dir=args.draw)
+        return _run(images, Bundle.load(args.bundle), query, out=args.out, draw_dir=args.draw)
     except (ValueError, OSError) as error:
         _say(f"error: {error}")
         return 2
@@ -70,12 +70,18 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
 
 
 def _run(
-    images: list[Path], bundle: Path, query: DetectQuery, *, out: Path | None, draw_dir: Path | None
+    images: list[Path],
+    bundle: Bundle,
+    query: DetectQuery,
+    *,
+    out: Path | None,
+    draw_dir: Path | None,
 ) -> int:
     for directory in (draw_dir, out and out.parent):
         if directory:  # before the work, not after it
             directory.mkdir(parents=True, exist_ok=True)
-    manifest, engine = open_engine(bundle)
+    engine = open_engine(bundle)
+    manifest = bundle.manifest
     results: list[ImageResult] = []
     for image_id, path in enumerate(tqdm(images, unit="image")):
         try:

@@ -7,14 +7,13 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from bundle.detect import Found
-from bundle.manifest import Manifest
+from bundle.manifest import Bundle
 from bundle.postprocess import ImageOutput
 from bundle.preprocess import (
     Geometry,
@@ -58,10 +57,11 @@ class _Batch(NamedTuple):
 class Detector:
     """One bundle being served: its engine, its batcher and the threads that decode for it."""
 
-    def __init__(self, manifest: Manifest, settings: Settings, *, metrics: Metrics) -> None:
-        self.manifest = manifest
-        self.model_ref = ModelRef.from_manifest(manifest)
+    def __init__(self, bundle: Bundle, settings: Settings, *, metrics: Metrics) -> None:
+        self.manifest = bundle.manifest
+        self.model_ref = ModelRef.from_manifest(self.manifest)
         self.state = State.LOADING
+        self._bundle = bundle
         self._settings = settings
         self._metrics = metrics
         # At the priority of the engine: when they had to wait for it (nice 10), the demo's batches
@@ -83,7 +83,7 @@ class Detector:
             EngineFailure: the engine cannot run.
         """
         if engine is None:
-            engine = await asyncio.to_thread(self._open, self._settings.bundle)
+            engine = await asyncio.to_thread(self._open)
         self._engine = engine
         await asyncio.to_thread(self._warm_up, engine)
         if self.manifest.batches == "equal_shapes":
@@ -203,15 +203,14 @@ class Detector:
 
     # --- the engine
 
-    def _open(self, bundle: Path) -> Engine:
-        _, engine = open_engine(
-            bundle,
+    def _open(self) -> Engine:
+        return open_engine(
+            self._bundle,
             engine=self._settings.engine,
             threads=self._settings.engine_threads,
             mode=self._settings.engine_mode,
             gpu=GpuOptions(self._settings.rebuild_engine, self._settings.cuda_graphs),
         )
-        return engine
 
     def _warm_up(self, engine: Engine) -> None:
         """Run once alone and once in a batch, at the size of a 4:3 photograph."""

@@ -1,6 +1,5 @@
 """The public API: what a request may say and what an answer looks like."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Self
@@ -8,7 +7,7 @@ from typing import Annotated, Any, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from bundle.manifest import Batches, ClassInfo, Manifest
+from bundle.manifest import Batches, ClassInfo, Manifest, version_of
 from bundle.postprocess import Detections
 from bundle.preprocess import Preprocess
 
@@ -110,11 +109,6 @@ class ModelRef(BaseModel):
     def from_manifest(cls, manifest: Manifest) -> Self:
         """Name, variant and version of a bundle."""
         return cls(name=manifest.name, variant=manifest.variant, version=version_of(manifest))
-
-
-def version_of(manifest: Manifest) -> str:
-    """Twelve hex digits that change with any byte of the bundle: its manifest hashes every file."""
-    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()[:12]
 
 
 class DetectResponse(BaseModel):

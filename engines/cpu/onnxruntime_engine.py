@@ -10,7 +10,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_native
 
 from bundle.layout import HALF_FORM, INPUTS, OUTPUTS, STANDARD_FORM
-from bundle.manifest import REMEDY, Manifest
+from bundle.manifest import REMEDY, Bundle
 from bundle.postprocess import RawOutput
 from bundle.tensorrt_plan import GPU_BATCH_SIZE
 from engines.base import (
@@ -19,7 +19,6 @@ from engines.base import (
     check_names,
     checked,
     choose_precision,
-    graph_path,
     reason,
 )
 from engines.cores import allowed_cores
@@ -54,14 +53,13 @@ class OnnxRuntimeEngine:
 
     def __init__(
         self,
-        directory: Path,
-        manifest: Manifest,
+        bundle: Bundle,
         *,
         threads: int | None = None,
         graph: str = STANDARD_FORM,
         providers: Sequence[Provider] = (CPU,),
     ) -> None:
-        """Load a graph of the bundle in `directory`.
+        """Load a graph of the bundle.
 
         Args:
             threads: on the CPU; None takes one for each core that the process may use.
@@ -72,7 +70,7 @@ class OnnxRuntimeEngine:
             ValueError: the bundle has no such graph, the graph does not load, its inputs and
                 outputs are not those of the manifest, or the first provider does not start.
         """
-        path = graph_path(directory, manifest, graph)
+        path, manifest = bundle.graph(graph), bundle.manifest
         threads = threads or allowed_cores()
         _require_available(providers)
         self._session = _open_session(path, threads, providers)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import openvino as ov
 
 from bundle.layout import INPUTS, OUTPUTS, PLUGIN_FORM, STANDARD_FORM
-from bundle.manifest import REMEDY, Manifest
+from bundle.manifest import REMEDY, Bundle, Manifest
 from bundle.postprocess import RawOutput
 from engines.base import (
     EngineFailure,
@@ -20,7 +20,6 @@ from engines.base import (
     check_names,
     checked,
     choose_precision,
-    graph_path,
     reason,
 )
 from engines.compiled_cache import keep_compiled, read_compiled
@@ -55,14 +54,13 @@ class OpenVinoEngine:
 
     def __init__(
         self,
-        directory: Path,
-        manifest: Manifest,
+        bundle: Bundle,
         *,
         threads: int | None = None,
         mode: Mode = "latency",
         graph: str | None = None,
     ) -> None:
-        """Compile a graph of the bundle in `directory`, or take it compiled from its cache.
+        """Compile a graph of the bundle, or take it compiled from its cache.
 
         Args:
             threads: in all; None takes one for each core that the process may use.
@@ -74,8 +72,9 @@ class OpenVinoEngine:
             ValueError: the bundle has no such graph, the graph or the native op does not load, or
                 inputs and outputs are not those of the manifest; says what to run.
         """
+        manifest = bundle.manifest
         form = graph or _best_form(manifest)
-        path = graph_path(directory, manifest, form)
+        path = bundle.graph(form)
         core = _open_core(form)
         precisions = _precisions(core, form)
         precision = choose_precision(manifest, precisions)
@@ -92,7 +91,7 @@ class OpenVinoEngine:
             **_WORKAROUNDS.get(hint, {}),
         }
         try:
-            model = _compile(core, directory, manifest, path, properties)
+            model = _compile(core, bundle, path, properties)
             threads = model.get_property("INFERENCE_NUM_THREADS")
             streams = model.get_property("NUM_STREAMS")
             self._requests = [model.create_infer_request() for _ in range(streams)]
@@ -186,13 +185,13 @@ def _precisions(core: ov.Core, form: str) -> set[str]:
 
 
 def _compile(
-    core: ov.Core, directory: Path, manifest: Manifest, path: Path, properties: dict[str, Any]
+    core: ov.Core, bundle: Bundle, path: Path, properties: dict[str, Any]
 ) -> ov.CompiledModel:
     """The graph compiled. The cache does not depend on the number of threads and streams."""
     hint = properties["INFERENCE_PRECISION_HINT"]
-    made_from = (hint, inspect.getsource(openvino_graph), manifest.model_dump_json())
+    made_from = (hint, inspect.getsource(openvino_graph), bundle.manifest.model_dump_json())
     name, key = f"{path.stem}.openvino", " ".join(made_from)
-    kept = read_compiled(directory, name, key)
+    kept = read_compiled(bundle.directory, name, key)
     if kept is not None:
         try:
             return core.import_model(kept, "CPU", properties)
@@ -201,5 +200,5 @@ def _compile(
     model = core.read_model(path)
     openvino_graph.prepare_graph(model, hint)
     compiled = core.compile_model(model, "CPU", properties)
-    keep_compiled(directory, name, key, lambda: compiled.export_model().getbuffer())
+    keep_compiled(bundle.directory, name, key, lambda: compiled.export_model().getbuffer())
     return compiled

@@ -1,8 +1,6 @@
 """ONNX Runtime's CUDA provider: the same bundle on an NVIDIA GPU, to compare TensorRT with."""
 
-from pathlib import Path
-
-from bundle.manifest import Manifest
+from bundle.manifest import Bundle
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine, Provider
 
 # Like with like: float32 is not rounded, no search for convolutions whenever an image of another
@@ -17,6 +15,6 @@ CUDA = Provider(
 )
 
 
-def open_on_cuda(directory: Path, manifest: Manifest, threads: int | None) -> OnnxRuntimeEngine:
+def open_on_cuda(bundle: Bundle, threads: int | None) -> OnnxRuntimeEngine:
     """The standard graph with the CUDA provider. Raises ValueError as OnnxRuntimeEngine does."""
-    return OnnxRuntimeEngine(directory, manifest, threads=threads, providers=(CUDA,))
+    return OnnxRuntimeEngine(bundle, threads=threads, providers=(CUDA,))

@@ -3,11 +3,10 @@
 import hashlib
 import json
 import logging
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from bundle.layout import CACHE_FOLDER, STANDARD_FORM
-from bundle.manifest import Manifest
+from bundle.manifest import Bundle, Manifest
 from bundle.tensorrt_plan import (
     Fingerprint,
     ShapeProfile,
@@ -30,9 +29,7 @@ class Plan(NamedTuple):
     graph: str
 
 
-def find_plan(
-    directory: Path, manifest: Manifest, *, trt: Any, cuda: Cuda, may_build: bool
-) -> Plan:
+def find_plan(bundle: Bundle, *, trt: Any, cuda: Cuda, may_build: bool) -> Plan:
     """The plan to run on this machine, and the operator that it needs made known to TensorRT.
 
     The bundle's own where it was made for this machine. Else, if `may_build`, one that is built
@@ -42,6 +39,7 @@ def find_plan(
     Raises:
         ValueError: there is none and it may not or cannot be built; says what differs.
     """
+    directory, manifest = bundle
     shipped = manifest.tensorrt
     form = shipped.graph if shipped else form_for_tensorrt(manifest.graphs)
     plugin = find_plugin() if form != STANDARD_FORM else None
@@ -69,7 +67,7 @@ def find_plan(
     if data is None:
         timing_cache = directory / CACHE_FOLDER / "tensorrt-timing.cache"
         options = BuildOptions(profiles, plugin, timing_cache=timing_cache)
-        data = build_plan(trt, directory / manifest.graphs[form], manifest.inputs, options)
+        data = build_plan(trt, bundle.graph(form), manifest.inputs, options)
         keep_compiled(directory, name, key, lambda: memoryview(data))
     return Plan(data, profiles, form)
 

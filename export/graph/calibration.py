@@ -21,9 +21,9 @@ NUM_IMAGES = 128
 def measure_ranges(
     graph: Path,
     names: Sequence[str],
+    *,
     dataset: EvaluationData,
     preprocess: Preprocess,
-    *,
     batch_size: int,
 ) -> dict[str, float]:
     """Run images through a float32 graph and see how large its activations become.

@@ -28,10 +28,13 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from bundle.layout import OPERATOR
+from bundle.layout import GRAPH_FILES, HALF_FORM, OPERATOR, PLUGIN_FORM, WEIGHTS_FILES
+from bundle.manifest import Bundle
+from export.graph.trace import EXTERNAL_FROM_BYTES
 
 HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 BF16_OPSET = 22  # the first in which Conv, MaxPool and others take bfloat16
@@ -70,6 +73,28 @@ def write_half(model: ir.Model, precision: str) -> None:
     if half is ir.DataType.BFLOAT16:
         model.opset_imports[""] = max(model.opset_imports[""], BF16_OPSET)
     passes.RemoveUnusedNodesPass()(model)
+
+
+def add_half_graph(bundle: Bundle, precision: str) -> Bundle:
+    """Write the plugin graph in half precision beside it, with weights of its own.
+
+    Raises:
+        ValueError: a weight is too large, or the graph is not valid ONNX.
+    """
+    model = ir.load(bundle.graph(PLUGIN_FORM))
+    write_half(model, precision)
+    path = bundle.directory / GRAPH_FILES[HALF_FORM]
+    ir.save(
+        *(model, path),
+        external_data=WEIGHTS_FILES[HALF_FORM],
+        size_threshold_bytes=EXTERNAL_FROM_BYTES,
+        alignment=4096,
+    )
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise ValueError(f"the graph in {precision} is not valid ONNX: {error}") from error
+    return bundle.with_manifest(graphs=bundle.manifest.graphs | {HALF_FORM: path.name})
 
 
 def float32_nodes(graph: ir.Graph) -> set[ir.Node]:

@@ -28,8 +28,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from bundle.layout import OPERATOR
-from export.graph.trace import Graphs
+from bundle.layout import OPERATOR, PLUGIN_FORM, STANDARD_FORM
+from bundle.manifest import Bundle
+from export.graph.calibration import measure_ranges
+from export.graph.trace import Graphs, write_graphs
+from model.data.evaluation_data import EvaluationData
 
 OUTPUT_AXIS = {"Conv": 0, "MatMul": 1}  # of the weights of layers that can be quantised
 LARGEST = 127  # -128 is not used, so that the range is symmetric
@@ -57,6 +60,26 @@ class Plan(NamedTuple):
     layers: list[str]
 
 
+def quantise(bundle: Bundle, images: EvaluationData) -> Bundle:
+    """Change both forms of a bundle's graph to int8, calibrated on images.
+
+    Raises:
+        ValueError: see `measure_ranges`.
+    """
+    graphs = _read_graphs(bundle)
+    plan = plan_int8(graphs.plugin.graph)
+    ranges = measure_ranges(
+        bundle.graph(STANDARD_FORM),
+        list(plan.activations),
+        dataset=images,
+        preprocess=bundle.manifest.preprocess,
+        batch_size=bundle.manifest.max_batch_size,
+    )
+    write_int8(graphs, plan, ranges=ranges)
+    write_graphs(graphs, bundle.directory)
+    return bundle
+
+
 def plan_int8(plugin: ir.Graph) -> Plan:
     """Apply the rules at the top to a graph in plugin form."""
     layers = _layers_before_values(plugin)
@@ -71,7 +94,7 @@ def plan_int8(plugin: ir.Graph) -> Plan:
     return Plan(dict(activations), [_name(layer.outputs[0]) for layer in layers])
 
 
-def write_int8(graphs: Graphs, plan: Plan, ranges: Mapping[str, float]) -> None:
+def write_int8(graphs: Graphs, plan: Plan, *, ranges: Mapping[str, float]) -> None:
     """Change both forms of a graph to a plan; they go on sharing their weights.
 
     Args:
@@ -95,6 +118,19 @@ def write_int8(graphs: Graphs, plan: Plan, ranges: Mapping[str, float]) -> None:
             for layer in layers:
                 layer.replace_input_with(1, restore.outputs[0])
         passes.RemoveUnusedNodesPass()(model)
+
+
+def _read_graphs(bundle: Bundle) -> Graphs:
+    """Both forms of a bundle's graph; weights that they share are the same object."""
+    plugin, standard = (ir.load(bundle.graph(form)) for form in (PLUGIN_FORM, STANDARD_FORM))
+    graphs = Graphs(plugin, standard)
+    kept: dict[tuple[int | None, int | None], ir.ExternalTensor] = {}
+    for model in graphs:
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                place = value.const_value.offset, value.const_value.length
+                value.const_value = kept.setdefault(place, value.const_value)
+    return graphs
 
 
 class _Rounded(NamedTuple):

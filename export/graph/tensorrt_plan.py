@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bundle.layout import PLAN_FILE
-from bundle.manifest import Manifest
+from bundle.manifest import Bundle
 from bundle.preprocess import Preprocess
 from bundle.tensorrt_plan import (
     BatchShape,
@@ -84,39 +84,39 @@ def choose_profiles(shapes: Sequence[str], preprocess: Preprocess) -> tuple[Shap
     return profiles
 
 
-def add_plan(directory: Path, manifest: Manifest, planner: Planner) -> Manifest:
-    """Build a plan of the bundle's graph into `directory`; the manifest that tells of it.
+def add_plan(bundle: Bundle, planner: Planner) -> Bundle:
+    """Build a plan of one of the bundle's graphs into its directory; its manifest is not saved.
 
     The plan holds the library of the op. What TensorRT measured is kept for the next build.
 
     Raises:
         ValueError: TensorRT does not build it; the message holds what it said.
     """
-    form = form_for_tensorrt(manifest.graphs)
+    form = form_for_tensorrt(bundle.manifest.graphs)
     TIMING_CACHE.parent.mkdir(parents=True, exist_ok=True)
     options = BuildOptions(planner.profiles, planner.plugin, timing_cache=TIMING_CACHE)
-    graph = directory / manifest.graphs[form]
-    plan = build_plan(planner.trt, graph, manifest.inputs, options)
-    (directory / PLAN_FILE).write_bytes(plan)
+    plan = build_plan(planner.trt, bundle.graph(form), bundle.manifest.inputs, options)
+    (bundle.directory / PLAN_FILE).write_bytes(plan)
     tensorrt = TensorRTPlan(
         file=PLAN_FILE,
         graph=form,
         fingerprint=fingerprint_of(planner.trt, planner.cuda.device(), planner.plugin),
         profiles=planner.profiles,
     )
-    return manifest.model_copy(update={"tensorrt": tensorrt})
+    return bundle.with_manifest(tensorrt=tensorrt)
 
 
-def open_plan(directory: Path, manifest: Manifest, planner: Planner) -> TensorRTEngine:
+def open_plan(bundle: Bundle, planner: Planner) -> TensorRTEngine:
     """The engine that serves the plan of a bundle.
 
     Raises:
         ValueError: the plan does not run on this GPU.
     """
+    manifest = bundle.manifest
     assert manifest.tensorrt is not None
     return TensorRTEngine(
         manifest,
-        (directory / manifest.tensorrt.file).read_bytes(),
+        (bundle.directory / manifest.tensorrt.file).read_bytes(),
         manifest.tensorrt.profiles,
         trt=planner.trt,
         cuda=planner.cuda,

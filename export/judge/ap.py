@@ -4,13 +4,14 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from bundle.manifest import Bundle
 from engines.base import EngineInfo
 from engines.load import open_engine
+from export.judge.refusal import Refused
 from model.data.evaluation_data import EvaluationData
 from model.evaluation.coco_metrics import Metrics
 from model.evaluation.evaluation import evaluate
@@ -33,9 +34,9 @@ class Measured(NamedTuple):
     seconds: float
 
 
-def measure(directory: Path, dataset: EvaluationData) -> Measured:
+def measure(bundle: Bundle, dataset: EvaluationData) -> Measured:
     """Evaluate a bundle in the engine that serves it."""
-    manifest, engine = open_engine(directory)
+    manifest, engine = bundle.manifest, open_engine(bundle)
     log.info("AP in %s on %d images ...", manifest.precision, len(dataset))
     start = time.perf_counter()
     try:
@@ -50,14 +51,14 @@ def measure(directory: Path, dataset: EvaluationData) -> Measured:
     return measured
 
 
-def require_computable(directory: Path) -> None:
+def require_computable(bundle: Bundle) -> None:
     """Raise ValueError where the engine does not compute a bundle in its precision here."""
-    manifest, engine = open_engine(directory)
+    precision, engine = bundle.manifest.precision, open_engine(bundle)
     engine.close()
-    if engine.info.precision != manifest.precision:
+    if engine.info.precision != precision:
         raise ValueError(
-            f"{engine.info.runtime} computes {manifest.precision} in {engine.info.precision} on "
-            f"this machine, so AP in {manifest.precision} cannot be measured; export on a machine "
+            f"{engine.info.runtime} computes {precision} in {engine.info.precision} on "
+            f"this machine, so AP in {precision} cannot be measured; export on a machine "
             "like the one that serves, or in fp32"
         )
 
@@ -72,20 +73,19 @@ def require_judgeable(before: Measured) -> None:
         )
 
 
-def require_kept(before: Measured, after: Measured, precision: str) -> None:
-    """Raise ValueError where AP drops too far from float32."""
+def require_kept(before: Measured, after: Measured, *, precision: str) -> None:
+    """Raise Refused where AP drops too far from float32."""
     exact, reduced = before.metrics.numbers["AP"], after.metrics.numbers["AP"]
     if exact - reduced > MAX_AP_DROP:
-        others = "PRECISION=fp32" if precision == "bf16" else "PRECISION=bf16 or fp32"
-        raise ValueError(
+        raise Refused(
             f"AP in {precision} is {reduced:.4f}, in fp32 {exact:.4f}: a drop of "
-            f"{exact - reduced:.4f} where {MAX_AP_DROP} is allowed, so the bundle was not written; "
-            f"export with {others}"
-            + (", or with a train split that is more like the val split" * (precision == "int8"))
+            f"{exact - reduced:.4f} where {MAX_AP_DROP} is allowed"
         )
 
 
-def compare(before: Measured, after: Measured, precision: str, num_images: int) -> dict[str, Any]:
+def compare(
+    before: Measured, after: Measured, *, precision: str, num_images: int
+) -> dict[str, Any]:
     """What the report says about the comparison."""
     share = agreement(before.metrics.results, after.metrics.results)
     drop = before.metrics.numbers["AP"] - after.metrics.numbers["AP"]

@@ -22,6 +22,7 @@ from bundle.manifest import Batches
 from bundle.postprocess import ImageOutput, RawOutput
 from bundle.preprocess import Preprocess, decode_image, pad_batch, prepare
 from engines.base import Engine
+from export.judge.refusal import Refused
 from model.network.inference import DetectionModel, decode_detections, normalise, torch_predictor
 
 SCORE_TOLERANCE = 1e-4
@@ -95,7 +96,8 @@ def verify(
         images: (H, W, 3) uint8 RGB of any size; scikit-image's photographs are added.
 
     Raises:
-        ValueError: they differ by more than the tolerance, or the model's output is not finite.
+        Refused: they differ by more than the tolerance.
+        ValueError: the model's output is not finite.
     """
     photos = [*images, *photographs()]
     reports = []
@@ -108,7 +110,7 @@ def verify(
         log.info("  %s", describe(report))
         if not report["passed"] and not report.get("passed_alone"):
             score, box = report["tolerance"].values()
-            raise ValueError(
+            raise Refused(
                 f"the exported graph does not do what the model does: {describe(report)}; "
                 f"tolerated are {score:.1e} and {box:.1e}"
             )

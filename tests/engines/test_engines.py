@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_native
 
-from bundle.manifest import Manifest, TensorSpec
+from bundle.manifest import Bundle, TensorSpec
 from bundle.postprocess import RawOutput
 from bundle.preprocess import pad_batch
 from engines.base import Engine, EngineFailure
@@ -36,7 +36,7 @@ def kind(request: pytest.FixtureRequest) -> EngineName:
 
 @pytest.fixture
 def engine(toy_bundle: Path, kind: EngineName) -> Engine:
-    return open_engine(toy_bundle, engine=kind, threads=1)[1]
+    return open_engine(Bundle.load(toy_bundle), engine=kind, threads=1)
 
 
 def test_the_engine_finds_what_the_graph_finds(engine: Engine, scene: np.ndarray) -> None:
@@ -78,9 +78,9 @@ def test_an_output_stays_as_it_was_when_the_engine_runs_again(
 def test_name_and_batch_size_are_those_of_the_manifest(tmp_path: Path, kind: EngineName) -> None:
     make_toy_bundle(tmp_path / "toy", max_batch_size=3)
 
-    manifest, engine = open_engine(tmp_path / "toy", engine=kind, threads=1)
+    engine = open_engine(Bundle.load(tmp_path / "toy"), engine=kind, threads=1)
 
-    assert (engine.name, engine.max_batch_size) == (manifest.name, 3) == ("toy", 3)
+    assert (engine.name, engine.max_batch_size) == ("toy", 3)
 
 
 def test_an_engine_says_what_it_is(engine: Engine, kind: EngineName) -> None:
@@ -90,9 +90,9 @@ def test_an_engine_says_what_it_is(engine: Engine, kind: EngineName) -> None:
 def test_a_precision_that_is_not_possible_here_is_replaced_and_said(
     toy_bundle: Path, kind: EngineName, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manifest = Manifest.load(toy_bundle).model_copy(update={"precision": "fp16"})
+    bundle = Bundle.load(toy_bundle).with_manifest(precision="fp16")
 
-    engine = ENGINES[kind](toy_bundle, manifest, threads=1)
+    engine = ENGINES[kind](bundle, threads=1)
 
     assert engine.info.precision == "fp32"
     assert caplog.messages == ["fp16 is not possible here: the bundle is run in fp32"]
@@ -103,7 +103,7 @@ def test_a_damaged_bundle_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "toy" / "weights.bin").write_bytes(b"1234")
 
     with pytest.raises(ValueError, match=r"weights\.bin: expected SHA-256"):
-        open_engine(tmp_path / "toy")
+        open_engine(Bundle.load(tmp_path / "toy"))
 
 
 def test_a_file_that_is_no_graph_is_named(tmp_path: Path, kind: EngineName) -> None:
@@ -113,20 +113,20 @@ def test_a_file_that_is_no_graph_is_named(tmp_path: Path, kind: EngineName) -> N
     with pytest.raises(
         ValueError, match=rf"model\.onnx: {TITLES[kind]} cannot load .*`make export`"
     ):
-        ENGINES[kind](tmp_path / "toy", manifest)
+        ENGINES[kind](Bundle(tmp_path / "toy", manifest))
 
 
 def test_an_unknown_graph_is_refused(toy_bundle: Path, kind: EngineName) -> None:
     with pytest.raises(ValueError, match=r"expected a graph 'plugin', got \['standard'\]"):
-        ENGINES[kind](toy_bundle, Manifest.load(toy_bundle), graph="plugin")
+        ENGINES[kind](Bundle.load(toy_bundle), graph="plugin")
 
 
 def test_a_graph_unlike_its_manifest_is_refused(toy_bundle: Path, kind: EngineName) -> None:
     outputs = (TensorSpec(name="logits", dtype="float32", shape=(1,)),)
-    manifest = Manifest.load(toy_bundle).model_copy(update={"outputs": outputs})
+    bundle = Bundle.load(toy_bundle).with_manifest(outputs=outputs)
 
     with pytest.raises(ValueError, match=r"expected outputs \['logits'\], got \['boxes'"):
-        ENGINES[kind](toy_bundle, manifest)
+        ENGINES[kind](bundle)
 
 
 def test_an_error_of_the_runtime_is_an_engine_failure(engine: Engine, kind: EngineName) -> None:
@@ -155,7 +155,7 @@ def test_every_error_of_onnx_runtime_is_translated(
     def fail(*_: object) -> None:
         raise error("broken")
 
-    engine = OnnxRuntimeEngine(toy_bundle, Manifest.load(toy_bundle), threads=1)
+    engine = OnnxRuntimeEngine(Bundle.load(toy_bundle), threads=1)
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
 
     with pytest.raises(EngineFailure, match=r"ONNX Runtime failed on .*: broken"):
@@ -171,7 +171,7 @@ def test_scores_that_are_not_finite_are_an_engine_failure(
     tmp_path: Path, scene: np.ndarray, kind: EngineName
 ) -> None:
     make_toy_bundle(tmp_path / "toy", graph=TOY_GRAPH.replace("white = {255.0}", "white = {0.0}"))
-    _, engine = open_engine(tmp_path / "toy", engine=kind, threads=1)
+    engine = open_engine(Bundle.load(tmp_path / "toy"), engine=kind, threads=1)
 
     with pytest.raises(EngineFailure, match="finite"):
         engine.run(*pad_batch([scene]))
@@ -202,10 +202,11 @@ DETECT = """
 import logging
 from pathlib import Path
 import numpy as np
+from bundle.manifest import Bundle
 from engines.load import open_engine
 
 logging.basicConfig(level="WARNING", format="%(message)s")
-_, engine = open_engine(Path("bundles/demo"), threads=1)
+engine = open_engine(Bundle.load(Path("bundles/demo")), threads=1)
 output = engine.run(np.full((1, 96, 128, 3), 99, np.uint8), np.zeros((1, 96, 128), np.bool_))
 print(*engine.info, output.scores.shape)
 """
@@ -239,13 +240,15 @@ def test_an_engine_that_was_asked_for_is_not_replaced(
     monkeypatch.delitem(sys.modules, "engines.cpu.openvino_engine")
 
     with pytest.raises(ValueError, match=r"OpenVINO cannot be imported .*engine onnxruntime"):
-        open_engine(toy_bundle, engine="openvino")
+        open_engine(Bundle.load(toy_bundle), engine="openvino")
 
 
 def test_onnx_runtime_says_that_it_has_no_streams(
     toy_bundle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, engine = open_engine(toy_bundle, engine="onnxruntime", threads=1, mode="throughput")
+    bundle = Bundle.load(toy_bundle)
+
+    engine = open_engine(bundle, engine="onnxruntime", threads=1, mode="throughput")
 
     assert engine.info.streams == 1
     assert "no mode throughput" in caplog.text

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bundle.manifest import Bundle
 from bundle.preprocess import pad_batch
 from engines.load import GpuOptions, open_engine
 from tests.fake_cuda import CudaErrorCode, FakeCuda
@@ -16,7 +17,7 @@ from tests.fake_tensorrt import FakeTensorRT
 def test_a_plan_is_run_where_there_is_a_gpu(
     planned: Callable[..., Path], scene: np.ndarray, cuda: FakeCuda
 ) -> None:
-    _, engine = open_engine(planned())
+    engine = open_engine(Bundle.load(planned()))
 
     output = engine.run(*pad_batch([scene[:64]]))
 
@@ -33,7 +34,7 @@ def test_a_plan_is_left_alone_on_a_machine_without_a_gpu_which_says_so(
     directory = planned()
     cuda.failures["cudaSetDevice"] = CudaErrorCode.cudaErrorNoDevice
 
-    _, engine = open_engine(directory)
+    engine = open_engine(Bundle.load(directory))
 
     assert engine.info.runtime == "openvino"
     (message,) = [text for text in caplog.messages if "plan" in text]
@@ -46,7 +47,7 @@ def test_a_plan_is_left_alone_where_tensorrt_is_not_installed_which_is_said(
     directory = planned()
     monkeypatch.setitem(sys.modules, "tensorrt", None)
 
-    _, engine = open_engine(directory)
+    engine = open_engine(Bundle.load(directory))
 
     assert engine.info.runtime == "openvino"
     assert "is not used, but the CPU: TensorRT cannot be loaded" in caplog.text
@@ -55,7 +56,7 @@ def test_a_plan_is_left_alone_where_tensorrt_is_not_installed_which_is_said(
 def test_a_bundle_without_a_plan_does_not_ask_for_a_gpu(
     toy_bundle: Path, trt: FakeTensorRT, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, engine = open_engine(toy_bundle)
+    engine = open_engine(Bundle.load(toy_bundle))
 
     assert engine.info.runtime == "openvino"
     assert "plan" not in caplog.text
@@ -68,7 +69,7 @@ def test_a_plan_for_another_gpu_is_no_reason_to_go_on_with_the_cpu(
     cuda.name = b"NVIDIA L4"
 
     with pytest.raises(ValueError, match="GPU: built for NVIDIA Fake, found NVIDIA L4"):
-        open_engine(directory)
+        open_engine(Bundle.load(directory))
 
 
 def test_a_plan_is_built_where_that_is_allowed(
@@ -77,7 +78,7 @@ def test_a_plan_is_built_where_that_is_allowed(
     directory = planned()
     cuda.name = b"NVIDIA L4"
 
-    _, engine = open_engine(directory, gpu=GpuOptions(may_build=True, max_graphs=2))
+    engine = open_engine(Bundle.load(directory), gpu=GpuOptions(may_build=True, max_graphs=2))
 
     assert engine.info.runtime == "tensorrt"
     assert len(trt.contexts) == 2
@@ -88,13 +89,13 @@ def test_tensorrt_without_a_gpu_is_refused(toy_bundle: Path, trt: FakeTensorRT) 
     trt.cuda.failures["cudaSetDevice"] = CudaErrorCode.cudaErrorInsufficientDriver
 
     with pytest.raises(ValueError, match="no NVIDIA driver, or one too old"):
-        open_engine(toy_bundle, engine="tensorrt")
+        open_engine(Bundle.load(toy_bundle), engine="tensorrt")
 
 
 def test_a_mode_that_an_engine_does_not_have_is_said(
     planned: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, engine = open_engine(planned(), mode="throughput")
+    engine = open_engine(Bundle.load(planned()), mode="throughput")
 
     assert "tensorrt has no mode throughput" in caplog.text
     engine.close()
@@ -102,4 +103,4 @@ def test_a_mode_that_an_engine_does_not_have_is_said(
 
 def test_onnx_runtime_without_its_gpu_package_is_refused(toy_bundle: Path) -> None:
     with pytest.raises(ValueError, match="install onnxruntime-gpu in place of onnxruntime"):
-        open_engine(toy_bundle, engine="onnxruntime-cuda")
+        open_engine(Bundle.load(toy_bundle), engine="onnxruntime-cuda")

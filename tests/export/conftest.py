@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bundle.manifest import ClassInfo, Manifest
-from export.build import build_bundle
+from export.recipe import export_bundle
 from model.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint
 from model.config import TrainConfig, Variant
 from model.configs import tiny
@@ -46,7 +46,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Variant], Ex
         checkpoint = directory / "model.safetensors"
         write_checkpoint(variant, checkpoint)
         loaded = load_checkpoint(checkpoint)
-        manifest = build_bundle(loaded, directory / "bundle", name="small")
+        manifest = export_bundle(loaded, directory / "bundle", name="small")
         detector = DeformableDetr(loaded.config.model)
         detector.load_state_dict(loaded.state_dict)
         model = DetectionModel(detector, manifest.preprocess).eval()

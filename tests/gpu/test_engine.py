@@ -1,5 +1,6 @@
 """Plans of whole models on the GPU against PyTorch and against the engine of a CPU."""
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -9,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundle.manifest import Manifest
+from bundle.layout import REPORT_FILE
+from bundle.manifest import Bundle, Manifest, Precision
 from bundle.postprocess import RawOutput
 from bundle.preprocess import pad_batch, prepare
 from engines.base import Engine
 from engines.load import GpuOptions, open_engine
-from export.build import plan_bundle, verify_plan
-from export.graph.tensorrt_plan import find_planner
-from export.half import halve_bundle
+from export.graph.tensorrt_plan import add_plan, find_planner
 from export.judge.verify import photographs
+from export.precisions import Materials
+from export.recipe import make_bundle
 from model.config import Variant
 from model.data.digits import DigitsDataset
 from model.evaluation.evaluation import evaluate
@@ -26,30 +28,31 @@ pytestmark = pytest.mark.gpu
 
 DEMO = Path(__file__).parents[2] / "bundles" / "demo"
 # Most that AP may differ from that on a CPU.
-AP_DIFFERENCE = {"fp32": 0.002, "fp16": 0.005}
+AP_DIFFERENCE: dict[Precision, float] = {"fp32": 0.002, "fp16": 0.005}
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def planned(tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
     """The demo with a plan, by precision."""
     directories = {}
+    demo = Bundle.load(DEMO)
     for precision in AP_DIFFERENCE:
         directory = tmp_path_factory.mktemp("planned") / precision
-        shutil.copytree(DEMO, directory, ignore=shutil.ignore_patterns("cache"))
-        manifest = Manifest.load(directory)
-        planner = find_planner([], manifest.preprocess)
-        if precision == "fp32":
-            plan_bundle(directory, manifest, planner).save(directory)
+        planner = find_planner([], demo.manifest.preprocess)
+        if precision == "fp32":  # whose checkpoint is not here to judge the plan by
+            shutil.copytree(DEMO, directory, ignore=shutil.ignore_patterns("cache"))
+            add_plan(Bundle.load(directory), planner).save()
         else:
-            halve_bundle(directory, manifest, photographs(), planner)
+            materials = Materials(demo, planner=planner)
+            make_bundle(materials, directory, precision=precision, report={})
         directories[precision] = directory
     return directories
 
 
 @pytest.fixture(scope="module")
 def cpu_ap() -> float:
-    manifest, engine = open_engine(DEMO, engine="onnxruntime")
-    return average_precision(manifest, engine)
+    bundle = Bundle.load(DEMO)
+    return average_precision(bundle.manifest, open_engine(bundle, engine="onnxruntime"))
 
 
 def average_precision(manifest: Manifest, engine: Engine) -> float:
@@ -63,8 +66,8 @@ def average_precision(manifest: Manifest, engine: Engine) -> float:
 
 
 def open_plan(directory: Path, max_graphs: int) -> tuple[Manifest, Engine]:
-    gpu = GpuOptions(max_graphs=max_graphs)
-    return open_engine(directory, engine="tensorrt", gpu=gpu)
+    bundle, gpu = Bundle.load(directory), GpuOptions(max_graphs=max_graphs)
+    return bundle.manifest, open_engine(bundle, engine="tensorrt", gpu=gpu)
 
 
 def batch(manifest: Manifest, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,18 +89,19 @@ def test_the_plan_of_every_variant_detects_what_pytorch_does(
     exported: Callable, tmp_path: Path, variant: Variant
 ) -> None:
     small = exported(variant)
-    directory = Path(shutil.copytree(small.directory, tmp_path / "bundle"))
+    exact = Bundle(small.directory, small.manifest)
     planner = find_planner([], small.manifest.preprocess)
+    materials = Materials(exact, planner=planner, model=small.model)
 
-    manifest = plan_bundle(directory, small.manifest, planner)
-    reports = verify_plan(small.model, directory, manifest, planner, [])
+    make_bundle(materials, tmp_path / "bundle", precision="fp32", report={})
 
+    reports = json.loads((tmp_path / "bundle" / REPORT_FILE).read_text())["plan"]
     assert sum(report["passed"] for report in reports) == 4  # others were tried once more
 
 
 @pytest.mark.parametrize("precision", AP_DIFFERENCE)
 def test_ap_is_that_of_a_cpu_and_of_the_checkpoint(
-    planned: dict[str, Path], cpu_ap: float, precision: str
+    planned: dict[Precision, Path], cpu_ap: float, precision: Precision
 ) -> None:
     manifest, engine = open_plan(planned[precision], max_graphs=0)
 
@@ -110,7 +114,7 @@ def test_ap_is_that_of_a_cpu_and_of_the_checkpoint(
 
 @pytest.mark.parametrize("precision", AP_DIFFERENCE)
 def test_a_cuda_graph_detects_what_plain_launches_do(
-    planned: dict[str, Path], precision: str, caplog: pytest.LogCaptureFixture
+    planned: dict[Precision, Path], precision: Precision, caplog: pytest.LogCaptureFixture
 ) -> None:
     manifest, plain = open_plan(planned[precision], max_graphs=0)
     expected = {count: plain.run(*batch(manifest, count)) for count in (1, 3)}
@@ -126,7 +130,7 @@ def test_a_cuda_graph_detects_what_plain_launches_do(
     assert "without CUDA graphs" not in caplog.text
 
 
-def test_two_engines_run_at_once_in_one_process(planned: dict[str, Path]) -> None:
+def test_two_engines_run_at_once_in_one_process(planned: dict[Precision, Path]) -> None:
     opened = [open_plan(directory, max_graphs=2) for directory in planned.values()]
     inputs = batch(opened[0][0], 2)
     alone = [engine.run(*inputs) for _, engine in opened]

@@ -1,10 +1,13 @@
 """The HTTP API through an ASGI client: answers, every error, and the life of the app."""
 
 import asyncio
+import hashlib
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -554,3 +557,21 @@ async def test_an_engine_that_cannot_run_ends_the_process(settings: Settings) ->
 def test_a_missing_bundle_fails_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="make export"):
         create_app(Settings(bundle=tmp_path))
+
+
+async def test_a_start_reads_every_file_of_the_bundle_once_to_check_it(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: Counter[str] = Counter()
+    file_digest = hashlib.file_digest
+
+    def counted(file: BufferedReader, algorithm: str) -> Any:
+        hashed[str(Path(file.name).relative_to(toy_bundle))] += 1
+        return file_digest(file, algorithm)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+
+    async with running(create_app(Settings(bundle=toy_bundle))):
+        pass
+
+    assert hashed == dict.fromkeys(("model.onnx", "samples/1.png", "weights.bin"), 1)

@@ -12,7 +12,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from bundle.manifest import Manifest
+from bundle.manifest import Bundle, Manifest
 from bundle.postprocess import RawOutput
 from bundle.preprocess import decode_image, pad_batch, prepare
 from engines.base import EngineFailure
@@ -63,7 +63,7 @@ def batches(demo: Path, manifest: Manifest) -> dict[str, Batch]:
 @pytest.fixture(scope="module")
 def oracle(demo: Path, manifest: Manifest, batches: dict[str, Batch]) -> dict[str, RawOutput]:
     """What ONNX Runtime answers."""
-    engine = OnnxRuntimeEngine(demo, manifest, threads=1)
+    engine = OnnxRuntimeEngine(Bundle(demo, manifest), threads=1)
     return {name: engine.run(*batch) for name, batch in batches.items()}
 
 
@@ -72,7 +72,7 @@ def open_demo(demo: Path, manifest: Manifest) -> Callable[..., OpenVinoEngine]:
     def open_demo(graph: str = "standard", **options: Any) -> OpenVinoEngine:
         if graph == "plugin" and library.find(library.openvino_extension()) is None:
             pytest.skip("the OpenVINO extension is not built: no C++ compiler")
-        return OpenVinoEngine(demo, manifest, graph=graph, **options)
+        return OpenVinoEngine(Bundle(demo, manifest), graph=graph, **options)
 
     return open_demo
 
@@ -104,7 +104,7 @@ def test_the_plugin_graph_is_taken_where_the_native_op_is_built(
 ) -> None:
     open_demo("plugin")
 
-    assert OpenVinoEngine(demo, manifest, threads=1).info.graph == "plugin"
+    assert OpenVinoEngine(Bundle(demo, manifest), threads=1).info.graph == "plugin"
 
 
 def test_throughput_takes_a_batch_for_every_stream(
@@ -168,7 +168,7 @@ def test_a_second_start_in_bf16_answers_the_same(
     demo: Path, manifest: Manifest, batches: dict[str, Batch], oracle: dict[str, RawOutput]
 ) -> None:
     bf16 = manifest.model_copy(update={"precision": "bf16"})
-    first, second = (OpenVinoEngine(demo, bf16, threads=1) for _ in range(2))
+    first, second = (OpenVinoEngine(Bundle(demo, bf16), threads=1) for _ in range(2))
     if first.info.precision != "bf16":
         pytest.skip("this CPU does not compute in bf16, or the extension is not built")
 
@@ -232,16 +232,15 @@ def test_a_cache_that_the_runtime_refuses_is_made_anew(
 OVERLAP = """
 import faulthandler, signal, subprocess, sys
 from pathlib import Path
-from bundle.postprocess import RawOutput
-from bundle.manifest import Manifest
+from bundle.manifest import Bundle
 from engines.cpu.openvino_engine import OpenVinoEngine
 
 faulthandler.enable()  # which gives signal handlers a stack of their own
 seen = []
 signal.signal(signal.SIGCHLD, lambda *_: seen.append(True))
 directory = Path(sys.argv[1])
-first = OpenVinoEngine(directory, Manifest.load(directory), threads=1)
-second = OpenVinoEngine(directory, Manifest.load(directory), threads=1)
+first = OpenVinoEngine(Bundle.load(directory), threads=1)
+second = OpenVinoEngine(Bundle.load(directory), threads=1)
 first.close()
 del first
 second.close()
@@ -263,15 +262,14 @@ GROWTH = """
 import sys
 from pathlib import Path
 import numpy as np
-from bundle.postprocess import RawOutput
-from bundle.manifest import Manifest
+from bundle.manifest import Bundle
 from engines.cpu.openvino_engine import OpenVinoEngine
 
 def resident_mb():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 
 directory = Path(sys.argv[1])
-engine = OpenVinoEngine(directory, Manifest.load(directory), threads=1)
+engine = OpenVinoEngine(Bundle.load(directory), threads=1)
 sizes = np.random.default_rng(0).integers(96, 225, (150, 2))
 for number, (height, width) in enumerate(sizes):
     if number == 50:
@@ -300,13 +298,12 @@ def refuse(event, _):
         raise AssertionError(event)
 
 sys.addaudithook(refuse)
-from bundle.postprocess import RawOutput
-from bundle.manifest import Manifest
+from bundle.manifest import Bundle
 from engines.cpu.openvino_engine import OpenVinoEngine
 
 directory = Path(sys.argv[1])
 for _ in range(2):
-    engine = OpenVinoEngine(directory, Manifest.load(directory), threads=1)
+    engine = OpenVinoEngine(Bundle.load(directory), threads=1)
     engine.run(np.zeros((1, 128, 128, 3), np.uint8), np.zeros((1, 128, 128), np.bool_))
     engine.close()
 """
@@ -337,8 +334,7 @@ THREADS = """
 import os, sys
 from pathlib import Path
 import numpy as np
-from bundle.postprocess import RawOutput
-from bundle.manifest import Manifest
+from bundle.manifest import Bundle
 from engines.cpu.openvino_engine import OpenVinoEngine
 
 def cores_of_threads():
@@ -350,7 +346,7 @@ for task in os.listdir("/proc/self/task"):  # those that NumPy has started alrea
     os.sched_setaffinity(int(task), cores)
 directory = Path(sys.argv[1])
 for mode in ("latency", "throughput"):
-    engine = OpenVinoEngine(directory, Manifest.load(directory), mode=mode)
+    engine = OpenVinoEngine(Bundle.load(directory), mode=mode)
     engine.run(np.zeros((2, 128, 128, 3), np.uint8), np.zeros((2, 128, 128), np.bool_))
     assert engine.info.threads == len(cores), engine.info
     assert cores_of_threads() == {frozenset(cores)}, cores_of_threads()

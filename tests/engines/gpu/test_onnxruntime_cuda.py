@@ -4,7 +4,7 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from bundle.manifest import Manifest
+from bundle.manifest import Bundle
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from engines.gpu.onnxruntime_cuda import open_on_cuda
 
@@ -47,7 +47,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> type[GpuSession]:
 
 
 def open_demo(**changes: Any) -> OnnxRuntimeEngine:
-    return open_on_cuda(DEMO, Manifest.load(DEMO).model_copy(update=changes), 2)
+    return open_on_cuda(Bundle.load(DEMO).with_manifest(**changes), 2)
 
 
 def test_a_package_without_the_provider_is_told_which_to_install() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundle.manifest import Manifest, TensorSpec
+from bundle.manifest import Bundle, Manifest, TensorSpec
 from bundle.preprocess import pad_batch
 from bundle.tensorrt_plan import BatchShape, ShapeProfile
 from engines.base import EngineFailure
@@ -65,7 +65,7 @@ def engine(bundle: Path, trt: FakeTensorRT, cuda: FakeCuda) -> Iterator[TensorRT
 
 @pytest.fixture
 def oracle(bundle: Path) -> OnnxRuntimeEngine:
-    return OnnxRuntimeEngine(bundle, Manifest.load(bundle), threads=1)
+    return OnnxRuntimeEngine(Bundle.load(bundle), threads=1)
 
 
 def assert_alike(found: Iterable[np.ndarray], expected: Iterable[np.ndarray]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle.manifest import Manifest
+from bundle.manifest import Bundle, Manifest
 from bundle.tensorrt_plan import TensorRTPlan, default_profiles
 from engines.gpu.cuda import load_cuda
 from engines.gpu.tensorrt_engine import TensorRTEngine
@@ -17,10 +17,8 @@ from tests.toy_bundle import make_toy_bundle
 
 
 def find(directory: Path, *, may_build: bool = False) -> Plan:
-    manifest = Manifest.load(directory)
-    return find_plan(
-        directory, manifest, trt=load_tensorrt(), cuda=load_cuda(), may_build=may_build
-    )
+    bundle = Bundle.load(directory)
+    return find_plan(bundle, trt=load_tensorrt(), cuda=load_cuda(), may_build=may_build)
 
 
 def shipped_with(directory: Path) -> TensorRTPlan:

@@ -56,7 +56,9 @@ def graph(tmp_path):
 def test_a_range_is_the_largest_magnitude_on_average_over_images(graph, batch_size):
     images = GreyImages([10, 20, 90])
 
-    ranges = measure_ranges(graph, ["negative"], images, PREPROCESS, batch_size=batch_size)
+    ranges = measure_ranges(
+        graph, ["negative"], dataset=images, preprocess=PREPROCESS, batch_size=batch_size
+    )
 
     assert ranges == {"negative": 40.0}
 
@@ -64,16 +66,20 @@ def test_a_range_is_the_largest_magnitude_on_average_over_images(graph, batch_si
 def test_of_many_images_some_are_taken_evenly(graph):
     images = GreyImages([1] * 5 * NUM_IMAGES)
 
-    measure_ranges(graph, ["pixels"], images, PREPROCESS, batch_size=8)
+    measure_ranges(graph, ["pixels"], dataset=images, preprocess=PREPROCESS, batch_size=8)
 
     assert images.indices_read == list(range(0, 5 * NUM_IMAGES, 5))
 
 
 def test_without_images_there_is_no_calibration(graph):
+    images = GreyImages([])
+
     with pytest.raises(ValueError, match="at least one image to calibrate on"):
-        measure_ranges(graph, ["pixels"], GreyImages([]), PREPROCESS, batch_size=1)
+        measure_ranges(graph, ["pixels"], dataset=images, preprocess=PREPROCESS, batch_size=1)
 
 
 def test_activations_that_are_not_finite_are_named(graph):
+    images = GreyImages([0, 5])
+
     with pytest.raises(ValueError, match=r"not finite: \['logarithms'\]"):
-        measure_ranges(graph, ["logarithms"], GreyImages([0, 5]), PREPROCESS, batch_size=1)
+        measure_ranges(graph, ["logarithms"], dataset=images, preprocess=PREPROCESS, batch_size=1)

@@ -1,3 +1,4 @@
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -5,7 +6,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from export.graph.half_precision import FLOAT, HALVES, write_half
+from bundle.manifest import Bundle
+from export.graph.half_precision import FLOAT, HALVES, add_half_graph, write_half
 
 DEMO = Path(__file__).parents[3] / "bundles" / "demo"
 FORMS = {"plugin": "model.plugin.onnx", "standard": "model.onnx"}
@@ -148,3 +150,19 @@ def test_a_weight_that_float16_cannot_hold_is_refused_by_name():
 
     with pytest.raises(ValueError, match=r"detector.backbone.conv1.weight reaches .*; export with"):
         write_half(model, "fp16")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_the_graph_has_the_inputs_and_outputs_of_the_others(tmp_path, precision):
+    directory = shutil.copytree(DEMO, tmp_path / "demo")
+
+    half_bundle = add_half_graph(Bundle.load(directory), precision)
+
+    plugin, half = (
+        onnx.load(half_bundle.graph(form), load_external_data=False).graph
+        for form in ("plugin", "tensorrt")
+    )
+
+    assert list(half.input) == list(plugin.input)
+    assert list(half.output) == list(plugin.output)
+    assert [node.op_type for node in half.node].count("MSDeformAttn") == 4

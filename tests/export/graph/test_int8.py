@@ -83,7 +83,7 @@ def rounded():
     names = list(plan.activations)
     activations = run(graphs.standard, some_images(), *names)[1:]
     ranges = {name: np.abs(x).max() for name, x in zip(names, activations, strict=True)}
-    write_int8(graphs, plan, ranges)
+    write_int8(graphs, plan, ranges=ranges)
     return graphs
 
 
@@ -168,7 +168,7 @@ def test_what_is_rounded_has_its_type(rounded):
 def test_an_activation_that_is_always_zero_stays_zero(exact):
     plan = plan_int8(exact.plugin.graph)
 
-    write_int8(exact, plan, dict.fromkeys(plan.activations, 0.0))
+    write_int8(exact, plan, ranges=dict.fromkeys(plan.activations, 0.0))
 
     (found,) = run(exact.standard, np.zeros((1, 3, 4, 4), np.float32))
     assert np.isfinite(found).all()

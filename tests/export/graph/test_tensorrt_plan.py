@@ -9,21 +9,19 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from bundle.manifest import Manifest
+from bundle.manifest import Bundle, Manifest
 from bundle.preprocess import Preprocess
 from bundle.tensorrt_plan import BatchShape, default_profiles, max_batch
 from engines.load import open_engine
 from export.__main__ import main
-from export.build import plan_bundle, verify_plan
 from export.graph.half_precision import write_half
 from export.graph.tensorrt_plan import choose_profiles, find_planner
-from export.half import halve_bundle
-from export.judge.verify import photographs
-from export.reduce import Data, reduce_bundle, write_reduced
+from export.precisions import Data, Materials
+from export.recipe import make_bundle, write_bundle
 from model.config import Variant
 from model.data.digits import DigitsDataset
 from service.detector import bucket
-from tests.export.test_half import scale_weights
+from tests.export.judge.test_agreement import scale_weights
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import FakeTensorRT, Parser
 from tests.plugins.emulated import needs_compiler
@@ -172,13 +170,17 @@ def test_shapes_are_of_use_with_tensorrt_only(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_plan_is_verified_against_the_model(small, trt, tmp_path):
-    directory = Path(shutil.copytree(small.directory, tmp_path / "bundle"))
+    out = tmp_path / "bundle"
     planner = find_planner([], small.manifest.preprocess)
+    materials = Materials(
+        Bundle(small.directory, small.manifest), planner=planner, model=small.model
+    )
 
-    manifest = plan_bundle(directory, small.manifest, planner)
-    reports = verify_plan(small.model, directory, manifest, planner, [])
+    manifest = make_bundle(materials, out, precision="fp32", report={}).manifest
 
-    assert [report["passed"] for report in reports] == [True] * 4
+    report = json.loads((out / "report.json").read_text())
+    assert [comparison["passed"] for comparison in report["plan"]] == [True] * 4
+    assert manifest.files.keys() >= {"model.plan"}
     assert manifest.tensorrt is not None
     assert manifest.tensorrt.graph == "plugin"
     assert manifest.tensorrt.profiles == default_profiles(manifest.preprocess)
@@ -193,20 +195,22 @@ def test_a_plan_that_differs_from_the_model_is_refused(small, trt, tmp_path):
     directory = Path(shutil.copytree(small.directory, tmp_path / "bundle"))
     scale_weights(directory, "detector.backbone.conv1.weight", 1.1)
     planner = find_planner([], small.manifest.preprocess)
+    materials = Materials(Bundle.load(directory), planner=planner, model=small.model)
 
-    manifest = plan_bundle(directory, small.manifest, planner)
+    with pytest.raises(ValueError, match=r"does not do what .*the bundle was not written"):
+        make_bundle(materials, tmp_path / "out", precision="fp32", report={})
 
-    with pytest.raises(ValueError, match="does not do what the model does"):
-        verify_plan(small.model, directory, manifest, planner, [])
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_a_float16_bundle_is_served_from_its_plan(trt, demo):
-    manifest = Manifest.load(demo)
-    planner = find_planner(["4x224x224"], manifest.preprocess)
+def test_a_float16_bundle_is_served_from_its_plan(trt, demo, tmp_path):
+    exact, out = Bundle.load(demo), tmp_path / "fp16"
+    planner = find_planner(["4x224x224"], exact.manifest.preprocess)
 
-    halve_bundle(demo, manifest, photographs(), planner)
+    make_bundle(Materials(exact, planner=planner), out, precision="fp16", report={})
 
-    manifest, engine = open_engine(demo)
+    bundle = Bundle.load(out)
+    engine, manifest = open_engine(bundle), bundle.manifest
     engine.close()
     assert engine.info.runtime == "tensorrt"
     assert engine.info.precision == "fp16"
@@ -214,20 +218,21 @@ def test_a_float16_bundle_is_served_from_its_plan(trt, demo):
     assert engine.info.graph == manifest.tensorrt.graph == "tensorrt"
     assert engine.max_batch_size == 4
     assert manifest.files.keys() >= {"model.plan", "model.tensorrt.onnx", "weights.tensorrt.bin"}
-    report = json.loads((demo / "report.json").read_text())
-    assert report["half"]["tensorrt"]["share"] == 1.0
+    report = json.loads((out / "report.json").read_text())
+    assert report["agreement"]["plan"]["share"] == 1.0
 
 
 @pytest.mark.parametrize("precision", ["int8", "bf16"])
 def test_ap_is_that_of_the_plan(trt, demo, tmp_path, precision):
-    planner = find_planner([], Manifest.load(demo).preprocess)
+    exact = Bundle.load(demo)
+    planner = find_planner([], exact.manifest.preprocess)
     data = Data(DigitsDataset("train", num_images=4), DigitsDataset("val", num_images=12))
     directory = tmp_path / precision
-    directory.mkdir()
+    materials = Materials(exact, data, planner)
 
-    manifest = reduce_bundle(demo, directory, precision, data, planner)
+    manifest = make_bundle(materials, directory, precision=precision, report={}).manifest
 
-    report = json.loads((directory / "report.json").read_text())["reduced"]
+    report = json.loads((directory / "report.json").read_text())["ap"]
     assert report["fp32"]["engine"]["runtime"] != "tensorrt"
     assert report[precision]["engine"]["runtime"] == "tensorrt"
     assert report[precision]["engine"]["precision"] == precision
@@ -243,7 +248,7 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 import tensorrt_rtx as trt
-from bundle.manifest import Manifest
+from bundle.manifest import Bundle, Manifest
 from bundle.tensorrt_plan import ShapeProfile
 from engines.gpu.tensorrt_builder import BuildOptions, build_plan
 
@@ -314,7 +319,8 @@ def test_the_whole_model_is_built(exported, tmp_path, variant):
 def test_int8_is_built_with_float32_and_with_float16_around_it(demo, tmp_path):
     directory = tmp_path / "int8"
     directory.mkdir()
-    write_reduced(demo, directory, "int8", DigitsDataset("train", num_images=4))
+    data = Data(DigitsDataset("train", num_images=4))
+    write_bundle(Materials(Bundle.load(demo), data), directory, precision="int8").save()
 
     sizes = build(directory, tmp_path, [("plugin", "fp32", "8.6"), ("plugin", "fp16", "12.0")])
 

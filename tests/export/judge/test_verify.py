@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from bundle.manifest import Bundle
 from bundle.postprocess import RawOutput
 from bundle.preprocess import Preprocess
 from engines.base import EngineInfo
@@ -216,7 +217,7 @@ def test_a_graph_with_a_changed_weight_is_refused(exported, variant, tmp_path):
     weights = np.fromfile(directory / "weights.bin", np.float32)
     weights[:: len(weights) // 20] *= 1.5
     weights.tofile(directory / "weights.bin")
-    engine = OnnxRuntimeEngine(directory, small.manifest)
+    engine = OnnxRuntimeEngine(Bundle(directory, small.manifest))
 
     with pytest.raises(ValueError, match="does not do what the model does"):
         verify(small.model, engine, small.manifest.preprocess, [])

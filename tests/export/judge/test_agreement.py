@@ -1,4 +1,3 @@
-import json
 import shutil
 from pathlib import Path
 
@@ -7,15 +6,14 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from bundle.manifest import Manifest
+from bundle.manifest import Bundle, Manifest
 from bundle.postprocess import RawOutput
 from bundle.preprocess import Preprocess, decode_image
-from bundle.tensorrt_plan import form_for_tensorrt
-from engines.load import open_engine
-from export.half import add_half_graph, compare, halve_bundle, try_rounding
+from export.judge.agreement import compare, judge_rounding
+from export.judge.refusal import Refused
 from export.judge.verify import photographs
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "bundles" / "demo"  # two_stage, trained
 PHOTOS = sorted((ROOT / "tests" / "data" / "coco_fixture12").rglob("*.jpg"))
 
@@ -46,7 +44,7 @@ def demo(tmp_path):
 def test_a_trained_model_finds_the_same_in_float16(demo):
     samples = sorted((demo / "samples").iterdir())
 
-    report = try_rounding(demo, Manifest.load(demo), "fp16", [*read(samples), *read(PHOTOS)])
+    report = judge_rounding(Bundle.load(demo), "fp16", images=[*read(samples), *read(PHOTOS)])
 
     assert report["share"] >= 0.99
     assert report["box_error_px"] < 0.5
@@ -55,53 +53,18 @@ def test_a_trained_model_finds_the_same_in_float16(demo):
     assert 1 < report["largest"][0]["largest"] < 1000
 
 
-def test_a_half_bundle_serves_float32_on_a_cpu_and_holds_another_graph(demo):
-    before = Manifest.load(demo)
-
-    halve_bundle(demo, before, photographs())
-
-    manifest, engine = open_engine(demo)
-    engine.close()
-    assert manifest.precision == "fp16"
-    assert engine.info.precision == "fp32"
-    assert {form: manifest.graphs[form] for form in before.graphs} == before.graphs
-    assert all(manifest.files[file] == before.files[file] for file in before.graphs.values())
-    assert form_for_tensorrt(manifest.graphs) == "tensorrt"
-    assert manifest.graphs["tensorrt"] == "model.tensorrt.onnx"
-    weights = manifest.files.keys() & {"weights.bin", "weights.tensorrt.bin"}
-    exact, half = sorted(((demo / name).stat().st_size for name in weights), reverse=True)
-    assert half < 0.51 * exact
-    report = json.loads((demo / "report.json").read_text())
-    assert report["half"]["emulated"]["share"] >= 0.99
-    assert report["comparisons"]
-
-
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_the_graph_has_the_inputs_and_outputs_of_the_others(demo, precision):
-    manifest = add_half_graph(demo, Manifest.load(demo), precision)
-
-    plugin, half = (
-        onnx.load(demo / manifest.graphs[form], load_external_data=False).graph
-        for form in ("plugin", "tensorrt")
-    )
-
-    assert list(half.input) == list(plugin.input)
-    assert list(half.output) == list(plugin.output)
-    assert [node.op_type for node in half.node].count("MSDeformAttn") == 4
-
-
 def test_numbers_that_float16_cannot_hold_are_refused_with_their_place(demo):
     scale_weights(demo, "detector.backbone.layer1.0.conv1.weight", 5e4)
 
-    with pytest.raises(ValueError, match=r"numbers reach .* in backbone.layer1.0.conv1 \(Conv\)"):
-        try_rounding(demo, Manifest.load(demo), "fp16", photographs()[:1])
+    with pytest.raises(Refused, match=r"numbers reach .* in backbone.layer1.0.conv1 \(Conv\)"):
+        judge_rounding(Bundle.load(demo), "fp16", images=photographs()[:1])
 
 
 def test_detections_that_become_others_are_refused(demo, monkeypatch):
-    monkeypatch.setattr("export.half.SAME_BOX_PX", 1e-4)
+    monkeypatch.setattr("export.judge.agreement.SAME_BOX_PX", 1e-4)
 
-    with pytest.raises(ValueError, match=r"in fp16 .*% of the detections become others, where 1%"):
-        try_rounding(demo, Manifest.load(demo), "fp16", photographs()[:1])
+    with pytest.raises(Refused, match=r"in fp16 .*% of the detections become others, where 1%"):
+        judge_rounding(Bundle.load(demo), "fp16", images=photographs()[:1])
 
 
 @pytest.mark.parametrize(
@@ -125,7 +88,7 @@ def test_a_detection_is_the_same_within_half_a_pixel(label, shift, last, share):
     preprocess = Preprocess(short_side=100, long_side=100)
     image = np.zeros((100, 100, 3), np.uint8)
 
-    found = compare(lambda *_: exact, lambda *_: other, [image], preprocess)
+    found = compare(lambda *_: exact, lambda *_: other, images=[image], preprocess=preprocess)
 
     assert found.share == share
     assert found.detections == 4

@@ -11,13 +11,15 @@ import openvino as ov
 import pytest
 from onnx import numpy_helper
 
-from bundle.manifest import ClassInfo, Manifest
+from bundle.manifest import Bundle, ClassInfo, Manifest
 from bundle.staging import staged
+from bundle.tensorrt_plan import form_for_tensorrt
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from engines.load import open_engine
 from export.__main__ import main
 from export.judge.ap import MAX_AP_DROP, agreement
-from export.reduce import Data, open_data, reduce_bundle, write_reduced
+from export.precisions import Data, Materials, open_splits
+from export.recipe import make_bundle, write_bundle
 from model.config import Variant
 from model.data.digits import CLASSES, DigitsDataset, write_coco
 from model.evaluation.evaluation import evaluate
@@ -27,6 +29,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "bundles" / "demo"
 HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+REPORT = {"comparisons": ["exact"]}  # of the float32 bundle
 OUTLIER = 2.0**13  # a power of two, so that float32 stays as it is
 
 
@@ -85,7 +88,8 @@ def add_outlier(directory):
 def demo(tmp_path):
     """A copy of the demo bundle, float32."""
     directory = tmp_path / "fp32"
-    return Path(shutil.copytree(DEMO, directory, ignore=shutil.ignore_patterns("cache")))
+    shutil.copytree(DEMO, directory, ignore=shutil.ignore_patterns("cache"))
+    return Bundle.load(directory)
 
 
 @pytest.fixture(scope="module")
@@ -96,35 +100,30 @@ def data():
 
 def test_int8_keeps_the_ap_of_the_demo_and_the_report_says_so(demo, data, tmp_path):
     with staged(tmp_path / "int8") as directory:
-        reduce_bundle(demo, directory, "int8", data)
+        make_bundle(Materials(demo, data), directory, precision="int8", report=REPORT)
 
     manifest = Manifest.load(tmp_path / "int8")
     report = json.loads((tmp_path / "int8" / "report.json").read_text())
     assert manifest.precision == "int8"
-    assert manifest.samples == Manifest.load(demo).samples
-    assert report["reduced"]["images"] == 200
-    assert report["reduced"]["drop"] <= MAX_AP_DROP
-    assert report["reduced"]["agreement"] > 0.97
-    assert report["reduced"]["int8"]["AP"] == manifest.metrics["AP"]
-    assert report["reduced"]["int8"]["engine"]["precision"] == "int8"
-    assert report["reduced"]["fp32"]["AP"] == pytest.approx(
-        Manifest.load(demo).metrics["AP"], abs=1e-3
-    )
-    assert report["comparisons"]
+    assert manifest.samples == demo.manifest.samples
+    assert report["ap"]["images"] == 200
+    assert report["ap"]["drop"] <= MAX_AP_DROP
+    assert report["ap"]["agreement"] > 0.97
+    assert report["ap"]["int8"]["AP"] == manifest.metrics["AP"]
+    assert report["ap"]["int8"]["engine"]["precision"] == "int8"
+    assert report["ap"]["fp32"]["AP"] == pytest.approx(demo.manifest.metrics["AP"], abs=1e-3)
+    assert report["comparisons"] == ["exact"]
     assert names_in(tmp_path) == ["fp32", "int8"]
     assert "cache" not in names_in(tmp_path / "int8")
 
 
 def test_int8_is_the_same_in_every_engine_and_form(demo, data, tmp_path):
     directory = tmp_path / "int8"
-    manifest = write_reduced(demo, directory, "int8", data.train)
+    made = write_bundle(Materials(demo, data), directory, precision="int8")
 
     metrics = [
-        evaluate_digits(engine, manifest, num_images=60)
-        for engine in (
-            OnnxRuntimeEngine(directory, manifest),
-            open_engine(directory, engine="openvino")[1],
-        )
+        evaluate_digits(engine, made.manifest, num_images=60)
+        for engine in (OnnxRuntimeEngine(made), open_engine(made, engine="openvino"))
     ]
 
     one, other = metrics
@@ -136,30 +135,54 @@ def test_int8_is_the_same_in_every_engine_and_form(demo, data, tmp_path):
 def test_int8_weights_are_small_and_kept_once(demo, tmp_path):
     few = DigitsDataset("train", num_images=3)
 
-    write_reduced(demo, tmp_path / "int8", "int8", few)
+    made = write_bundle(Materials(demo, Data(few)), tmp_path / "int8", precision="int8")
 
-    sizes = [(folder / "weights.bin").stat().st_size for folder in (demo, tmp_path / "int8")]
+    folders = demo.directory, made.directory
+    sizes = [(folder / "weights.bin").stat().st_size for folder in folders]
     assert sizes[1] < 0.55 * sizes[0]
 
 
 def test_a_model_that_int8_breaks_is_refused_with_both_aps(demo, tmp_path):
-    add_outlier(demo)
+    add_outlier(demo.directory)
     few = Data(DigitsDataset("train", num_images=8), DigitsDataset("val", num_images=40))
 
     with pytest.raises(ValueError, match="PRECISION=bf16 or fp32"), staged(tmp_path / "o") as out:
-        reduce_bundle(demo, out, "int8", few)
+        make_bundle(Materials(Bundle.load(demo.directory), few), out, precision="int8", report={})
 
     assert names_in(tmp_path) == ["fp32"]
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16")
 def test_bf16_keeps_the_ap_of_the_demo(demo, data, tmp_path):
-    manifest = reduce_bundle(demo, tmp_path / "bf16", "bf16", data)
+    made = make_bundle(Materials(demo, data), tmp_path / "bf16", precision="bf16", report={})
 
     report = json.loads((tmp_path / "bf16" / "report.json").read_text())
-    assert manifest.precision == "bf16"
-    assert report["reduced"]["drop"] <= MAX_AP_DROP
-    assert report["reduced"]["bf16"]["engine"]["precision"] == "bf16"
+    assert made.manifest.precision == "bf16"
+    assert report["ap"]["drop"] <= MAX_AP_DROP
+    assert report["ap"]["bf16"]["engine"]["precision"] == "bf16"
+
+
+def test_a_half_bundle_serves_float32_on_a_cpu_and_holds_another_graph(demo, tmp_path):
+    out = tmp_path / "fp16"
+
+    made = make_bundle(Materials(demo), out, precision="fp16", report=REPORT)
+
+    engine = open_engine(made)
+    engine.close()
+    before, manifest = demo.manifest, Manifest.load(out)
+    assert manifest == made.manifest
+    assert manifest.precision == "fp16"
+    assert engine.info.precision == "fp32"
+    assert {form: manifest.graphs[form] for form in before.graphs} == before.graphs
+    assert all(manifest.files[file] == before.files[file] for file in before.graphs.values())
+    assert form_for_tensorrt(manifest.graphs) == "tensorrt"
+    assert manifest.graphs["tensorrt"] == "model.tensorrt.onnx"
+    weights = manifest.files.keys() & {"weights.bin", "weights.tensorrt.bin"}
+    exact, half = sorted(((out / name).stat().st_size for name in weights), reverse=True)
+    assert half < 0.51 * exact
+    report = json.loads((out / "report.json").read_text())
+    assert report["agreement"]["emulated"]["share"] >= 0.99
+    assert report["comparisons"] == ["exact"]
 
 
 def test_ctrl_c_while_images_are_calibrated_leaves_what_was_there(demo, tmp_path):
@@ -169,7 +192,7 @@ def test_ctrl_c_while_images_are_calibrated_leaves_what_was_there(demo, tmp_path
     stopped = Data(StoppedImages("train", num_images=8), DigitsDataset("val", num_images=4))
 
     with pytest.raises(KeyboardInterrupt), staged(out) as directory:
-        reduce_bundle(demo, directory, "int8", stopped)
+        make_bundle(Materials(demo, stopped), directory, precision="int8", report={})
 
     assert (out / "manifest.json").read_text() == "the former bundle"
     assert names_in(tmp_path) == ["fp32", "out"]
@@ -199,7 +222,7 @@ def test_ctrl_c_ends_the_command_and_nothing_is_left(checkpoint_of, tmp_path):
 def test_a_model_that_finds_nothing_is_refused_and_the_former_bundle_stays(
     demo, checkpoint_of, tmp_path, capsys
 ):
-    checkpoint, out = checkpoint_of(Variant.TWO_STAGE), demo
+    checkpoint, out = checkpoint_of(Variant.TWO_STAGE), demo.directory
 
     status = main([str(checkpoint), "--out", str(out), "--precision", "int8"])
 
@@ -230,13 +253,13 @@ def test_a_split_that_is_missing_or_empty_is_named(tmp_path):
     write_coco(DigitsDataset("val", num_images=2), tmp_path)
 
     with pytest.raises(ValueError, match="no annotations of split 'train'"):
-        open_data(tmp_path, CLASSES)
+        open_splits(tmp_path, CLASSES)
 
     empty = DigitsDataset("train", num_images=0).ground_truth()
     (tmp_path / "annotations" / "train.json").write_text(json.dumps(empty))
     (tmp_path / "images" / "train").mkdir()
     with pytest.raises(ValueError, match="no-images: the list images is empty"):
-        open_data(tmp_path, CLASSES)
+        open_splits(tmp_path, CLASSES)
 
 
 def test_data_of_other_classes_is_refused(tmp_path):
@@ -244,4 +267,4 @@ def test_data_of_other_classes_is_refused(tmp_path):
     write_coco(DigitsDataset("train", num_images=2), tmp_path)
 
     with pytest.raises(ValueError, match="none of the model's"):
-        open_data(tmp_path, [ClassInfo(id=1, name="cell")])
+        open_splits(tmp_path, [ClassInfo(id=1, name="cell")])

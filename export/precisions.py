@@ -1,0 +1,181 @@
+"""What differs between the precisions of a bundle: a row of `RECIPES` for each.
+
+The data it needs, what writes its graphs, what judges it, and what to export instead where the
+judge refuses it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bundle.manifest import Bundle, ClassInfo, Precision
+from bundle.preprocess import Uint8Array
+from export.bundle_writer import sample_images
+from export.graph import calibration
+from export.graph.half_precision import add_half_graph
+from export.graph.int8 import quantise
+from export.graph.tensorrt_plan import Planner, open_plan
+from export.judge import agreement, ap
+from export.judge.verify import batches_allowed, photographs, verify
+from export.stage import stage
+from model.data import digits
+from model.data.evaluation_data import EvaluationData, open_evaluation_data, require_classes
+from model.network.inference import DetectionModel
+
+NUM_AGREEMENT_IMAGES = 16  # of a data set
+
+
+class Data(NamedTuple):
+    """Data sets, opened before anything takes its time; None where a recipe does without."""
+
+    train: EvaluationData | None = None  # int8 is calibrated on it
+    val: EvaluationData | None = None  # a precision is judged on it
+
+
+class Materials(NamedTuple):
+    """What a bundle is made from and judged by."""
+
+    exact: Bundle  # in float32, verified
+    data: Data = Data()
+    planner: Planner | None = None  # for a TensorRT plan
+    model: DetectionModel | None = None  # that `exact` was traced from; for a float32 plan only
+
+
+class Verdict(NamedTuple):
+    """What a judge found: entries of the report, and what it changes in the manifest."""
+
+    report: Mapping[str, Any] = MappingProxyType({})
+    changes: Mapping[str, Any] = MappingProxyType({})
+
+
+class Recipe(NamedTuple):
+    """How a bundle of one precision is made from one in float32."""
+
+    open_data: Callable[[Path | None, Sequence[ClassInfo]], Data]
+    write: Callable[[Bundle, Materials], Bundle]  # changes graphs of the copy that it is given
+    judge: Callable[[Bundle, Materials], Verdict]  # raises Refused
+    instead: str  # what to export where the judge refuses
+
+
+# --- fp32
+
+
+def _open_nothing(data_dir: Path | None, classes: Sequence[ClassInfo]) -> Data:
+    return Data()
+
+
+def _write_fp32(copy: Bundle, materials: Materials) -> Bundle:
+    return copy
+
+
+def _judge_fp32(made: Bundle, materials: Materials) -> Verdict:
+    """The graphs have been verified already; the plan, if any, does what PyTorch does."""
+    if materials.planner is None:
+        return Verdict()
+    assert materials.model is not None
+    with (
+        closing(open_plan(made, materials.planner)) as plan,
+        stage("verifying the plan in TensorRT against PyTorch"),
+    ):
+        images = sample_images(made)
+        found = verify(materials.model, plan, made.manifest.preprocess, images)
+    changes = {} if batches_allowed(found) == "any" else {"batches": "equal_shapes"}
+    return Verdict({"plan": found}, changes)
+
+
+# --- fp16: for TensorRT; the graphs for CPUs stay float32
+
+
+def _open_val(data_dir: Path | None, classes: Sequence[ClassInfo]) -> Data:
+    return Data(val=open_evaluation_data(data_dir, "val", classes) if data_dir else None)
+
+
+def _write_fp16(copy: Bundle, materials: Materials) -> Bundle:
+    return add_half_graph(copy, "fp16")
+
+
+def _judge_fp16(made: Bundle, materials: Materials) -> Verdict:
+    """Detections stay what they are in float32: emulated on this CPU, and in the plan."""
+    images = _agreement_images(made, materials.data.val)
+    with stage(f"running {len(images)} images in fp16, emulated"):
+        report = {"emulated": agreement.judge_rounding(materials.exact, "fp16", images=images)}
+    if materials.planner is not None:
+        with (
+            closing(open_plan(made, materials.planner)) as plan,
+            stage(f"running {len(images)} images in fp16 in TensorRT"),
+        ):
+            report["plan"] = agreement.judge_engine(materials.exact, plan, images=images)
+    return Verdict({"agreement": report})
+
+
+def _agreement_images(bundle: Bundle, data: EvaluationData | None) -> list[Uint8Array]:
+    """Some of a data set, evenly spread; without one samples, photographs and these mirrored."""
+    if data is not None:
+        count = min(NUM_AGREEMENT_IMAGES, len(data))
+        return [data.read_image(number * len(data) // count) for number in range(count)]
+    photos = photographs()
+    mirrored = [np.ascontiguousarray(photo[:, ::-1]) for photo in photos]
+    return [*sample_images(bundle), *photos, *mirrored]
+
+
+# --- bf16 and int8: judged by AP, as they are served
+
+
+def open_splits(data_dir: Path | None, classes: Sequence[ClassInfo]) -> Data:
+    """The splits train and val in a directory, or without one the demo's if these are its classes.
+
+    Raises:
+        ValueError: neither, other classes, or a fault of the data, such as a split without images.
+    """
+    val = open_evaluation_data(data_dir, "val", classes)
+    train = (
+        digits.DigitsDataset("train", num_images=calibration.NUM_IMAGES)
+        if data_dir is None
+        else open_evaluation_data(data_dir, "train", classes)
+    )
+    for dataset in (train, val):
+        require_classes(classes, dataset.classes)
+    return Data(train, val)
+
+
+def _write_bf16(copy: Bundle, materials: Materials) -> Bundle:
+    """Engines on a CPU compute the graphs in bf16 as they are; a plan needs one that says so."""
+    return copy if materials.planner is None else add_half_graph(copy, "bf16")
+
+
+def _write_int8(copy: Bundle, materials: Materials) -> Bundle:
+    """int8 where it pays; in a plan the rest is float16."""
+    train = materials.data.train
+    assert train is not None
+    with stage(f"calibrating on {min(calibration.NUM_IMAGES, len(train))} images"):
+        quantised = quantise(copy, train)
+    return quantised if materials.planner is None else add_half_graph(quantised, "fp16")
+
+
+def _judge_ap(made: Bundle, materials: Materials) -> Verdict:
+    val, precision = materials.data.val, made.manifest.precision
+    assert val is not None
+    ap.require_computable(made)
+    before = ap.measure(materials.exact, val)
+    ap.require_judgeable(before)
+    after = ap.measure(made, val)
+    ap.require_kept(before, after, precision=precision)
+    report = ap.compare(before, after, precision=precision, num_images=len(val))
+    return Verdict({"ap": report}, {"metrics": after.metrics.defined})
+
+
+RECIPES: Mapping[Precision, Recipe] = {
+    "fp32": Recipe(_open_nothing, _write_fp32, _judge_fp32, "RUNTIME=onnx"),
+    "fp16": Recipe(_open_val, _write_fp16, _judge_fp16, "PRECISION=bf16 or fp32"),
+    "bf16": Recipe(open_splits, _write_bf16, _judge_ap, "PRECISION=fp32"),
+    "int8": Recipe(
+        open_splits,
+        _write_int8,
+        _judge_ap,
+        "PRECISION=bf16 or fp32, or with a train split that is more like the val split",
+    ),
+}

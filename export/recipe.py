@@ -1,0 +1,134 @@
+"""From a checkpoint to a bundle, top to bottom.
+
+Trace, verify against PyTorch, write in the precision, build a plan, judge, report.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bundle.layout import CACHE_FOLDER, MANIFEST_FILE, REPORT_FILE
+from bundle.manifest import Bundle, Manifest, Precision
+from bundle.staging import require_replaceable, staged
+from engines.base import Engine
+from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
+from export.bundle_writer import preprocess_of, read_samples, sample_images, write_exact
+from export.graph.tensorrt_plan import Planner, add_plan
+from export.judge.refusal import Refused
+from export.judge.verify import batches_allowed, verify
+from export.precisions import RECIPES, Materials
+from export.stage import stage
+from model.checkpoints.checkpoint_file import Checkpoint, build_model
+from model.network.inference import DetectionModel
+
+log = logging.getLogger(__name__)
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    precision: Precision = "fp32",
+    data_dir: Path | None = None,
+    name: str | None = None,
+    samples: Sequence[Path] = (),
+    planner: Planner | None = None,
+) -> Manifest:
+    """Export, verify, judge and write a bundle to the directory `out`; a bundle there is replaced.
+
+    Args:
+        data_dir: data set in COCO's format: int8 is calibrated on its split train, AP is measured
+            and fp16 is tried on its split val. If None, the demo's; for fp16 photographs.
+        name: of the model; the name of its configuration if None.
+        samples: image files that the page offers and the graph is verified on; if none and the
+            model knows the demo's digits, a few of their validation images.
+        planner: for a TensorRT plan, too, which is then what is judged.
+
+    Raises:
+        ValueError: the checkpoint is inconsistent, a sample is not an image, there are no images,
+            `out` holds something else than a bundle, the graph or the plan differs from the
+            model, the precision costs too much or cannot be judged here, or there can be no plan.
+        OSError: the disk is full or not writable.
+        In all cases `out` is as it was before.
+    """
+    require_replaceable(out)
+    data = RECIPES[precision].open_data(data_dir, checkpoint.classes)
+    sample_files = read_samples(checkpoint, samples)
+    model = DetectionModel(build_model(checkpoint), preprocess_of(checkpoint)).eval()
+    with (
+        staged(out) as directory,
+        TemporaryDirectory(prefix=".fp32.", dir=directory.parent) as scratch,
+    ):
+        with stage("tracing the model and writing its graphs"):
+            exact = write_exact(checkpoint, model, Path(scratch), name=name, samples=sample_files)
+        comparisons = verify_on_cpu(exact, model)
+        exact = exact.with_manifest(batches=batches_allowed(comparisons))
+        versions = exact.manifest.provenance["versions"]
+        report = {"comparisons": comparisons, "versions": versions}
+        materials = Materials(exact, data, planner, model)
+        return make_bundle(materials, directory, precision=precision, report=report).manifest
+
+
+def make_bundle(
+    materials: Materials, directory: Path, *, precision: Precision, report: Mapping[str, Any]
+) -> Bundle:
+    """Write a bundle to an empty directory, judge it, and save it with its report.
+
+    Args:
+        report: what is known of the float32 bundle.
+
+    Raises:
+        ValueError: it is refused, or cannot be made or judged here.
+    """
+    recipe = RECIPES[precision]
+    made = write_bundle(materials, directory, precision=precision)
+    if materials.planner is not None:
+        with stage(f"building a TensorRT plan for {len(materials.planner.profiles)} profiles"):
+            made = add_plan(made, materials.planner)
+    try:
+        verdict = recipe.judge(made, materials)
+    except Refused as refusal:
+        raise ValueError(
+            f"{refusal}, so the bundle was not written; export with {recipe.instead}"
+        ) from refusal
+    made = made.with_manifest(**verdict.changes)
+    if made.manifest.batches == "equal_shapes":
+        log.warning(
+            "an engine gives an image another answer beside larger ones: the bundle is going to be "
+            "served in batches of images of equal shape"
+        )
+    content = json.dumps({**report, **verdict.report}, indent=2)
+    (directory / REPORT_FILE).write_text(content + "\n")
+    shutil.rmtree(directory / CACHE_FOLDER, ignore_errors=True)
+    return made.save()
+
+
+def write_bundle(materials: Materials, directory: Path, *, precision: Precision) -> Bundle:
+    """Write a bundle in a precision, without a plan and unjudged; the manifest is not saved yet."""
+    exact = materials.exact
+    left_out = shutil.ignore_patterns(MANIFEST_FILE, CACHE_FOLDER)
+    shutil.copytree(exact.directory, directory, dirs_exist_ok=True, ignore=left_out)
+    copy = Bundle(directory, exact.manifest).with_manifest(precision=precision)
+    return RECIPES[precision].write(copy, materials)
+
+
+def verify_on_cpu(exact: Bundle, model: DetectionModel) -> list[dict[str, Any]]:
+    """`verify` in every engine that may serve the bundle on a CPU."""
+    engines: list[Callable[[Bundle], Engine]] = [OnnxRuntimeEngine]
+    with suppress(ImportError):  # there is no OpenVINO for every platform
+        from engines.cpu.openvino_engine import OpenVinoEngine
+
+        engines.append(OpenVinoEngine)
+    comparisons = []
+    for open_engine in engines:
+        with closing(open_engine(exact)) as engine:
+            runtime, graph = engine.info.runtime, engine.info.graph
+            with stage(f"verifying the {graph} graph in {runtime} against PyTorch"):
+                found = verify(model, engine, exact.manifest.preprocess, sample_images(exact))
+        comparisons += [{"runtime": runtime, "graph": graph, **item} for item in found]
+    return comparisons
