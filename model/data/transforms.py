@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from bundle.preprocess import Preprocess, resized_size
 from model.config import AugmentConfig
@@ -94,14 +95,19 @@ def crop(sample: Sample, top: int, *, left: int, height: int, width: int) -> Sam
 def to_target(sample: Sample, image_id: int) -> dict[str, Any]:
     """What the loss takes: labels (G,), boxes (G, 4) normalised cxcywh, size (2,), image_id."""
     height, width = sample.image.shape[:2]
-    x1, y1, x2, y2 = torch.from_numpy(sample.boxes_xyxy_px).unbind(-1)
-    boxes = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], dim=-1)
+    boxes = xyxy_to_cxcywh(torch.from_numpy(sample.boxes_xyxy_px))
     return {
         "labels": torch.from_numpy(sample.labels),
         "boxes": boxes / torch.tensor([width, height, width, height], dtype=torch.float32),
         "size": torch.tensor([height, width]),
         "image_id": image_id,
     }
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """Centre and size (..., 4) of boxes given by corners (..., 4)."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), dim=-1)
 
 
 def _clip(boxes_xyxy_px: np.ndarray, height: int, width: int) -> np.ndarray:

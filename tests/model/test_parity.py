@@ -17,7 +17,7 @@ from bundle.preprocess import Geometry
 from model.checkpoints.checkpoint_file import Checkpoint
 from model.checkpoints.convert import convert
 from model.checkpoints.published_layouts import Layout, rename
-from model.network.boxes import xyxy_to_cxcywh
+from model.data.transforms import xyxy_to_cxcywh
 from model.network.deformable_detr import DeformableDetr
 from model.network.inference import decode_detections
 from model.training.losses import compute_losses

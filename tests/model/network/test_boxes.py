@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.network.boxes import cxcywh_to_xyxy, generalised_iou, inverse_sigmoid, xyxy_to_cxcywh
+from model.data.transforms import xyxy_to_cxcywh
+from model.network.boxes import cxcywh_to_xyxy, generalised_iou, inverse_sigmoid
 
 unit = st.floats(0, 1, width=32)
 boxes = st.tuples(unit, unit, unit, unit).map(
