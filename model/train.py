@@ -3,16 +3,18 @@
     python -m model.train --config NAME --data DIR --out DIR --resume auto|PATH [--init CHECKPOINT]
 
 Writes to OUT: best.safetensors and last.safetensors (checkpoints, see `model.checkpoint`),
-last.training.pt (what a resumed run needs) and tensorboard/. Exit status: 0 done, 1 refused or
-failed, 130 or 143 stopped by SIGINT or SIGTERM after saving.
+last.training.pt and previous.training.pt (what a resumed run needs) and tensorboard/. Exit
+status: 0 done, 1 refused or failed, 130 or 143 stopped by SIGINT or SIGTERM after saving.
 """
 
 import argparse
 import logging
+import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -29,16 +31,24 @@ from model.checkpoints.checkpoint_file import save_checkpoint
 from model.config import TrainConfig
 from model.configs import CONFIGS, get_config
 from model.data.loading import RunData, epoch_batches, open_data, steps_per_epoch
+from model.data.workers import LoadingFailed
 from model.evaluation.coco_metrics import Metrics
 from model.evaluation.evaluation import evaluate
 from model.network.deformable_detr import DeformableDetr
 from model.network.inference import DetectionModel, torch_predictor
 from model.progress import progress_bar
 from model.training.interrupt import Interrupted, StopRequest
+from model.training.memory import OUT_OF_MEMORY, is_out_of_memory
 from model.training.optimiser_step import forward_dtype, take_step
 from model.training.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
 from model.training.starting_weights import check_start, load_starting_weights
-from model.training.training_state import TrainingState, read_training_state, run_fingerprint
+from model.training.training_state import (
+    Progress,
+    TrainingState,
+    read_last_state,
+    read_training_state,
+    run_fingerprint,
+)
 
 STATE_FILE = "last.training.pt"
 SAVE_INTERVAL_S = 600.0  # a crash loses at most this much work
@@ -68,18 +78,20 @@ def train(
     Raises:
         ValueError: configuration, starting weights or the saved run do not allow it, or the
             loss is NaN or infinite (`NonFiniteLoss`).
+        LoadingFailed: an image could not be loaded, or a process that loads them was killed.
         OSError: a file could not be written; the one before it is intact.
     """
     config = replace(config, model=replace(config.model, num_classes=len(data.classes)))
     fingerprint = run_fingerprint(config, data.summary)
     state_path = out_dir / STATE_FILE if resume == "auto" else Path(resume)
-    saved = None
-    if resume != "auto" or state_path.exists():
-        saved = read_training_state(state_path, fingerprint)
-        if init is not None:
-            log.warning("--init %s is not read: the weights come from %s", init, state_path)
+    if resume == "auto":
+        saved = read_last_state(state_path, fingerprint)
     else:
+        saved = read_training_state(state_path, fingerprint)
+    if saved is None:
         check_start(config, init)
+    elif init is not None:
+        log.warning("--init %s is not read: the weights come from %s", init, state_path)
     if doubt := learning_rate_doubt(config):
         log.warning(doubt)
 
@@ -120,15 +132,15 @@ def train(
                 metrics = _evaluate(state, data, config, stop)
                 ap = metrics.numbers["AP"]
                 progress.epoch, progress.step_in_epoch = epoch + 1, 0
-                is_best = progress.best_ap is None or ap > progress.best_ap
-                if is_best:
+                # NaN where no box is there to evaluate on: then the last epoch counts as the best.
+                is_best = progress.best_ap is None or math.isnan(ap) or ap > progress.best_ap
+                if is_best and not math.isnan(ap):
                     progress.best_ap = ap
                 for name, value in metrics.defined.items():
                     board.add_scalar(f"validation/{name}", value, progress.step)
                 log.info(
-                    "epoch %d/%d: AP %.3f, AP50 %.3f, best AP %.3f, %s so far",
-                    *(progress.epoch, config.epochs, ap, metrics.numbers["AP50"]),
-                    progress.best_ap,
+                    "epoch %d/%d: %s, %s, %s so far",
+                    *(progress.epoch, config.epochs, _shown(metrics), _shown_best(progress)),
                     timedelta(seconds=round(progress.start_seconds + progress.seconds)),
                 )
                 for name in ("last", "best") if is_best else ("last",):
@@ -145,8 +157,8 @@ def train(
             log.warning("stopped; the same command with --resume auto goes on from here")
             return stop.exit_status
     log.info(
-        "%s: %d epochs done, best AP %.3f in %s; another --out starts a new run",
-        *(out_dir, progress.epoch, progress.best_ap, out_dir / "best.safetensors"),
+        "%s: %d epochs done, %s in %s; another --out starts a new run",
+        *(out_dir, progress.epoch, _shown_best(progress), out_dir / "best.safetensors"),
     )
     return 0
 
@@ -165,21 +177,26 @@ def train_epoch(
 
     Raises:
         Interrupted: a stop was requested; the step was finished and saved.
+        LoadingFailed: an image could not be loaded; the steps before were saved.
         NonFiniteLoss: the step at hand changed and saved nothing.
     """
     progress = state.progress
     num_steps = steps_per_epoch(len(data.train), config)
     state.model.train()
     saved_at = step_start = time.monotonic()
-    with progress_bar(
-        desc=f"epoch {progress.epoch + 1}/{config.epochs}",
-        total=len(data.train),
-        initial=progress.step_in_epoch * config.batch_size * config.accumulation_steps,
-        unit=" images",
-    ) as bar:
-        for batches in epoch_batches(
+    with (
+        _saved_if_loading_fails(state, stop, save),
+        progress_bar(
+            desc=f"epoch {progress.epoch + 1}/{config.epochs}",
+            total=len(data.train),
+            initial=progress.step_in_epoch * config.batch_size * config.accumulation_steps,
+            unit=" images",
+        ) as bar,
+    ):
+        steps = epoch_batches(
             data.train, config, epoch=progress.epoch, skip_steps=progress.step_in_epoch
-        ):
+        )
+        for batches in steps:
             factor = schedule_factor(progress.step, num_steps, config=config)
             set_learning_rate(state.optimizer, factor)
             values = take_step(state, batches, config, dtype)
@@ -206,6 +223,31 @@ def train_epoch(
                 save()
                 saved_at = now
     save()
+
+
+@contextmanager
+def _saved_if_loading_fails(
+    state: TrainingState, stop: StopRequest, save: Callable[[], None]
+) -> Iterator[None]:
+    """Saves the steps before the one whose images are missing."""
+    try:
+        yield
+    except LoadingFailed as error:
+        save()
+        stop.check()  # a stop may have ended the workers, too
+        raise LoadingFailed(
+            f"{error}; saved after step {state.progress.step}: the same command goes on from there"
+        ) from None
+
+
+def _shown(metrics: Metrics) -> str:
+    if "AP" not in metrics.defined:
+        return "no AP, as the validation images have no boxes"
+    return f"AP {metrics.numbers['AP']:.3f}, AP50 {metrics.numbers['AP50']:.3f}"
+
+
+def _shown_best(progress: Progress) -> str:
+    return "the last epoch" if progress.best_ap is None else f"best AP {progress.best_ap:.3f}"
 
 
 def _evaluate(
@@ -275,8 +317,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             resume=args.resume,
             init=args.init,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, LoadingFailed) as error:
         log.error("error: %s", error)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        log.error("error: %s", OUT_OF_MEMORY)
         return 1
     except KeyboardInterrupt:  # before there is anything to save
         return 130

@@ -284,6 +284,11 @@ class DigitsDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
     def __len__(self) -> int:
         return self.num_images
 
+    @property
+    def is_portrait(self) -> np.ndarray:
+        """By index, whether an image is higher than wide; all of these are square."""
+        return np.zeros(self.num_images, np.bool_)
+
     def _rng(self, index: int) -> np.random.Generator:
         if not 0 <= index < self.num_images:
             raise IndexError(f"index {index} of a data set of {self.num_images} images")

@@ -101,9 +101,11 @@ def _are_corners(split: Split, boxes: list[BoxEntry]) -> bool:
     by_sides = sum(_is_area(box, box.bbox[2] * box.bbox[3]) for box in telling)
     if by_corners > MOST * len(telling) and by_sides < by_corners / 2:
         return True
-    num_inside = sum(_is_inside(split, box, *box.bbox) for box in boxes)
+    num_inside = sum(_is_inside(split, box.image_id, corners=box.bbox) for box in boxes)
+    as_corners = ((x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in boxes))
     num_sticking_out = sum(
-        not _is_inside(split, box, x, y, x + w, y + h) for box in boxes for x, y, w, h in [box.bbox]
+        not _is_inside(split, box.image_id, corners=corners)
+        for box, corners in zip(boxes, as_corners, strict=True)
     )
     return num_inside >= MOST * len(boxes) and num_sticking_out > len(boxes) / 2
 
@@ -117,8 +119,9 @@ def _is_area(box: BoxEntry, area: float) -> bool:
     return abs((box.stated_area or 0) - area) <= AREA_TOLERANCE * area
 
 
-def _is_inside(split: Split, box: BoxEntry, x1: float, y1: float, x2: float, y2: float) -> bool:
-    height, width = split.size(box.image_id)
+def _is_inside(split: Split, image_id: int, *, corners: tuple[float, float, float, float]) -> bool:
+    x1, y1, x2, y2 = corners
+    height, width = split.size(image_id)
     return 0 <= x1 < x2 <= width + 1 and 0 <= y1 < y2 <= height + 1
 
 

@@ -55,7 +55,7 @@ def read_image_files(
         yield from zip(images, bar, strict=True)
 
 
-def _read_image_file(image: ImageEntry, image_dir: Path, decode: bool) -> ImageFile | Fault:
+def _read_image_file(image: ImageEntry, *, image_dir: Path, decode: bool) -> ImageFile | Fault:
     try:
         path = find_image(image.file_name, image_dir)
     except OSError as error:

@@ -1,15 +1,14 @@
 """The data sets of a run, and their images in batches that any number of workers makes alike."""
 
-import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
 
 from bundle.manifest import ClassInfo
 from model.config import TrainConfig
@@ -21,6 +20,7 @@ from model.data.evaluation_data import report_faults, require_classes
 from model.data.layouts import locate
 from model.data.split import open_split
 from model.data.transforms import make_transform
+from model.data.workers import work_ahead
 
 DIGITS_EPOCH_IMAGES = 1600  # where the configuration does not say
 MicroBatch = tuple[Tensor, Tensor, list[dict[str, Any]]]  # as `collate` gives it
@@ -91,39 +91,6 @@ def _open_digits(config: TrainConfig, data_dir: Path | None) -> RunData:
     return RunData(train, val, train.classes, summary)
 
 
-def shield_worker(worker_id: int) -> None:
-    """Make a data loading process outlive the signals that a whole process group gets.
-
-    The main process decides when to stop, and still needs its batches until then. SIGINT is
-    ignored; the first SIGTERM is, too, and the second ends the worker.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-
-
-class EpochSampler(Sampler[list[int]]):
-    """Indices of one epoch in batches: a shuffle that (seed, epoch) alone decides.
-
-    Args:
-        skip: batches at the start that were trained on before an interruption.
-    """
-
-    def __init__(
-        self, num_images: int, *, batch_size: int, seed: int, epoch: int, skip: int = 0
-    ) -> None:
-        self.batch_size = batch_size
-        self.skip = skip
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        self.order = torch.randperm(num_images, generator=generator).tolist()
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for start in range(self.skip * self.batch_size, len(self.order), self.batch_size):
-            yield self.order[start : start + self.batch_size]
-
-    def __len__(self) -> int:
-        return max(0, -(-len(self.order) // self.batch_size) - self.skip)
-
-
 def epoch_batches(
     dataset: Any, config: TrainConfig, *, epoch: int, skip_steps: int = 0
 ) -> Iterator[list[MicroBatch]]:
@@ -131,32 +98,53 @@ def epoch_batches(
 
     An image depends on (seed, epoch, index) alone, a batch on the configuration: both are the
     same for any number of workers, and after an interruption.
+
+    Raises:
+        LoadingFailed: an image cannot be loaded, or a worker was killed.
     """
     dataset.set_epoch(epoch)  # before the workers start, which copy the data set
-    sampler = EpochSampler(
-        len(dataset),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        epoch=epoch,
-        skip=skip_steps * config.accumulation_steps,
-    )
-    loader = DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=config.num_workers,
-        collate_fn=partial(collate, min_side=config.preprocess.min_side),
-        worker_init_fn=shield_worker,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # or it would draw a seed from the run's random state
-    )
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+    order = torch.randperm(len(dataset), generator=generator).tolist()
+    batches = batch_by_shape(order, dataset.is_portrait, batch_size=config.batch_size)
+    first = skip_steps * config.accumulation_steps
+    make = partial(_make_batch, dataset, min_side=config.preprocess.min_side)
     step: list[MicroBatch] = []
-    for batch in loader:
+    for batch in work_ahead(make, batches[first:], num_workers=config.num_workers):
         step.append(batch)
         if len(step) == config.accumulation_steps:
             yield step
             step = []
     if step:
         yield step
+
+
+def batch_by_shape(
+    order: Sequence[int], is_portrait: np.ndarray, *, batch_size: int
+) -> list[list[int]]:
+    """Batches of images that are all upright or all not; what is left over at the end is mixed.
+
+    Images of like shape need less padding. Source: the published training groups in this way
+    (mmdetection, `AspectRatioBatchSampler`).
+
+    Args:
+        order: indices of images.
+        is_portrait: (I,) bool, by index: higher than wide.
+    """
+    batches: list[list[int]] = []
+    waiting: dict[bool, list[int]] = {True: [], False: []}
+    for index in order:
+        group = waiting[bool(is_portrait[index])]
+        group.append(index)
+        if len(group) == batch_size:
+            batches.append(group.copy())
+            group.clear()
+    rest = waiting[True] + waiting[False]
+    batches += [rest[start : start + batch_size] for start in range(0, len(rest), batch_size)]
+    return batches
+
+
+def _make_batch(dataset: Any, indices: list[int], *, min_side: int) -> MicroBatch:
+    return collate([dataset[index] for index in indices], min_side)
 
 
 def steps_per_epoch(num_images: int, config: TrainConfig) -> int:

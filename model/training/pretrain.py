@@ -1,16 +1,16 @@
 """Backbone pre-training on small crops: what stands for ImageNet weights in the demo."""
 
 import logging
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from model.config import TrainConfig
 from model.data.digits import BACKGROUND, crop_batch
-from model.data.loading import shield_worker
+from model.data.workers import work_ahead
 from model.network.deformable_detr import DeformableDetr
 from model.network.inference import normalise
 from model.progress import progress_bar
@@ -37,6 +37,7 @@ def pretrain_backbone(detector: DeformableDetr, config: TrainConfig, stop: StopR
 
     Raises:
         Interrupted: a stop was requested.
+        LoadingFailed: a process that makes crops was killed.
     """
     device = next(detector.parameters()).device
     backbone = detector.backbone
@@ -59,14 +60,12 @@ def pretrain_backbone(detector: DeformableDetr, config: TrainConfig, stop: StopR
         return predicted
 
     backbone.train()
-    batches = DataLoader(
-        _CropBatches(config),
-        batch_size=None,  # an item is a batch
+    batches = work_ahead(
+        partial(_train_crops, config.seed),
+        range(config.pretrain_steps),
         num_workers=config.num_workers,
-        worker_init_fn=shield_worker,
-        generator=torch.Generator(),  # or it would draw a seed from the run's random state
     )
-    bar = progress_bar(batches, desc="backbone", unit=" steps")
+    bar = progress_bar(batches, total=config.pretrain_steps, desc="backbone", unit=" steps")
     for step, (crops, labels) in enumerate(bar):
         stop.check()
         factor = min(1.0, (step + 1) / WARMUP_STEPS) * cosine_factor(step, config.pretrain_steps)
@@ -91,18 +90,7 @@ def pretrain_backbone(detector: DeformableDetr, config: TrainConfig, stop: StopR
     return share
 
 
-class _CropBatches(Dataset[tuple[np.ndarray, np.ndarray]]):
+def _train_crops(seed: int, step: int) -> tuple[Tensor, Tensor]:
     """Batch by step; (seed, step) alone decides what is in it."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-
-    def __len__(self) -> int:
-        return self.config.pretrain_steps
-
-    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        if step >= len(self):
-            raise IndexError(step)
-        return crop_batch(
-            np.random.default_rng((self.config.seed, step)), BATCH_SIZE, split="train"
-        )
+    crops, labels = crop_batch(np.random.default_rng((seed, step)), BATCH_SIZE, split="train")
+    return torch.from_numpy(crops), torch.from_numpy(labels)

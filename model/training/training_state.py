@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import logging
+import zipfile
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -15,6 +17,8 @@ from model.network.deformable_detr import DeformableDetr
 from model.training.schedule import MovingAverage, make_optimizer
 
 FORMAT_VERSION = 1
+_DATA_NAMES = ("dataset", "train_annotations", "val_annotations")
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -52,7 +56,8 @@ class TrainingState:
     def save(self, path: Path, fingerprint: dict[str, Any]) -> None:
         """Write all of it and torch's random state; the file appears whole or not at all.
 
-        Raises OSError, with a file from before intact, where the disk is full.
+        The file before it is kept beside it, see `previous`. Raises OSError, with the files from
+        before intact, where the disk is full.
         """
         content = io.BytesIO()  # torch's own writer aborts on a full disk; plain writing raises
         torch.save(
@@ -68,7 +73,11 @@ class TrainingState:
             },
             content,
         )
-        write_whole(path, content.getvalue())
+        new = path.with_name(f"new.{path.name}")
+        write_whole(new, content.getvalue())
+        if path.exists():
+            path.replace(previous(path))
+        new.replace(path)
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Put back what `read_training_state` read, torch's random state included."""
@@ -82,32 +91,74 @@ class TrainingState:
             torch.cuda.set_rng_state(saved["cuda_rng"])
 
 
+class DamagedState(ValueError):
+    """A file is no training state, or a part of one."""
+
+
+def previous(path: Path) -> Path:
+    """Where the state before that in `path` is kept."""
+    return path.with_name(f"previous.{path.name.removeprefix('last.')}")
+
+
+def read_last_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
+    """What `read_training_state` gives for `path`, or for the state before if it is damaged.
+
+    None if there is neither. Raises ValueError as `read_training_state` does.
+    """
+    if not path.exists() and not previous(path).exists():
+        return None
+    try:
+        return read_training_state(path, fingerprint)
+    except DamagedState as error:
+        if not previous(path).exists():
+            raise
+        log.warning("%s; going on from the state before it, %s", error, previous(path))
+    return read_training_state(previous(path), fingerprint)
+
+
 def read_training_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
     """The content of a state file that this run may continue.
 
+    More epochs than the saved run had are no hindrance, nor are other names of the same data.
+
     Raises:
-        ValueError: no such file, none of ours, or saved by a run with another configuration or
-            data set; names what differs.
+        DamagedState: no such file, or none of ours.
+        ValueError: saved by a run with another configuration or data set; names what differs.
     """
     if not path.is_file():
-        raise ValueError(f"there is no {path} to resume from; --resume auto starts anew")
+        raise DamagedState(f"there is no {path} to resume from; --resume auto starts anew")
     try:
+        with zipfile.ZipFile(path) as archive:  # whose checksums torch does not compare
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"wrong checksum of {damaged}")
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         version = saved["format_version"]
     except Exception as error:  # torch raises half a dozen types on a file it cannot read
-        raise ValueError(
-            f"{path} is not a training state ({type(error).__name__}: {error}); "
-            "--resume takes a last.training.pt"
+        raise DamagedState(
+            f"{path} is damaged or no training state ({type(error).__name__}: {error})"
         ) from error
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} has format {version}, this version reads {FORMAT_VERSION}")
-    if lines := _differences(saved["fingerprint"], fingerprint):
+    before, now = _comparable(saved["fingerprint"]), _comparable(fingerprint)
+    if now["config"]["epochs"] > before["config"]["epochs"]:
+        log.info(
+            "%s epochs instead of %s: the learning rates to come are those of the longer run",
+            *(now["config"]["epochs"], before["config"]["epochs"]),
+        )
+        before["config"]["epochs"] = now["config"]["epochs"]
+    if lines := _differences(before, now):
         raise ValueError(
             f"{path} was saved by another run and cannot be continued by this one:\n  "
             + "\n  ".join(lines)
             + "\ngo back to the saved values, or start anew with another --out"
         )
     return saved
+
+
+def _comparable(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """A copy without the names of data whose hashes are compared."""
+    data = {key: value for key, value in fingerprint["data"].items() if key not in _DATA_NAMES}
+    return {"config": dict(fingerprint["config"]), "data": data}
 
 
 def run_fingerprint(config: TrainConfig, data_summary: dict[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from model.checkpoints.checkpoint_file import load_checkpoint
 from model.config import TrainConfig
 from model.configs import finetune, tiny
 from model.data.loading import RunData, open_data
+from model.data.workers import LoadingFailed
 from model.train import main, train
 
 ROOT = Path(__file__).parents[2]
@@ -109,8 +114,24 @@ def send(number: signal.Signals) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
+class PowerCut(BaseException):
+    """The end of a process, which nothing in it can catch."""
+
+
 def crash() -> None:
-    raise RuntimeError("power cut")
+    raise PowerCut
+
+
+def kill_worker() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def crash_loading() -> None:
+    raise KeyError("bbox")
+
+
+def run_out_of_memory() -> None:
+    raise MemoryError("1 GB")
 
 
 def state_of(out_dir: Path) -> dict[str, Any]:
@@ -193,7 +214,7 @@ def test_a_crashed_run_goes_on_from_the_epoch_before(
     config = run_config()
     data = open_data(config, images)
 
-    with pytest.raises(RuntimeError, match="power cut"):
+    with pytest.raises(PowerCut):
         train(config, interrupted_data(data, "train", 2 * 6 + 3, crash), out_dir=tmp_path)
     train(config, data, out_dir=tmp_path)
 
@@ -237,6 +258,74 @@ def test_a_finished_run_says_so_and_changes_nothing(
     assert digest(uninterrupted / "last.training.pt") == before
 
 
+def test_more_epochs_go_on_as_if_there_had_always_been_so_many(
+    images: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    short, long = run_config(epochs=2), run_config()
+
+    train(short, open_data(short, images), out_dir=tmp_path)
+    status = train(long, open_data(long, images), out_dir=tmp_path)
+
+    assert status == 0
+    assert_equal(state_of(tmp_path), state_of(uninterrupted))
+
+
+def test_the_same_data_under_another_name_go_on(images: Path, tmp_path: Path) -> None:
+    config = run_config(epochs=1)
+    train(config, open_data(config, images), out_dir=tmp_path / "out")
+    renamed = tmp_path / "renamed"
+    shutil.copytree(images, renamed)
+    for split in ("train", "val"):
+        (renamed / f"{split}.json").rename(renamed / f"instances_{split}.json")
+    longer = run_config(epochs=2)
+
+    status = train(longer, open_data(longer, renamed), out_dir=tmp_path / "out")
+
+    assert status == 0
+    assert state_of(tmp_path / "out")["progress"]["epoch"] == 2
+
+
+@pytest.mark.parametrize("damage", ["cut short", "one bit", "gone"])
+def test_a_damaged_state_falls_back_to_the_one_before(
+    damage: str,
+    images: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = run_config(epochs=2)
+    train(config, open_data(config, images), out_dir=tmp_path)
+    path = tmp_path / "last.training.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content if damage == "one bit" else content[: len(content) // 2])
+    longer = run_config()
+
+    status = train(longer, open_data(longer, images), out_dir=tmp_path)
+
+    assert status == 0
+    assert "going on from the state before it" in caplog.text
+    assert_equal(state_of(tmp_path), state_of(uninterrupted))
+
+
+def test_a_damaged_state_without_one_before_is_refused(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.training.pt").write_bytes(b"not a state")
+    config = run_config()
+
+    with pytest.raises(ValueError, match=r"last\.training\.pt is damaged"):
+        train(config, open_data(config, images), out_dir=tmp_path)
+
+
+def test_fewer_epochs_may_not_go_on(images: Path, uninterrupted: Path) -> None:
+    config = run_config(epochs=3)
+
+    with pytest.raises(ValueError, match=r"config\.epochs: 4 saved, 3 now"):
+        train(config, open_data(config, images), out_dir=uninterrupted)
+
+
 def test_another_configuration_may_not_go_on(images: Path, uninterrupted: Path) -> None:
     config = run_config(learning_rate=3e-4, epochs=5)
 
@@ -244,7 +333,7 @@ def test_another_configuration_may_not_go_on(images: Path, uninterrupted: Path) 
         train(config, open_data(config, images), out_dir=uninterrupted)
 
     assert "config.learning_rate: 0.0002 saved, 0.0003 now" in str(error.value)
-    assert "config.epochs: 4 saved, 5 now" in str(error.value)
+    assert "config.epochs" not in str(error.value)
     assert "config.seed" not in str(error.value)
 
 
@@ -367,6 +456,127 @@ def test_a_fatal_fault_of_the_data_stops_before_the_first_step(
     assert status == 1
     assert "missing-file: image 3" in caplog.text
     assert not (tmp_path / "out").exists()
+
+
+def test_a_validation_set_without_boxes_keeps_the_last_epoch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = write_images(tmp_path / "data", num_train=2)
+    content = json.loads((directory / "val.json").read_text())
+    (directory / "val.json").write_text(json.dumps({**content, "annotations": []}))
+    config = run_config(epochs=2)
+    caplog.set_level("INFO")
+
+    status = train(config, open_data(config, directory), out_dir=tmp_path / "out")
+
+    assert status == 0
+    assert "no-validation-boxes: no box to evaluate on" in caplog.text
+    assert "epoch 2/2: no AP, as the validation images have no boxes" in caplog.text
+    assert "nan" not in caplog.text
+    best = load_checkpoint(tmp_path / "out" / "best.safetensors")
+    assert best.provenance["epochs"] == 2
+    assert best.metrics == {}
+
+
+def damage_pixels(path: Path) -> None:
+    """Changes a PNG so that its header and its end are as they were."""
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 8] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("accident", "message"),
+    [(run_out_of_memory, "no memory left to load images"),
+     (crash_loading, "KeyError: 'bbox'")],
+)  # fmt: skip
+def test_what_goes_wrong_in_loading_is_one_line_and_the_step_saved(
+    accident: Callable[[], None], message: str, num_workers: int, images: Path, tmp_path: Path
+) -> None:
+    config = run_config(num_workers=num_workers, accumulation_steps=1, batch_size=1)
+    data = interrupted_data(open_data(config, images), "train", 2, accident)
+
+    with pytest.raises(LoadingFailed, match=message) as error:
+        train(config, data, out_dir=tmp_path)
+
+    step = state_of(tmp_path)["progress"]["step"]
+    assert f"saved after step {step}: the same command goes on from there" in str(error.value)
+    assert step == max(1, num_workers)
+    assert "\n" not in str(error.value)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_run_whose_worker_was_killed_goes_on_exactly(
+    images: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    config = run_config(num_workers=2)
+    data = open_data(config, images)
+
+    with pytest.raises(LoadingFailed, match=r"most often because memory ran out.*saved after step"):
+        train(config, interrupted_data(data, "train", 3, kill_worker), out_dir=tmp_path)
+    train(config, data, out_dir=tmp_path)
+
+    assert multiprocessing.active_children() == []
+    assert_equal(state_of(tmp_path), state_of(uninterrupted))
+
+
+def processes_with(text: str) -> list[str]:
+    """The command lines that hold a text, of all processes."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode())
+    return [line for line in lines if text in line]
+
+
+WITH_WORKERS = """
+import sys
+from dataclasses import replace
+from model.configs import CONFIGS, tiny
+from model.train import main
+CONFIGS["workers"] = lambda: replace(tiny(), num_workers=2, num_threads=1)
+sys.exit(main(["--config", "workers", "--data", sys.argv[1], "--out", sys.argv[2]]))
+"""
+
+
+def test_a_damaged_image_amid_an_epoch_ends_a_real_run(tmp_path: Path) -> None:
+    directory = write_images(tmp_path / "data", num_train=12, num_val=1)
+    damage_pixels(directory / "images" / "train" / "7.png")
+
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_WORKERS, str(directory), str(tmp_path / "out")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+    assert done.returncode == 1, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "error: " in line)
+    assert re.search(r"error: image 7, .*7\.png: the PNG image is damaged.*; saved after", line)
+    assert "Traceback" not in done.stderr
+    assert processes_with(str(tmp_path)) == []
+
+
+def test_ctrl_c_finishes_the_step_of_a_run_with_workers(tmp_path: Path) -> None:
+    directory = write_images(tmp_path / "data", num_train=60, num_val=1)
+    command = [sys.executable, "-c", WITH_WORKERS, str(directory), str(tmp_path / "out")]
+
+    with subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        seen = b""
+        while b"epoch 1/2" not in seen:
+            seen += process.stderr.read(1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        seen += process.stderr.read()
+
+    assert process.returncode == 130, seen.decode()
+    assert b"Traceback" not in seen
+    assert 1 <= state_of(tmp_path / "out")["progress"]["step"] < 60
+    assert processes_with(str(tmp_path)) == []
 
 
 @pytest.mark.parametrize(

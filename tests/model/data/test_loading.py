@@ -1,17 +1,36 @@
 """Batches of an epoch: the same for any number of workers, and after an interruption."""
 
+import json
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from model.configs import demo
+from model.configs import demo, tiny
+from model.data.coco import CocoDataset
 from model.data.digits import DigitsDataset
-from model.data.loading import EpochSampler, epoch_batches, steps_per_epoch
+from model.data.loading import batch_by_shape, epoch_batches, steps_per_epoch
+from model.data.split import open_split
 
 CONFIG = replace(demo(), batch_size=2, accumulation_steps=2, num_workers=0)
 NUM_IMAGES = 11  # three steps: 4, 4 and 3 images
+
+
+def write_blank(directory: Path, sizes: list[tuple[int, int]]) -> tuple[Path, Path]:
+    """A data set of blank images of these sizes, (height, width), with ids from 1 on."""
+    images = [
+        {"id": number, "file_name": f"{number}.png", "height": height, "width": width}
+        for number, (height, width) in enumerate(sizes, start=1)
+    ]
+    for image, (height, width) in zip(images, sizes, strict=True):
+        Image.new("RGB", (width, height)).save(directory / str(image["file_name"]))
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    (directory / "train.json").write_text(json.dumps(content))
+    return directory / "train.json", directory
 
 
 def batches(epoch: int = 0, num_workers: int = 0, skip_steps: int = 0):
@@ -64,7 +83,32 @@ def test_loading_draws_nothing_from_the_random_state_of_the_run() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_sampler_knows_its_length() -> None:
-    sampler = EpochSampler(11, batch_size=2, seed=0, epoch=0, skip=2)
+def test_images_of_like_shape_share_a_batch_and_the_rest_comes_last() -> None:
+    is_portrait = np.array([True, False, False, True, True, False, True, False, False, True])
 
-    assert len(list(sampler)) == len(sampler) == 4
+    batches = batch_by_shape([9, 0, 1, 2, 3, 5, 4, 7, 6, 8], is_portrait, batch_size=3)
+
+    assert batches == [[9, 0, 3], [1, 2, 5], [4, 6, 7], [8]]
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(1, 1), (5, 2), (12, 4), (13, 8), (0, 3)])
+def test_every_image_is_in_one_batch_and_only_the_last_is_smaller(num_images, batch_size) -> None:
+    is_portrait = np.random.default_rng(num_images).random(num_images) < 0.3
+    order = list(np.random.default_rng(1).permutation(num_images))
+
+    batches = batch_by_shape(order, is_portrait, batch_size=batch_size)
+
+    assert sorted(chain(*batches)) == list(range(num_images))
+    assert len(batches) == -(-num_images // batch_size)
+    assert {len(batch) for batch in batches[:-1]} <= {batch_size}
+
+
+def test_batches_of_a_data_set_follow_the_shapes_of_its_images(tmp_path: Path) -> None:
+    config = replace(tiny(), batch_size=2, augment=None)
+    sizes = [(40, 60), (60, 40)] * 4
+    dataset = CocoDataset(open_split(*write_blank(tmp_path, sizes)), transform=lambda s, _: s)
+
+    steps = list(epoch_batches(dataset, config, epoch=0))
+
+    assert all(mask.sum() == 0 for step in steps for _, mask, _ in step)
+    assert sorted(chain(*image_ids(steps))) == list(range(1, 9))

@@ -49,21 +49,3 @@ with StopRequest():
 
     assert done.returncode == -signal.SIGTERM
     assert done.stdout == "first\n"
-
-
-def test_a_worker_outlives_what_its_whole_group_gets() -> None:
-    code = """
-import os, signal
-from model.data.loading import shield_worker
-shield_worker(0)
-os.kill(os.getpid(), signal.SIGINT)
-os.kill(os.getpid(), signal.SIGTERM)
-print("alive", flush=True)
-os.kill(os.getpid(), signal.SIGTERM)
-print("still alive", flush=True)
-"""
-
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-
-    assert done.returncode == -signal.SIGTERM
-    assert done.stdout == "alive\n"

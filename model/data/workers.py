@@ -1,0 +1,124 @@
+"""Work done ahead in processes of its own; whatever ends one of them ends in one line."""
+
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class LoadingFailed(Exception):
+    """Images could not be loaded: one is damaged, or a process that loads them has ended."""
+
+
+class _Work(Dataset[Any]):
+    """Results by position; an exception becomes `LoadingFailed` with one line."""
+
+    def __init__(self, work: Callable[[Any], Any], items: Sequence[Any]) -> None:
+        self.work = work
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, position: int) -> Any:
+        try:
+            return self.work(self.items[position])
+        except Exception as error:
+            raise LoadingFailed(_one_line(error)) from error
+
+
+def work_ahead(
+    work: Callable[[Item], Result], items: Sequence[Item], *, num_workers: int
+) -> Iterator[Result]:
+    """`work` of every item in order, done by `num_workers` processes, or by this one if 0.
+
+    Nothing is drawn from torch's random state. The processes end with the iterator, in whatever
+    way that ends. Ctrl-C or a signal to the process group does not reach them: this process
+    decides when to stop, and still needs its results until then.
+
+    Raises:
+        LoadingFailed: `work` raised an exception, or a process was killed; one line.
+    """
+    loader = DataLoader(
+        _Work(work, items),
+        batch_size=None,  # an item gives a batch
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_process_group,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or it would draw a seed from the run's random state
+    )
+    failure: str | None = None
+    results = None
+    while True:
+        try:
+            if results is None:
+                results = _start(loader)
+            result = next(results)
+        except StopIteration:
+            return
+        except LoadingFailed as error:
+            failure = _last_line(error)
+            traceback.clear_frames(error.__traceback__)
+        except (RuntimeError, OSError) as error:  # torch's, as those of `work` came before
+            failure = (
+                f"a process that loads images has ended ({_one_line(error)}), most often because "
+                "memory ran out: lower num_workers or batch_size, or give a container more shared "
+                "memory (docker run --shm-size)"
+            )
+        if failure is not None:
+            # With the last reference, in a trace too, the iterator ends, and its processes.
+            del results
+            raise LoadingFailed(failure)
+        yield result
+
+
+def _start(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Starts the processes, which no stop signal reaches from their first instruction on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        results = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if loader.num_workers:
+        # Torch would raise in the middle of a step when a worker dies. It notices it without the
+        # signal too, while it waits for the next result.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return results
+
+
+def _leave_process_group(worker_id: int) -> None:
+    os.setsid()
+    while signal.sigtimedwait(_STOP_SIGNALS, 0):
+        pass  # what the group got while this process was starting
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+
+
+def _as_it_is(result: Any) -> Any:
+    return result
+
+
+def _last_line(error: LoadingFailed) -> str:
+    """Its message, which torch puts behind the trace when it comes from another process."""
+    line = str(error).splitlines()[-1]
+    return line.removeprefix(f"{LoadingFailed.__module__}.{LoadingFailed.__name__}: ")
+
+
+def _one_line(error: Exception) -> str:
+    """What happened; where in the code too, unless it is the data's fault."""
+    message = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    if isinstance(error, ValueError | OSError):
+        return message
+    if isinstance(error, MemoryError):
+        return f"no memory left to load images ({message}): lower num_workers or batch_size"
+    *_, place = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {message} ({place.filename}, line {place.lineno})"

@@ -1,0 +1,124 @@
+"""Work done ahead in processes: results in order, and an end in one line with no process left."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from model.data.workers import LoadingFailed, work_ahead
+
+ROOT = Path(__file__).parents[3]
+BROKEN = 3  # the item at which work goes wrong
+
+
+def square(item: int) -> int:
+    return item * item
+
+
+def fail(error: Exception, item: int) -> int:
+    if item == BROKEN:
+        raise error
+    return item
+
+
+def kill(item: int) -> int:
+    if item == BROKEN:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_results_come_in_order(num_workers):
+    results = list(work_ahead(square, range(10), num_workers=num_workers))
+
+    assert results == [item * item for item in range(10)]
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("a.png is damaged"), r"^a\.png is damaged$"),
+        (ValueError("a.png\n  is damaged\n"), r"^a\.png; is damaged$"),
+        (FileNotFoundError(2, "No such file", "a.png"), r"No such file.*a\.png"),
+        (MemoryError("1 GB"), r"^no memory left to load images \(1 GB\): lower num_workers"),
+        (UnicodeDecodeError("ascii", b"x", 0, 1, "odd"), "odd"),
+        (KeyError("bbox"), r"^KeyError: 'bbox' \(.*test_workers\.py, line \d+\)$"),
+    ],
+)
+def test_an_exception_is_one_line_after_the_results_before_it(num_workers, error, message):
+    results = work_ahead(partial(fail, error), range(10), num_workers=num_workers)
+
+    assert [next(results) for _ in range(BROKEN)] == [0, 1, 2]
+    with pytest.raises(LoadingFailed, match=message):
+        next(results)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_killed_process_is_one_line_with_advice():
+    results = work_ahead(kill, range(10), num_workers=2)
+
+    with pytest.raises(LoadingFailed, match=r"has ended \(.*\), most often because memory ran out"):
+        list(results)
+    assert multiprocessing.active_children() == []
+
+
+def test_processes_end_with_whoever_no_longer_wants_results():
+    results = work_ahead(square, range(1000), num_workers=2)
+    next(results)
+    num_before = len(multiprocessing.active_children())
+
+    del results
+
+    assert num_before == 2
+    assert multiprocessing.active_children() == []
+
+
+def test_signals_to_the_process_group_do_not_reach_the_work():
+    code = """
+import os, signal
+from model.data.workers import work_ahead
+stops = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: stops.append(1))
+results = work_ahead(abs, range(100), num_workers=2)
+next(results)
+os.killpg(0, signal.SIGINT)
+os.killpg(0, signal.SIGTERM)
+print(len(list(results)), len(stops))
+"""
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        timeout=120,
+    )
+
+    assert (done.stdout, done.stderr) == ("99 2\n", "")
+
+
+def test_a_process_that_ends_in_an_error_leaves_none_behind():
+    code = """
+import multiprocessing
+from model.data.workers import work_ahead
+results = work_ahead(abs, range(100), num_workers=2)
+next(results)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+raise KeyError("a bug, whose trace keeps the results alive")
+"""
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+    assert done.returncode == 1
+    assert [Path("/proc", pid).exists() for pid in done.stdout.split()] == [False, False]
