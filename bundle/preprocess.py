@@ -167,7 +167,7 @@ def read_header(data: bytes, formats: Sequence[str] = SERVED_FORMATS) -> ImageHe
     return ImageHeader(stored.stored_size, orientation)  # changing places twice changes nothing
 
 
-def resized_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
+def resized_size(height: int, width: int, *, short_side: int, long_side: int) -> tuple[int, int]:
     """(height, width) after the resize that keeps the aspect ratio; never less than 1 pixel.
 
     The short side becomes `short_side` unless the long one would exceed `long_side`; halves are
@@ -183,7 +183,9 @@ def prepare(image: Uint8Array, preprocess: Preprocess) -> tuple[Uint8Array, Geom
     No antialiasing: the published weights were trained and evaluated without it.
     """
     original = (image.shape[0], image.shape[1])
-    height, width = resized_size(*original, preprocess.short_side, preprocess.long_side)
+    height, width = resized_size(
+        *original, short_side=preprocess.short_side, long_side=preprocess.long_side
+    )
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     return resized.astype(np.uint8, copy=False), Geometry(original, (height, width))
 

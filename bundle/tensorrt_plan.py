@@ -116,7 +116,7 @@ def default_profiles(
     least = preprocess.min_side
     short = max(preprocess.short_side, least)
     long = max(preprocess.long_side, short)
-    low, wide = (max(side, least) for side in resized_size(3, 4, short, long))
+    low, wide = (max(side, least) for side in resized_size(3, 4, short_side=short, long_side=long))
     sizes = {(short, long): (low, wide)}
     sizes.setdefault((long, short), (wide, low))
     return tuple(

@@ -50,7 +50,9 @@ class Engine(Protocol):
         """Release the runtime; `run` must not be called again."""
 
 
-def check_names(path: Path, side: str, specs: Iterable[TensorSpec], names: Iterable[str]) -> None:
+def check_names(
+    path: Path, side: str, *, specs: Iterable[TensorSpec], names: Iterable[str]
+) -> None:
     """Raise ValueError unless the inputs or outputs of a graph are those of the manifest."""
     expected, found = sorted(spec.name for spec in specs), sorted(names)
     if expected != found:

@@ -15,7 +15,7 @@ from bundle.layout import CACHE_FOLDER
 logger = logging.getLogger(__name__)
 
 
-def read_compiled(bundle: Path, name: str, key: str) -> bytes | None:
+def read_compiled(bundle: Path, name: str, *, key: str) -> bytes | None:
     """What was kept under this name; None where it was made for another key, or is damaged."""
     path = bundle / CACHE_FOLDER / name
     try:
@@ -25,7 +25,7 @@ def read_compiled(bundle: Path, name: str, key: str) -> bytes | None:
     return compiled if digest == _digest(key, compiled) else None
 
 
-def keep_compiled(bundle: Path, name: str, key: str, export: Callable[[], memoryview]) -> None:
+def keep_compiled(bundle: Path, name: str, *, key: str, export: Callable[[], memoryview]) -> None:
     """Keep what `export` returns, in place of what there is, if the bundle can be written to."""
     path = bundle / CACHE_FOLDER / name
     try:

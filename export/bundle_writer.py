@@ -31,8 +31,8 @@ _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
 def write_exact(
     checkpoint: Checkpoint,
     model: DetectionModel,
-    directory: Path,
     *,
+    directory: Path,
     name: str | None,
     samples: Mapping[str, bytes],
 ) -> Bundle:

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         bundle = Bundle.load(args.bundle)
         with closing(open_engine(bundle)) as engine:
             manifest = bundle.manifest
-            evaluate_command(engine.run, manifest.preprocess, manifest.classes, args)
+            evaluate_command(engine.run, manifest.preprocess, classes=manifest.classes, args=args)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

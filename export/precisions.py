@@ -82,7 +82,7 @@ def _judge_fp32(made: Bundle, materials: Materials) -> Verdict:
         stage("verifying the plan in TensorRT against PyTorch"),
     ):
         images = sample_images(made)
-        found = verify(materials.model, plan, made.manifest.preprocess, images)
+        found = verify(materials.model, plan, preprocess=made.manifest.preprocess, images=images)
     changes = {} if batches_allowed(found) == "any" else {"batches": "equal_shapes"}
     return Verdict({"plan": found}, changes)
 
@@ -91,7 +91,7 @@ def _judge_fp32(made: Bundle, materials: Materials) -> Verdict:
 
 
 def _open_val(data_dir: Path | None, classes: Sequence[ClassInfo]) -> Data:
-    return Data(val=open_evaluation_data(data_dir, "val", classes) if data_dir else None)
+    return Data(val=open_evaluation_data(data_dir, "val", classes=classes) if data_dir else None)
 
 
 def _write_fp16(copy: Bundle, materials: Materials) -> Bundle:
@@ -131,11 +131,11 @@ def open_splits(data_dir: Path | None, classes: Sequence[ClassInfo]) -> Data:
     Raises:
         ValueError: neither, other classes, or a fault of the data, such as a split without images.
     """
-    val = open_evaluation_data(data_dir, "val", classes)
+    val = open_evaluation_data(data_dir, "val", classes=classes)
     train = (
         digits.DigitsDataset("train", num_images=calibration.NUM_IMAGES)
         if data_dir is None
-        else open_evaluation_data(data_dir, "train", classes)
+        else open_evaluation_data(data_dir, "train", classes=classes)
     )
     for dataset in (train, val):
         require_classes(classes, dataset.classes)

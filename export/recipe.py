@@ -65,7 +65,9 @@ def export_bundle(
         TemporaryDirectory(prefix=".fp32.", dir=directory.parent) as scratch,
     ):
         with stage("tracing the model and writing its graphs"):
-            exact = write_exact(checkpoint, model, Path(scratch), name=name, samples=sample_files)
+            exact = write_exact(
+                checkpoint, model, directory=Path(scratch), name=name, samples=sample_files
+            )
         comparisons = verify_on_cpu(exact, model)
         exact = exact.with_manifest(batches=batches_allowed(comparisons))
         versions = exact.manifest.provenance["versions"]
@@ -129,6 +131,8 @@ def verify_on_cpu(exact: Bundle, model: DetectionModel) -> list[dict[str, Any]]:
         with closing(open_engine(exact)) as engine:
             runtime, graph = engine.info.runtime, engine.info.graph
             with stage(f"verifying the {graph} graph in {runtime} against PyTorch"):
-                found = verify(model, engine, exact.manifest.preprocess, sample_images(exact))
+                found = verify(
+                    model, engine, preprocess=exact.manifest.preprocess, images=sample_images(exact)
+                )
         comparisons += [{"runtime": runtime, "graph": graph, **item} for item in found]
     return comparisons

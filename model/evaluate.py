@@ -48,11 +48,12 @@ def _positive(text: str) -> int:
 def evaluate_command(
     predict: Predict,
     preprocess: Preprocess,
+    *,
     classes: Sequence[ClassInfo],
     args: argparse.Namespace,
 ) -> Metrics:
     """Evaluate as `add_arguments` says: print the report, write the results."""
-    dataset = open_evaluation_data(args.data, args.split, classes)
+    dataset = open_evaluation_data(args.data, args.split, classes=classes)
     metrics = evaluate(
         predict,
         dataset,
@@ -84,14 +85,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.results is not None:
-            dataset = open_evaluation_data(args.data, args.split, digits.CLASSES)
+            dataset = open_evaluation_data(args.data, args.split, classes=digits.CLASSES)
             ground_truth = dataset.ground_truth()
             _print_report(score(ground_truth, read_results(args.results, ground_truth)))
         else:
             checkpoint = load_checkpoint(args.checkpoint)
             model = DetectionModel(build_model(checkpoint), checkpoint.config.preprocess)
             model.to("cuda" if torch.cuda.is_available() else "cpu")
-            evaluate_command(torch_predictor(model), model.preprocess, checkpoint.classes, args)
+            evaluate_command(
+                torch_predictor(model), model.preprocess, classes=checkpoint.classes, args=args
+            )
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

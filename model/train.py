@@ -117,7 +117,7 @@ def train(
         try:
             started = time.monotonic()
             if saved is None:
-                load_starting_weights(model, config, init, stop)
+                load_starting_weights(model, config, init=init, stop=stop)
             state = TrainingState.start(model, config)
             save_state = partial(state.save, out_dir / STATE_FILE, fingerprint)
             if saved is None:
@@ -128,7 +128,9 @@ def train(
                 log.info("going on from %s after step %d", state_path, state.progress.step)
             progress = state.progress
             for epoch in range(progress.epoch, config.epochs):
-                train_epoch(state, data, config, dtype, stop=stop, board=board, save=save_state)
+                train_epoch(
+                    state, data, config=config, dtype=dtype, stop=stop, board=board, save=save_state
+                )
                 metrics = _evaluate(state, data, config, stop)
                 ap = metrics.numbers["AP"]
                 progress.epoch, progress.step_in_epoch = epoch + 1, 0
@@ -166,9 +168,9 @@ def train(
 def train_epoch(
     state: TrainingState,
     data: RunData,
+    *,
     config: TrainConfig,
     dtype: torch.dtype,
-    *,
     stop: StopRequest,
     board: SummaryWriter,
     save: Callable[[], None],
@@ -199,7 +201,7 @@ def train_epoch(
         for batches in steps:
             factor = schedule_factor(progress.step, num_steps, config=config)
             set_learning_rate(state.optimizer, factor)
-            values = take_step(state, batches, config, dtype)
+            values = take_step(state, batches, config=config, dtype=dtype)
 
             now = time.monotonic()
             progress.seconds += now - step_start

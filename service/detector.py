@@ -215,7 +215,9 @@ class Detector:
     def _warm_up(self, engine: Engine) -> None:
         """Run once alone and once in a batch, at the size of a 4:3 photograph."""
         preprocess = self.manifest.preprocess
-        height, width = resized_size(3, 4, preprocess.short_side, preprocess.long_side)
+        height, width = resized_size(
+            3, 4, short_side=preprocess.short_side, long_side=preprocess.long_side
+        )
         image = np.zeros((height, width, 3), np.uint8)
         for batch_size in {1, min(2, self.max_batch_size)}:
             engine.run(*pad_batch([image] * batch_size, preprocess.min_side))

@@ -75,8 +75,8 @@ class OnnxRuntimeEngine:
         _require_available(providers)
         self._session = _open_session(path, threads, providers)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        check_names(path, "inputs", manifest.inputs, [node.name for node in inputs])
-        check_names(path, "outputs", manifest.outputs, [node.name for node in outputs])
+        check_names(path, "inputs", specs=manifest.inputs, names=[node.name for node in inputs])
+        check_names(path, "outputs", specs=manifest.outputs, names=[node.name for node in outputs])
         self.name = manifest.name
         on_cpu = providers[0] == CPU
         self.max_batch_size = manifest.max_batch_size if on_cpu else GPU_BATCH_SIZE

@@ -99,8 +99,12 @@ class OpenVinoEngine:
             raise ValueError(
                 f"{path}: OpenVINO cannot load it ({reason(error)}); {REMEDY}"
             ) from error
-        check_names(path, "inputs", manifest.inputs, [port.any_name for port in model.inputs])
-        check_names(path, "outputs", manifest.outputs, [port.any_name for port in model.outputs])
+        check_names(
+            path, "inputs", specs=manifest.inputs, names=[port.any_name for port in model.inputs]
+        )
+        check_names(
+            path, "outputs", specs=manifest.outputs, names=[port.any_name for port in model.outputs]
+        )
         self.name = manifest.name
         self.max_batch_size = manifest.max_batch_size * streams
         self.info = EngineInfo("openvino", precision, form, threads, streams)
@@ -191,7 +195,7 @@ def _compile(
     hint = properties["INFERENCE_PRECISION_HINT"]
     made_from = (hint, inspect.getsource(openvino_graph), bundle.manifest.model_dump_json())
     name, key = f"{path.stem}.openvino", " ".join(made_from)
-    kept = read_compiled(bundle.directory, name, key)
+    kept = read_compiled(bundle.directory, name, key=key)
     if kept is not None:
         try:
             return core.import_model(kept, "CPU", properties)
@@ -200,5 +204,7 @@ def _compile(
     model = core.read_model(path)
     openvino_graph.prepare_graph(model, hint)
     compiled = core.compile_model(model, "CPU", properties)
-    keep_compiled(bundle.directory, name, key, lambda: compiled.export_model().getbuffer())
+    keep_compiled(
+        bundle.directory, name, key=key, export=lambda: compiled.export_model().getbuffer()
+    )
     return compiled

@@ -63,12 +63,12 @@ def find_plan(bundle: Bundle, *, trt: Any, cuda: Cuda, may_build: bool) -> Plan:
     logger.warning("%s: using one that is built here, unverified", reason)
     key = _key(manifest, form, here, profiles)
     name = f"tensorrt-{key[:16]}.plan"
-    data = read_compiled(directory, name, key)
+    data = read_compiled(directory, name, key=key)
     if data is None:
         timing_cache = directory / CACHE_FOLDER / "tensorrt-timing.cache"
         options = BuildOptions(profiles, plugin, timing_cache=timing_cache)
         data = build_plan(trt, bundle.graph(form), manifest.inputs, options)
-        keep_compiled(directory, name, key, lambda: memoryview(data))
+        keep_compiled(directory, name, key=key, export=lambda: memoryview(data))
     return Plan(data, profiles, form)
 
 

@@ -36,7 +36,7 @@ class Magnitude(NamedTuple):
 class Emulation:
     """A float32 graph as it would be in half precision on a GPU."""
 
-    def __init__(self, graph: Path, precision: str, scratch: Path) -> None:
+    def __init__(self, graph: Path, precision: str, *, scratch: Path) -> None:
         """Read the graph.
 
         Args:

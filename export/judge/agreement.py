@@ -62,7 +62,7 @@ def judge_rounding(
         ValueError: a weight is too large.
     """
     with closing(OnnxRuntimeEngine(exact)) as engine, TemporaryDirectory() as scratch:
-        emulation = Emulation(exact.graph(STANDARD_FORM), precision, Path(scratch))
+        emulation = Emulation(exact.graph(STANDARD_FORM), precision, scratch=Path(scratch))
         found = compare(
             engine.run, emulation.run, images=images, preprocess=exact.manifest.preprocess
         )

@@ -85,7 +85,7 @@ class Tolerance(NamedTuple):
 
 
 def verify(
-    model: DetectionModel, engine: Engine, preprocess: Preprocess, images: Sequence[Image]
+    model: DetectionModel, engine: Engine, *, preprocess: Preprocess, images: Sequence[Image]
 ) -> list[dict[str, Any]]:
     """Compare engine and model on batches made of the images; returns a report of each.
 

@@ -92,7 +92,7 @@ def _box_fault(box: BoxEntry, height: int, width: int) -> Iterator[Fault]:
         kind, message = "empty-box", f"{found} is empty: not trained on"
     elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
         kind, message = "box-outside", f"{found} lies outside {image}: not trained on"
-    elif clip_box(box.bbox, height, width) is None:
+    elif clip_box(box.bbox, (height, width)) is None:
         message = f"{found} is under {MIN_BOX_SIDE_PX:g} pixel wide or high: not trained on"
         kind = "thin-box"
     elif min(x, y, width - x - w, height - y - h) < -ROUNDING_PX:

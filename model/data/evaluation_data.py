@@ -45,7 +45,7 @@ def require_classes(classes: Sequence[ClassInfo], expected: Sequence[ClassInfo])
 
 
 def open_evaluation_data(
-    data_dir: Path | None, split: str, classes: Sequence[ClassInfo]
+    data_dir: Path | None, split: str, *, classes: Sequence[ClassInfo]
 ) -> EvaluationData:
     """The data set in a directory, or without one the demo's if these are its classes.
 

@@ -41,7 +41,7 @@ class Split:
         """
         if box.is_crowd or box.image_id not in self.files:
             return None
-        return clip_box(box.bbox, *self.size(box.image_id))
+        return clip_box(box.bbox, self.size(box.image_id))
 
     def ground_truth(self) -> dict[str, Any]:
         """Images, annotations (crowds included) and categories in COCO's format, as new objects."""
@@ -81,10 +81,10 @@ def open_split(annotation_file: Path, image_dir: Path, *, decode: bool = False) 
 
 
 def clip_box(
-    bbox: tuple[float, float, float, float], height: int, width: int
+    bbox: tuple[float, float, float, float], size: tuple[int, int]
 ) -> tuple[float, float, float, float] | None:
-    """(x1, y1, x2, y2) of what lies in the image; None of a box that is too thin or outside."""
-    x, y, w, h = bbox
+    """(x1, y1, x2, y2) inside an image of size (height, width); None if too thin or outside."""
+    (height, width), (x, y, w, h) = size, bbox
     x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
     is_wide = w >= MIN_BOX_SIDE_PX and h >= MIN_BOX_SIDE_PX
     return (x1, y1, x2, y2) if is_wide and x1 < x2 and y1 < y2 else None

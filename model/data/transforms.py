@@ -64,7 +64,7 @@ def flip(sample: Sample) -> Sample:
 def resize(sample: Sample, short_side: int, *, long_side: int) -> Sample:
     """Resize as inference does: bilinear, no antialiasing, aspect ratio kept."""
     height, width = sample.image.shape[:2]
-    new_height, new_width = resized_size(height, width, short_side, long_side)
+    new_height, new_width = resized_size(height, width, short_side=short_side, long_side=long_side)
     image = cv2.resize(sample.image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
     scale = np.array([new_width / width, new_height / height], dtype=np.float32)
     boxes = _clip(sample.boxes_xyxy_px * np.tile(scale, 2), new_height, new_width)

@@ -26,7 +26,7 @@ def forward_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
 
 
 def take_step(
-    state: TrainingState, batches: list[MicroBatch], config: TrainConfig, dtype: torch.dtype
+    state: TrainingState, batches: list[MicroBatch], *, config: TrainConfig, dtype: torch.dtype
 ) -> dict[str, float]:
     """Change the weights by one effective batch; learning rates are set already.
 
@@ -41,7 +41,7 @@ def take_step(
     """
     state.optimizer.zero_grad()
     try:
-        terms = accumulate_gradients(state.model, batches, config, dtype)
+        terms = accumulate_gradients(state.model, batches, config=config, dtype=dtype)
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
         if not torch.isfinite(norm):
@@ -61,7 +61,7 @@ def take_step(
 
 
 def accumulate_gradients(
-    model: DeformableDetr, batches: list[MicroBatch], config: TrainConfig, dtype: torch.dtype
+    model: DeformableDetr, batches: list[MicroBatch], *, config: TrainConfig, dtype: torch.dtype
 ) -> dict[str, float]:
     """Add the gradients of a batch that comes in parts, and return its loss terms.
 

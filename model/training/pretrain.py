@@ -25,7 +25,7 @@ HELD_OUT_CROPS = 1024
 log = logging.getLogger(__name__)
 
 
-def pretrain_backbone(detector: DeformableDetr, config: TrainConfig, stop: StopRequest) -> float:
+def pretrain_backbone(detector: DeformableDetr, config: TrainConfig, *, stop: StopRequest) -> float:
     """Train the detector's backbone, in place, to name the digit in a crop, or background.
 
     A linear classifier on the mean of C5 is trained along and dropped. Crops and initial

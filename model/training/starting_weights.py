@@ -34,7 +34,7 @@ def check_start(config: TrainConfig, init: Path | None) -> None:
 
 
 def load_starting_weights(
-    model: DeformableDetr, config: TrainConfig, init: Path | None, stop: StopRequest
+    model: DeformableDetr, config: TrainConfig, *, init: Path | None, stop: StopRequest
 ) -> None:
     """Load or pre-train what the configuration asks for, in place; `init` goes before it.
 
@@ -50,7 +50,7 @@ def load_starting_weights(
         load_backbone(path, model)
         log.info("%s: backbone loaded", path)
     elif config.pretrain_steps:
-        pretrain_backbone(model, config, stop)
+        pretrain_backbone(model, config, stop=stop)
 
 
 def backbone_weights(directory: Path) -> Path:

@@ -33,12 +33,12 @@ SIDES = st.integers(min_value=1, max_value=70_000)
 def test_sizes_are_those_of_the_published_evaluation(
     size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
-    assert resized_size(*size, 800, 1333) == expected
+    assert resized_size(*size, short_side=800, long_side=1333) == expected
 
 
 @given(SIDES, SIDES)
 def test_the_resized_image_fits_and_keeps_its_aspect(height: int, width: int) -> None:
-    new_height, new_width = resized_size(height, width, 800, 1333)
+    new_height, new_width = resized_size(height, width, short_side=800, long_side=1333)
 
     scale = min(1333 / max(height, width), 800 / min(height, width))
     assert 1 <= min(new_height, new_width) <= 800
@@ -49,7 +49,10 @@ def test_the_resized_image_fits_and_keeps_its_aspect(height: int, width: int) ->
 
 @given(SIDES, SIDES)
 def test_resizing_commutes_with_transposing(height: int, width: int) -> None:
-    assert resized_size(height, width, 800, 1333) == resized_size(width, height, 800, 1333)[::-1]
+    assert (
+        resized_size(height, width, short_side=800, long_side=1333)
+        == resized_size(width, height, short_side=800, long_side=1333)[::-1]
+    )
 
 
 def test_pixels_are_interpolated_as_opencv_does(scene: np.ndarray) -> None:

@@ -82,7 +82,9 @@ def test_default_profiles_take_full_batches(
 
 @given(sides, sides)
 def test_default_profiles_take_every_image(height: int, width: int) -> None:
-    resized = resized_size(height, width, FULL_SIZE.short_side, FULL_SIZE.long_side)
+    resized = resized_size(
+        height, width, short_side=FULL_SIZE.short_side, long_side=FULL_SIZE.long_side
+    )
     padded = BatchShape(1, *(max(side, FULL_SIZE.min_side) for side in resized))
 
     takers = [

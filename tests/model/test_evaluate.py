@@ -148,9 +148,9 @@ def test_a_torch_model_predicts_arrays_of_the_graphs_shapes():
 
 
 def test_only_a_model_of_the_digits_is_evaluated_without_data():
-    assert len(open_evaluation_data(None, "val", CLASSES)) == 200
+    assert len(open_evaluation_data(None, "val", classes=CLASSES)) == 200
     with pytest.raises(ValueError, match="--data DIR"):
-        open_evaluation_data(None, "val", CLASSES[:9])
+        open_evaluation_data(None, "val", classes=CLASSES[:9])
 
 
 @pytest.fixture
@@ -168,12 +168,12 @@ def unlabelled(tmp_path):
 
 def test_a_data_set_with_faults_is_refused(unlabelled):
     with pytest.raises(ValueError, match=r"missing-file: image 1: .*a\.png"):
-        open_evaluation_data(unlabelled, "val", CLASSES)
+        open_evaluation_data(unlabelled, "val", classes=CLASSES)
 
 
 def test_a_data_set_without_annotations_can_be_evaluated(unlabelled):
     Image.new("RGB", (50, 40)).save(unlabelled / "images" / "a.png")
-    dataset = open_evaluation_data(unlabelled, "val", CLASSES)
+    dataset = open_evaluation_data(unlabelled, "val", classes=CLASSES)
 
     metrics = evaluate(_perfect(dataset), dataset, preprocess=SMALL, classes=dataset.classes)
 

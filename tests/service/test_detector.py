@@ -10,7 +10,7 @@ FULL_SIZE = Preprocess()
 def meet(*originals: tuple[int, int]) -> tuple[bool, int, int]:
     """Whether two images lie in one bucket, and the sides of their batch, short and long."""
     short, long = FULL_SIZE.short_side, FULL_SIZE.long_side
-    sizes = [resized_size(*original, short, long) for original in originals]
+    sizes = [resized_size(*original, short_side=short, long_side=long) for original in originals]
     padded = sorted(max(lengths) for lengths in zip(*sizes, strict=True))
     return len({bucket(*size, short_side=short) for size in sizes}) == 1, *padded
 

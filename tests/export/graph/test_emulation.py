@@ -59,7 +59,7 @@ def test_the_largest_numbers_are_told_with_their_place(tmp_path):
     preprocess = Manifest.load(DEMO).preprocess
     image = decode_image((DEMO / "samples" / "1.png").read_bytes())
     batch = pad_batch([prepare(image, preprocess)[0]], preprocess.min_side)
-    emulation = Emulation(DEMO / "model.onnx", "fp16", tmp_path)
+    emulation = Emulation(DEMO / "model.onnx", "fp16", scratch=tmp_path)
 
     emulation.run(*batch)
     once = emulation.magnitudes

@@ -131,7 +131,7 @@ def test_an_engine_like_the_model_passes_at_sizes_and_batches_of_every_kind(vari
     model = small_model(variant)
     engine = TorchEngine(model)
 
-    reports = verify(model, engine, model.preprocess, [])
+    reports = verify(model, engine, preprocess=model.preprocess, images=[])
 
     assert [report["passed"] for report in reports] == [True] * 4
     assert sorted(shape[0] for shape in engine.shapes) == [1, 1, 3, 4]
@@ -144,7 +144,7 @@ def test_the_padded_batch_is_padded_even_where_every_image_is_square():
     model = small_model(Variant.BASE)
     square = [np.full((64, 64, 3), value, np.uint8) for value in (30, 90, 200)]
 
-    reports = verify(model, TorchEngine(model), model.preprocess, square)
+    reports = verify(model, TorchEngine(model), preprocess=model.preprocess, images=square)
 
     assert reports[1]["name"] == "padded batch"
     assert reports[1]["padding"] > 0.1
@@ -155,7 +155,7 @@ def test_the_model_in_float64_is_close_to_itself():
     engine = TorchEngine(model, shift=3e-5)
 
     with pytest.raises(ValueError, match=r"boxes by 3.0e-05; tolerated are 1.0e-04 and 1.0e-05"):
-        verify(model, engine, model.preprocess, [])
+        verify(model, engine, preprocess=model.preprocess, images=[])
 
 
 @pytest.mark.parametrize("num_wrong", [1, 99])
@@ -164,7 +164,7 @@ def test_an_engine_that_gives_other_boxes_is_refused(num_wrong):
     engine = TorchEngine(model, num_wrong)
 
     with pytest.raises(ValueError, match=r"does not do what the model does: one image, 1 x 96 x"):
-        verify(model, engine, model.preprocess, [])
+        verify(model, engine, preprocess=model.preprocess, images=[])
 
     assert len(engine.shapes) == 1
 
@@ -174,7 +174,7 @@ def test_batches_are_compared_with_what_pytorch_says_of_each_image_alone():
     engine = TorchEngine(model)
     engine.predict = as_if_padding_were_seen(engine.predict)
 
-    reports = verify(model, engine, model.preprocess, [])
+    reports = verify(model, engine, preprocess=model.preprocess, images=[])
 
     assert [report["passed"] for report in reports] == [True, False, False, True]
     assert [report.get("passed_alone") for report in reports] == [None, True, True, None]
@@ -184,7 +184,7 @@ def test_batches_are_compared_with_what_pytorch_says_of_each_image_alone():
 def test_an_engine_that_passes_everywhere_may_run_any_batch():
     model = small_model(Variant.BASE)
 
-    reports = verify(model, TorchEngine(model), model.preprocess, [])
+    reports = verify(model, TorchEngine(model), preprocess=model.preprocess, images=[])
 
     assert batches_allowed(reports) == "any"
 
@@ -206,7 +206,7 @@ def test_a_model_that_gives_no_numbers_is_refused_as_such():
         model.detector.class_heads[0].bias.fill_(float("nan"))
 
     with pytest.raises(ValueError, match=r"checkpoint's detections are not finite"):
-        verify(model, TorchEngine(model), model.preprocess, photographs())
+        verify(model, TorchEngine(model), preprocess=model.preprocess, images=photographs())
 
 
 @pytest.mark.slow
@@ -220,4 +220,4 @@ def test_a_graph_with_a_changed_weight_is_refused(exported, variant, tmp_path):
     engine = OnnxRuntimeEngine(Bundle(directory, small.manifest))
 
     with pytest.raises(ValueError, match="does not do what the model does"):
-        verify(small.model, engine, small.manifest.preprocess, [])
+        verify(small.model, engine, preprocess=small.manifest.preprocess, images=[])

@@ -85,7 +85,9 @@ def test_resizing_scales_boxes_with_the_image(sample, short_side, long_side):
     result = resize(sample, short_side, long_side=long_side)
 
     new_height, new_width = result.image.shape[:2]
-    assert (new_height, new_width) == resized_size(height, width, short_side, long_side)
+    assert (new_height, new_width) == resized_size(
+        height, width, short_side=short_side, long_side=long_side
+    )
     np.testing.assert_allclose(
         result.boxes_xyxy_px / np.array([new_width, new_height] * 2),
         sample.boxes_xyxy_px / np.array([width, height] * 2),

@@ -41,7 +41,7 @@ def make_batch(first: int, size: int):
 def gradients(config: TrainConfig, batches) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     model = DeformableDetr(config.model).train()
-    terms = accumulate_gradients(model, batches, config, torch.float32)
+    terms = accumulate_gradients(model, batches, config=config, dtype=torch.float32)
     return terms, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -64,7 +64,7 @@ def test_a_step_changes_what_trains_and_counts() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = TrainingState.start(model, config)
 
-    values = take_step(state, [make_batch(1, 2)], config, torch.float32)
+    values = take_step(state, [make_batch(1, 2)], config=config, dtype=torch.float32)
 
     terms = {name: value for name, value in values.items() if "loss_" in name}
     changed = {n for n, tensor in model.state_dict().items() if not torch.equal(tensor, before[n])}
@@ -84,7 +84,7 @@ def test_a_bad_weight_is_named_and_nothing_is_changed() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     with pytest.raises(NonFiniteLoss) as error:
-        take_step(state, [make_batch(0, 2), make_batch(2, 2)], config, torch.float32)
+        take_step(state, [make_batch(0, 2), make_batch(2, 2)], config=config, dtype=torch.float32)
 
     assert "step 1 (epoch 1): loss is not finite; image ids [0, 1]" in str(error.value)
     assert "first bad tensor: weight encoder.layers.0.norm1.weight (" in str(error.value)
@@ -101,7 +101,7 @@ def test_the_first_module_to_overflow_is_named() -> None:
         model.get_parameter("input_proj.1.conv.weight").fill_(3e38)
 
     with pytest.raises(NonFiniteLoss, match=r"output of input_proj\.1\.conv \(Conv2d\)"):
-        take_step(state, [make_batch(0, 2)], config, torch.float32)
+        take_step(state, [make_batch(0, 2)], config=config, dtype=torch.float32)
 
 
 def test_a_bad_gradient_names_the_batch_it_comes_from() -> None:
@@ -111,7 +111,7 @@ def test_a_bad_gradient_names_the_batch_it_comes_from() -> None:
     model.level_embed.register_hook(lambda gradient: gradient * float("inf"))
 
     with pytest.raises(NonFiniteLoss, match=r"gradient is not finite.*gradient of level_embed"):
-        take_step(state, [make_batch(0, 2)], config, torch.float32)
+        take_step(state, [make_batch(0, 2)], config=config, dtype=torch.float32)
 
 
 @pytest.mark.skipif(
@@ -123,8 +123,8 @@ def test_bfloat16_gives_nearly_the_loss_of_float32() -> None:
     torch.manual_seed(0)
     model = DeformableDetr(config.model).train()
 
-    exact = accumulate_gradients(model, [make_batch(0, 4)], config, torch.float32)
-    rounded = accumulate_gradients(model, [make_batch(0, 4)], config, torch.bfloat16)
+    exact = accumulate_gradients(model, [make_batch(0, 4)], config=config, dtype=torch.float32)
+    rounded = accumulate_gradients(model, [make_batch(0, 4)], config=config, dtype=torch.bfloat16)
 
     assert rounded == pytest.approx(exact, rel=0.05)
     assert model.class_heads[0].weight.dtype == torch.float32

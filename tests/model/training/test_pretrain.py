@@ -20,7 +20,7 @@ def pretrained(num_workers: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(config.seed)
     detector = DeformableDetr(config.model)
     with StopRequest() as stop:
-        pretrain_backbone(detector, config, stop)
+        pretrain_backbone(detector, config, stop=stop)
     return detector.state_dict()
 
 
@@ -48,4 +48,4 @@ def test_pre_training_stops_on_request() -> None:
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted):
-            pretrain_backbone(detector, config, stop)
+            pretrain_backbone(detector, config, stop=stop)
