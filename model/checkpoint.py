@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.checkpoints.checkpoint_file import load_checkpoint, write_checkpoint
+from model.checkpoints.checkpoint_file import Checkpoint, load_checkpoint, write_checkpoint
 from model.checkpoints.convert import convert
 
 
@@ -21,6 +21,22 @@ def _show(path: Path) -> None:
         print(f"{name:60} {str(tensor.dtype).removeprefix('torch.'):9} {tuple(tensor.shape)}")
     total = sum(tensor.numel() for tensor in checkpoint.state_dict.values())
     print(f"{len(checkpoint.state_dict)} tensors, {total:,} values")
+
+
+def print_conversion(checkpoint: Checkpoint, destination: Path) -> None:
+    """Prints what a published file became: output -> id -> name."""
+    made, model = checkpoint.provenance, checkpoint.config.model
+    print(f"{destination}: {model.variant}, {model.num_classes} classes, from {made['layout']}")
+    print(f"classes: {made['classes']}\noutput -> id -> name")
+    for output, info in enumerate(checkpoint.classes):
+        print(f"{output:>6} -> {info.id} -> {info.name}")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
+    return number
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,8 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--classes", type=Path, help="COCO annotation file whose categories name the outputs"
     )
     conversion.add_argument(
-        "--num-heads", type=int, help="attention heads, where the file does not tell (default: 8)"
+        "--num-heads",
+        type=_count,
+        help="attention heads, where the file does not tell (default: 8)",
     )
+    conversion.add_argument(
+        "--num-queries", type=_count,
+        help="queries of a two-stage model, where the file does not tell (default: 300)",
+    )  # fmt: skip
     show = commands.add_parser("show", help="print header and tensors of a checkpoint")
     show.add_argument("file", type=Path)
     args = parser.parse_args(arguments)
@@ -43,10 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.command == "show":
             _show(args.file)
             return
-        checkpoint = convert(args.source, annotations=args.classes, num_heads=args.num_heads)
+        checkpoint = convert(
+            args.source,
+            annotations=args.classes,
+            num_heads=args.num_heads,
+            num_queries=args.num_queries,
+        )
         write_checkpoint(checkpoint, args.destination)
-        layout, model = checkpoint.provenance["layout"], checkpoint.config.model
-        print(f"{args.destination}: {model.variant}, {model.num_classes} classes, from {layout}")
+        print_conversion(checkpoint, args.destination)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

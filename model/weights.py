@@ -13,7 +13,7 @@ from pathlib import Path
 from model.checkpoints.checkpoint_file import load_checkpoint, write_checkpoint, write_tensors
 from model.checkpoints.convert import convert, sha256
 from model.checkpoints.download import Sleep, digest_prefix, download
-from model.checkpoints.published_file import read_published
+from model.checkpoints.published_file import read_content
 from model.training.starting_weights import BACKBONE, WEIGHTS_DIR
 
 # The eight hex digits in a name are the first of the file's SHA-256.
@@ -65,7 +65,7 @@ def fetch_backbone(url: str, path: Path, *, sleep: Sleep = time.sleep) -> None:
     download(url, source, sleep=sleep)
     tensors = {
         f"backbone.{name}": tensor
-        for name, tensor in read_published(source).tensors.items()
+        for name, tensor in read_content(source).items()
         if not name.startswith("fc.") and not name.endswith(".num_batches_tracked")
     }
     metadata = {"source": source.name, "sha256": sha256(source)}

@@ -38,7 +38,7 @@ COMMANDS = {
     "model.evaluate": [
         *("--batch-size", "--checkpoint", "--data", "--limit", "--out", "--results", "--split"),
     ],
-    "model.checkpoint convert": ["--classes", "--num-heads"],
+    "model.checkpoint convert": ["--classes", "--num-heads", "--num-queries"],
     "model.checkpoint show": [],
     "model.weights": ["--base-url", "--format", "--out"],
     "model.data.check": ["--decode", "--split"],

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bundle.atomic import write_atomically
 from bundle.manifest import ClassInfo
+from model.checkpoints.file_kind import name_foreign_kind
 from model.config import TrainConfig
 from model.network.deformable_detr import DeformableDetr
 
@@ -101,8 +102,18 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path | str) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes a safetensors file, whole or not at all; OSError says what to do."""
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_whole(path, safetensors.torch.save(contiguous, metadata))
+    write_whole(path, safetensors.torch.save(_unshared(tensors), metadata))
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, contiguous and each in memory of its own, as safetensors stores them."""
+    seen: set[int] = set()
+    unshared = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        unshared[name] = tensor.clone() if memory in seen else tensor.contiguous()
+        seen.add(memory)
+    return unshared
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -136,7 +147,8 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         header = _parse_header(path, metadata[METADATA_KEY])
         state = safetensors.torch.load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); {advice}") from error
+        kind = name_foreign_kind(path) or f"not a whole safetensors file ({error}); {advice}"
+        raise ValueError(f"{path} is {kind}") from error
     return Checkpoint(path, header.config, header.classes, header.provenance, header.metrics, state)
 
 

@@ -1,4 +1,4 @@
-"""Opens files of other projects: tensors under their own names, and what else they tell.
+"""Opens files of other projects: what they hold, and what they say of their model.
 
 Files of torch.save are pickles. They are read with weights_only=True, which builds nothing but
 tensors, plain containers and the classes allowed by name below.
@@ -10,7 +10,6 @@ import pickle
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,10 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from model.checkpoints.checkpoint_file import METADATA_KEY
+from model.checkpoints.file_kind import is_safetensors, name_foreign_kind
+from model.checkpoints.mmdet_config import from_mmdet
+from model.checkpoints.published_layouts import Layout
+from model.checkpoints.published_settings import Settings, from_authors, from_hugging_face
 
 
 class _Inert:
@@ -67,47 +70,53 @@ _DAMAGE = (
 )
 
 
-@dataclass(frozen=True)
-class PublishedFile:
-    """Tensors of a foreign file under its own names, and what else it says of the model.
+def read_content(source: Path) -> Mapping[Any, Any]:
+    """What a foreign file holds: tensors by name, or containers around them.
 
-    class_names: by output, None where the file has none. num_heads, num_queries: likewise.
+    Raises:
+        ValueError: it is no file of PyTorch or safetensors, or cannot be read without executing
+            code; says what it is.
     """
-
-    tensors: dict[str, Tensor]
-    class_names: tuple[str, ...] | None = None
-    num_heads: int | None = None
-    num_queries: int | None = None
-
-
-def read_published(source: Path) -> PublishedFile:
-    """Opens a foreign file; ValueError if it cannot be read without executing code."""
     if not source.is_file():
         raise ValueError(f"{source}: no such file; name the weights file itself, not its directory")
-    if source.suffix == ".safetensors":
-        try:
-            with safe_open(source, framework="pt") as opened:
-                if METADATA_KEY in (opened.metadata() or {}):
-                    raise ValueError(f"{source} is a checkpoint of this project already")
-            return PublishedFile(safetensors.torch.load_file(source), **_hugging_face(source))
-        except SafetensorError as error:
-            raise ValueError(f"{source} is not a whole safetensors file ({error})") from error
+    if kind := name_foreign_kind(source):
+        raise ValueError(f"{source} is {kind}")
+    if is_safetensors(source):
+        return _load_safetensors(source)
     content = _load_pickle(source)
     if not isinstance(content, Mapping):
         raise ValueError(f"{source} holds a {type(content).__name__}, expected a state dict")
-    state = content.get("state_dict", content.get("model", content))
-    tensors = {
-        str(key).removeprefix("module."): value
-        for key, value in (state.items() if isinstance(state, Mapping) else ())
-        if isinstance(value, Tensor)
-    }
-    if isinstance(args := content.get("args"), argparse.Namespace):
-        sizes = {"num_heads": getattr(args, "nheads", None),
-                 "num_queries": getattr(args, "num_queries", None)}  # fmt: skip
-        return PublishedFile(tensors, **sizes)
-    if isinstance(meta := content.get("meta"), Mapping):
-        return PublishedFile(tensors, **_mmdet(meta))
-    return PublishedFile(tensors, **_hugging_face(source))
+    return content
+
+
+def read_settings(source: Path, content: Mapping[Any, Any], layout: Layout) -> Settings:
+    """What a file, or the config.json beside it, says of the model beside its tensors.
+
+    Raises:
+        ValueError: a setting that changes the arithmetic is not supported; names it.
+    """
+    if layout is Layout.AUTHORS and isinstance(content.get("args"), argparse.Namespace | Mapping):
+        return from_authors(content["args"])
+    if layout in (Layout.MMDET2, Layout.MMDET3) and isinstance(content.get("meta"), Mapping):
+        return from_mmdet(content["meta"])
+    path = source.with_name("config.json")
+    if layout is not Layout.HUGGING_FACE or not path.is_file():
+        return Settings()
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}, beside the weights, is not valid JSON: {error}") from error
+    return from_hugging_face(config)
+
+
+def _load_safetensors(source: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(source, framework="pt") as opened:
+            if METADATA_KEY in (opened.metadata() or {}):
+                raise ValueError(f"{source} is a checkpoint of this project already")
+        return safetensors.torch.load_file(source)
+    except SafetensorError as error:
+        raise ValueError(f"{source} is not a whole safetensors file ({error})") from error
 
 
 def _load_pickle(source: Path) -> Any:
@@ -127,34 +136,3 @@ def _load_pickle(source: Path) -> Any:
             "c = torch.load(SRC, map_location='cpu', weights_only=False); "
             "torch.save(c.get('state_dict', c.get('model', c)), DST); then convert DST"
         ) from error
-
-
-def _mmdet(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Class names and sizes from the metadata of an mmdetection file, whose config is a text."""
-    data_set = meta.get("dataset_meta") or meta
-    names = data_set.get("classes", data_set.get("CLASSES"))
-    config = str(meta.get("config", meta.get("cfg", "")))
-    sizes = {"num_heads": r"num_heads\s*=\s*(\d+)", "num_queries": r"num_quer(?:y|ies)\s*=\s*(\d+)"}
-    found = {size: re.search(pattern, config) for size, pattern in sizes.items()}
-    return {
-        "class_names": tuple(names) if names else None,
-        **{size: int(match[1]) for size, match in found.items() if match},
-    }
-
-
-def _hugging_face(source: Path) -> dict[str, Any]:
-    """Class names and sizes from the config.json beside a Hugging Face file, if there is one."""
-    path = source.with_name("config.json")
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}, beside the weights, is not valid JSON: {error}") from error
-    names = settings.get("id2label") or {}
-    ordered = [names[key] for key in sorted(names, key=int)]
-    return {
-        "class_names": tuple(ordered) or None,
-        "num_heads": settings.get("encoder_attention_heads"),
-        "num_queries": settings.get("num_queries"),
-    }

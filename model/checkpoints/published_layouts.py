@@ -27,6 +27,8 @@ COCO_CLASSES = tuple(
     ClassInfo(id=int(number), name=name) for number, name in re.findall(r"(\d+) ([a-z ]+)", _COCO)
 )
 
+NUM_BACKBONE_LEVELS = 3  # C3, C4, C5; levels above are made of them
+
 
 class Layout(StrEnum):
     """Whose naming a file follows."""
@@ -46,14 +48,15 @@ _MARKS = {
     Layout.HUGGING_FACE: ("model.encoder.", "model."),
 }
 
-# Prefixes, theirs: ours. {i} is a number, {side} encoder or decoder. Class and box heads keep
+# Prefixes, theirs: ours. {i} is a number, {extra} that number after the backbone's levels, {side}
+# encoder or decoder. Class and box heads keep
 # their index here; a second copy of them, which the authors' code stores, is called copy.*.
 _MMDET = {
     "backbone.": "backbone.",
     "neck.convs.{i}.conv.": "input_proj.{i}.conv.",
     "neck.convs.{i}.gn.": "input_proj.{i}.norm.",
-    "neck.extra_convs.0.conv.": "input_proj.3.conv.",
-    "neck.extra_convs.0.gn.": "input_proj.3.norm.",
+    "neck.extra_convs.{i}.conv.": "input_proj.{extra}.conv.",
+    "neck.extra_convs.{i}.gn.": "input_proj.{extra}.norm.",
     "bbox_head.cls_branches.{i}.": "class_heads.{i}.",
     "bbox_head.reg_branches.{i}.0.": "box_heads.{i}.layers.0.",
     "bbox_head.reg_branches.{i}.2.": "box_heads.{i}.layers.1.",
@@ -163,10 +166,28 @@ def find_layout(keys: Iterable[str]) -> Layout | None:
     return None
 
 
+def find_prefixes(keys: Iterable[str]) -> list[str]:
+    """What stands before the names of every model of a known layout: "" where nothing does."""
+    found: dict[str, Layout] = {}
+    for key in keys:
+        for layout, (mark, _) in _MARKS.items():
+            if match := re.match(rf"((?:[^.]+\.)*?){re.escape(mark)}", key):
+                found.setdefault(match[1], layout)
+                break
+    # Below a prefix "model.", the encoder of mmdetection 3.x looks like that of Hugging Face.
+    return [
+        prefix
+        for prefix, layout in found.items()
+        if layout is not Layout.HUGGING_FACE or f"{prefix}model." not in found
+    ]
+
+
 def rename(key: str, layout: Layout) -> str | None:
     """Our name of a tensor, None if the layout's table does not know it."""
     key = key.removeprefix(_MARKS[layout][1])
     for pattern, ours in _PATTERNS[layout]:
         if match := pattern.match(key):
-            return ours.format(**match.groupdict()) + key[match.end() :]
+            groups = match.groupdict()
+            extra = int(groups.get("i") or 0) + NUM_BACKBONE_LEVELS
+            return ours.format(**groups, extra=extra) + key[match.end() :]
     return None

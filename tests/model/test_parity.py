@@ -54,8 +54,7 @@ def expected() -> Mapping[str, Mapping[str, np.ndarray]]:
 
 
 def _build(checkpoint: Checkpoint) -> DeformableDetr:
-    # The fixtures have 20 queries, which the tensors of two_stage do not tell.
-    model = DeformableDetr(replace(checkpoint.config.model, dropout=0.0, num_queries=20))
+    model = DeformableDetr(replace(checkpoint.config.model, dropout=0.0))
     model.load_state_dict(checkpoint.state_dict)
     return model
 

@@ -25,9 +25,10 @@ NAMES = tuple(f"class{i}" for i in range(7))
 def checkpoint(variant: str, file_format: str) -> dict[str, Any]:
     """What torch.save wrote in that project: its metadata around its names of the tensors."""
     if file_format in ("mmdet2", "mmdet3"):
-        meta: dict[str, Any] = {"CLASSES": NAMES, "config": "dict(num_query=20)"}
+        head = "num_query=20, transformer=dict(two_stage_num_proposals=20)"
+        meta: dict[str, Any] = {"CLASSES": NAMES, "config": f"model = dict(bbox_head=dict({head}))"}
         if file_format == "mmdet3":
-            meta = {"dataset_meta": {"classes": NAMES}, "cfg": "dict(num_queries=20)"}
+            meta = {"dataset_meta": {"classes": NAMES}, "cfg": "model = dict(num_queries=20)"}
         return {"meta": meta, "state_dict": mmdet_tensors(variant, file_format)}
     tensors = authors_tensors(mmdet_tensors(variant, "mmdet3"), variant)
     if file_format == "authors":

@@ -110,7 +110,7 @@ def test_a_missing_checkpoint_says_what_makes_one(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "none.safetensors")
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a pickle of torch", b"\xff" * 100])
+@pytest.mark.parametrize("content", [b"PK\x03\x04 a pickle of torch", b"\xff" * 100])
 def test_a_file_of_another_kind_is_named_with_the_command_that_reads_it(
     tmp_path: Path, content: bytes
 ) -> None:

@@ -20,7 +20,14 @@ from model.checkpoints.convert import convert
 from model.checkpoints.published_layouts import COCO_CLASSES
 from model.config import ModelConfig, Variant
 from model.configs import base
-from tests.data.parity.make_checkpoint import FORMATS, NAMES, SEED, checkpoint, mmdet_tensors
+from tests.data.parity.make_checkpoint import (
+    FORMATS,
+    NAMES,
+    SEED,
+    checkpoint,
+    hf_tensors,
+    mmdet_tensors,
+)
 
 VARIANTS = {"base": Variant.BASE, "refine": Variant.REFINE, "twostage": Variant.TWO_STAGE}
 variants = pytest.mark.parametrize("variant", SEED)
@@ -230,8 +237,9 @@ def test_names_and_sizes_beside_a_hugging_face_file_are_used(
 ) -> None:
     settings = {
         "id2label": {str(i): f"kind {i}" for i in range(7)},
-        "num_queries": 20,
+        "two_stage_num_proposals": 20,
         "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
     }
     (tmp_path / "config.json").write_text(json.dumps(settings))
 
@@ -246,7 +254,11 @@ def test_the_configuration_text_of_mmdet_gives_what_tensors_do_not(
     write: Callable[[Any], Path],
 ) -> None:
     content = checkpoint("twostage", "mmdet2")
-    content["meta"]["config"] = "bbox_head=dict(\n  num_query=20, attn=dict(num_heads=4))"
+    attention = "dict(type='MultiScaleDeformableAttention', num_heads=4, num_points=8)"
+    content["meta"]["config"] = (
+        "model = dict(\n  bbox_head=dict(transformer=dict(two_stage_num_proposals=20, "
+        f"encoder=dict(attn_cfgs={attention}))))"
+    )
 
     model = convert(write(content)).config.model
 
@@ -403,3 +415,221 @@ def test_half_precision_becomes_float32(write: Callable[[Any], Path]) -> None:
 
     assert {tensor.dtype for tensor in converted.state_dict.values()} == {torch.float32}
     assert converted.config == replace(base(), model=converted.config.model)
+
+
+UNSORTED = Path("tests/data/cases/unsorted-ids/classes.json")
+
+
+def test_outputs_with_ids_in_any_order_are_told_when_converted(
+    tmp_path: Path, write: Callable[[Any], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write({"model": _authors("base", _numbered_head(3))})
+    destination = tmp_path / "x.safetensors"
+
+    main(["convert", str(source), str(destination), "--classes", str(UNSORTED)])
+
+    converted = load_checkpoint(destination)
+    printed = capsys.readouterr().out
+    assert (
+        "output -> id -> name\n     0 -> 0 -> bolt\n     1 -> 1 -> nut\n     2 -> 2 -> w" in printed
+    )
+    assert [entry.name for entry in converted.classes] == ["bolt", "nut", "washer"]
+    assert converted.state_dict["class_heads.0.bias"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_own_names_of_a_hugging_face_head_of_91_win_over_coco(
+    tmp_path: Path, write: Callable[[Any], Path]
+) -> None:
+    names = {str(i): f"kind {i}" for i in range(91)}
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": names}))
+    authors = _authors("base", _numbered_head(91))
+
+    converted = convert(write(hf_tensors(authors, version=4)))
+
+    assert converted.classes[90] == ClassInfo(id=90, name="kind 90")
+    assert converted.config.model.num_classes == 91
+
+
+def test_what_had_to_be_assumed_is_said_in_the_log_and_the_checkpoint(
+    write: Callable[[Any], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    converted = convert(write({"model": _authors("base", _numbered_head(91))}))
+
+    assumed = converted.provenance["assumed"]
+    assert "names none of its 91 outputs: COCO's classes were taken" in assumed[0]
+    assert "does not tell its attention heads: 8 were taken" in assumed[1]
+    assert all(sentence in caplog.text for sentence in assumed)
+
+
+def test_nothing_is_assumed_of_a_file_that_says_it_all(
+    tmp_path: Path, write: Callable[[Any], Path]
+) -> None:
+    content = checkpoint("base", "mmdet3")
+    attention = "dict(self_attn_cfg=dict(num_heads=8), cross_attn_cfg=dict(num_points=4))"
+    content["meta"]["cfg"] = f"model = dict(num_queries=20, decoder=dict(layer_cfg={attention}))"
+    categories = [{"id": i, "name": name} for i, name in enumerate(NAMES)]
+    (tmp_path / "names.json").write_text(json.dumps({"categories": categories}))
+
+    converted = convert(write(content), annotations=tmp_path / "names.json")
+
+    assert converted.provenance["assumed"] == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("activation_function", "gelu"), ("dilation", True)])
+def test_other_arithmetic_of_hugging_face_is_refused(
+    tmp_path: Path, write: Callable[[Any], Path], name: str, value: Any
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({name: value}))
+
+    with pytest.raises(ValueError, match=rf"published\.pth: config\.json says {name} = {value!r}"):
+        convert(write(checkpoint("base", "hf4")))
+
+
+def test_other_arithmetic_of_the_authors_is_refused(write: Callable[[Any], Path]) -> None:
+    content = checkpoint("base", "authors")
+    content["args"].dilation = True
+
+    with pytest.raises(ValueError, match="args says dilation = True"):
+        convert(write(content))
+
+
+def test_other_arithmetic_of_mmdetection_is_refused(write: Callable[[Any], Path]) -> None:
+    content = checkpoint("base", "mmdet3")
+    content["meta"]["cfg"] = "model = dict(backbone=dict(style='caffe'))"
+
+    with pytest.raises(ValueError, match=r"model\.backbone, says style = 'caffe'"):
+        convert(write(content))
+
+
+def test_sizes_of_another_model_are_refused(write: Callable[[Any], Path]) -> None:
+    content = checkpoint("base", "authors")
+    content["args"].enc_layers = 6
+
+    with pytest.raises(ValueError, match="enc_layers = 6, but by the tensors it is 2"):
+        convert(write(content))
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"), [({"two_stage_num_proposals": 500}, 500), ({}, 300)]
+)
+def test_proposals_are_those_of_the_config_or_its_default(
+    tmp_path: Path, write: Callable[[Any], Path], settings: dict[str, int], count: int
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+
+    converted = convert(write(checkpoint("twostage", "hf4")))
+
+    assert converted.config.model.num_queries == count
+    assert "proposals" not in str(converted.provenance["assumed"])
+
+
+def test_proposals_that_no_setting_tells_are_assumed_or_given(
+    tmp_path: Path, write: Callable[[Any], Path]
+) -> None:
+    source = write(checkpoint("twostage", "hf4"))
+    destination = tmp_path / "x.safetensors"
+
+    assumed = convert(source)
+    main(["convert", str(source), str(destination), "--num-queries", "20"])
+
+    given = load_checkpoint(destination)
+    assert assumed.config.model.num_queries == 300
+    assert "two-stage proposals: 300 were taken; give" in str(assumed.provenance["assumed"])
+    assert given.config.model.num_queries == 20
+    assert given.provenance["options"]["num_queries"] == 20
+    assert "proposals" not in str(given.provenance["assumed"])
+
+
+def test_another_number_of_learned_queries_is_refused(write: Callable[[Any], Path]) -> None:
+    with pytest.raises(ValueError, match="--num-queries is 30, but the file has a table of 20"):
+        convert(write(checkpoint("base", "mmdet2")), num_queries=30)
+
+
+def test_heads_that_contradict_the_file_are_refused(write: Callable[[Any], Path]) -> None:
+    with pytest.raises(ValueError, match="args says nheads = 8, but --num-heads is 4"):
+        convert(write(checkpoint("base", "authors")), num_heads=4)
+
+
+def _share_one_head(content: dict[str, Any]) -> None:
+    """All class and box heads become the first."""
+    state = content["state_dict"]
+    for key in [key for key in state if "_branches." in key]:
+        state[key] = state[re.sub(r"branches\.\d+", "branches.0", key)]
+
+
+def test_two_stages_without_refinement_are_refused(write: Callable[[Any], Path]) -> None:
+    content = checkpoint("twostage", "mmdet3")
+    _share_one_head(content)
+
+    with pytest.raises(ValueError, match=r"two-stage model.*with_box_refine = False"):
+        convert(write(content))
+
+
+def test_refinement_with_equal_heads_is_known_by_its_setting(
+    write: Callable[[Any], Path],
+) -> None:
+    content = checkpoint("refine", "mmdet3")
+    _share_one_head(content)
+    content["meta"]["cfg"] = "model = dict(num_queries=20, with_box_refine=True)"
+
+    assert convert(write(content)).config.model.variant is Variant.REFINE
+
+
+def test_tensors_that_share_memory_are_written(
+    tmp_path: Path, write: Callable[[Any], Path]
+) -> None:
+    content = checkpoint("refine", "mmdet3")
+    _share_one_head(content)
+    content["meta"]["cfg"] = "model = dict(num_queries=20, with_box_refine=True)"
+    destination = tmp_path / "x.safetensors"
+
+    main(["convert", str(write(content)), str(destination)])
+
+    state = load_checkpoint(destination).state_dict
+    assert torch.equal(state["class_heads.2.bias"], state["class_heads.0.bias"])
+
+
+def test_five_levels_are_read(write: Callable[[Any], Path]) -> None:
+    content = checkpoint("base", "mmdet3")
+    content["state_dict"] = _with_five_levels(content["state_dict"])
+
+    converted = convert(write(content))
+
+    assert converted.config.model.num_levels == 5
+    assert converted.state_dict["input_proj.4.conv.weight"].shape == (256, 256, 3, 3)
+    assert not build_model(converted).training
+
+
+def _with_five_levels(state: Tensors) -> Tensors:
+    """One more level, whose attention reads as the others do."""
+    grown = dict(state)
+    for leaf in ("weight", "bias"):
+        grown[f"neck.extra_convs.1.gn.{leaf}"] = state[f"neck.extra_convs.0.gn.{leaf}"]
+    grown["neck.extra_convs.1.conv.weight"] = torch.zeros(256, 256, 3, 3)
+    for key, tensor in state.items():
+        if key == "level_embed" or "sampling_offsets" in key or "attention_weights" in key:
+            grown[key] = torch.cat((tensor, tensor[: len(tensor) // 4]))
+    return grown
+
+
+def test_the_moving_average_of_mmdetection_2_is_converted(write: Callable[[Any], Path]) -> None:
+    content = checkpoint("base", "mmdet2")
+    state = content["state_dict"]
+    buffers = {f"ema_{key.replace('.', '_')}": x + 1 for key, x in state.items()
+               if x.is_floating_point()}  # fmt: skip
+    content["state_dict"] = state | buffers
+
+    converted = convert(write(content))
+
+    expected = state["bbox_head.transformer.level_embeds"] + 1
+    assert torch.equal(converted.state_dict["level_embed"], expected)
+    assert "the moving average was taken" in converted.provenance["notes"][0]
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.module.", "_orig_mod."])
+def test_prefixes_change_nothing(tmp_path: Path, write: Callable[[Any], Path], prefix: str) -> None:
+    content = {f"{prefix}{key}": x for key, x in checkpoint("base", "hf4").items()}
+
+    state = convert(write({"state_dict": content})).state_dict
+
+    assert_same_tensors(state, convert_format(tmp_path, "base", "hf4"))

@@ -13,7 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from model.checkpoints.published_file import read_published
+from model.checkpoints.published_file import read_content, read_settings
+from model.checkpoints.published_layouts import Layout
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(1)}
 
@@ -63,22 +64,29 @@ def _assert_is_state(tensors: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize(
-    "content",
+    "extra",
     [
-        STATE,
-        OrderedDict(STATE),
-        {"state_dict": STATE},
-        {"model": STATE, "optimizer": {"state": {}}, "epoch": 49},
-        {"state_dict": {f"module.{name}": tensor for name, tensor in STATE.items()}},
-        {"state_dict": STATE, "meta": {"hook_msgs": {"best": np.float64(0.4), "n": np.int64(3)}}},
-        {"model": STATE, "lr_scheduler": {"milestones": Counter({40: 1})}, "epoch": 1},
+        {},
+        {"optimizer": {"state": {}}, "epoch": 49},
+        {"meta": {"hook_msgs": {"best": np.float64(0.4), "n": np.int64(3)}}},
+        {"lr_scheduler": {"milestones": Counter({40: 1})}, "epoch": 1},
     ],
-    ids=["plain", "ordered", "state_dict", "model", "module", "numpy", "scheduler"],
+    ids=["alone", "optimizer", "numpy", "scheduler"],
 )
-def test_tensors_are_found_wherever_they_lie(tmp_path: Path, content: Any, is_zip: bool) -> None:
+def test_what_training_stores_beside_tensors_does_no_harm(
+    tmp_path: Path, extra: dict[str, Any], is_zip: bool
+) -> None:
+    content = {"model": OrderedDict(STATE), **extra}
     path = _write(tmp_path / "x.pth", content, _use_new_zipfile_serialization=is_zip)
 
-    _assert_is_state(read_published(path).tensors)
+    _assert_is_state(read_content(path)["model"])
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors", "x.bin"])
+def test_the_content_of_a_file_tells_its_format_not_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(safetensors.torch.save(STATE))
+
+    _assert_is_state(dict(sorted(read_content(tmp_path / name).items())))
 
 
 def test_settings_of_the_authors_file_are_read(tmp_path: Path) -> None:
@@ -86,26 +94,27 @@ def test_settings_of_the_authors_file_are_read(tmp_path: Path) -> None:
         nheads=4, num_queries=50, coco_path="./data/coco", output_dir=tmp_path
     )
 
-    file = read_published(_write(tmp_path / "x.pth", {"model": STATE, "args": args}))
+    path = _write(tmp_path / "x.pth", {"model": STATE, "args": args})
+    settings = read_settings(path, read_content(path), Layout.AUTHORS)
 
-    _assert_is_state(file.tensors)
-    assert (file.num_heads, file.num_queries, file.class_names) == (4, 50, None)
+    assert (settings.get("num_heads"), settings.get("num_queries")) == (4, 50)
+    assert settings.class_names is None
 
 
 @pytest.mark.usefixtures("mmengine")
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
 def test_a_training_history_of_mmengine_is_passed_over(tmp_path: Path, is_zip: bool) -> None:
-    content = {
+    stored = {
         "meta": {"dataset_meta": {"classes": ("cat", "dog")}},
         "state_dict": STATE,
         "message_hub": {"log_scalars": OrderedDict({"train/loss": HistoryBuffer()})},
     }
-    path = _write(tmp_path / "x.pth", content, _use_new_zipfile_serialization=is_zip)
+    path = _write(tmp_path / "x.pth", stored, _use_new_zipfile_serialization=is_zip)
 
-    file = read_published(path)
+    content = read_content(path)
 
-    _assert_is_state(file.tensors)
-    assert file.class_names == ("cat", "dog")
+    _assert_is_state(content["state_dict"])
+    assert read_settings(path, content, Layout.MMDET3).class_names == ("cat", "dog")
 
 
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
@@ -115,7 +124,7 @@ def test_code_in_a_file_is_named_and_never_runs(tmp_path: Path, is_zip: bool) ->
     path = _write(tmp_path / "x.pth", content, _use_new_zipfile_serialization=is_zip)
 
     with pytest.raises(ValueError, match=r"object of .*open, which is not loaded.*strip it"):
-        read_published(path)
+        read_content(path)
 
     assert not trace.exists()
 
@@ -126,21 +135,28 @@ def test_a_truncated_file_is_refused(tmp_path: Path, is_zip: bool) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
     with pytest.raises(ValueError, match=r"x\.pth is not a whole file of torch\.save"):
-        read_published(path)
+        read_content(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", pickle.dumps([1], protocol=2)])
-def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_pickle_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
-    path.write_bytes(content)
+    path.write_bytes(pickle.dumps([1], protocol=2))
 
     with pytest.raises(ValueError, match=r"x\.pth (is not a whole file|holds a list)"):
-        read_published(path)
+        read_content(path)
+
+
+def test_a_config_beside_a_file_of_another_project_is_not_its_own(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"activation_function": "gelu"}')
+
+    settings = read_settings(tmp_path / "x.pth", {"model": STATE}, Layout.AUTHORS)
+
+    assert settings.values == {}
 
 
 def test_a_tensor_alone_is_no_state_dict(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds a Tensor, expected a state dict"):
-        read_published(_write(tmp_path / "x.pth", torch.ones(2)))
+        read_content(_write(tmp_path / "x.pth", torch.ones(2)))
 
 
 def test_a_broken_safetensors_file_is_refused(tmp_path: Path) -> None:
@@ -148,9 +164,9 @@ def test_a_broken_safetensors_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(safetensors.torch.save(STATE)[:-4])
 
     with pytest.raises(ValueError, match="not a whole safetensors file"):
-        read_published(path)
+        read_content(path)
 
 
 def test_a_directory_is_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name the weights file itself"):
-        read_published(tmp_path)
+        read_content(tmp_path)

@@ -22,7 +22,7 @@ from model.checkpoints.published_layouts import COCO_CLASSES, Layout, find_layou
         ),
         ("level_embed", Layout.MMDET3, "level_embed"),
         ("level_embed_2", Layout.MMDET3, None),
-        ("neck.extra_convs.1.conv.weight", Layout.MMDET3, None),
+        ("neck.extra_convs.1.conv.weight", Layout.MMDET3, "input_proj.4.conv.weight"),
         (
             "model.decoder.layers.0.mlp.fc1.bias",
             Layout.HUGGING_FACE,

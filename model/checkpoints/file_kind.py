@@ -1,0 +1,78 @@
+"""Names files that are no checkpoint for what they are."""
+
+import re
+import zipfile
+from pathlib import Path
+
+_LFS = "a Git LFS pointer, not the weights themselves; fetch them by `git lfs pull`"
+_HTML = (
+    "an HTML page, as links answer that ask for a login or a confirmation; "
+    "download the weights themselves"
+)
+_TENSORFLOW = "weights of TensorFlow or Keras; only PyTorch's and safetensors files are read"
+_ARCHIVE = "{}; unpack it and give the weights file in it"
+# What a file begins with, and what it is then.
+_BEGINNINGS = (
+    (rb"version https://git-lfs", _LFS),
+    (rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|\?xml)", _HTML),
+    (rb"(\xef\xbb\xbf)?\s*[\[{]\s*[\"\[{}\]\d]", "a JSON file, not the weights"),
+    (rb"model_checkpoint_path:", _TENSORFLOW),
+    (rb"\x89HDF\r\n\x1a\n", f"an HDF5 file: {_TENSORFLOW}"),
+    (rb"....TFL3", f"a TensorFlow Lite model: {_TENSORFLOW}"),
+    (rb"\x1f\x8b", _ARCHIVE.format("a gzip archive")),
+    (rb"\xfd7zXZ\x00", _ARCHIVE.format("an xz archive")),
+    (rb"7z\xbc\xaf\x27\x1c", _ARCHIVE.format("a 7z archive")),
+    (rb"Rar!", _ARCHIVE.format("a rar archive")),
+    (rb"(?s:.{257})ustar", _ARCHIVE.format("a tar archive")),
+    (rb"GGUF", "a GGUF file, for language models"),
+    (rb"\x93NUMPY", "a NumPy array"),
+    (rb"%PDF", "a PDF document"),
+    (rb"\x89PNG|\xff\xd8\xff", "an image"),
+)
+_SAFETENSORS_HEADER = 9  # bytes: the length of the JSON, and its first brace
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors files do, whatever its name is."""
+    with path.open("rb") as file:
+        return file.read(_SAFETENSORS_HEADER)[8:] == b"{"
+
+
+def name_foreign_kind(path: Path) -> str | None:
+    """What a file is, and what to do; None if it may be a checkpoint of PyTorch or safetensors."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        return "an empty file; download it anew"
+    if start[8:9] == b"{":
+        return None
+    for pattern, kind in _BEGINNINGS:
+        if re.match(pattern, start, re.IGNORECASE):
+            return kind
+    if zipfile.is_zipfile(path):
+        return _name_zip(path)
+    if re.search(r"\.(index|data-\d+-of-\d+|pb|tflite)$", path.name):
+        return _TENSORFLOW
+    if path.suffix == ".onnx":
+        return "an ONNX graph, whose weights have lost their names; convert the file it was made of"
+    return "a text file, not the weights" if _is_text(start) else None
+
+
+def _name_zip(path: Path) -> str | None:
+    """A file of torch.save is a zip archive too."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    ends = {name.rsplit("/", 1)[-1] for name in names}
+    if "constants.pkl" in ends:
+        return "a TorchScript program; save the model's state_dict() instead"
+    if "data.pkl" in ends:
+        return None
+    if "model.weights.h5" in ends:
+        return f"a Keras archive: {_TENSORFLOW}"
+    if names and all(name.endswith(".npy") for name in names):
+        return "a NumPy archive; only PyTorch's and safetensors files are read"
+    return _ARCHIVE.format(f"a zip archive of {len(names)} files ({', '.join(names[:3])})")
+
+
+def _is_text(start: bytes) -> bool:
+    return all(byte >= 0x20 or byte in b"\t\r\n" for byte in start) and start.isascii()

@@ -1,0 +1,148 @@
+"""What every output of a published model stands for: output -> category id -> name.
+
+Projects number outputs in two ways. In the code of the authors and of Hugging Face an output's
+index is the category's id; mmdetection numbers the categories in the order of the annotation file.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundle.manifest import ClassInfo
+from model.checkpoints.published_layouts import COCO_CLASSES
+from model.checkpoints.published_settings import Settings
+
+NUM_COCO_OUTPUTS = 91  # of heads whose output's index is COCO's category id
+_NO_CLASS = ("", "n/a", "none", "background", "no object", "no-object")
+Names = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The outputs that stand for a class.
+
+    Attributes:
+        kept: their indices in the published head, ascending.
+        classes: what they stand for, in that order.
+        source: where ids and names come from.
+        assumed: what the file does not say and was taken for granted, a sentence; or None.
+    """
+
+    kept: tuple[int, ...]
+    classes: tuple[ClassInfo, ...]
+    source: str
+    assumed: str | None = None
+
+
+def settle_outputs(
+    count: int, settings: Settings, annotations: Path | None, *, index_is_id: bool
+) -> Outputs:
+    """What the outputs of a head mean.
+
+    Args:
+        count: outputs of the published head.
+        settings: what the file says; its class names, where it has any.
+        annotations: COCO annotation file that the model was trained on, or None.
+        index_is_id: whether the training code numbers outputs by category id.
+
+    Raises:
+        ValueError: the classes do not fit the number of outputs, or the file names none.
+    """
+    if annotations is not None:
+        classes = read_categories(annotations)
+        read = _by_annotations if index_is_id else _by_order
+        outputs = read(classes, count, settings, annotations.name)
+    elif settings.class_names:
+        outputs = _by_names(settings.class_names, count, settings.where, index_is_id=index_is_id)
+    else:
+        outputs = _unnamed(count, index_is_id=index_is_id)
+    if outputs is None:
+        number = len(classes) if annotations else len(settings.class_names or ())
+        raise ValueError(
+            f"it has {count} classes, but {number} are named; give their names by --classes with "
+            "the annotation file it was trained on"
+        )
+    return outputs
+
+
+def read_categories(annotations: Path) -> tuple[ClassInfo, ...]:
+    """The categories of a COCO annotation file, in its order; ValueError if it is none."""
+    try:
+        categories = json.loads(annotations.read_text())["categories"]
+        classes = tuple(ClassInfo(id=entry["id"], name=entry["name"]) for entry in categories)
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{annotations} is no COCO annotation file ({error!r})") from error
+    ids = [entry.id for entry in classes]
+    if repeated := [i for i in ids if ids.count(i) > 1]:
+        raise ValueError(f"{annotations} has several categories with the id {repeated[0]}")
+    return classes
+
+
+def _by_annotations(
+    classes: Sequence[ClassInfo], count: int, settings: Settings, file_name: str
+) -> Outputs | None:
+    """Where the index is the id; but names that the file gives to its outputs come first."""
+    names = settings.class_names or ()
+    if len(names) == count and all(names.count(entry.name) == 1 for entry in classes):
+        by_output = {names.index(entry.name): entry for entry in classes}
+        source = f"{file_name}, by the names in {settings.where}"
+    elif all(0 <= entry.id < count for entry in classes):
+        by_output = {entry.id: entry for entry in classes}
+        source = f"{file_name}, by id"
+    elif len(classes) == count:
+        assumed = "the ids are not the outputs' indices, so the outputs were taken to be in the "
+        return Outputs(tuple(range(count)), tuple(classes), file_name,
+                       f"{assumed}order of {file_name}")  # fmt: skip
+    else:
+        return None
+    kept = tuple(sorted(by_output))
+    return Outputs(kept, tuple(by_output[output] for output in kept), source)
+
+
+def _by_order(
+    classes: Sequence[ClassInfo], count: int, settings: Settings, file_name: str
+) -> Outputs | None:
+    """Where outputs follow the annotation file, of whose categories only named ones are used."""
+    named = [entry for entry in classes if entry.name in (settings.class_names or ())]
+    used = named if len(named) == count else classes
+    if len(used) != count:
+        return None
+    assumed = None
+    if settings.class_names and len(named) != count:
+        assumed = f"{settings.where} names other classes; those of {file_name} were taken"
+    return Outputs(tuple(range(count)), tuple(used), f"{file_name}, in its order", assumed)
+
+
+def _by_names(names: Names, count: int, where: str, *, index_is_id: bool) -> Outputs | None:
+    if len(names) != count:
+        return None
+    every = tuple(range(count))
+    if tuple(names) == tuple(entry.name for entry in COCO_CLASSES):
+        return Outputs(every, COCO_CLASSES, f"{where}, which names COCO's classes")
+    if not index_is_id:
+        classes = tuple(ClassInfo(id=i, name=name) for i, name in enumerate(names, start=1))
+        assumed = f"{where} names the classes but not their ids: 1 to {count} were taken"
+        return Outputs(every, classes, where, assumed)
+    if all(entry.id < count and names[entry.id] == entry.name for entry in COCO_CLASSES):
+        kept = tuple(entry.id for entry in COCO_CLASSES)
+        return Outputs(kept, COCO_CLASSES, f"{where}, which names COCO's classes")
+    kept = tuple(i for i, name in enumerate(names) if name.strip().lower() not in _NO_CLASS)
+    return Outputs(kept, tuple(ClassInfo(id=i, name=names[i]) for i in kept), where)
+
+
+def _unnamed(count: int, *, index_is_id: bool) -> Outputs:
+    remedy = "give the right ones by --classes"
+    kept = tuple(range(count))
+    if count == len(COCO_CLASSES) or (index_is_id and count == NUM_COCO_OUTPUTS):
+        if count == NUM_COCO_OUTPUTS:
+            kept = tuple(entry.id for entry in COCO_CLASSES)
+        assumed = f"the file names none of its {count} outputs: COCO's classes were taken; {remedy}"
+        return Outputs(kept, COCO_CLASSES, "assumed", assumed)
+    first = 0 if index_is_id else 1
+    classes = tuple(ClassInfo(id=first + i, name=f"class {first + i}") for i in kept)
+    assumed = (
+        f"the file names none of its {count} outputs: ids {first} to {first + count - 1} and names "
+        f"made of them were taken; {remedy}"
+    )
+    return Outputs(kept, classes, "assumed", assumed)

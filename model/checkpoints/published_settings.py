@@ -1,0 +1,176 @@
+"""What a published file says of its model beside the tensors: its sizes, and other arithmetic.
+
+Tensors do not tell how they are computed with. Sizes are handed on under the names of
+`ModelConfig`; a setting that this model cannot follow is refused by its name.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# Backbones whose arithmetic is that of ResNet-50 with other numbers of blocks.
+_RESNETS = re.compile(r"(tv_|gluon_)?resnet(50|101|152)(_v1b)?(\..*)?$")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes by field of `ModelConfig`, or "num_proposals", "with_box_refine" and "two_stage".
+
+    where: what states them, for messages. names: how it spells each of them. class_names: by
+    output, None where it has none.
+    """
+
+    where: str = "the file"
+    values: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
+
+    def get(self, name: str) -> Any:
+        """The value of a field, None where nothing is said of it."""
+        return self.values.get(name)
+
+    def require(self, actual: Mapping[str, Any]) -> None:
+        """ValueError where a size differs from that of the tensors; names the first."""
+        for name, value in self.values.items():
+            if name in actual and value != actual[name]:
+                raise ValueError(
+                    f"{self.where} says {self.names[name]} = {value}, but by the tensors it is "
+                    f"{actual[name]}: are they of one model?"
+                )
+
+
+def collect(
+    where: str, given: Mapping[str, Any], names: Mapping[str, str], classes: Any = None
+) -> Settings:
+    """The settings that are given, of those that `names` (theirs: ours) knows.
+
+    Raises:
+        ValueError: two names of one size have different values; this model has one for both.
+    """
+    values: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
+    for theirs, ours in names.items():
+        if given.get(theirs) is None:
+            continue
+        if values.setdefault(ours, given[theirs]) != given[theirs]:
+            raise ValueError(
+                f"{where} says {spelled[ours]} = {values[ours]} and {theirs} = {given[theirs]}; "
+                "only one number for both is supported"
+            )
+        spelled.setdefault(ours, theirs)
+    return Settings(where, values, spelled, tuple(map(str, classes)) if classes else None)
+
+
+def refuse(where: str, name: str, value: Any, supported: Any) -> None:
+    """Raises the ValueError on a setting that this model does not follow."""
+    raise ValueError(
+        f"{where} says {name} = {value!r}, which changes the arithmetic; only {supported!r} is "
+        "supported"
+    )
+
+
+def require_supported(where: str, given: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
+    """ValueError where a setting that is given differs from the one that is supported."""
+    for name, value in supported.items():
+        if name in given and not _is_same(given[name], value):
+            refuse(where, name, given[name], value)
+
+
+def _is_same(found: Any, value: Any) -> bool:
+    if isinstance(value, float) and isinstance(found, int | float):
+        return math.isclose(found, value)
+    return bool(found == value)
+
+
+def _require_resnet(where: str, name: str, value: Any) -> None:
+    if isinstance(value, str) and not _RESNETS.match(value):
+        refuse(where, name, value, "resnet50, resnet101 or resnet152")
+
+
+_HUGGING_FACE_SIZES = {
+    "encoder_attention_heads": "num_heads",
+    "decoder_attention_heads": "num_heads",
+    "encoder_n_points": "num_points",
+    "decoder_n_points": "num_points",
+    "num_feature_levels": "num_levels",
+    "d_model": "hidden_dim",
+    "encoder_layers": "num_encoder_layers",
+    "decoder_layers": "num_decoder_layers",
+    "encoder_ffn_dim": "ffn_dim",
+    "decoder_ffn_dim": "ffn_dim",
+    "with_box_refine": "with_box_refine",
+    "two_stage": "two_stage",
+    "num_queries": "num_queries",
+    "two_stage_num_proposals": "num_proposals",
+}
+# A config.json leaves out what has its default; these the tensors do not tell.
+_HUGGING_FACE_DEFAULTS = {
+    "encoder_attention_heads": 8,
+    "decoder_attention_heads": 8,
+    "two_stage_num_proposals": 300,
+}
+_HUGGING_FACE_SUPPORTED = {
+    "model_type": "deformable_detr",
+    "activation_function": "relu",
+    "dilation": False,
+    "position_embedding_type": "sine",
+    "num_channels": 3,
+}
+_PLACEHOLDER = re.compile(r"LABEL_\d+$")  # what transformers calls outputs without names
+
+
+def from_hugging_face(config: Mapping[str, Any]) -> Settings:
+    """Settings in a config.json of transformers.
+
+    Raises:
+        ValueError: a setting that changes the arithmetic is not supported; names it.
+    """
+    where = "config.json"
+    require_supported(where, config, _HUGGING_FACE_SUPPORTED)
+    _require_resnet(where, "backbone", config.get("backbone"))
+    for part in ("backbone_kwargs", "backbone_config"):
+        inner = config.get(part) or {}
+        _require_resnet(where, f"{part}.backbone", inner.get("backbone"))
+        require_supported(f"{where}, {part},", inner, {"output_stride": 32})
+    labels = config.get("id2label") or {}
+    names = [labels[key] for key in sorted(labels, key=int)]
+    is_named = any(not _PLACEHOLDER.match(str(name)) for name in names)
+    given = {**_HUGGING_FACE_DEFAULTS, **config}
+    return collect(where, given, _HUGGING_FACE_SIZES, names if is_named else None)
+
+
+_AUTHORS_SIZES = {
+    "nheads": "num_heads",
+    "enc_n_points": "num_points",
+    "dec_n_points": "num_points",
+    "num_feature_levels": "num_levels",
+    "hidden_dim": "hidden_dim",
+    "enc_layers": "num_encoder_layers",
+    "dec_layers": "num_decoder_layers",
+    "dim_feedforward": "ffn_dim",
+    "num_queries": "num_queries",
+    "num_proposals": "num_proposals",  # the same option, in a two-stage model
+    "with_box_refine": "with_box_refine",
+    "two_stage": "two_stage",
+}
+_AUTHORS_SUPPORTED = {
+    "dilation": False,
+    "position_embedding": "sine",
+    "position_embedding_scale": 2 * math.pi,
+    "masks": False,
+}
+
+
+def from_authors(args: argparse.Namespace | Mapping[str, Any]) -> Settings:
+    """Settings in the command line that the authors' code stores as `args`.
+
+    Raises:
+        ValueError: a setting that changes the arithmetic is not supported; names it.
+    """
+    given = vars(args) if isinstance(args, argparse.Namespace) else args
+    require_supported("args", given, _AUTHORS_SUPPORTED)
+    _require_resnet("args", "backbone", given.get("backbone"))
+    return collect("args", {**given, "num_proposals": given.get("num_queries")}, _AUTHORS_SIZES)

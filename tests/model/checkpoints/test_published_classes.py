@@ -1,0 +1,173 @@
+"""Output -> category id -> name: as the training code had it, or said to be assumed."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from bundle.manifest import ClassInfo
+from model.checkpoints.published_classes import Outputs, settle_outputs
+from model.checkpoints.published_layouts import COCO_CLASSES
+from model.checkpoints.published_settings import Settings
+
+UNSORTED = Path("tests/data/cases/unsorted-ids/classes.json")
+COCO_NAMES = tuple(entry.name for entry in COCO_CLASSES)
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Makes an annotation file of (id, name) pairs."""
+
+    def write(*pairs: tuple[int, str]) -> Path:
+        path = tmp_path / "classes.json"
+        categories = [{"id": i, "name": name} for i, name in pairs]
+        path.write_text(json.dumps({"categories": categories}))
+        return path
+
+    return write
+
+
+def _named(*names: str) -> Settings:
+    return Settings("config.json", class_names=names)
+
+
+def _table(outputs: Outputs) -> list[tuple[int, int, str]]:
+    return [(output, info.id, info.name)
+            for output, info in zip(outputs.kept, outputs.classes, strict=True)]  # fmt: skip
+
+
+def _classes(outputs: Outputs) -> list[tuple[int, str]]:
+    return [(info.id, info.name) for info in outputs.classes]
+
+
+def test_dense_ids_in_any_order_are_the_outputs() -> None:
+    outputs = settle_outputs(3, Settings(), UNSORTED, index_is_id=True)
+
+    assert _table(outputs) == [(0, 0, "bolt"), (1, 1, "nut"), (2, 2, "washer")]
+    assert outputs.assumed is None
+
+
+def test_mmdetection_numbers_outputs_in_the_order_of_the_file() -> None:
+    outputs = settle_outputs(3, Settings(), UNSORTED, index_is_id=False)
+
+    assert _table(outputs) == [(0, 2, "washer"), (1, 0, "bolt"), (2, 1, "nut")]
+
+
+def test_mmdetection_leaves_out_categories_that_it_was_not_trained_on(write: Write) -> None:
+    annotations = write((0, "tools"), (3, "nut"), (1, "bolt"))
+
+    outputs = settle_outputs(2, _named("bolt", "nut"), annotations, index_is_id=False)
+
+    assert _table(outputs) == [(0, 3, "nut"), (1, 1, "bolt")]
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
+def test_own_classes_in_a_head_of_91_are_picked_by_id(write: Write, order: Sequence[int]) -> None:
+    names = {1: "bolt", 2: "nut", 3: "washer"}
+
+    outputs = settle_outputs(
+        91, Settings(), write(*((i, names[i]) for i in order)), index_is_id=True
+    )
+
+    assert _table(outputs) == [(1, 1, "bolt"), (2, 2, "nut"), (3, 3, "washer")]
+
+
+def test_names_that_the_file_gives_its_outputs_place_the_ids(write: Write) -> None:
+    annotations = write((3, "washer"), (1, "bolt"), (2, "nut"))
+
+    outputs = settle_outputs(3, _named("nut", "bolt", "washer"), annotations, index_is_id=True)
+
+    assert _table(outputs) == [(0, 2, "nut"), (1, 1, "bolt"), (2, 3, "washer")]
+    assert outputs.assumed is None
+
+
+def test_ids_that_are_no_indices_are_taken_in_order_and_said_so(write: Write) -> None:
+    outputs = settle_outputs(2, Settings(), write((7, "a"), (9, "b")), index_is_id=True)
+
+    assert _classes(outputs) == [(7, "a"), (9, "b")]
+    assert "order of classes.json" in str(outputs.assumed)
+
+
+def test_own_names_of_91_outputs_win_over_coco() -> None:
+    names = [f"kind {i}" for i in range(91)]
+
+    outputs = settle_outputs(91, _named(*names), None, index_is_id=True)
+
+    assert _table(outputs) == [(i, i, f"kind {i}") for i in range(91)]
+    assert outputs.assumed is None
+
+
+def test_outputs_that_stand_for_no_class_are_left_out() -> None:
+    outputs = settle_outputs(4, _named("N/A", "bolt", "", "nut"), None, index_is_id=True)
+
+    assert _table(outputs) == [(1, 1, "bolt"), (3, 3, "nut")]
+
+
+@pytest.mark.parametrize("filler", ["N/A", "street sign"])
+def test_coco_names_of_91_outputs_become_its_80_classes(filler: str) -> None:
+    names = {entry.id: entry.name for entry in COCO_CLASSES}
+    given = _named(*(names.get(i, filler) for i in range(91)))
+
+    outputs = settle_outputs(91, given, None, index_is_id=True)
+
+    assert outputs.classes == COCO_CLASSES
+    assert outputs.kept == tuple(entry.id for entry in COCO_CLASSES)
+    assert outputs.assumed is None
+
+
+@pytest.mark.parametrize(("count", "index_is_id"), [(91, True), (80, True), (80, False)])
+def test_coco_is_assumed_of_unnamed_outputs_and_said_to_be(count: int, index_is_id: bool) -> None:
+    outputs = settle_outputs(count, Settings(), None, index_is_id=index_is_id)
+
+    assert outputs.classes == COCO_CLASSES
+    assert f"names none of its {count} outputs: COCO's" in str(outputs.assumed)
+
+
+@pytest.mark.parametrize(("index_is_id", "first"), [(True, 0), (False, 1)])
+def test_names_are_made_of_ids_and_said_to_be(index_is_id: bool, first: int) -> None:
+    outputs = settle_outputs(2, Settings(), None, index_is_id=index_is_id)
+
+    expected = [(first, f"class {first}"), (first + 1, f"class {first + 1}")]
+    assert _classes(outputs) == expected
+    assert f"ids {first} to {first + 1}" in str(outputs.assumed)
+
+
+def test_names_of_mmdetection_come_without_ids_which_are_said_to_be_assumed() -> None:
+    outputs = settle_outputs(2, _named("bolt", "nut"), None, index_is_id=False)
+
+    assert _classes(outputs) == [(1, "bolt"), (2, "nut")]
+    assert "not their ids: 1 to 2 were taken" in str(outputs.assumed)
+
+
+@pytest.mark.parametrize("index_is_id", [True, False])
+def test_coco_names_in_order_need_no_assumption(index_is_id: bool) -> None:
+    outputs = settle_outputs(80, _named(*COCO_NAMES), None, index_is_id=index_is_id)
+
+    assert outputs.classes == COCO_CLASSES
+    assert outputs.assumed is None
+
+
+@pytest.mark.parametrize("index_is_id", [True, False])
+def test_another_number_of_classes_is_refused(write: Write, index_is_id: bool) -> None:
+    annotations = write((1, "a"), (2, "b"), (30, "c"))
+
+    with pytest.raises(ValueError, match=r"has 7 classes, but 3 are named.*--classes"):
+        settle_outputs(7, Settings(), annotations, index_is_id=index_is_id)
+    with pytest.raises(ValueError, match=r"has 7 classes, but 2 are named.*--classes"):
+        settle_outputs(7, _named("a", "b"), None, index_is_id=index_is_id)
+
+
+def test_an_id_that_is_there_twice_is_refused(write: Write) -> None:
+    with pytest.raises(ValueError, match="several categories with the id 0"):
+        settle_outputs(2, Settings(), write((0, "a"), (0, "b")), index_is_id=True)
+
+
+def test_more_than_one_category_of_a_name_is_placed_by_id(write: Write) -> None:
+    annotations = write((1, "nut"), (0, "nut"))
+
+    outputs = settle_outputs(2, _named("nut", "nut"), annotations, index_is_id=True)
+
+    assert _table(outputs) == [(0, 0, "nut"), (1, 1, "nut")]
+    assert isinstance(outputs.classes[0], ClassInfo)
