@@ -9,6 +9,7 @@ the demo's validation set. `--results FILE` scores detections that are already i
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from model.data.evaluation_data import open_evaluation_data
 from model.evaluation.coco_metrics import Metrics, format_report, score
 from model.evaluation.diagnosis import explain
 from model.evaluation.evaluation import evaluate
+from model.evaluation.padding import with_padding
 from model.evaluation.results_format import read_results
 from model.network.inference import DetectionModel, torch_predictor
 
@@ -35,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="val", help="default: val")
     parser.add_argument("--out", type=Path, help="write the detections here, as COCO results JSON")
     parser.add_argument("--batch-size", type=_positive, default=1, help="default: 1, no padding")
+    parser.add_argument(
+        "--padding",
+        type=_sides,
+        default=(0, 0),
+        metavar="ROWSxCOLUMNS",
+        help="of pixels, added to every batch at the bottom and on the right; default: 0x0",
+    )
     parser.add_argument("--limit", type=_positive, help="evaluate the first so many images only")
 
 
@@ -43,6 +52,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
     return number
+
+
+def _sides(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected ROWSxCOLUMNS, such as 32x64, got {text}")
+    return int(match[1]), int(match[2])
 
 
 def evaluate_command(
@@ -55,7 +71,7 @@ def evaluate_command(
     """Evaluate as `add_arguments` says: print the report, write the results."""
     dataset = open_evaluation_data(args.data, args.split, classes=classes)
     metrics = evaluate(
-        predict,
+        with_padding(predict, *args.padding),
         dataset,
         preprocess=preprocess,
         classes=classes,

@@ -25,6 +25,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from bundle.detect import Predict
 from bundle.postprocess import RawOutput
 from bundle.preprocess import BoolArray, Uint8Array
 from model.checkpoints.checkpoint_file import save_checkpoint
@@ -34,6 +35,7 @@ from model.data.loading import RunData, epoch_batches, open_data, steps_per_epoc
 from model.data.workers import LoadingFailed
 from model.evaluation.coco_metrics import Metrics
 from model.evaluation.evaluation import evaluate
+from model.evaluation.padding import padding_report
 from model.network.deformable_detr import DeformableDetr
 from model.network.inference import DetectionModel, torch_predictor
 from model.progress import progress_bar
@@ -155,6 +157,16 @@ def train(
                         metrics=metrics.defined,
                     )
                 save_state()
+                if progress.epoch == config.epochs and "AP" in metrics.defined:
+                    log.info(
+                        padding_report(
+                            _predictor(state, config, stop),
+                            data.val,
+                            preprocess=config.preprocess,
+                            classes=data.classes,
+                            alone=metrics,
+                        )
+                    )
         except Interrupted:
             log.warning("stopped; the same command with --resume auto goes on from here")
             return stop.exit_status
@@ -252,20 +264,24 @@ def _shown_best(progress: Progress) -> str:
     return "the last epoch" if progress.best_ap is None else f"best AP {progress.best_ap:.3f}"
 
 
-def _evaluate(
-    state: TrainingState, data: RunData, config: TrainConfig, stop: StopRequest
-) -> Metrics:
-    """COCO metrics of the weights that are kept; raises Interrupted if a stop is requested."""
-    started = time.monotonic()
+def _predictor(state: TrainingState, config: TrainConfig, stop: StopRequest) -> Predict:
+    """The weights that are kept; raises Interrupted if a stop is requested."""
     predict = torch_predictor(DetectionModel(state.evaluated_model, config.preprocess))
 
     def predict_or_stop(images: Uint8Array, padding_mask: BoolArray) -> RawOutput:
         stop.check()
         return predict(images, padding_mask)
 
-    metrics = evaluate(
-        predict_or_stop, data.val, preprocess=config.preprocess, classes=data.classes
-    )
+    return predict_or_stop
+
+
+def _evaluate(
+    state: TrainingState, data: RunData, config: TrainConfig, stop: StopRequest
+) -> Metrics:
+    """COCO metrics of the weights that are kept; raises Interrupted if a stop is requested."""
+    started = time.monotonic()
+    predict = _predictor(state, config, stop)
+    metrics = evaluate(predict, data.val, preprocess=config.preprocess, classes=data.classes)
     state.progress.seconds += time.monotonic() - started
     return metrics
 

@@ -36,7 +36,16 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 COMMANDS = {
     "model.train": ["--config", "--data", "--init", "--out", "--resume"],
     "model.evaluate": [
-        *("--batch-size", "--checkpoint", "--data", "--limit", "--out", "--results", "--split"),
+        *(
+            "--batch-size",
+            "--checkpoint",
+            "--data",
+            "--limit",
+            "--out",
+            "--padding",
+            "--results",
+            "--split",
+        ),
     ],
     "model.checkpoint convert": ["--classes", "--num-heads", "--num-queries"],
     "model.checkpoint show": [],
@@ -46,7 +55,15 @@ COMMANDS = {
     "export": [
         *("--data", "--name", "--out", "--precision", "--runtime", "--samples", "--shapes"),
     ],
-    "export.evaluate": ["--batch-size", "--bundle", "--data", "--limit", "--out", "--split"],
+    "export.evaluate": [
+        "--batch-size",
+        "--bundle",
+        "--data",
+        "--limit",
+        "--out",
+        "--padding",
+        "--split",
+    ],
     "plugins.build": [],
     "service.detect": ["--bundle", "--draw", "--format", "--out", "--threshold", "--top-k"],
 }
