@@ -35,6 +35,7 @@ from PIL import Image
 
 from benchmarks.mock_engine import MAX_BATCH_SIZE, PREPROCESS, MockEngine, as_json
 from bundle.detect import make_batch
+from bundle.known_answers import write_known_answers
 from bundle.layout import GRAPH_FILES, STANDARD_FORM
 from bundle.manifest import Bundle, Manifest
 from bundle.preprocess import decode_image
@@ -251,6 +252,8 @@ def make_bundle(directory: Path) -> None:
     """A manifest with the published preprocessing; the mock engine needs no graph."""
     directory.mkdir()
     (directory / GRAPH_FILES[STANDARD_FORM]).write_bytes(b"none")
+    images = [np.zeros((480, 640, 3), np.uint8)] * 3
+    write_known_answers(directory, MockEngine().run, preprocess=PREPROCESS, images=images)
     Manifest(
         name="mock",
         variant="two_stage",

@@ -7,6 +7,7 @@ from typing import Final
 MANIFEST_FILE: Final = "manifest.json"
 REPORT_FILE: Final = "report.json"  # what export measured before it let the bundle pass
 PLAN_FILE: Final = "model.plan"  # for TensorRT
+KNOWN_ANSWERS_FILE: Final = "known-answers.npz"  # what engines are tried on before they serve
 CACHE_FOLDER: Final = "cache"  # engines may write to it; no part of what was verified
 SAMPLES_FOLDER: Final = "samples"
 

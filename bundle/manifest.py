@@ -15,6 +15,7 @@ from bundle.atomic import write_atomically
 from bundle.layout import (
     CACHE_FOLDER,
     IMAGES,
+    KNOWN_ANSWERS_FILE,
     MANIFEST_FILE,
     OUTPUTS,
     PADDING_MASK,
@@ -22,7 +23,7 @@ from bundle.layout import (
 from bundle.preprocess import Preprocess
 from bundle.tensorrt_plan import TensorRTPlan
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 REMEDY = "make the bundle anew with `make export`"
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -69,7 +70,7 @@ class ClassInfo(_Frozen):
 class Manifest(_Frozen):
     """The content of `manifest.json`; paths are relative to it and use forward slashes."""
 
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[3] = FORMAT_VERSION
     name: str
     variant: Literal["base", "refine", "two_stage"]
     precision: Precision = "fp32"  # that the engine computes in
@@ -155,11 +156,12 @@ class Manifest(_Frozen):
 
     def _check_references(self, directory: Path) -> None:
         plans = (self.tensorrt.file,) if self.tensorrt else ()
-        for name in (*self.graphs.values(), *plans, *self.samples):
+        named = *self.graphs.values(), *plans, *self.samples
+        for name in (*named, KNOWN_ANSWERS_FILE):
             if name not in self.files:
                 raise ValueError(
-                    f"{directory / name}: a graph, plan or sample of the bundle, but not among its "
-                    f"files; {REMEDY}"
+                    f"{directory / name}: the bundle needs it, but it is not among its files; "
+                    f"{REMEDY}"
                 )
 
 

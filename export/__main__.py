@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from engines.base import EngineFailure
 from export.bundle_writer import preprocess_of
 from export.graph.tensorrt_plan import SHAPE_FORMAT, find_planner
 from export.precisions import RECIPES
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             samples=args.samples,
             planner=planner,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EngineFailure) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -10,14 +10,16 @@ from typing import Any
 
 from PIL import Image
 
+from bundle.known_answers import write_known_answers
 from bundle.layout import SAMPLES_FOLDER
 from bundle.manifest import INPUT_SPECS, Bundle, Manifest, output_specs
 from bundle.preprocess import Preprocess, Uint8Array, decode_image
 from export.graph.trace import export_graphs, write_graphs
+from export.judge.verify import photographs
 from model.checkpoints.checkpoint_file import Checkpoint
 from model.config import ModelConfig, Variant
 from model.data.digits import DigitsDataset
-from model.network.inference import DetectionModel
+from model.network.inference import DetectionModel, torch_predictor
 
 SIDE_STEP_PX = 32
 # On a CPU a batch pays where images are small: 1.5 times the images/s at 128 x 128. At 800 x 1067
@@ -36,7 +38,7 @@ def write_exact(
     name: str | None,
     samples: Mapping[str, bytes],
 ) -> Bundle:
-    """Write samples and float32 graphs to a directory; the manifest is not saved yet.
+    """Write samples, known answers and float32 graphs; the manifest is not saved yet.
 
     Args:
         model: of the checkpoint, in evaluation mode, with the preprocessing of the bundle.
@@ -49,6 +51,12 @@ def write_exact(
     for file, data in samples.items():
         (directory / file).parent.mkdir(exist_ok=True)
         (directory / file).write_bytes(data)
+    write_known_answers(
+        directory,
+        torch_predictor(model),
+        preprocess=model.preprocess,
+        images=[*map(decode_image, samples.values()), *photographs()],
+    )
     config = checkpoint.config.model
     num_detections = min(config.num_detections, config.num_queries * config.num_classes)
     manifest = Manifest(

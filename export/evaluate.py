@@ -7,7 +7,9 @@ from contextlib import closing
 from pathlib import Path
 
 from bundle.manifest import Bundle
+from engines.base import EngineFailure
 from engines.load import open_engine
+from engines.self_check import require_known_answers
 from model.evaluate import add_arguments, evaluate_command
 
 
@@ -20,9 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         bundle = Bundle.load(args.bundle)
         with closing(open_engine(bundle)) as engine:
+            require_known_answers(engine, bundle)
             manifest = bundle.manifest
             evaluate_command(engine.run, manifest.preprocess, classes=manifest.classes, args=args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EngineFailure) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

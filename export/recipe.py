@@ -6,8 +6,8 @@ Trace, verify against PyTorch, write in the precision, build a plan, judge, repo
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,10 +15,9 @@ from typing import Any
 from bundle.layout import CACHE_FOLDER, MANIFEST_FILE, REPORT_FILE
 from bundle.manifest import Bundle, Manifest, Precision
 from bundle.staging import require_replaceable, staged
-from engines.base import Engine
-from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from export.bundle_writer import preprocess_of, read_samples, sample_images, write_exact
-from export.graph.tensorrt_plan import Planner, add_plan
+from export.graph.tensorrt_plan import Planner, add_plan, open_plan
+from export.judge.answers import engines_on_cpu, judge_answers
 from export.judge.refusal import Refused
 from export.judge.verify import batches_allowed, verify
 from export.precisions import RECIPES, Materials
@@ -94,17 +93,19 @@ def make_bundle(
             made = add_plan(made, materials.planner)
     try:
         verdict = recipe.judge(made, materials)
+        made = made.with_manifest(**verdict.changes)
+        with stage("trying every engine on the known answers"):
+            answers = try_engines(made, materials.planner)
     except Refused as refusal:
         raise ValueError(
             f"{refusal}, so the bundle was not written; export with {recipe.instead}"
         ) from refusal
-    made = made.with_manifest(**verdict.changes)
     if made.manifest.batches == "equal_shapes":
         log.warning(
             "an engine gives an image another answer beside larger ones: the bundle is going to be "
             "served in batches of images of equal shape"
         )
-    content = json.dumps({**report, **verdict.report}, indent=2)
+    content = json.dumps({**report, **verdict.report, "known_answers": answers}, indent=2)
     (directory / REPORT_FILE).write_text(content + "\n")
     shutil.rmtree(directory / CACHE_FOLDER, ignore_errors=True)
     return made.save()
@@ -119,20 +120,23 @@ def write_bundle(materials: Materials, directory: Path, *, precision: Precision)
     return RECIPES[precision].write(copy, materials)
 
 
+def try_engines(made: Bundle, planner: Planner | None) -> list[dict[str, Any]]:
+    """`judge_answers` of the engines on a CPU, and of the plan if there is one."""
+    answers = judge_answers(made, engines_on_cpu(made))
+    if planner is not None:
+        with closing(open_plan(made, planner)) as plan:
+            answers += judge_answers(made, [plan])
+    return answers
+
+
 def verify_on_cpu(exact: Bundle, model: DetectionModel) -> list[dict[str, Any]]:
     """`verify` in every engine that may serve the bundle on a CPU."""
-    engines: list[Callable[[Bundle], Engine]] = [OnnxRuntimeEngine]
-    with suppress(ImportError):  # there is no OpenVINO for every platform
-        from engines.cpu.openvino_engine import OpenVinoEngine
-
-        engines.append(OpenVinoEngine)
     comparisons = []
-    for open_engine in engines:
-        with closing(open_engine(exact)) as engine:
-            runtime, graph = engine.info.runtime, engine.info.graph
-            with stage(f"verifying the {graph} graph in {runtime} against PyTorch"):
-                found = verify(
-                    model, engine, preprocess=exact.manifest.preprocess, images=sample_images(exact)
-                )
+    for engine in engines_on_cpu(exact):
+        runtime, graph = engine.info.runtime, engine.info.graph
+        with stage(f"verifying the {graph} graph in {runtime} against PyTorch"):
+            found = verify(
+                model, engine, preprocess=exact.manifest.preprocess, images=sample_images(exact)
+            )
         comparisons += [{"runtime": runtime, "graph": graph, **item} for item in found]
     return comparisons

@@ -18,6 +18,7 @@ from bundle.manifest import Bundle, Manifest
 from bundle.preprocess import UndecodableImage, UnsupportedImage, decode_image
 from engines.base import EngineFailure
 from engines.load import open_engine
+from engines.self_check import require_known_answers
 from service.render import ImageFormat, render
 from service.schemas import (
     CocoResult,
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     try:
         return _run(images, Bundle.load(args.bundle), query, out=args.out, draw_dir=args.draw)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EngineFailure) as error:
         _say(f"error: {error}")
         return 2
     except KeyboardInterrupt:
@@ -81,6 +82,7 @@ def _run(
         if directory:  # before the work, not after it
             directory.mkdir(parents=True, exist_ok=True)
     engine = open_engine(bundle)
+    require_known_answers(engine, bundle)
     manifest = bundle.manifest
     results: list[ImageResult] = []
     for image_id, path in enumerate(tqdm(images, unit="image")):

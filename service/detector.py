@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.detect import Found
+from bundle.known_answers import Errors
 from bundle.manifest import Bundle
 from bundle.postprocess import ImageOutput
 from bundle.preprocess import (
@@ -27,6 +28,7 @@ from bundle.preprocess import (
 from engines.base import Engine, EngineInfo
 from engines.cores import allowed_cores
 from engines.load import GpuOptions, open_engine
+from engines.self_check import require_known_answers
 from service.batching.batcher import BatchReport, DynamicBatcher
 from service.batching.ticket import Ticket
 from service.errors import InvalidImage, NotReady, UnsupportedMediaType
@@ -76,15 +78,16 @@ class Detector:
         metrics.ready.set_function(lambda: self.state is State.READY)
 
     async def start(self, engine: Engine | None = None) -> None:
-        """Open the bundle's engine, unless one is given, warm it up and take requests.
+        """Open the bundle's engine, unless one is given, try it, warm it up and take requests.
 
         Raises:
-            ValueError: the bundle does not load.
+            ValueError: the bundle does not load, or the engine does not give its known answers.
             EngineFailure: the engine cannot run.
         """
         if engine is None:
-            engine = await asyncio.to_thread(self._open)
+            engine = await asyncio.to_thread(open_served, self._bundle, self._settings)
         self._engine = engine
+        await asyncio.to_thread(self._prove, engine)
         await asyncio.to_thread(self._warm_up, engine)
         if self.manifest.batches == "equal_shapes":
             logger.warning(
@@ -203,14 +206,14 @@ class Detector:
 
     # --- the engine
 
-    def _open(self) -> Engine:
-        return open_engine(
-            self._bundle,
-            engine=self._settings.engine,
-            threads=self._settings.engine_threads,
-            mode=self._settings.engine_mode,
-            gpu=GpuOptions(self._settings.rebuild_engine, self._settings.cuda_graphs),
-        )
+    def _prove(self, engine: Engine) -> None:
+        """Refuse an engine that does not give the bundle's known answers; see `engines`."""
+        outcomes = require_known_answers(engine, self._bundle)
+        for name in Errors._fields:
+            ratio = max(getattr(outcome.ratios, name) for outcome in outcomes)
+            self._metrics.selftest_error.labels(name).set(ratio)
+        self._metrics.selftest_passed.set(1)
+        logger.info("the engine gives the %d known answers of the bundle", len(outcomes))
 
     def _warm_up(self, engine: Engine) -> None:
         """Run once alone and once in a batch, at the size of a 4:3 photograph."""
@@ -223,6 +226,21 @@ class Detector:
             engine.run(*pad_batch([image] * batch_size, preprocess.min_side))
         info = ", ".join(f"{name} {value}" for name, value in engine.info._asdict().items())
         logger.info("the engine %s is warm: %s", engine.name, info)
+
+
+def open_served(bundle: Bundle, settings: Settings) -> Engine:
+    """The engine that the settings name.
+
+    Raises:
+        ValueError: see `open_engine`.
+    """
+    return open_engine(
+        bundle,
+        engine=settings.engine,
+        threads=settings.engine_threads,
+        mode=settings.engine_mode,
+        gpu=GpuOptions(settings.rebuild_engine, settings.cuda_graphs),
+    )
 
 
 def bucket(height: int, width: int, *, short_side: int) -> tuple[int, int, bool]:

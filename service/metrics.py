@@ -96,6 +96,17 @@ class Metrics:
             EngineInfo._fields,
             registry=registry,
         )
+        self.selftest_passed = Gauge(
+            "detr_selftest_passed",
+            "1 once the engine has given the bundle's known answers, else 0.",
+            registry=registry,
+        )
+        self.selftest_error = Gauge(
+            "detr_selftest_error_ratio",
+            "The engine's largest error on the known answers, as a part of what is tolerated.",
+            ["error"],
+            registry=registry,
+        )
         self.gpu_memory = Gauge(
             "detr_gpu_memory_bytes",
             "Memory of the GPU that the engine has taken at start.",

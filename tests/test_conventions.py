@@ -65,6 +65,7 @@ COMMANDS = {
         "--split",
     ],
     "plugins.build": [],
+    "service.selftest": ["--bundle"],
     "service.detect": ["--bundle", "--draw", "--format", "--out", "--threshold", "--top-k"],
 }
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import skimage
 import torch
 
+from bundle.comparison import match
 from bundle.manifest import Batches
 from bundle.postprocess import ImageOutput, RawOutput
 from bundle.preprocess import Preprocess, decode_image, pad_batch, prepare
@@ -32,7 +33,6 @@ BOX_TOLERANCE = 1e-5  # of the image's width or height
 # of large scale); a size that tracing took for a constant costs 0.1 and more.
 ROUNDING_FACTOR = 10
 MAX_TOLERANCE = 1e-3
-ANOTHER_BOX = 0.01  # farther apart than this, two boxes are not the same one computed twice
 
 Image = npt.NDArray[np.uint8]
 _PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png")
@@ -152,24 +152,11 @@ def photographs() -> list[Image]:
 
 def _row_difference(expected: ImageOutput, found: ImageOutput) -> Difference:
     score_error = float(np.abs(expected.scores - found.scores).max())
-    slack = 2 * score_error + 1e-7  # what is closer than that may have changed places
-    is_free = np.ones(len(found.scores), np.bool_)
-    box_error, num_at_cut = 0.0, 0
-    for score, label, box in zip(*expected, strict=True):
-        is_candidate = is_free & (found.labels == label) & (np.abs(found.scores - score) <= slack)
-        candidates = np.flatnonzero(is_candidate)
-        distances = np.abs(found.boxes[candidates] - box).max(axis=1)
-        nearest = int(distances.argmin()) if len(candidates) else -1
-        distance = float(distances[nearest]) if len(candidates) else 1.0
-        if distance > ANOTHER_BOX and score <= expected.scores[-1] + slack:
-            num_at_cut += 1
-            continue
-        box_error = max(box_error, distance)
-        if len(candidates):
-            is_free[candidates[nearest]] = False
-    if 2 * num_at_cut > len(is_free):
-        box_error = 1.0
-    return Difference(score_error, box_error, num_at_cut)
+    paired = match(expected, found, slack=2 * score_error + 1e-7)
+    distances = np.abs(expected.boxes - found.boxes[paired.counterparts]).max(axis=1)
+    distances[paired.counterparts < 0] = 1.0
+    box_error = float(distances[~paired.is_at_cut].max())
+    return Difference(score_error, box_error, int(paired.is_at_cut.sum()))
 
 
 def _check(model: DetectionModel, engine: Engine, batch: Batch) -> dict[str, Any]:

@@ -38,7 +38,12 @@ def test_a_saved_manifest_loads_as_it_was(tmp_path: Path) -> None:
 def test_every_file_is_hashed(toy_bundle: Path) -> None:
     manifest = Manifest.load(toy_bundle)
 
-    assert set(manifest.files) == {"model.onnx", "weights.bin", "samples/1.png"}
+    assert set(manifest.files) == {
+        "known-answers.npz",
+        "model.onnx",
+        "samples/1.png",
+        "weights.bin",
+    }
 
 
 def test_saving_again_hashes_anew(bundle: Path) -> None:
@@ -57,7 +62,7 @@ def test_the_cache_of_engines_is_neither_hashed_nor_checked(bundle: Path) -> Non
 
     saved = Manifest.load(bundle).save(bundle)
 
-    assert set(saved.files) == {"model.onnx", "weights.bin", "samples/1.png"}
+    assert set(saved.files) == {"known-answers.npz", "model.onnx", "samples/1.png", "weights.bin"}
 
 
 def test_a_graph_computes_in_float32_unless_its_manifest_says_otherwise(
@@ -87,7 +92,7 @@ def test_a_plan_is_a_file_of_the_bundle(bundle: Path, plan: TensorRTPlan) -> Non
 
 
 def test_a_plan_that_is_not_there_is_refused(bundle: Path, plan: TensorRTPlan) -> None:
-    with pytest.raises(ValueError, match=r"model\.plan: a graph, plan or sample"):
+    with pytest.raises(ValueError, match=r"model\.plan: .*not among its files"):
         Manifest.load(bundle).model_copy(update={"tensorrt": plan}).save(bundle)
 
 
@@ -120,12 +125,12 @@ def test_unreadable_json_is_refused(bundle: Path, content: str) -> None:
         Manifest.load(bundle)
 
 
-@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"format_version": 1}'])
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"format_version": 2}'])
 def test_another_format_version_is_refused(bundle: Path, content: str) -> None:
     (bundle / "manifest.json").write_text(content)
 
     with pytest.raises(
-        ValueError, match=r"manifest\.json: expected format_version 2, got .*`make export`"
+        ValueError, match=r"manifest\.json: expected format_version 3, got .*`make export`"
     ):
         Manifest.load(bundle)
 

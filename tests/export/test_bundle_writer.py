@@ -1,10 +1,13 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from bundle.known_answers import read_known_answers
 from bundle.manifest import Manifest
+from bundle.preprocess import pad_batch
 from export.__main__ import main
 from export.bundle_writer import batch_limit, smallest_side
 from model.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint, write_checkpoint
@@ -12,6 +15,7 @@ from model.config import Variant
 from model.configs import CONFIGS, tiny
 from model.data import digits
 from model.network.deformable_detr import DeformableDetr
+from model.network.inference import torch_predictor
 
 
 def names_in(directory):
@@ -139,6 +143,26 @@ def test_the_report_lies_in_the_bundle(exported):
     assert found == [(kind, name) for kind in ("onnxruntime", "openvino") for name in names]
     assert all(comparison["passed"] for comparison in report["comparisons"])
     assert "report.json" in small.manifest.files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", list(Variant))
+def test_every_engine_was_tried_on_the_known_answers_alone_and_padded(exported, variant):
+    report = json.loads((exported(variant).directory / "report.json").read_text())
+
+    tried = [(answers["runtime"], answers["images"]) for answers in report["known_answers"]]
+    assert tried == [("onnxruntime", 5), ("openvino", 5)]
+
+
+@pytest.mark.slow
+def test_known_answers_are_those_of_the_model_for_each_image_alone(exported):
+    small = exported(Variant.TWO_STAGE)
+
+    for image, expected in read_known_answers(small.directory):
+        (found,) = torch_predictor(small.model)(*pad_batch([image], 64)).rows()
+        assert np.array_equal(found.labels, expected.labels)
+        assert found.scores == pytest.approx(expected.scores, abs=1e-6)
+        assert found.boxes == pytest.approx(expected.boxes, abs=1e-6)
 
 
 @pytest.mark.slow

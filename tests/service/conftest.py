@@ -1,5 +1,6 @@
 """Async tests run on asyncio, by anyio's own plugin; a service can be started as a process."""
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from bundle.known_answers import read_known_answers, write_known_answers
+from bundle.manifest import Bundle
 from service.app import create_app
 from service.settings import Settings
 from tests.fakes import FakeEngine
@@ -21,9 +24,9 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def settings(toy_bundle: Path) -> Settings:
+def settings(fake_bundle: Path) -> Settings:
     return Settings(
-        bundle=toy_bundle,
+        bundle=fake_bundle,
         max_queue=4,
         max_images=3,
         max_body_bytes=MAX_BODY_BYTES,
@@ -47,3 +50,19 @@ async def app(settings: Settings, engine: FakeEngine) -> AsyncIterator[FastAPI]:
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with running(app) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def fake_bundle(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy bundle, whose known answers are those of FakeEngine."""
+    directory = tmp_path_factory.mktemp("bundles") / "fake"
+    shutil.copytree(toy_bundle, directory)
+    bundle = Bundle.load(directory)
+    write_known_answers(
+        directory,
+        FakeEngine().run,
+        preprocess=bundle.manifest.preprocess,
+        images=[answer.image for answer in read_known_answers(directory)],
+    )
+    bundle.save()
+    return directory

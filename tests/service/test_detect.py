@@ -11,6 +11,7 @@ from bundle.preprocess import decode_image
 from engines.base import EngineFailure
 from engines.cpu.openvino_engine import OpenVinoEngine
 from service.detect import find_images, main
+from tests.toy_bundle import SCALED_GRAPH, make_toy_bundle
 
 
 @pytest.fixture
@@ -119,13 +120,13 @@ def test_an_engine_failure_costs_its_own_image_only(
     answer = OpenVinoEngine.run
     calls: list[int] = []
 
-    def fail_first(engine: OpenVinoEngine, *args: np.ndarray) -> object:
+    def fail_fifth(engine: OpenVinoEngine, *args: np.ndarray) -> object:
         calls.append(1)
-        if len(calls) == 1:
+        if len(calls) == 5:  # the known answers take four
             raise EngineFailure("broken")
         return answer(engine, *args)
 
-    monkeypatch.setattr(OpenVinoEngine, "run", fail_first)
+    monkeypatch.setattr(OpenVinoEngine, "run", fail_fifth)
 
     status = run(photos)
 
@@ -133,6 +134,20 @@ def test_an_engine_failure_costs_its_own_image_only(
     assert status == 1
     assert "b.png: broken" in captured.err
     assert len(json.loads(captured.out)["results"]) == 1
+
+
+def test_nothing_is_detected_with_an_engine_that_is_silently_wrong(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_toy_bundle(tmp_path / "wrong", graph=SCALED_GRAPH)
+
+    status = main([str(photos), "--bundle", str(tmp_path / "wrong")])
+
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert "does not give the bundle's known answers" in captured.err
 
 
 def test_an_interrupt_leaves_the_old_file(

@@ -84,22 +84,22 @@ class Listener(socket.socket):
         super().close()
 
 
-async def serve_and_stop(listener: Listener, toy_bundle: Path) -> None:
+async def serve_and_stop(listener: Listener, fake_bundle: Path) -> None:
     """The whole life of a server, in this process."""
-    settings = Settings(bundle=toy_bundle)
+    settings = Settings(bundle=fake_bundle)
     server = Server(create_app(settings, FakeEngine()), settings)
     server.should_exit = True  # as soon as it has started
     await server.serve([listener])
 
 
 @pytest.mark.anyio
-async def test_a_client_that_the_kernel_has_connected_is_still_answered(toy_bundle: Path) -> None:
+async def test_a_client_that_the_kernel_has_connected_is_still_answered(fake_bundle: Path) -> None:
     listener = Listener()
     clients: list[socket.socket] = []
     listener.before_turning_away = lambda: clients.append(listener.connect_to_it())
     listener.before_closing = lambda: clients[0].sendall(HEALTHZ)
 
-    await serve_and_stop(listener, toy_bundle)
+    await serve_and_stop(listener, fake_bundle)
 
     assert clients[0].recv(1000).startswith(b"HTTP/1.1 200 OK")
     clients[0].close()
@@ -107,20 +107,20 @@ async def test_a_client_that_the_kernel_has_connected_is_still_answered(toy_bund
 
 @pytest.mark.anyio
 async def test_a_request_on_an_idle_connection_as_the_port_closes_is_answered(
-    toy_bundle: Path,
+    fake_bundle: Path,
 ) -> None:
     listener = Listener()
     with listener.connect_to_it() as client:
         listener.before_closing = lambda: client.sendall(HEALTHZ)
 
-        await serve_and_stop(listener, toy_bundle)
+        await serve_and_stop(listener, fake_bundle)
 
         assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
 
 
 @pytest.mark.anyio
 @pytest.mark.skipif(sys.platform != "linux", reason="socket filters are Linux's")
-async def test_no_client_is_let_in_only_to_be_cut_off_as_the_port_closes(toy_bundle: Path) -> None:
+async def test_no_client_is_let_in_only_to_be_cut_off_as_the_port_closes(fake_bundle: Path) -> None:
     listener = Listener()
     refusals: list[BaseException] = []
 
@@ -131,7 +131,7 @@ async def test_no_client_is_let_in_only_to_be_cut_off_as_the_port_closes(toy_bun
 
     listener.before_closing = knock
 
-    await serve_and_stop(listener, toy_bundle)
+    await serve_and_stop(listener, fake_bundle)
 
     assert len(refusals) == 1
 

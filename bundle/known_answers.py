@@ -1,0 +1,186 @@
+"""Known answers: small images in a bundle, with what the model says of each.
+
+An engine is tried on them before it serves. They find out one that gives no scores or scaled ones,
+shifted boxes, other classes or random boxes, also for a model whose scores are low everywhere.
+"""
+
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from bundle.atomic import write_atomically
+from bundle.comparison import match
+from bundle.detect import Predict
+from bundle.layout import KNOWN_ANSWERS_FILE
+from bundle.manifest import REMEDY
+from bundle.postprocess import ImageOutput
+from bundle.preprocess import Preprocess, Uint8Array, pad_batch, resized_size
+
+NUM_IMAGES: Final = 3
+SIDE_PX: Final = 128  # of the first image, the short one: a few percent of a full-size run
+_LOWEST_SCORE = 1e-7  # logits of scores are finite from here
+
+
+class KnownAnswer(NamedTuple):
+    """An image (H, W, 3) uint8 RGB, run as it is, and the model's output for it alone."""
+
+    image: Uint8Array
+    expected: ImageOutput
+
+
+class Errors(NamedTuple):
+    """How far an output is from a known answer.
+
+    score: the largest difference of scores of equal rank. shift: how far the median logit has
+    moved, which tells scaled scores also where all are low. box_px: the median distance of boxes
+    from their counterparts, in the coordinate that is farthest. lost: the part of the sum of scores
+    whose detections have no counterpart.
+    """
+
+    score: float
+    shift: float
+    box_px: float
+    lost: float
+
+    def is_within(self, tolerance: "Errors") -> bool:
+        """Whether every one is tolerated; none that is NaN is."""
+        return all(error <= most for error, most in zip(self, tolerance, strict=True))
+
+
+# What an engine may be off, by the precision that it computes in. Engines in float32 were off by
+# less than a hundredth of it; docs/numerics.md has what was measured in the other precisions.
+TOLERANCES: Final[dict[str, Errors]] = {
+    "fp32": Errors(score=0.001, shift=0.01, box_px=0.05, lost=0.01),
+    "fp16": Errors(score=0.05, shift=0.08, box_px=0.5, lost=0.05),
+    "bf16": Errors(score=0.05, shift=0.08, box_px=0.5, lost=0.05),
+    "int8": Errors(score=0.07, shift=0.08, box_px=1.0, lost=0.1),
+}
+
+
+class Reach(NamedTuple):
+    """How far a counterpart may lie: the difference of logits, and the distance of boxes."""
+
+    logit: float
+    box_px: float
+
+
+REACHES: Final[dict[str, Reach]] = {
+    "fp32": Reach(logit=0.02, box_px=0.5),
+    "fp16": Reach(logit=0.25, box_px=2.0),
+    "bf16": Reach(logit=0.25, box_px=2.0),
+    "int8": Reach(logit=0.35, box_px=2.0),
+}
+
+
+def errors(answer: KnownAnswer, found: ImageOutput, *, precision: str) -> Errors:
+    """How far an engine's output is from a known answer; infinite for another number of detections.
+
+    Args:
+        precision: that the engine computes in, which decides how near a counterpart lies.
+    """
+    expected = answer.expected
+    if expected.scores.shape != found.scores.shape:
+        return Errors(*[np.inf] * len(Errors._fields))
+    paired = pair(answer, found, precision=precision)
+    is_judged = ~paired.is_at_cut
+    is_lost = is_judged & (paired.distances_px > REACHES[precision].box_px)
+    weights = expected.scores + _LOWEST_SCORE
+    return Errors(
+        score=float(np.abs(expected.scores - found.scores).max()),
+        shift=float(abs(np.median(_logits(found) - _logits(expected)))),
+        box_px=float(np.median(paired.distances_px[is_judged])),
+        lost=float(weights[is_lost].sum() / weights[is_judged].sum()),
+    )
+
+
+class Pairs(NamedTuple):
+    """The counterparts of N expected detections; see `Match`.
+
+    distances_px (N,) float64: of the boxes, in the coordinate that is farthest, infinite where
+    there is no counterpart.
+    """
+
+    counterparts: npt.NDArray[np.int64]
+    is_at_cut: npt.NDArray[np.bool_]
+    distances_px: npt.NDArray[np.float64]
+
+
+def pair(answer: KnownAnswer, found: ImageOutput, *, precision: str) -> Pairs:
+    """Find every expected detection in an output with as many."""
+    by_logit = (output._replace(scores=_logits(output)) for output in (answer.expected, found))
+    matched = match(*by_logit, slack=REACHES[precision].logit)
+    height, width = answer.image.shape[:2]
+    apart = np.abs(answer.expected.boxes - found.boxes[matched.counterparts])
+    distances_px = (apart * (width, height, width, height)).max(axis=1)
+    return Pairs(*matched, np.where(matched.counterparts < 0, np.inf, distances_px))
+
+
+def write_known_answers(
+    directory: Path,
+    predict: Predict,
+    *,
+    preprocess: Preprocess,
+    images: Sequence[Uint8Array],
+) -> None:
+    """Ask a model about small images, each alone, and write its answers into a bundle.
+
+    Args:
+        predict: the model in float32, in PyTorch.
+        preprocess: of the bundle.
+        images: (H, W, 3) uint8 RGB of any sizes; the first three are cropped and made small.
+    """
+    height, width = _first_size(preprocess)
+    smaller = max(1, height * 3 // 4), max(1, width * 5 // 8)
+    sizes = (height, width), smaller, smaller
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for number, (image, size) in enumerate(zip(images[:NUM_IMAGES], sizes, strict=True)):
+        answer = _ask(predict, image, size, preprocess.min_side)
+        arrays[f"{number}.image"] = answer.image
+        arrays |= {f"{number}.{name}": part for name, part in answer.expected._asdict().items()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_atomically(directory / KNOWN_ANSWERS_FILE, buffer.getvalue())
+
+
+def read_known_answers(directory: Path) -> tuple[KnownAnswer, ...]:
+    """The known answers of a bundle.
+
+    Raises:
+        ValueError: there are none, or they cannot be read; says what to run.
+    """
+    path = directory / KNOWN_ANSWERS_FILE
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            return tuple(
+                KnownAnswer(
+                    file[f"{number}.image"],
+                    ImageOutput(*(file[f"{number}.{name}"] for name in ImageOutput._fields)),
+                )
+                for number in range(NUM_IMAGES)
+            )
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: cannot be read as known answers ({error}); {REMEDY}") from error
+
+
+def _ask(predict: Predict, image: Uint8Array, size: tuple[int, int], min_side: int) -> KnownAnswer:
+    cropped = ImageOps.fit(Image.fromarray(image), size[::-1], Image.Resampling.BILINEAR)
+    small = np.asarray(cropped)
+    (expected,) = predict(*pad_batch([small], min_side)).rows()
+    return KnownAnswer(small, expected)
+
+
+def _first_size(preprocess: Preprocess) -> tuple[int, int]:
+    """Of a 4:3 photograph, as the service warms up with where the model's images are that small."""
+    short = min(preprocess.short_side, max(SIDE_PX, preprocess.min_side))
+    return resized_size(3, 4, short_side=short, long_side=preprocess.long_side)
+
+
+def _logits(output: ImageOutput) -> npt.NDArray[np.float32]:
+    scores = np.clip(output.scores.astype(np.float64), _LOWEST_SCORE, 1 - _LOWEST_SCORE)
+    return np.log(scores / (1 - scores)).astype(np.float32)

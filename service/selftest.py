@@ -1,0 +1,54 @@
+"""python -m service.selftest: whether the engine that serves a bundle gives its known answers.
+
+The engine is the one that the service would open: the settings in the environment decide. Exit
+status: 0 where every answer was given, 1 where one was not, 2 where nothing could be tried.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bundle.manifest import Bundle
+from engines.base import EngineFailure
+from engines.self_check import self_check
+from service.detector import open_served
+from service.settings import Settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m service.selftest",
+        description="Run a bundle's known answers in the engine that serves it, as every start of "
+        "the service does, and print how far it is off in each.",
+    )
+    parser.add_argument(
+        "--bundle", type=Path, help="default: DETR_BUNDLE, else the demo in bundles/demo"
+    )
+    args = parser.parse_args(argv)
+    try:
+        settings = Settings(**({"bundle": args.bundle} if args.bundle else {}))
+        return _try(settings)
+    except (ValidationError, ValueError, OSError, EngineFailure) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _try(settings: Settings) -> int:
+    bundle = Bundle.load(settings.bundle)
+    with closing(open_served(bundle, settings)) as engine:
+        print(f"{settings.bundle}: " + ", ".join(map(str, engine.info)))
+        outcomes = self_check(engine, bundle)
+    for outcome in outcomes:
+        print(outcome.describe())
+        if not outcome.has_passed:
+            print(f"  {outcome.worst}")
+    return 0 if all(outcome.has_passed for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""An engine that is silently wrong is never ready, and the command says how far it is off."""
+
+import asyncio
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bundle.manifest import Bundle
+from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
+from service.app import create_app
+from service.selftest import main
+from service.settings import Settings
+from tests.faults import FAULTS, Fault, FaultyEngine
+from tests.server_process import Process
+from tests.toy_bundle import SCALED_GRAPH, make_toy_bundle
+
+
+@pytest.fixture
+def wrong_bundle(tmp_path: Path) -> Path:
+    """A bundle whose graph gives scores that are too low."""
+    make_toy_bundle(tmp_path / "wrong", graph=SCALED_GRAPH)
+    return tmp_path / "wrong"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_an_engine_that_is_silently_wrong_is_never_ready(
+    toy_bundle: Path, fault: Fault
+) -> None:
+    right = OnnxRuntimeEngine(Bundle.load(toy_bundle), threads=1)
+    is_stopped = asyncio.Event()
+    app = create_app(
+        Settings(bundle=toy_bundle), FaultyEngine(right, fault), on_failure=is_stopped.set
+    )
+    async with app.router.lifespan_context(app):
+        await app.state.startup
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            ready = await client.get("/readyz")
+            metrics = (await client.get("/metrics")).text
+
+    assert ready.status_code == 503
+    assert is_stopped.is_set()
+    assert "does not give the bundle's known answers; image 1" in app.state.failure
+    assert "detr_selftest_passed 0.0" in metrics
+
+
+@pytest.mark.anyio
+async def test_the_metrics_tell_how_close_the_answers_were(toy_bundle: Path) -> None:
+    app = create_app(Settings(bundle=toy_bundle))
+    async with app.router.lifespan_context(app):
+        await app.state.startup
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            metrics = (await client.get("/metrics")).text
+
+    ratios = re.findall(r'detr_selftest_error_ratio\{error="(\w+)"\} (\S+)', metrics)
+    assert "detr_selftest_passed 1.0" in metrics
+    assert [name for name, _ in ratios] == ["score", "shift", "box_px", "lost"]
+    assert max(float(ratio) for _, ratio in ratios) < 0.01
+
+
+def test_a_process_whose_engine_is_wrong_ends_with_status_1_and_one_message(
+    start: Callable[..., Process], wrong_bundle: Path
+) -> None:
+    status, log = start(bundle=wrong_bundle).end()
+
+    assert status == 1
+    (message,) = re.findall(r"^.*cannot serve: .*$", log, flags=re.M)
+    assert re.search(
+        r"image 1 \(64x85\) alone, .* FAILED; expected red 0\.902 at .*, got red 0\.813 at .*; see "
+        rf"all with `python -m service\.selftest --bundle {wrong_bundle}`; remove {wrong_bundle}"
+        "/cache if there is one, .*`make export`",
+        message,
+    )
+    assert "Traceback" not in log
+
+
+def test_the_command_prints_every_image_with_its_errors(
+    toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(["--bundle", str(toy_bundle)])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert status == 0
+    assert "openvino" in lines[0]
+    assert len(lines) == 6
+    assert all(re.match(r"image \d .*: score .*/0\.001, .*: passed$", line) for line in lines[1:])
+
+
+def test_the_command_tries_the_engine_that_the_settings_name(
+    toy_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETR_ENGINE", "onnxruntime")
+    monkeypatch.setenv("DETR_BUNDLE", str(toy_bundle))
+
+    status = main([])
+
+    assert status == 0
+    assert capsys.readouterr().out.startswith(f"{toy_bundle}: onnxruntime, fp32")
+
+
+def test_the_command_shows_what_is_wrong_and_fails(
+    wrong_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(["--bundle", str(wrong_bundle)])
+
+    output = capsys.readouterr().out
+    assert status == 1
+    assert output.count("FAILED") == 5
+    assert "expected red 0.902" in output
+
+
+def test_the_command_says_why_nothing_could_be_tried(
+    toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tmp_path / "toy"
+    shutil.copytree(toy_bundle, bundle)
+    (bundle / "weights.bin").write_bytes(b"other")
+
+    status = main(["--bundle", str(bundle)])
+
+    assert status == 2
+    assert "weights.bin: expected SHA-256" in capsys.readouterr().err
