@@ -54,7 +54,6 @@ class Runner:
 
     def __init__(self, gpu: Gpu, plan: bytes, *, inputs: Mapping[str, Tensor]) -> None:
         runtime = gpu.trt.Runtime(log_of(gpu.trt))
-        runtime.engine_host_code_allowed = True
         self._trt = gpu.trt
         self._engine = require(gpu.trt, runtime.deserialize_cuda_engine(plan), "deserialisation")
         context = self._engine.create_execution_context()

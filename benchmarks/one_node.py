@@ -93,7 +93,6 @@ def run_plan(gpu: Gpu, plan: bytes, *, inputs: Mapping[str, Tensor], output: Ten
     """Run a plan of fixed shapes once; writes `output`, which lies on the CPU as the inputs do."""
     with ExitStack() as stack:
         runtime = gpu.trt.Runtime(log_of(gpu.trt))
-        runtime.engine_host_code_allowed = True  # the plan carries the library of the op
         engine = require(gpu.trt, runtime.deserialize_cuda_engine(plan), "deserialize_cuda_engine")
         context = require(gpu.trt, engine.create_execution_context(), "create_execution_context")
         stream = Stream(gpu.cuda)

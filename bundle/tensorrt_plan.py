@@ -64,7 +64,7 @@ class Fingerprint(BaseModel):
             "compute capability": (self.compute_capability, here.compute_capability),
             "TensorRT": (self.tensorrt, here.tensorrt),
         }
-        if self.plugin_sha256 and here.plugin_sha256:  # a plan may carry the library in itself
+        if self.plugin_sha256 and here.plugin_sha256:  # where one is missing, loading it says more
             named["plugin"] = (self.plugin_sha256[:12], here.plugin_sha256[:12])
         return [
             f"{name}: built for {built}, found {found}"

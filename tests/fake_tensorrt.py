@@ -96,6 +96,7 @@ class FakeTensorRT:
             "gpu": self.cuda.name.decode(),
             "tensorrt": self.__version__,
             "needs": None,
+            "libraries": [],
         }
         return b"plan" + json.dumps(content | changes).encode()
 
@@ -112,6 +113,9 @@ class Registry:
             self._trt.error(f"Unable to load library: {plugin_path}")
             return None
         names = Path(plugin_path).read_text().split()
+        if {creator.name for creator in self.all_creators} & set(names):
+            self._trt.error(f"plugin creator {names[0]} exists already in the registry")
+            return None
         self.all_creators += [SimpleNamespace(name=name) for name in names]
         return object()
 
@@ -119,7 +123,6 @@ class Registry:
 class Runtime:
     def __init__(self, trt: FakeTensorRT, log: Any) -> None:
         self._trt = trt
-        self.engine_host_code_allowed = False
         if trt.log is None:
             trt.log = log
 
@@ -128,6 +131,8 @@ class Runtime:
             self._trt.error("Serialization assertion failed: magic tag does not match")
             return None
         plan = json.loads(serialized_engine[4:])
+        if not all(self._trt.registry.load_library(path) for path in plan["libraries"]):
+            return None
         operators = [creator.name for creator in self._trt.registry.all_creators]
         here = (self._trt.cuda.name.decode(), self._trt.__version__)
         if (plan["gpu"], plan["tensorrt"]) != here:
@@ -399,4 +404,6 @@ class Builder:
         assert network.graph is not None
         if network.parser() is None:
             raise Misuse("the parser was destroyed before the build")
-        return self._trt.make_plan(network.graph, config.profiles)
+        return self._trt.make_plan(
+            network.graph, config.profiles, libraries=config.plugins_to_serialize
+        )

@@ -27,7 +27,9 @@ MAX_FAULTS = 3  # of a graph, in a message: an operator that is missing is missi
 class BuildOptions:
     """What is not in the graph.
 
-    plugin: library with the operators of the graph that TensorRT lacks, embedded in the plan.
+    plugin: library with the operators of the graph that TensorRT lacks. It is loaded, and not
+        embedded in the plan: TensorRT refuses a plan with an operator that the process has
+        registered already.
     workspace_bytes: most memory that one layer may use; None leaves it to TensorRT.
     timing_cache: file in which measurements of kernels are kept; a second build is faster.
     target: compute capability as "8.6", to build for another GPU than the one here; TensorRT-RTX
@@ -105,8 +107,6 @@ def _configure(
     config.clear_flag(trt.BuilderFlag.TF32)
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    if options.plugin is not None:
-        config.plugins_to_serialize = [str(options.plugin)]
     if options.target is not None:
         config.num_compute_capabilities = 1
         name = f"SM{options.target.replace('.', '')}"

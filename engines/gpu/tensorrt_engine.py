@@ -110,7 +110,6 @@ class TensorRTEngine:
         log = log_of(trt)
         log.take_errors()
         runtime = trt.Runtime(log)
-        runtime.engine_host_code_allowed = True  # a plan may carry the plugin; its hash is checked
         engine = require(trt, runtime.deserialize_cuda_engine(plan), "deserialize_cuda_engine")
         check_tensors(engine, manifest, self._profiles)
         self._stream = Stream(cuda)

@@ -52,7 +52,7 @@ def find_plan(bundle: Bundle, *, trt: Any, cuda: Cuda, may_build: bool) -> Plan:
         path = directory / shipped.file
         differences = shipped.fingerprint.differences(here)
         if not differences:
-            if plugin is not None:  # else the plan carries it, or TensorRT will say that it lacks
+            if form != STANDARD_FORM:
                 load_plugin(trt, plugin)
             return Plan(path.read_bytes(), profiles, form)
         reason = f"{path} was not built for this machine ({'; '.join(differences)})"

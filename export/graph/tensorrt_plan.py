@@ -87,7 +87,7 @@ def choose_profiles(shapes: Sequence[str], preprocess: Preprocess) -> tuple[Shap
 def add_plan(bundle: Bundle, planner: Planner) -> Bundle:
     """Build a plan of one of the bundle's graphs into its directory; its manifest is not saved.
 
-    The plan holds the library of the op. What TensorRT measured is kept for the next build.
+    What TensorRT measured is kept for the next build.
 
     Raises:
         ValueError: TensorRT does not build it; the message holds what it said.

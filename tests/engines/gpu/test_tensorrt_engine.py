@@ -11,7 +11,9 @@ from bundle.tensorrt_plan import BatchShape, ShapeProfile
 from engines.base import EngineFailure
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from engines.gpu.cuda import load_cuda
+from engines.gpu.tensorrt_builder import BuildOptions, build_plan
 from engines.gpu.tensorrt_engine import TensorRTEngine
+from engines.gpu.tensorrt_runtime import load_plugin
 from tests.fake_cuda import CudaErrorCode, FakeCuda
 from tests.fake_tensorrt import FakeTensorRT
 
@@ -153,6 +155,44 @@ def test_two_engines_in_one_process_do_not_meet(
     assert_alike(other.run(*other_batch), oracle.run(*other_batch))
     other.close()
     assert_alike(engine.run(*batch), oracle.run(*batch))
+
+
+def test_two_engines_with_the_operator_run_in_one_process(
+    planned: Callable[..., Path], trt: FakeTensorRT, cuda: FakeCuda, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "plugin.so"
+    plugin.write_text("MSDeformAttn")
+    directory = planned((LANDSCAPE, PORTRAIT), needs="MSDeformAttn")
+    manifest = Manifest.load(directory)
+    assert manifest.tensorrt is not None
+    profiles = manifest.tensorrt.profiles
+    options = BuildOptions(profiles, plugin)
+    plan = build_plan(trt, directory / "model.onnx", manifest.inputs, options)
+    oracle = OnnxRuntimeEngine(directory, manifest, threads=1)
+    batch = batch_of((64, 96))
+
+    load_plugin(trt, plugin)
+    engines = [
+        load(directory, trt),
+        TensorRTEngine(manifest, plan, profiles, trt=trt, cuda=load_cuda(), max_graphs=4),
+    ]
+
+    for engine in engines:
+        assert_alike(engine.run(*batch), oracle.run(*batch))
+        engine.close()
+    assert cuda.leaks() == []
+
+
+def test_a_plan_that_brings_an_operator_once_more_is_refused(
+    planned: Callable[..., Path], trt: FakeTensorRT, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "plugin.so"
+    plugin.write_text("MSDeformAttn")
+    directory = planned((LANDSCAPE, PORTRAIT), libraries=[str(plugin)])
+    load_plugin(trt, plugin)
+
+    with pytest.raises(ValueError, match="plugin creator MSDeformAttn exists already"):
+        load(directory, trt)
 
 
 def test_a_shape_has_its_graph_from_the_second_run_on(

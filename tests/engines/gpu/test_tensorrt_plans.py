@@ -191,6 +191,15 @@ def test_the_plugin_is_known_before_a_plan_is_loaded(
     assert [creator.name for creator in trt.registry.all_creators] == ["MSDeformAttn"]
 
 
+def test_a_plan_with_the_operator_is_not_run_without_its_plugin(
+    planned: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("plugins.library.FOLDER", tmp_path)
+
+    with pytest.raises(ValueError, match=r"no plugin library for TensorRT 11\.4.*`make plugins`"):
+        find(planned(graph="plugin"))
+
+
 def test_a_plan_of_another_plugin_is_refused(
     planned: Callable[..., Path], plugin: Path, trt: FakeTensorRT
 ) -> None:
