@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +32,8 @@ NVCC_FLAGS = (
     "--compiler-options=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
 )
 
-# Compute capabilities that machine code is made for, which runs on later ones of the same major
-# too; those of later majors compile the code of the last one when it is loaded.
-GPUS = (75, 80, 86, 89, 90, 100, 120)
+# Compute capabilities that machine code is made for; it runs on later ones of the same major too.
+GPUS = (75, 80, 86, 89, 90, 100, 110, 120)
 
 # Flags of a file of its own: instructions that are used only where the CPU has them.
 X86_FLAGS = {
@@ -93,16 +92,28 @@ def _tensorrt_plugin() -> Iterator[Library]:
     if nvcc is None or headers is None:
         return
     known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
-    gpus = [gpu for gpu in GPUS if f"sm_{gpu}" in known.stdout.split()]
-    code = [f"--generate-code=arch=compute_{gpu},code=sm_{gpu}" for gpu in gpus]
-    latest = f"--generate-code=arch=compute_{gpus[-1]},code=compute_{gpus[-1]}"
     yield Library(
         library.TENSORRT_PLUGIN,
         (OP / "bindings" / "tensorrt_plugin.cpp", CORE / "kernel_cuda.cu"),
         compiler=nvcc,
-        flags=(*NVCC_FLAGS, *code, latest, "-isystem", str(headers)),
+        flags=(*NVCC_FLAGS, *gpu_code(known.stdout.split()), "-isystem", str(headers)),
         link_flags=("--cudart=static",),
     )
+
+
+def gpu_code(known: Collection[str]) -> list[str]:
+    """Flags for the code of every GPU, for an nvcc that knows these ("sm_90", ...).
+
+    A GPU without machine code of its own, which is newer than all or which this nvcc does not know,
+    compiles the portable code of the one before it when the library is loaded.
+    """
+    gpus = [gpu for gpu in GPUS if f"sm_{gpu}" in known]
+    unknown = [gpu for gpu in GPUS if gpu not in gpus and gpu > gpus[0]]
+    portable = {max(gpu for gpu in gpus if gpu < other) for other in unknown} | {gpus[-1]}
+    return [
+        *(f"--generate-code=arch=compute_{gpu},code=sm_{gpu}" for gpu in gpus),
+        *(f"--generate-code=arch=compute_{gpu},code=compute_{gpu}" for gpu in sorted(portable)),
+    ]
 
 
 def tensorrt_headers() -> Path | None:

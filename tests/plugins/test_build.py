@@ -110,3 +110,24 @@ def test_a_compiler_that_fails_is_an_error_with_a_way_around_it(
 
     assert status == 1
     assert "libone.so: not built; CXX=none does without" in capsys.readouterr().err
+
+
+def code_of(flags: list[str]) -> list[str]:
+    """What the flags make: sm_ machine code, compute_ portable code."""
+    return [flag.split("code=")[-1] for flag in flags]
+
+
+def test_every_gpu_has_machine_code_and_later_ones_the_last_ones_portable_code() -> None:
+    known = [f"sm_{gpu}" for gpu in build.GPUS]
+
+    assert code_of(build.gpu_code(known)) == [*known, "compute_120"]
+
+
+def test_a_gpu_that_nvcc_does_not_know_gets_the_portable_code_of_the_one_before_it() -> None:
+    known = [f"sm_{gpu}" for gpu in build.GPUS if gpu != 110]
+
+    assert code_of(build.gpu_code(known)) == [*known, "compute_100", "compute_120"]
+
+
+def test_gpus_that_nvcc_no_longer_knows_are_left_out() -> None:
+    assert code_of(build.gpu_code(["sm_90", "sm_100"])) == ["sm_90", "sm_100", "compute_100"]

@@ -9,7 +9,7 @@ import tensorrt_rtx
 from cuda.bindings import runtime
 
 from engines.gpu.cuda import load_cuda
-from tests import fake_tensorrt
+from tests import fake_tensorrt, fake_tensorrt_builder
 from tests.fake_cuda import CudaErrorCode, FakeCuda
 
 
@@ -67,11 +67,11 @@ def has_gpu() -> bool:
         (fake_tensorrt.Engine, tensorrt_lean.ICudaEngine),
         (fake_tensorrt.Context, tensorrt_lean.IExecutionContext),
         (fake_tensorrt.Registry, tensorrt_lean.IPluginRegistry),
-        (fake_tensorrt.Builder, tensorrt_rtx.Builder),
-        (fake_tensorrt.Config, tensorrt_rtx.IBuilderConfig),
-        (fake_tensorrt.Shapes, tensorrt_rtx.IOptimizationProfile),
-        (fake_tensorrt.Cache, tensorrt_rtx.ITimingCache),
-        (fake_tensorrt.Parser, tensorrt_rtx.OnnxParser),
+        (fake_tensorrt_builder.Builder, tensorrt_rtx.Builder),
+        (fake_tensorrt_builder.Config, tensorrt_rtx.IBuilderConfig),
+        (fake_tensorrt_builder.Shapes, tensorrt_rtx.IOptimizationProfile),
+        (fake_tensorrt_builder.Cache, tensorrt_rtx.ITimingCache),
+        (fake_tensorrt_builder.Parser, tensorrt_rtx.OnnxParser),
     ],
     ids=lambda kind: kind.__name__,
 )

@@ -168,7 +168,7 @@ def test_two_engines_with_the_operator_run_in_one_process(
     profiles = manifest.tensorrt.profiles
     options = BuildOptions(profiles, plugin)
     plan = build_plan(trt, directory / "model.onnx", manifest.inputs, options)
-    oracle = OnnxRuntimeEngine(directory, manifest, threads=1)
+    oracle = OnnxRuntimeEngine(Bundle.load(directory), threads=1)
     batch = batch_of((64, 96))
 
     load_plugin(trt, plugin)

@@ -23,7 +23,8 @@ from model.data.digits import DigitsDataset
 from service.detector import bucket
 from tests.export.judge.test_agreement import scale_weights
 from tests.fake_cuda import FakeCuda
-from tests.fake_tensorrt import FakeTensorRT, Parser
+from tests.fake_tensorrt import FakeTensorRT
+from tests.fake_tensorrt_builder import Parser
 from tests.plugins.emulated import needs_compiler
 from tests.plugins.tensorrt_plugin import plugin
 from tests.tensorrt_rtx import run_with_tensorrt_rtx
