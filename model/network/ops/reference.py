@@ -34,18 +34,24 @@ def ms_deform_attn_reference(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """Weighted sum of sampled values; see `ms_deform_attn` for shapes and source."""
+    """Weighted sum of sampled values; see `ms_deform_attn` for shapes and source.
+
+    Sampled and summed in the dtype of reference_points, which is float32 or wider: in half
+    precision a location moves in steps of many hundredths of a pixel, and PyTorch's grid_sample
+    on a CPU answers NaN to finite values.
+    """
+    wide = torch.promote_types(value.dtype, reference_points.dtype)
     batch, _, num_heads, head_dim = value.shape
     num_queries, num_points = sampling_offsets.shape[1], sampling_offsets.shape[4]
     locations = sampling_locations(spatial_shapes, reference_points, sampling_offsets)
-    grids = (2 * locations - 1).to(value.dtype)
+    grids = (2 * locations - 1).to(wide)
     grids = grids.permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (L, B * M, Q, P, 2)
-    weights = attention_logits.flatten(-2).softmax(-1).unflatten(-1, (-1, num_points))
-    weights = weights.to(value.dtype).permute(3, 0, 2, 1, 4).flatten(1, 2)  # (L, B * M, Q, P)
-    levels = value.split([h * w for h, w in spatial_shapes], dim=1)
-    total = value.new_zeros(())
+    weights = attention_logits.to(wide).flatten(-2).softmax(-1).unflatten(-1, (-1, num_points))
+    weights = weights.permute(3, 0, 2, 1, 4).flatten(1, 2)  # (L, B * M, Q, P)
+    levels = value.to(wide).split([h * w for h, w in spatial_shapes], dim=1)
+    total = grids.new_zeros(())
     for level, (h, w) in enumerate(spatial_shapes):
         maps = levels[level].permute(0, 2, 3, 1).reshape(batch * num_heads, head_dim, h, w)
         sampled = F.grid_sample(maps, grids[level], align_corners=False)  # (B * M, D, Q, P)
         total = total + (sampled * weights[level][:, None]).sum(-1)  # (B * M, D, Q)
-    return total.reshape(batch, num_heads * head_dim, num_queries).transpose(1, 2)
+    return total.reshape(batch, num_heads * head_dim, num_queries).transpose(1, 2).to(value.dtype)

@@ -100,14 +100,35 @@ def test_memory_layout_of_the_inputs_does_not_matter() -> None:
     torch.testing.assert_close(result, ms_deform_attn(value, shapes, *rest))
 
 
-def test_locations_stay_float32_when_values_are_half() -> None:
-    value, shapes, *rest = CASES[4].inputs()
-    exact = ms_deform_attn(value.double(), shapes, *(t.double() for t in rest))
+@by_name
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_values_in_half_precision_cost_one_rounding_of_the_output(
+    case: OpCase, dtype: torch.dtype
+) -> None:
+    value, shapes, *rest = case.inputs(dtype)
+    exact = ms_deform_attn(value.double(), shapes, *(t.double() for t in rest), backend="reference")
 
-    half = ms_deform_attn(value.bfloat16(), shapes, rest[0], *(t.bfloat16() for t in rest[1:]))
+    half = ms_deform_attn(value, shapes, *rest, backend="reference")
 
-    assert half.dtype == torch.bfloat16
-    assert (half.double() - exact).abs().max() < 0.05
+    assert half.dtype == dtype
+    rounding = torch.finfo(dtype).eps / 2 * exact.abs()
+    assert ((half.double() - exact).abs() <= rounding + 1e-5).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_wide_level_is_sampled_where_float32_says_when_values_are_half(
+    dtype: torch.dtype,
+) -> None:
+    column = torch.arange(167, dtype=dtype)  # whole numbers, exact in every type
+    value = (column - 83)[None, :, None, None]  # (1, 167, 1, 1)
+    points = torch.linspace(0.1, 0.9, 50)[None, :, None, None] * torch.tensor([1.0, 0.0])
+    points = points + torch.tensor([0.0, 0.5])
+    offsets, logits = torch.zeros(1, 50, 1, 1, 1, 2), torch.zeros(1, 50, 1, 1, 1)
+
+    sampled = ms_deform_attn(value, [(1, 167)], points, offsets, logits, backend="reference")
+
+    expected = points[0, :, 0, 0] * 167 - 0.5 - 83
+    torch.testing.assert_close(sampled[0, :, 0], expected.to(dtype), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize(
