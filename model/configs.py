@@ -67,7 +67,7 @@ def demo() -> TrainConfig:
         augment=None,
         backbone_init="random",
         pretrain_steps=1500,
-        epochs=14,
+        epochs=12,
         epoch_images=3200,
         batch_size=8,
         accumulation_steps=1,
