@@ -167,14 +167,14 @@ def test_two_engines_with_the_operator_run_in_one_process(
     assert manifest.tensorrt is not None
     profiles = manifest.tensorrt.profiles
     options = BuildOptions(profiles, plugin)
-    plan = build_plan(trt, directory / "model.onnx", manifest.inputs, options)
+    plan = build_plan(trt, directory / "model.onnx", inputs=manifest.inputs, options=options)
     oracle = OnnxRuntimeEngine(Bundle.load(directory), threads=1)
     batch = batch_of((64, 96))
 
     load_plugin(trt, plugin)
     engines = [
         load(directory, trt),
-        TensorRTEngine(manifest, plan, profiles, trt=trt, cuda=load_cuda(), max_graphs=4),
+        TensorRTEngine(manifest, plan, profiles=profiles, trt=trt, cuda=load_cuda(), max_graphs=4),
     ]
 
     for engine in engines:
