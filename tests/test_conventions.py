@@ -229,6 +229,27 @@ def test_every_layer_says_which_shapes_it_maps(path):
     assert silent == []
 
 
+def num_positional(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How many parameters may be passed by position, self left out."""
+    parameters = [*function.args.posonlyargs, *function.args.args]
+    return sum(parameter.arg not in ("self", "cls") for parameter in parameters)
+
+
+# The operator's tensors have one order, that of its schema, in every backend.
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES if path.parent.name != "ops"], ids=relative
+)
+def test_public_functions_take_keywords_after_their_second_parameter(path):
+    public = [node for node in ast.parse(path.read_text()).body
+              if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+              and not node.name.startswith("_")]  # fmt: skip
+    functions = [node for node in public if not isinstance(node, ast.ClassDef)]
+    constructors = [node for kind in public if isinstance(kind, ast.ClassDef) for node in kind.body
+                    if isinstance(node, ast.FunctionDef) and node.name == "__init__"]  # fmt: skip
+
+    assert [node.name for node in [*functions, *constructors] if num_positional(node) > 2] == []
+
+
 def test_exceptions_of_every_kind_are_swallowed_in_two_places_only():
     swallowing = [
         relative(path)

@@ -2,8 +2,13 @@
 
 import resource
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from model.data.loading import open_data
+from model.train import train
+from tests.model.runs import run_config, write_images
 
 
 @pytest.fixture
@@ -13,3 +18,17 @@ def full_disk() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where four epochs went in one session."""
+    out_dir = tmp_path_factory.mktemp("uninterrupted")
+    config = run_config()
+    assert train(config, open_data(config, images), out_dir=out_dir) == 0
+    return out_dir
