@@ -56,9 +56,11 @@ class Runner:
         runtime = gpu.trt.Runtime(log_of(gpu.trt))
         runtime.engine_host_code_allowed = True
         self._trt = gpu.trt
-        self._engine = require(gpu.trt, runtime.deserialize_cuda_engine(plan), "deserialisation")
+        self._engine = require(
+            gpu.trt, runtime.deserialize_cuda_engine(plan), call="deserialisation"
+        )
         context = self._engine.create_execution_context()
-        self._context = require(gpu.trt, context, "create_execution_context")
+        self._context = require(gpu.trt, context, call="create_execution_context")
         self.tensors = dict(inputs)
         for name, tensor in inputs.items():
             self._context.set_input_shape(name, tuple(tensor.shape))
@@ -68,11 +70,11 @@ class Runner:
                 shape = tuple(self._context.get_tensor_shape(name))
                 self.tensors[name] = torch.empty(shape, dtype=dtype, device="cuda")
             address = self.tensors[name].data_ptr()
-            require(gpu.trt, self._context.set_tensor_address(name, address), name)
+            require(gpu.trt, self._context.set_tensor_address(name, address), call=name)
 
     def __call__(self) -> None:
         stream = torch.cuda.current_stream().cuda_stream
-        require(self._trt, self._context.execute_async_v3(stream), "execute_async_v3")
+        require(self._trt, self._context.execute_async_v3(stream), call="execute_async_v3")
 
 
 def _torch_name(name: str) -> str:
@@ -180,7 +182,9 @@ def model_contestants(
     profile = ShapeProfile(min=BatchShape(1, HEIGHT, WIDTH), opt=shape, max=shape)
     found: Contestants = {}
     for name, path in graphs.items():
-        plan = build_plan(gpu.trt, path, INPUT_SPECS, BuildOptions((profile,), gpu.plugin))
+        plan = build_plan(
+            gpu.trt, path, inputs=INPUT_SPECS, options=BuildOptions((profile,), gpu.plugin)
+        )
         runner = found[f"{name}, launched"] = Runner(gpu, plan, inputs=inputs)
         found[f"{name}, CUDA graph"] = captured(runner)
     model.cuda()

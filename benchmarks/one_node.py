@@ -86,7 +86,7 @@ def plan_of_node(
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(OPERATOR_DOMAIN, 1)]
     path = directory / "node.onnx"
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
-    return build_plan(gpu.trt, path, (), BuildOptions((), gpu.plugin))
+    return build_plan(gpu.trt, path, inputs=(), options=BuildOptions((), gpu.plugin))
 
 
 def run_plan(gpu: Gpu, plan: bytes, *, inputs: Mapping[str, Tensor], output: Tensor) -> None:
@@ -94,8 +94,12 @@ def run_plan(gpu: Gpu, plan: bytes, *, inputs: Mapping[str, Tensor], output: Ten
     with ExitStack() as stack:
         runtime = gpu.trt.Runtime(log_of(gpu.trt))
         runtime.engine_host_code_allowed = True  # the plan carries the library of the op
-        engine = require(gpu.trt, runtime.deserialize_cuda_engine(plan), "deserialize_cuda_engine")
-        context = require(gpu.trt, engine.create_execution_context(), "create_execution_context")
+        engine = require(
+            gpu.trt, runtime.deserialize_cuda_engine(plan), call="deserialize_cuda_engine"
+        )
+        context = require(
+            gpu.trt, engine.create_execution_context(), call="create_execution_context"
+        )
         stream = Stream(gpu.cuda)
         stack.callback(stream.close)
         tensors = {**inputs, "output": output}
@@ -106,11 +110,11 @@ def run_plan(gpu: Gpu, plan: bytes, *, inputs: Mapping[str, Tensor], output: Ten
             stack.callback(device.close)
             stack.callback(host.close)
             memory[name] = device, host, size
-            require(gpu.trt, context.set_tensor_address(name, device.address), name)
+            require(gpu.trt, context.set_tensor_address(name, device.address), call=name)
             if name != "output" and size:
                 host.bytes[:size] = tensor.contiguous().flatten().view(torch.uint8).numpy()
                 stream.upload(device.address, host.bytes[:size])
-        require(gpu.trt, context.execute_async_v3(stream.handle), "execute_async_v3")
+        require(gpu.trt, context.execute_async_v3(stream.handle), call="execute_async_v3")
         device, host, size = memory["output"]
         if size:
             stream.download(host.bytes[:size], device.address)

@@ -110,7 +110,9 @@ def _open_tensorrt(bundle: Bundle, options: _Options) -> Engine:
     trt, cuda = load_tensorrt(), load_cuda()
     plan = find_plan(bundle, trt=trt, cuda=cuda, may_build=options.gpu.may_build)
     return TensorRTEngine(
-        *(bundle.manifest, plan.data, plan.profiles),
+        bundle.manifest,
+        plan.data,
+        profiles=plan.profiles,
         trt=trt,
         cuda=cuda,
         max_graphs=options.gpu.max_graphs,

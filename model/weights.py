@@ -69,7 +69,7 @@ def fetch_backbone(url: str, path: Path, *, sleep: Sleep = time.sleep) -> None:
         if not name.startswith("fc.") and not name.endswith(".num_batches_tracked")
     }
     metadata = {"source": source.name, "sha256": sha256(source)}
-    write_tensors(path, tensors, metadata)
+    write_tensors(path, tensors, metadata=metadata)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

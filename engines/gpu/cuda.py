@@ -18,7 +18,7 @@ MIB = 1024 * 1024
 class CudaError(RuntimeError):
     """A call of the CUDA runtime failed."""
 
-    def __init__(self, function: str, name: str, description: str) -> None:
+    def __init__(self, function: str, name: str, *, description: str) -> None:
         super().__init__(f"{function}: {description} ({name})")
         self.name = name
 
@@ -48,7 +48,7 @@ class Cuda:
         if code != self.runtime.cudaError_t.cudaSuccess:
             _, description = self.runtime.cudaGetErrorString(code)
             text = description.decode() if isinstance(description, bytes) else str(description)
-            raise CudaError(function, code.name, text)
+            raise CudaError(function, code.name, description=text)
         return values[0] if len(values) == 1 else tuple(values)
 
     def device(self) -> Device:

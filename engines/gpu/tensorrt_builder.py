@@ -41,7 +41,9 @@ class BuildOptions:
     target: str | None = None
 
 
-def build_plan(trt: Any, graph: Path, inputs: Sequence[TensorSpec], options: BuildOptions) -> bytes:
+def build_plan(
+    trt: Any, graph: Path, *, inputs: Sequence[TensorSpec], options: BuildOptions
+) -> bytes:
     """Build the plan of a graph, which takes seconds to many minutes.
 
     Args:
@@ -65,7 +67,9 @@ def build_plan(trt: Any, graph: Path, inputs: Sequence[TensorSpec], options: Bui
         config, cache = _configure(trt, builder, inputs, options)
         monitor = config.progress_monitor = _progress_of(trt)()
         logger.info("building a plan of %s for %d profiles", graph, len(options.profiles))
-        plan = bytes(require(trt, builder.build_serialized_network(network, config), "the build"))
+        plan = bytes(
+            require(trt, builder.build_serialized_network(network, config), call="the build")
+        )
         del monitor, parser  # which the build needs: the parser owns the weights of the network
     except TensorRTError as error:
         raise ValueError(f"{graph}: {error}{_advice(str(error))}") from error
@@ -113,14 +117,14 @@ def _configure(
         if not hasattr(trt.ComputeCapability, name):
             raise ValueError(f"expected a target that {trt.__name__} builds for, got {name}")
         capability = getattr(trt.ComputeCapability, name)
-        require(trt, config.set_compute_capability(capability, 0), f"target {options.target}")
+        require(trt, config.set_compute_capability(capability, 0), call=f"target {options.target}")
     for profile in options.profiles:
         shapes = builder.create_optimization_profile()
         for spec in inputs:
             sizes = (dims_of(spec, size) for size in (profile.min, profile.opt, profile.max))
             shapes.set_shape(spec.name, *sizes)
         index = config.add_optimization_profile(shapes)
-        require(trt, index >= 0, f"profile {profile}")
+        require(trt, index >= 0, call=f"profile {profile}")
     cache = None
     if options.timing_cache is not None:
         known = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""

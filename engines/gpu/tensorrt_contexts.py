@@ -49,8 +49,8 @@ class Lanes:
         self,
         trt: Any,
         engine: Any,
-        stream: Stream,
         *,
+        stream: Stream,
         addresses: dict[str, int],
         activations: DeviceMemory,
         input_shapes: Callable[[BatchShape], dict[str, tuple[int, ...]]],
@@ -110,22 +110,24 @@ class Lanes:
     def _bind(self, context: Any, profile: int, shape: BatchShape) -> None:
         if context.active_optimization_profile != profile:
             switched = context.set_optimization_profile_async(profile, self._stream.handle)
-            require(self._trt, switched, f"set_optimization_profile_async({profile})")
+            require(self._trt, switched, call=f"set_optimization_profile_async({profile})")
         context.set_device_memory(self._activations.address, self._activations.num_bytes)
         for name, dims in self._input_shapes(shape).items():
-            require(self._trt, context.set_input_shape(name, dims), f"set_input_shape{name, dims}")
+            require(
+                self._trt, context.set_input_shape(name, dims), call=f"set_input_shape{name, dims}"
+            )
 
     def _new_context(self) -> Any:
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
-        require(self._trt, context, "create_execution_context")
+        require(self._trt, context, call="create_execution_context")
         for name, address in self._addresses.items():
-            require(self._trt, context.set_tensor_address(name, address), "set_tensor_address")
+            require(self._trt, context.set_tensor_address(name, address), call="set_tensor_address")
         return context
 
     def _enqueue_plain(self, context: Any) -> None:
         is_enqueued = context.execute_async_v3(self._stream.handle)
-        require(self._trt, is_enqueued, "execute_async_v3")
+        require(self._trt, is_enqueued, call="execute_async_v3")
 
     def _capture(self, lane: _Lane) -> bool:
         """Give the lane its graph; where this engine cannot be captured, do without from now on."""

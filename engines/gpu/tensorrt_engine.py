@@ -33,8 +33,8 @@ class TensorRTEngine:
         self,
         manifest: Manifest,
         plan: bytes,
-        profiles: tuple[ShapeProfile, ...],
         *,
+        profiles: tuple[ShapeProfile, ...],
         trt: Any,
         cuda: Cuda,
         max_graphs: int,
@@ -111,8 +111,8 @@ class TensorRTEngine:
         log.take_errors()
         runtime = trt.Runtime(log)
         runtime.engine_host_code_allowed = True  # a plan may carry the plugin; its hash is checked
-        engine = require(trt, runtime.deserialize_cuda_engine(plan), "deserialize_cuda_engine")
-        check_tensors(engine, manifest, self._profiles)
+        engine = require(trt, runtime.deserialize_cuda_engine(plan), call="deserialize_cuda_engine")
+        check_tensors(engine, manifest, profiles=self._profiles)
         self._stream = Stream(cuda)
         self._resources.callback(self._stream.close)
         self._activations = DeviceMemory(cuda, engine.device_memory_size_v2)
@@ -126,7 +126,7 @@ class TensorRTEngine:
         self._lanes = Lanes(
             trt,
             engine,
-            self._stream,
+            stream=self._stream,
             addresses={name: buffer.device.address for name, buffer in buffers.items()},
             activations=self._activations,
             input_shapes=lambda shape: {
@@ -138,7 +138,7 @@ class TensorRTEngine:
 
     def _buffer(self, cuda: Cuda, spec: TensorSpec) -> Buffer:
         largest = max(math.prod(dims_of(spec, profile.max)) for profile in self._profiles)
-        buffer = Buffer(cuda, spec, largest)
+        buffer = Buffer(cuda, spec, num_elements=largest)
         self._resources.callback(buffer.close)
         return buffer
 

@@ -43,7 +43,7 @@ def find_plan(bundle: Bundle, *, trt: Any, cuda: Cuda, may_build: bool) -> Plan:
     shipped = manifest.tensorrt
     form = shipped.graph if shipped else form_for_tensorrt(manifest.graphs)
     plugin = find_plugin() if form != STANDARD_FORM else None
-    here = fingerprint_of(trt, cuda.device(), plugin)
+    here = fingerprint_of(trt, cuda.device(), plugin=plugin)
     if shipped is None:
         profiles = default_profiles(manifest.preprocess)
         reason = f"{directory} holds no TensorRT plan"
@@ -67,7 +67,7 @@ def find_plan(bundle: Bundle, *, trt: Any, cuda: Cuda, may_build: bool) -> Plan:
     if data is None:
         timing_cache = directory / CACHE_FOLDER / "tensorrt-timing.cache"
         options = BuildOptions(profiles, plugin, timing_cache=timing_cache)
-        data = build_plan(trt, bundle.graph(form), manifest.inputs, options)
+        data = build_plan(trt, bundle.graph(form), inputs=manifest.inputs, options=options)
         keep_compiled(directory, name, key=key, export=lambda: memoryview(data))
     return Plan(data, profiles, form)
 

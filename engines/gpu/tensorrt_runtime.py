@@ -87,7 +87,7 @@ def log_of(trt: Any) -> Any:
     return Log()
 
 
-def require(trt: Any, outcome: Any, call: str) -> Any:
+def require(trt: Any, outcome: Any, *, call: str) -> Any:
     """The outcome of a call of TensorRT.
 
     Raises:
@@ -128,7 +128,7 @@ def load_plugin(trt: Any, path: Path | None) -> None:
         )
 
 
-def fingerprint_of(trt: Any, device: Device, plugin: Path | None) -> Fingerprint:
+def fingerprint_of(trt: Any, device: Device, *, plugin: Path | None) -> Fingerprint:
     """What a plan that is built here depends on."""
     return Fingerprint(
         gpu=device.name,

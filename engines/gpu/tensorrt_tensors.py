@@ -25,7 +25,7 @@ _DTYPES = {
 class Buffer:
     """One input or output: memory of the GPU, and pinned memory to copy from or to."""
 
-    def __init__(self, cuda: Cuda, spec: TensorSpec, num_elements: int) -> None:
+    def __init__(self, cuda: Cuda, spec: TensorSpec, *, num_elements: int) -> None:
         self._spec = spec
         self._dtype = np.dtype(spec.dtype)
         self.device = DeviceMemory(cuda, num_elements * self._dtype.itemsize)
@@ -57,7 +57,7 @@ def dims_of(spec: TensorSpec, shape: BatchShape) -> tuple[int, ...]:
     return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in spec.shape)
 
 
-def check_tensors(engine: Any, manifest: Manifest, profiles: tuple[ShapeProfile, ...]) -> None:
+def check_tensors(engine: Any, manifest: Manifest, *, profiles: tuple[ShapeProfile, ...]) -> None:
     """Raises ValueError where tensors or profiles of the plan are not those of the manifest."""
     for side, specs in (("INPUT", manifest.inputs), ("OUTPUT", manifest.outputs)):
         expected = {

@@ -95,12 +95,14 @@ def add_plan(bundle: Bundle, planner: Planner) -> Bundle:
     form = form_for_tensorrt(bundle.manifest.graphs)
     TIMING_CACHE.parent.mkdir(parents=True, exist_ok=True)
     options = BuildOptions(planner.profiles, planner.plugin, timing_cache=TIMING_CACHE)
-    plan = build_plan(planner.trt, bundle.graph(form), bundle.manifest.inputs, options)
+    plan = build_plan(
+        planner.trt, bundle.graph(form), inputs=bundle.manifest.inputs, options=options
+    )
     (bundle.directory / PLAN_FILE).write_bytes(plan)
     tensorrt = TensorRTPlan(
         file=PLAN_FILE,
         graph=form,
-        fingerprint=fingerprint_of(planner.trt, planner.cuda.device(), planner.plugin),
+        fingerprint=fingerprint_of(planner.trt, planner.cuda.device(), plugin=planner.plugin),
         profiles=planner.profiles,
     )
     return bundle.with_manifest(tensorrt=tensorrt)
@@ -117,7 +119,7 @@ def open_plan(bundle: Bundle, planner: Planner) -> TensorRTEngine:
     return TensorRTEngine(
         manifest,
         (bundle.directory / manifest.tensorrt.file).read_bytes(),
-        manifest.tensorrt.profiles,
+        profiles=manifest.tensorrt.profiles,
         trt=planner.trt,
         cuda=planner.cuda,
         max_graphs=0,

@@ -97,10 +97,12 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path | str) -> None:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"the name of a checkpoint ends in .safetensors, got {path}")
-    write_tensors(path, checkpoint.state_dict, {METADATA_KEY: json.dumps(checkpoint.header())})
+    write_tensors(
+        path, checkpoint.state_dict, metadata={METADATA_KEY: json.dumps(checkpoint.header())}
+    )
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str]) -> None:
     """Writes a safetensors file, whole or not at all; OSError says what to do."""
     write_whole(path, safetensors.torch.save(_unshared(tensors), metadata))
 

@@ -78,7 +78,7 @@ def _convert(
             f"{source} follows no known layout of Deformable DETR ({', '.join(Layout)}); "
             f"its first tensors are: {first}"
         )
-    settings = read_settings(source, content, layout)
+    settings = read_settings(source, content, layout=layout)
     tensors = _rename_all(found, layout)
     if len(tensors.get("level_embed", ())) in (1, 2):
         raise ValueError(
@@ -86,11 +86,11 @@ def _convert(
             "row); only multi-scale models, with 3 levels or more, are supported"
         )
     _pack_attention(tensors)
-    variant = settle_heads(tensors, layout, settings)
+    variant = settle_heads(tensors, layout, settings=settings)
     outputs = settle_outputs(
         len(_get(tensors, "class_heads.0.bias")),
         settings,
-        annotations,
+        annotations=annotations,
         index_is_id=layout in (Layout.AUTHORS, Layout.HUGGING_FACE),
     )
     keep_outputs(tensors, outputs)

@@ -67,11 +67,11 @@ def from_mmdet(meta: Mapping[str, Any]) -> Settings:
     config = read_config(meta)
     model = config.get("model", config)
     if not isinstance(model, Mapping):
-        return collect(_WHERE, {}, {}, classes)
+        return collect(_WHERE, {}, names={}, classes=classes)
     _require_parts(model)
     _require_transformer(model)
     _require_colours(config)
-    return collect(_WHERE, _sizes(model), _SIZES, classes)
+    return collect(_WHERE, _sizes(model), names=_SIZES, classes=classes)
 
 
 def read_config(meta: Mapping[str, Any]) -> Config:
@@ -141,23 +141,27 @@ def _require_parts(model: Config) -> None:
         name = path.rsplit(".", 1)[-1].removesuffix("_cfg")
         if name in _SUPPORTED:
             given = {**_DEFAULTS[name], **part}
-            require_supported(f"{_WHERE}, model.{path},", given, _SUPPORTED[name])
+            require_supported(f"{_WHERE}, model.{path},", given, supported=_SUPPORTED[name])
 
 
 def _require_transformer(model: Config) -> None:
     for path, part in _parts(model):
         order = part.get("operation_order")
         if order is not None and tuple(order) not in _ORDERS:
-            refuse(f"{_WHERE}, model.{path},", "operation_order", order, _ORDERS[-1])
+            refuse(
+                f"{_WHERE}, model.{path},", "operation_order", value=order, supported=_ORDERS[-1]
+            )
         activation = part.get("act_cfg")
         if isinstance(activation, Mapping) and activation.get("type", "ReLU") != "ReLU":
-            refuse(f"{_WHERE}, model.{path},", "act_cfg", activation["type"], "ReLU")
+            refuse(
+                f"{_WHERE}, model.{path},", "act_cfg", value=activation["type"], supported="ReLU"
+            )
 
 
 def _require_colours(config: Config) -> None:
     for path, part in _parts(config):
         if "to_rgb" in part or "bgr_to_rgb" in part:
-            require_supported(f"{_WHERE}, {path},", part, _COLOURS)
+            require_supported(f"{_WHERE}, {path},", part, supported=_COLOURS)
 
 
 def _sizes(model: Config) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Outputs:
 
 
 def settle_outputs(
-    count: int, settings: Settings, annotations: Path | None, *, index_is_id: bool
+    count: int, settings: Settings, *, annotations: Path | None, index_is_id: bool
 ) -> Outputs:
     """What the outputs of a head mean.
 

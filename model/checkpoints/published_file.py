@@ -89,7 +89,7 @@ def read_content(source: Path) -> Mapping[Any, Any]:
     return content
 
 
-def read_settings(source: Path, content: Mapping[Any, Any], layout: Layout) -> Settings:
+def read_settings(source: Path, content: Mapping[Any, Any], *, layout: Layout) -> Settings:
     """What a file, or the config.json beside it, says of the model beside its tensors.
 
     Raises:

@@ -11,7 +11,7 @@ from model.checkpoints.state_dicts import Tensors
 from model.config import Variant
 
 
-def settle_heads(tensors: Tensors, layout: Layout, settings: Settings) -> Variant:
+def settle_heads(tensors: Tensors, layout: Layout, *, settings: Settings) -> Variant:
     """Gives every head its place: one for base, one per layer, one on the encoder."""
     # The decoder has box heads of its own where it refines boxes from layer to layer.
     has_copies = any(name.startswith("copy.box_heads.") for name in tensors)

@@ -43,7 +43,7 @@ class Settings:
 
 
 def collect(
-    where: str, given: Mapping[str, Any], names: Mapping[str, str], classes: Any = None
+    where: str, given: Mapping[str, Any], *, names: Mapping[str, str], classes: Any = None
 ) -> Settings:
     """The settings that are given, of those that `names` (theirs: ours) knows.
 
@@ -64,7 +64,7 @@ def collect(
     return Settings(where, values, spelled, tuple(map(str, classes)) if classes else None)
 
 
-def refuse(where: str, name: str, value: Any, supported: Any) -> None:
+def refuse(where: str, name: str, *, value: Any, supported: Any) -> None:
     """Raises the ValueError on a setting that this model does not follow."""
     raise ValueError(
         f"{where} says {name} = {value!r}, which changes the arithmetic; only {supported!r} is "
@@ -72,11 +72,13 @@ def refuse(where: str, name: str, value: Any, supported: Any) -> None:
     )
 
 
-def require_supported(where: str, given: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
+def require_supported(
+    where: str, given: Mapping[str, Any], *, supported: Mapping[str, Any]
+) -> None:
     """ValueError where a setting that is given differs from the one that is supported."""
     for name, value in supported.items():
         if name in given and not _is_same(given[name], value):
-            refuse(where, name, given[name], value)
+            refuse(where, name, value=given[name], supported=value)
 
 
 def _is_same(found: Any, value: Any) -> bool:
@@ -87,7 +89,7 @@ def _is_same(found: Any, value: Any) -> bool:
 
 def _require_resnet(where: str, name: str, value: Any) -> None:
     if isinstance(value, str) and not _RESNETS.match(value):
-        refuse(where, name, value, "resnet50, resnet101 or resnet152")
+        refuse(where, name, value=value, supported="resnet50, resnet101 or resnet152")
 
 
 _HUGGING_FACE_SIZES = {
@@ -129,17 +131,17 @@ def from_hugging_face(config: Mapping[str, Any]) -> Settings:
         ValueError: a setting that changes the arithmetic is not supported; names it.
     """
     where = "config.json"
-    require_supported(where, config, _HUGGING_FACE_SUPPORTED)
+    require_supported(where, config, supported=_HUGGING_FACE_SUPPORTED)
     _require_resnet(where, "backbone", config.get("backbone"))
     for part in ("backbone_kwargs", "backbone_config"):
         inner = config.get(part) or {}
         _require_resnet(where, f"{part}.backbone", inner.get("backbone"))
-        require_supported(f"{where}, {part},", inner, {"output_stride": 32})
+        require_supported(f"{where}, {part},", inner, supported={"output_stride": 32})
     labels = config.get("id2label") or {}
     names = [labels[key] for key in sorted(labels, key=int)]
     is_named = any(not _PLACEHOLDER.match(str(name)) for name in names)
     given = {**_HUGGING_FACE_DEFAULTS, **config}
-    return collect(where, given, _HUGGING_FACE_SIZES, names if is_named else None)
+    return collect(where, given, names=_HUGGING_FACE_SIZES, classes=names if is_named else None)
 
 
 _AUTHORS_SIZES = {
@@ -171,6 +173,8 @@ def from_authors(args: argparse.Namespace | Mapping[str, Any]) -> Settings:
         ValueError: a setting that changes the arithmetic is not supported; names it.
     """
     given = vars(args) if isinstance(args, argparse.Namespace) else args
-    require_supported("args", given, _AUTHORS_SUPPORTED)
+    require_supported("args", given, supported=_AUTHORS_SUPPORTED)
     _require_resnet("args", "backbone", given.get("backbone"))
-    return collect("args", {**given, "num_proposals": given.get("num_queries")}, _AUTHORS_SIZES)
+    return collect(
+        "args", {**given, "num_proposals": given.get("num_queries")}, names=_AUTHORS_SIZES
+    )

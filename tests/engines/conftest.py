@@ -59,7 +59,7 @@ def planned(tmp_path: Path, trt: FakeTensorRT) -> Callable[..., Path]:
             profiles = default_profiles(manifest.preprocess)
         content = {"profiles": built_shapes(manifest, profiles)} | changes
         (directory / "model.plan").write_bytes(trt.make_plan(directory / "model.onnx", **content))
-        fingerprint = fingerprint_of(load_tensorrt(), load_cuda().device(), None)
+        fingerprint = fingerprint_of(load_tensorrt(), load_cuda().device(), plugin=None)
         plan = TensorRTPlan(
             file="model.plan", graph=graph, fingerprint=fingerprint, profiles=profiles
         )

@@ -20,7 +20,9 @@ def options_for(directory: Path, **others: Any) -> BuildOptions:
 
 def build(directory: Path, trt: FakeTensorRT, graph: str = "model.onnx", **others: Any) -> bytes:
     inputs = Manifest.load(directory).inputs
-    return build_plan(trt, directory / graph, inputs, options_for(directory, **others))
+    return build_plan(
+        trt, directory / graph, inputs=inputs, options=options_for(directory, **others)
+    )
 
 
 def test_every_profile_reaches_every_input(toy_bundle: Path, trt: FakeTensorRT) -> None:
@@ -125,7 +127,7 @@ manifest = Manifest.load(directory)
 profiles = default_profiles(manifest.preprocess, manifest.max_batch_size)
 try:
     options = BuildOptions(profiles, target=target)
-    print("built", len(build_plan(trt, directory / graph, manifest.inputs, options)))
+    print("built", len(build_plan(trt, directory / graph, inputs=manifest.inputs, options=options)))
 except ValueError as error:
     print("refused:", error)
 """

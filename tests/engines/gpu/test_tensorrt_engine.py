@@ -32,7 +32,7 @@ def load(directory: Path, trt: FakeTensorRT, *, max_graphs: int = 4) -> TensorRT
     plan = (directory / "model.plan").read_bytes()
     profiles = manifest.tensorrt.profiles
     return TensorRTEngine(
-        manifest, plan, profiles, trt=trt, cuda=load_cuda(), max_graphs=max_graphs
+        manifest, plan, profiles=profiles, trt=trt, cuda=load_cuda(), max_graphs=max_graphs
     )
 
 

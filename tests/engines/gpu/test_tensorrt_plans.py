@@ -103,7 +103,7 @@ def test_a_plan_is_built_for_this_machine_where_that_is_allowed(
     assert "unverified" in caplog.text
     manifest = Manifest.load(elsewhere)
     TensorRTEngine(
-        manifest, plan.data, plan.profiles, trt=trt, cuda=load_cuda(), max_graphs=1
+        manifest, plan.data, profiles=plan.profiles, trt=trt, cuda=load_cuda(), max_graphs=1
     ).close()
 
 

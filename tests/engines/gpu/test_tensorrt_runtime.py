@@ -53,13 +53,13 @@ def test_an_error_carries_what_tensorrt_logged_and_is_not_told_twice(trt: FakeTe
     log.log(trt.ILogger.ERROR, "first")
 
     with pytest.raises(TensorRTError, match=r"^the build failed: first; second$"):
-        require(trt, None, "the build")
+        require(trt, None, call="the build")
     with pytest.raises(TensorRTError, match="gave no reason"):
-        require(trt, False, "the build")
+        require(trt, False, call="the build")
 
 
 def test_an_outcome_is_handed_on(trt: FakeTensorRT) -> None:
-    assert require(trt, 0, "a call") == 0
+    assert require(trt, 0, call="a call") == 0
 
 
 def test_what_tensorrt_says_reaches_the_log(

@@ -257,7 +257,7 @@ inputs = Manifest.load(bundle).inputs
 profile = ShapeProfile(min=(1, 64, 64), opt=(2, 96, 128), max=(4, 160, 224))
 for graph, target in jobs:
     options = BuildOptions((profile,), library, target=target)
-    print("built", len(build_plan(trt, Path(graph), inputs, options)))
+    print("built", len(build_plan(trt, Path(graph), inputs=inputs, options=options)))
 """
 needs_rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="no tensorrt-rtx")
 

@@ -43,14 +43,14 @@ def _classes(outputs: Outputs) -> list[tuple[int, str]]:
 
 
 def test_dense_ids_in_any_order_are_the_outputs() -> None:
-    outputs = settle_outputs(3, Settings(), UNSORTED, index_is_id=True)
+    outputs = settle_outputs(3, Settings(), annotations=UNSORTED, index_is_id=True)
 
     assert _table(outputs) == [(0, 0, "bolt"), (1, 1, "nut"), (2, 2, "washer")]
     assert outputs.assumed is None
 
 
 def test_mmdetection_numbers_outputs_in_the_order_of_the_file() -> None:
-    outputs = settle_outputs(3, Settings(), UNSORTED, index_is_id=False)
+    outputs = settle_outputs(3, Settings(), annotations=UNSORTED, index_is_id=False)
 
     assert _table(outputs) == [(0, 2, "washer"), (1, 0, "bolt"), (2, 1, "nut")]
 
@@ -58,7 +58,7 @@ def test_mmdetection_numbers_outputs_in_the_order_of_the_file() -> None:
 def test_mmdetection_leaves_out_categories_that_it_was_not_trained_on(write: Write) -> None:
     annotations = write((0, "tools"), (3, "nut"), (1, "bolt"))
 
-    outputs = settle_outputs(2, _named("bolt", "nut"), annotations, index_is_id=False)
+    outputs = settle_outputs(2, _named("bolt", "nut"), annotations=annotations, index_is_id=False)
 
     assert _table(outputs) == [(0, 3, "nut"), (1, 1, "bolt")]
 
@@ -68,7 +68,7 @@ def test_own_classes_in_a_head_of_91_are_picked_by_id(write: Write, order: Seque
     names = {1: "bolt", 2: "nut", 3: "washer"}
 
     outputs = settle_outputs(
-        91, Settings(), write(*((i, names[i]) for i in order)), index_is_id=True
+        91, Settings(), annotations=write(*((i, names[i]) for i in order)), index_is_id=True
     )
 
     assert _table(outputs) == [(1, 1, "bolt"), (2, 2, "nut"), (3, 3, "washer")]
@@ -77,14 +77,16 @@ def test_own_classes_in_a_head_of_91_are_picked_by_id(write: Write, order: Seque
 def test_names_that_the_file_gives_its_outputs_place_the_ids(write: Write) -> None:
     annotations = write((3, "washer"), (1, "bolt"), (2, "nut"))
 
-    outputs = settle_outputs(3, _named("nut", "bolt", "washer"), annotations, index_is_id=True)
+    outputs = settle_outputs(
+        3, _named("nut", "bolt", "washer"), annotations=annotations, index_is_id=True
+    )
 
     assert _table(outputs) == [(0, 2, "nut"), (1, 1, "bolt"), (2, 3, "washer")]
     assert outputs.assumed is None
 
 
 def test_ids_that_are_no_indices_are_taken_in_order_and_said_so(write: Write) -> None:
-    outputs = settle_outputs(2, Settings(), write((7, "a"), (9, "b")), index_is_id=True)
+    outputs = settle_outputs(2, Settings(), annotations=write((7, "a"), (9, "b")), index_is_id=True)
 
     assert _classes(outputs) == [(7, "a"), (9, "b")]
     assert "order of classes.json" in str(outputs.assumed)
@@ -93,14 +95,16 @@ def test_ids_that_are_no_indices_are_taken_in_order_and_said_so(write: Write) ->
 def test_own_names_of_91_outputs_win_over_coco() -> None:
     names = [f"kind {i}" for i in range(91)]
 
-    outputs = settle_outputs(91, _named(*names), None, index_is_id=True)
+    outputs = settle_outputs(91, _named(*names), annotations=None, index_is_id=True)
 
     assert _table(outputs) == [(i, i, f"kind {i}") for i in range(91)]
     assert outputs.assumed is None
 
 
 def test_outputs_that_stand_for_no_class_are_left_out() -> None:
-    outputs = settle_outputs(4, _named("N/A", "bolt", "", "nut"), None, index_is_id=True)
+    outputs = settle_outputs(
+        4, _named("N/A", "bolt", "", "nut"), annotations=None, index_is_id=True
+    )
 
     assert _table(outputs) == [(1, 1, "bolt"), (3, 3, "nut")]
 
@@ -110,7 +114,7 @@ def test_coco_names_of_91_outputs_become_its_80_classes(filler: str) -> None:
     names = {entry.id: entry.name for entry in COCO_CLASSES}
     given = _named(*(names.get(i, filler) for i in range(91)))
 
-    outputs = settle_outputs(91, given, None, index_is_id=True)
+    outputs = settle_outputs(91, given, annotations=None, index_is_id=True)
 
     assert outputs.classes == COCO_CLASSES
     assert outputs.kept == tuple(entry.id for entry in COCO_CLASSES)
@@ -119,7 +123,7 @@ def test_coco_names_of_91_outputs_become_its_80_classes(filler: str) -> None:
 
 @pytest.mark.parametrize(("count", "index_is_id"), [(91, True), (80, True), (80, False)])
 def test_coco_is_assumed_of_unnamed_outputs_and_said_to_be(count: int, index_is_id: bool) -> None:
-    outputs = settle_outputs(count, Settings(), None, index_is_id=index_is_id)
+    outputs = settle_outputs(count, Settings(), annotations=None, index_is_id=index_is_id)
 
     assert outputs.classes == COCO_CLASSES
     assert f"names none of its {count} outputs: COCO's" in str(outputs.assumed)
@@ -127,7 +131,7 @@ def test_coco_is_assumed_of_unnamed_outputs_and_said_to_be(count: int, index_is_
 
 @pytest.mark.parametrize(("index_is_id", "first"), [(True, 0), (False, 1)])
 def test_names_are_made_of_ids_and_said_to_be(index_is_id: bool, first: int) -> None:
-    outputs = settle_outputs(2, Settings(), None, index_is_id=index_is_id)
+    outputs = settle_outputs(2, Settings(), annotations=None, index_is_id=index_is_id)
 
     expected = [(first, f"class {first}"), (first + 1, f"class {first + 1}")]
     assert _classes(outputs) == expected
@@ -135,7 +139,7 @@ def test_names_are_made_of_ids_and_said_to_be(index_is_id: bool, first: int) -> 
 
 
 def test_names_of_mmdetection_come_without_ids_which_are_said_to_be_assumed() -> None:
-    outputs = settle_outputs(2, _named("bolt", "nut"), None, index_is_id=False)
+    outputs = settle_outputs(2, _named("bolt", "nut"), annotations=None, index_is_id=False)
 
     assert _classes(outputs) == [(1, "bolt"), (2, "nut")]
     assert "not their ids: 1 to 2 were taken" in str(outputs.assumed)
@@ -143,7 +147,7 @@ def test_names_of_mmdetection_come_without_ids_which_are_said_to_be_assumed() ->
 
 @pytest.mark.parametrize("index_is_id", [True, False])
 def test_coco_names_in_order_need_no_assumption(index_is_id: bool) -> None:
-    outputs = settle_outputs(80, _named(*COCO_NAMES), None, index_is_id=index_is_id)
+    outputs = settle_outputs(80, _named(*COCO_NAMES), annotations=None, index_is_id=index_is_id)
 
     assert outputs.classes == COCO_CLASSES
     assert outputs.assumed is None
@@ -154,20 +158,20 @@ def test_another_number_of_classes_is_refused(write: Write, index_is_id: bool) -
     annotations = write((1, "a"), (2, "b"), (30, "c"))
 
     with pytest.raises(ValueError, match=r"has 7 classes, but 3 are named.*--classes"):
-        settle_outputs(7, Settings(), annotations, index_is_id=index_is_id)
+        settle_outputs(7, Settings(), annotations=annotations, index_is_id=index_is_id)
     with pytest.raises(ValueError, match=r"has 7 classes, but 2 are named.*--classes"):
-        settle_outputs(7, _named("a", "b"), None, index_is_id=index_is_id)
+        settle_outputs(7, _named("a", "b"), annotations=None, index_is_id=index_is_id)
 
 
 def test_an_id_that_is_there_twice_is_refused(write: Write) -> None:
     with pytest.raises(ValueError, match="several categories with the id 0"):
-        settle_outputs(2, Settings(), write((0, "a"), (0, "b")), index_is_id=True)
+        settle_outputs(2, Settings(), annotations=write((0, "a"), (0, "b")), index_is_id=True)
 
 
 def test_more_than_one_category_of_a_name_is_placed_by_id(write: Write) -> None:
     annotations = write((1, "nut"), (0, "nut"))
 
-    outputs = settle_outputs(2, _named("nut", "nut"), annotations, index_is_id=True)
+    outputs = settle_outputs(2, _named("nut", "nut"), annotations=annotations, index_is_id=True)
 
     assert _table(outputs) == [(0, 0, "nut"), (1, 1, "nut")]
     assert isinstance(outputs.classes[0], ClassInfo)

@@ -95,7 +95,7 @@ def test_settings_of_the_authors_file_are_read(tmp_path: Path) -> None:
     )
 
     path = _write(tmp_path / "x.pth", {"model": STATE, "args": args})
-    settings = read_settings(path, read_content(path), Layout.AUTHORS)
+    settings = read_settings(path, read_content(path), layout=Layout.AUTHORS)
 
     assert (settings.get("num_heads"), settings.get("num_queries")) == (4, 50)
     assert settings.class_names is None
@@ -114,7 +114,7 @@ def test_a_training_history_of_mmengine_is_passed_over(tmp_path: Path, is_zip: b
     content = read_content(path)
 
     _assert_is_state(content["state_dict"])
-    assert read_settings(path, content, Layout.MMDET3).class_names == ("cat", "dog")
+    assert read_settings(path, content, layout=Layout.MMDET3).class_names == ("cat", "dog")
 
 
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
@@ -149,7 +149,7 @@ def test_a_pickle_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_config_beside_a_file_of_another_project_is_not_its_own(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"activation_function": "gelu"}')
 
-    settings = read_settings(tmp_path / "x.pth", {"model": STATE}, Layout.AUTHORS)
+    settings = read_settings(tmp_path / "x.pth", {"model": STATE}, layout=Layout.AUTHORS)
 
     assert settings.values == {}
 
