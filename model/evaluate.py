@@ -70,8 +70,9 @@ def evaluate_command(
 ) -> Metrics:
     """Evaluate as `add_arguments` says: print the report, write the results."""
     dataset = open_evaluation_data(args.data, args.split, classes=classes)
+    rows, columns = args.padding
     metrics = evaluate(
-        with_padding(predict, *args.padding),
+        with_padding(predict, rows, columns=columns),
         dataset,
         preprocess=preprocess,
         classes=classes,

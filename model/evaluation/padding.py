@@ -13,7 +13,7 @@ from model.evaluation.coco_metrics import Metrics
 from model.evaluation.evaluation import evaluate
 
 
-def with_padding(predict: Predict, rows: int, columns: int) -> Predict:
+def with_padding(predict: Predict, rows: int, *, columns: int) -> Predict:
     """The same detector, given so many pixels more of padding at the bottom and on the right."""
 
     def run(images: Uint8Array, padding_mask: BoolArray) -> RawOutput:
@@ -40,7 +40,10 @@ def padding_report(
     """
     rows, columns = preprocess.short_side // 4, preprocess.short_side // 2
     padded = evaluate(
-        with_padding(predict, rows, columns), dataset, preprocess=preprocess, classes=classes
+        with_padding(predict, rows, columns=columns),
+        dataset,
+        preprocess=preprocess,
+        classes=classes,
     )
     return (
         f"AP {alone.numbers['AP']:.4f} of images alone, {padded.numbers['AP']:.4f} with "

@@ -22,7 +22,7 @@ def test_a_detector_is_given_the_image_and_that_much_more_padding() -> None:
         return RawOutput(scores, np.zeros((1, 1), np.int64), boxes)
 
     image = np.full((1, 5, 7, 3), 9, np.uint8)
-    with_padding(predict, 2, 3)(image, np.zeros((1, 5, 7), bool))
+    with_padding(predict, 2, columns=3)(image, np.zeros((1, 5, 7), bool))
 
     images, padding_mask = given
     assert images.shape == (1, 7, 10, 3)
