@@ -39,7 +39,9 @@ from export.graph.trace import EXTERNAL_FROM_BYTES
 HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 BF16_OPSET = 22  # the first in which Conv, MaxPool and others take bfloat16
 LEARNED_LAYERS = {"Conv", "Gemm", "MatMul"}
-STATISTICS = {"InstanceNormalization", "ReduceSum"}
+# Of group norm over valid cells: sums and counts of a whole map exceed float16, and the reciprocal of
+# the deviation is the first number behind them that does not.
+STATISTICS = {"ReduceSum", "Reciprocal"}
 ANGLES = {"Sin", "Cos"}
 REFERENCE_POINTS = 2  # which input of MSDeformAttn
 
@@ -164,7 +166,7 @@ def _sampling(graph: ir.Graph, layers: set[ir.Node]) -> set[ir.Node]:
 
 
 def _statistics(graph: ir.Graph, layers: set[ir.Node]) -> set[ir.Node]:
-    """Sums over whole maps, and what they are made of, back to the learned layers before them."""
+    """Mean and deviation of whole maps, back to the learned layers before them."""
     sums = [value for node in graph if node.op_type in STATISTICS for value in node.outputs]
     samplers = {node for node in graph if node.op_type == "GridSample"}
     return _sources(sums, ends=layers | samplers) - layers
