@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 
+from bundle.manifest import Bundle
 from bundle.postprocess import RawOutput
 from bundle.preprocess import pad_batch
 from engines.base import Engine
@@ -39,7 +40,7 @@ def open_engine(
     def open_variant(variant: Variant) -> Engine:
         if variant not in opened:
             small = exported(variant)
-            opened[variant] = ENGINES[request.param](small.directory, small.manifest)
+            opened[variant] = ENGINES[request.param](Bundle(small.directory, small.manifest))
         return opened[variant]
 
     yield open_variant

@@ -574,4 +574,6 @@ async def test_a_start_reads_every_file_of_the_bundle_once_to_check_it(
     async with running(create_app(Settings(bundle=toy_bundle))):
         pass
 
-    assert hashed == dict.fromkeys(("model.onnx", "samples/1.png", "weights.bin"), 1)
+    assert hashed == dict.fromkeys(
+        ("known-answers.npz", "model.onnx", "samples/1.png", "weights.bin"), 1
+    )
