@@ -39,8 +39,8 @@ from export.graph.trace import EXTERNAL_FROM_BYTES
 HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 BF16_OPSET = 22  # the first in which Conv, MaxPool and others take bfloat16
 LEARNED_LAYERS = {"Conv", "Gemm", "MatMul"}
-# Of group norm over valid cells: sums and counts of a whole map exceed float16, and the reciprocal of
-# the deviation is the first number behind them that does not.
+# Of group norm over valid cells: sums and counts of a whole map exceed float16, and the reciprocal
+# of the deviation is the first number behind them that does not.
 STATISTICS = {"InstanceNormalization", "ReduceSum", "Reciprocal"}
 ANGLES = {"Sin", "Cos"}
 REFERENCE_POINTS = 2  # which input of MSDeformAttn
