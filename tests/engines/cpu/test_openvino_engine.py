@@ -176,9 +176,7 @@ def test_a_second_start_in_bf16_answers_the_same(
 
     for found, again in zip(*outputs, strict=True):
         np.testing.assert_array_equal(found, again)
-    apart = np.abs(outputs[0].scores - oracle["three"].scores)
-    assert apart.max() > 1e-4
-    assert np.median(apart) < 0.002  # by rank, in which single proposals change places in bf16
+    assert 1e-4 < np.abs(outputs[0].scores - oracle["three"].scores).max() < 0.02
 
 
 def test_the_cache_serves_other_numbers_of_threads_and_streams(
