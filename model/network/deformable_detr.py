@@ -41,7 +41,10 @@ class GroupNorm(nn.GroupNorm):
             repeated = groups[..., None].expand(-1, -1, self.num_channels // self.num_groups)
             return repeated.flatten(1)
 
-        centred = (exact - of_channels(group_mean(exact * valid))[..., None, None]) * valid
+        # The convolution before has one reader: with two, of which one is a sum, OpenVINO 2026.4
+        # loses the scale of its int8 weights.
+        inside = exact * valid
+        centred = (inside - of_channels(group_mean(inside))[..., None, None]) * valid
         deviation = torch.rsqrt(group_mean(centred.square()) + self.eps)
         scale = of_channels(deviation) * self.weight
         return (centred * scale[..., None, None] + self.bias[:, None, None]).to(x.dtype)
