@@ -23,6 +23,7 @@ from bundle.postprocess import ImageOutput
 from bundle.preprocess import Preprocess, Uint8Array, pad_batch, resized_size
 
 NUM_IMAGES: Final = 3
+_NUM_CANDIDATES: Final = 8  # of which these are chosen
 SIDE_PX: Final = 128  # of the first image, the short one: a few percent of a full-size run
 _LOWEST_SCORE = 1e-7  # logits of scores are finite from here
 
@@ -127,20 +128,28 @@ def write_known_answers(
     *,
     preprocess: Preprocess,
     images: Sequence[Uint8Array],
+    rounded: Predict | None = None,
 ) -> None:
     """Ask a model about small images, each alone, and write its answers into a bundle.
 
     Args:
         predict: the model in float32, in PyTorch.
         preprocess: of the bundle.
-        images: (H, W, 3) uint8 RGB of any sizes; the first three are cropped and made small.
+        images: (H, W, 3) uint8 RGB of any sizes; three of the first eight are cropped and made
+            small.
+        rounded: the model with less exact numbers. The images it agrees on best are taken, because
+            a lower precision says little of an engine on an image at the edge of a decision. None
+            takes the first three.
     """
     height, width = _first_size(preprocess)
     smaller = max(1, height * 3 // 4), max(1, width * 5 // 8)
-    sizes = (height, width), smaller, smaller
+    left = list(images[: NUM_IMAGES if rounded is None else _NUM_CANDIDATES])
     arrays: dict[str, npt.NDArray[Any]] = {}
-    for number, (image, size) in enumerate(zip(images[:NUM_IMAGES], sizes, strict=True)):
-        answer = _ask(predict, image, size, preprocess.min_side)
+    for number, size in enumerate(((height, width), smaller, smaller)):
+        asked = [_ask(predict, image, size, preprocess.min_side) for image in left]
+        place = 0 if rounded is None else _steadiest(asked, rounded, preprocess.min_side)
+        del left[place]
+        answer = asked[place]
         arrays[f"{number}.image"] = answer.image
         arrays |= {f"{number}.{name}": part for name, part in answer.expected._asdict().items()}
     buffer = io.BytesIO()
@@ -166,6 +175,19 @@ def read_known_answers(directory: Path) -> tuple[KnownAnswer, ...]:
             )
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: cannot be read as known answers ({error}); {REMEDY}") from error
+
+
+def _steadiest(answers: Sequence[KnownAnswer], rounded: Predict, min_side: int) -> int:
+    """Which answer a rounded model comes nearest to, of those that find something."""
+    best = [float(answer.expected.scores.max(initial=0)) for answer in answers]
+    finders = [place for place, score in enumerate(best) if score >= max(best) / 2]
+
+    def distance(place: int) -> float:
+        (found,) = rounded(*pad_batch([answers[place].image], min_side)).rows()
+        off = errors(answers[place], found, precision="bf16")
+        return max(error / most for error, most in zip(off, TOLERANCES["bf16"], strict=True))
+
+    return min(finders, key=distance)
 
 
 def _ask(predict: Predict, image: Uint8Array, size: tuple[int, int], min_side: int) -> KnownAnswer:

@@ -1,5 +1,6 @@
 """From a checkpoint to the float32 bundle that every other one is made from: graphs, manifest."""
 
+import copy
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from bundle.known_answers import write_known_answers
@@ -56,6 +58,7 @@ def write_exact(
         torch_predictor(model),
         preprocess=model.preprocess,
         images=[*map(decode_image, samples.values()), *photographs()],
+        rounded=torch_predictor(_rounded(model)),
     )
     config = checkpoint.config.model
     num_detections = min(config.num_detections, config.num_queries * config.num_classes)
@@ -130,6 +133,15 @@ def batch_limit(preprocess: Preprocess) -> int:
     """Most images that the service may put in one batch: few where they are large."""
     pixels = preprocess.short_side * preprocess.long_side
     return max(1, min(MAX_BATCH_SIZE, MAX_BATCH_PIXELS // pixels))
+
+
+def _rounded(model: DetectionModel) -> DetectionModel:
+    """The model with its weights rounded to bfloat16, computed in float32 on every machine."""
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in rounded.parameters():
+            parameter.copy_(parameter.bfloat16())
+    return rounded
 
 
 def _num_tokens(side: int, num_levels: int) -> int:

@@ -124,6 +124,23 @@ def test_images_are_small_and_of_two_sizes_whatever_the_size_of_the_models_image
     assert sizes == [(128, 171, 3), (96, 106, 3), (96, 106, 3)]
 
 
+def dimmed(images: Uint8Array, padding_mask: BoolArray) -> RawOutput:
+    """`brightness`, off by more the brighter an image is."""
+    output = brightness(images, padding_mask)
+    return output._replace(scores=output.scores - output.scores**2 / 100)
+
+
+def test_images_are_taken_on_which_a_rounded_model_is_least_off_and_finds_something(
+    tmp_path: Path,
+) -> None:
+    images = [np.full((96, 128, 3), level, np.uint8) for level in (250, 200, 0, 150, 20, 220)]
+
+    write_known_answers(tmp_path, brightness, preprocess=PREPROCESS, images=images, rounded=dimmed)
+
+    levels = [int(answer.image[0, 0, 0]) for answer in read_known_answers(tmp_path)]
+    assert levels == [150, 200, 220]
+
+
 def test_no_image_is_larger_than_the_models(tmp_path: Path) -> None:
     small = Preprocess(short_side=64, long_side=70)
 
