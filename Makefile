@@ -121,9 +121,12 @@ lock: $(VENV)/pip.stamp ## resolve the newest allowed version of everything into
 
 # --- check
 
+# Tests run side by side, which is what takes most of the time off: traces of models use one core.
+SIDE_BY_SIDE = --numprocesses auto --maxprocesses 4 --dist worksteal
+
 # All tests are held to the coverage that pyproject.toml asks for; a part of them covers a part.
 test: install browser ## run all tests and measure their coverage, or run some [ARGS=]
-	$(BIN)/python -m pytest $(or $(ARGS),--cov)
+	$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE) --cov)
 
 test-fast: install ## run the tests that take less than ten seconds each [ARGS=]
 	$(BIN)/python -m pytest -m 'not slow and not gpu' $(ARGS)

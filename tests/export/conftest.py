@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from filelock import FileLock
 
-from bundle.manifest import ClassInfo, Manifest
+from bundle.manifest import Bundle, ClassInfo, Manifest
 from export.recipe import export_bundle
 from model.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint
 from model.config import TrainConfig, Variant
@@ -37,16 +38,28 @@ class Exported(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Variant], Exported]:
-    """A function from a variant to its exported model; change copies of its files only."""
+def exported(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Callable[[Variant], Exported]:
+    """A function from a variant to its exported model; change copies of its files only.
+
+    A trace takes a minute, so processes that run tests side by side share the files.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        folder = folder.parent
 
     @cache
     def export(variant: Variant) -> Exported:
-        directory = tmp_path_factory.mktemp(variant.value)
+        directory = folder / f"exported-{variant.value}"
         checkpoint = directory / "model.safetensors"
-        write_checkpoint(variant, checkpoint)
+        with FileLock(f"{directory}.lock"):
+            if not (directory / "bundle").exists():
+                directory.mkdir(exist_ok=True)
+                write_checkpoint(variant, checkpoint)
+                export_bundle(load_checkpoint(checkpoint), directory / "bundle", name="small")
         loaded = load_checkpoint(checkpoint)
-        manifest = export_bundle(loaded, directory / "bundle", name="small")
+        manifest = Bundle.load(directory / "bundle").manifest
         detector = DeformableDetr(loaded.config.model)
         detector.load_state_dict(loaded.state_dict)
         model = DetectionModel(detector, manifest.preprocess).eval()
