@@ -96,6 +96,13 @@ class Manifest(_Frozen):
             raise ValueError(f"expected distinct class ids, got {ids}")
         return self
 
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """Sentences: what published weights left open, and what was taken for granted."""
+        weights = self.provenance.get("weights")
+        given = weights.get("assumed") if isinstance(weights, dict) else None
+        return tuple(map(str, given)) if isinstance(given, list) else ()
+
     @classmethod
     def load(cls, directory: Path) -> Self:
         """Read the manifest of a bundle and check every file it names.

@@ -27,7 +27,7 @@ from model.evaluation.coco_metrics import Metrics, format_report, score
 from model.evaluation.diagnosis import explain
 from model.evaluation.evaluation import evaluate
 from model.evaluation.padding import with_padding
-from model.evaluation.results_format import read_results
+from model.evaluation.results_format import read_results, with_text_ids
 from model.network.inference import DetectionModel, torch_predictor
 
 
@@ -81,7 +81,8 @@ def evaluate_command(
     )
     _print_report(metrics)
     if args.out is not None:
-        write_atomically(args.out, json.dumps(metrics.results).encode())
+        results = with_text_ids(metrics.results, metrics.ground_truth)
+        write_atomically(args.out, json.dumps(results).encode())
         print(f"{len(metrics.results)} detections in {args.out}")
     return metrics
 

@@ -94,6 +94,8 @@ class Detector:
                 "only images of equal shape share a batch: export did not find that padding "
                 "changes no answer of this bundle; make it anew with `make export`"
             )
+        for sentence in self.manifest.assumed:
+            logger.warning("assumed when the weights were converted: %s", sentence)
         self._metrics.engine.labels(*engine.info).set(1)
         self._metrics.gpu_memory.set(engine.gpu_memory_bytes)
         self._batcher = DynamicBatcher(

@@ -7,7 +7,7 @@ that shows the value found.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Annotations:
         faults: entries that could not be read (fatal; they are in none of the lists), and notes
             on how others were read.
         sha256: of the file's bytes.
+        image_numbers, category_numbers: the id here of every id in the file that is text.
     """
 
     file: Path
@@ -71,6 +72,8 @@ class Annotations:
     classes: tuple[ClassInfo, ...]
     faults: tuple[Fault, ...]
     sha256: str
+    image_numbers: Mapping[str, int] = field(default_factory=dict)
+    category_numbers: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_annotations(annotation_file: Path) -> Annotations:
@@ -95,7 +98,8 @@ def read_annotations(annotation_file: Path) -> Annotations:
     classes = tuple(reader.classes(used_ids={box.category_id for box in boxes}))
     faults = (*reader.faults, *reader.notes())
     sha256 = hashlib.sha256(data).hexdigest()
-    return Annotations(annotation_file, images, boxes, classes, faults, sha256)
+    numbers = reader.image_numbers, reader.category_numbers
+    return Annotations(annotation_file, images, boxes, classes, faults, sha256, *numbers)
 
 
 class _Unreadable(Exception):
@@ -161,6 +165,16 @@ class _Reader:
             else:
                 yield ClassInfo(id=category_id, name=name)
 
+    @property
+    def image_numbers(self) -> dict[str, int]:
+        """The number of every image whose id is text."""
+        return _of_text(self._image_ids)
+
+    @property
+    def category_numbers(self) -> dict[str, int]:
+        """The number of every category whose id is text."""
+        return _of_text(self._category_ids)
+
     def notes(self) -> Iterator[Fault]:
         """One for every way in which values were read that COCO writes otherwise."""
         for what, (count, first) in self._notes.items():
@@ -182,7 +196,10 @@ class _Reader:
                 self.faults.append(Fault("malformed", None, None, message))
 
     def _number(self, section: str) -> dict[int | str, int]:
-        """The number of every id in a section: itself, and for text the next that is free."""
+        """The number of every id in a section: itself, and for text the next that is free.
+
+        In alphabetical order, which files of other splits share.
+        """
         numbers: dict[int | str, int] = {}
         texts: list[str] = []
         for where, entry in self._entries(section):
@@ -192,12 +209,12 @@ class _Reader:
             elif key is not None:
                 texts.append(key)
             if key is not None and type(entry["id"]) is not int:
-                way = "in the order of the file" if isinstance(key, str) else "as what they say"
+                way = "in alphabetical order" if isinstance(key, str) else "as what they say"
                 self._note(
                     f"ids of {section} are text or floats: numbered {way}", where, entry, "id"
                 )
         following = max(numbers.values(), default=0) + 1
-        numbers.update((text, following + n) for n, text in enumerate(dict.fromkeys(texts)))
+        numbers.update((text, following + n) for n, text in enumerate(sorted({*texts})))
         return numbers
 
     def _known(
@@ -275,6 +292,10 @@ class _Reader:
     def _note(self, what: str, where: str, entry: dict[str, Any], key: str) -> None:
         count, first = self._notes.get(what, (0, f"{key} {shown(entry.get(key))} of {where}"))
         self._notes[what] = (count + 1, first)
+
+
+def _of_text(numbers: Mapping[int | str, int]) -> dict[str, int]:
+    return {key: number for key, number in numbers.items() if isinstance(key, str)}
 
 
 def _whole(value: object) -> int | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.data.annotations import BoxEntry
-from model.data.doubts import doubts, shared_images
+from model.data.doubts import doubts, other_classes, shared_images
 from model.data.faults import Fault, describe
 from model.data.layouts import locate
 from model.data.split import MIN_BOX_SIDE_PX, Split, clip_box, open_split
@@ -49,7 +49,9 @@ def check_validation(val: Split, train: Split | None = None) -> list[Fault]:
         message = "no box to evaluate on, so there is no AP, and the best epoch is the last one"
         faults = [fault for fault in faults if fault.kind not in _LACKS_TARGETS]
         faults.append(Fault("no-validation-boxes", None, None, message, fatal=False))
-    return faults if train is None else [*faults, *shared_images(train, val)]
+    if train is None:
+        return faults
+    return [*faults, *other_classes(train, val), *shared_images(train, val)]
 
 
 def _duplicates(split: Split) -> Iterator[Fault]:

@@ -46,10 +46,9 @@ def _targets(split: Split, model: ModelConfig | None) -> Iterator[Fault]:
     used = {box.category_id for box in targets}
     empty = [f"{c.id} {c.name}" for c in split.annotations.classes if c.id not in used]
     if empty:
-        rest = ", ..." if len(empty) > SHOWN_CLASSES else ""
         message = (
-            f"{len(empty)} of {len(split.annotations.classes)} classes have no box to train on: "
-            f"{', '.join(empty[:SHOWN_CLASSES])}{rest}"
+            f"{len(empty)} of {len(split.annotations.classes)} classes have no usable box: "
+            f"{_some(empty)}"
         )
         yield Fault("empty-classes", None, None, message, fatal=False)
     if model is not None:
@@ -135,6 +134,26 @@ def _orientation(split: Split) -> Iterator[Fault]:
             "as displayed"
         )
         yield Fault("turned-images", None, None, message, fatal=False)
+
+
+def other_classes(train: Split, val: Split) -> Iterator[Fault]:
+    """Classes of one split that the other lacks, by the same id and name; their order is free."""
+    ours, theirs = ([f"{info.id} {info.name}" for info in split.annotations.classes]
+                    for split in (train, val))  # fmt: skip
+    if unknown := [entry for entry in theirs if entry not in ours]:
+        message = (
+            f"{_some(unknown)} of val are no classes of train, which has {_some(ours)}: give both "
+            "splits one list of categories, with the same ids and names"
+        )
+        yield Fault("other-classes", None, None, message)
+    elif missing := [entry for entry in ours if entry not in theirs]:
+        message = f"{_some(missing)} of train are no classes of val: AP will say nothing of them"
+        yield Fault("other-classes", None, None, message, fatal=False)
+
+
+def _some(entries: list[str]) -> str:
+    rest = f", ... ({len(entries)})" if len(entries) > SHOWN_CLASSES else ""
+    return f"{', '.join(entries[:SHOWN_CLASSES])}{rest}"
 
 
 def shared_images(train: Split, val: Split) -> list[Fault]:

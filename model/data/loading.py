@@ -16,7 +16,7 @@ from model.data.check import check_split, check_validation
 from model.data.coco import CocoDataset
 from model.data.collate import collate
 from model.data.digits import DigitsDataset
-from model.data.evaluation_data import report_faults, require_classes
+from model.data.evaluation_data import report_faults
 from model.data.layouts import locate
 from model.data.split import open_split
 from model.data.transforms import make_transform
@@ -63,7 +63,6 @@ def open_data(config: TrainConfig, data_dir: Path | None) -> RunData:
     transform = make_transform(config.augment, config.preprocess)
     train = CocoDataset(train_split, transform=transform, seed=config.seed)
     val = CocoDataset(val_split)
-    require_classes(train.classes, val.classes)
     summary = {
         "dataset": data_dir.name,
         "train_images": len(train),

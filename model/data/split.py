@@ -44,12 +44,20 @@ class Split:
         return clip_box(box.bbox, self.size(box.image_id))
 
     def ground_truth(self) -> dict[str, Any]:
-        """Images, annotations (crowds included) and categories in COCO's format, as new objects."""
+        """Images, annotations (crowds included) and categories in COCO's format, as new objects.
+
+        Images and categories whose id is text in the file have it as "text_id".
+        """
         annotations = self.annotations
+        images, categories = (
+            {number: {"text_id": text} for text, number in numbers.items()}
+            for numbers in (annotations.image_numbers, annotations.category_numbers)
+        )
         return {
             "images": [
                 {"id": image.id, "file_name": image.file_name,
-                 "height": self.size(image.id)[0], "width": self.size(image.id)[1]}
+                 "height": self.size(image.id)[0], "width": self.size(image.id)[1],
+                 **images.get(image.id, {})}
                 for image in self.images
             ],
             "annotations": [
@@ -57,7 +65,10 @@ class Split:
                  "bbox": list(box.bbox), "area": box.area, "iscrowd": int(box.is_crowd)}
                 for box in annotations.boxes
             ],
-            "categories": [{"id": info.id, "name": info.name} for info in annotations.classes],
+            "categories": [
+                {"id": info.id, "name": info.name, **categories.get(info.id, {})}
+                for info in annotations.classes
+            ],
         }  # fmt: skip
 
 

@@ -4,7 +4,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from model.data.fields import read_id
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
 # A box that ends this far outside of its image was not only rounded, or left unclipped.
@@ -27,7 +29,9 @@ def read_results(path: Path, ground_truth: Mapping[str, Any]) -> list[dict[str, 
 
 
 def check_results(content: Any, ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Detections that can be scored, ids as whole numbers.
+    """Detections that can be scored, ids as the whole numbers of the data set.
+
+    Ids may be text where the data set's are.
 
     Args:
         content: what should be a list of {"image_id", "category_id", "bbox": [x, y, width, height]
@@ -40,8 +44,8 @@ def check_results(content: Any, ground_truth: Mapping[str, Any]) -> list[dict[st
     if not isinstance(content, list):
         raise ValueError(_not_a_list(content))
     images = {image["id"]: image for image in ground_truth["images"]}
-    files = {image_id: str(image.get("file_name")) for image_id, image in images.items()}
-    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    files = _Ids.of(ground_truth["images"], "file_name")
+    names = _Ids.of(ground_truth["categories"], "name")
     checked = []
     for index, entry in enumerate(content):
         try:
@@ -53,6 +57,35 @@ def check_results(content: Any, ground_truth: Mapping[str, Any]) -> list[dict[st
             raise ValueError(f"entry {index}: {error}") from None
     _refuse_corners(checked, images)
     return checked
+
+
+def with_text_ids(
+    results: Sequence[Mapping[str, Any]], ground_truth: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Detections with the ids that the data set's own file has, where those are text."""
+    texts = {
+        field: {entry["id"]: entry["text_id"] for entry in ground_truth[section]
+                if "text_id" in entry}
+        for field, section in (("image_id", "images"), ("category_id", "categories"))
+    }  # fmt: skip
+    return [
+        {**entry, **{field: own.get(entry[field], entry[field]) for field, own in texts.items()}}
+        for entry in results
+    ]
+
+
+class _Ids(NamedTuple):
+    """What a data set calls its images or categories: names by id, and ids by text ids."""
+
+    names: dict[int, str]
+    numbers: dict[str, int]
+
+    @classmethod
+    def of(cls, entries: Sequence[Mapping[str, Any]], name: str) -> "_Ids":
+        return cls(
+            {entry["id"]: str(entry.get(name)) for entry in entries},
+            {entry["text_id"]: entry["id"] for entry in entries if "text_id" in entry},
+        )
 
 
 class _Foreign(ValueError):
@@ -68,7 +101,7 @@ class _Foreign(ValueError):
         )
 
 
-def _check_entry(entry: Any, files: Mapping[int, str], names: Mapping[int, str]) -> dict[str, Any]:
+def _check_entry(entry: Any, files: _Ids, names: _Ids) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise ValueError(f"is {_show(entry)}; expected an object with {', '.join(_KEYS)}")
     if missing := [key for key in _KEYS if key not in entry]:
@@ -78,11 +111,11 @@ def _check_entry(entry: Any, files: Mapping[int, str], names: Mapping[int, str])
         )
     image_id = _whole_number(entry, "image_id", files)
     category_id = _whole_number(entry, "category_id", names)
-    if image_id not in files:
-        raise _Foreign("image_id", image_id, files,
+    if image_id not in files.names:
+        raise _Foreign("image_id", image_id, files.names,
                        "were the detections made on another data set or split?")  # fmt: skip
-    if category_id not in names:
-        raise _Foreign("category_id", category_id, names,
+    if category_id not in names.names:
+        raise _Foreign("category_id", category_id, names.names,
                        "leave out the detections of other classes, or evaluate on the data set "
                        "they belong to")  # fmt: skip
     _check_box(entry["bbox"])
@@ -110,11 +143,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _whole_number(entry: Mapping[str, Any], field: str, names: Mapping[int, str]) -> int:
+def _whole_number(entry: Mapping[str, Any], field: str, ids: _Ids) -> int:
     value = entry[field]
-    if _is_number(value) and value == int(value):
-        return int(value)
-    meant = next((str(i) for i, name in names.items() if name == value), None)
+    number = read_id(value)
+    if isinstance(number, str):
+        number = ids.numbers.get(number)
+    if number is not None:
+        return number
+    meant = next((str(i) for i, name in ids.names.items() if name == value), None)
     remedy = f"its id is {meant}" if meant else "write the id as a number"
     raise ValueError(f"{field} is {_show(value)}; expected a whole number: {remedy}")
 

@@ -227,6 +227,50 @@ def test_written_results_have_the_same_ap_again(checkpoint, tmp_path, capsys):
     assert first.startswith(second)
 
 
+@pytest.fixture
+def text_ids(tmp_path):
+    """A data set of one image, whose ids are text."""
+    content = {
+        "images": [{"id": "image-b", "file_name": "a.png"}],
+        "annotations": [
+            {"id": "x", "image_id": "image-b", "category_id": "nut", "bbox": [8, 8, 20, 30]}
+        ],
+        "categories": [{"id": "nut", "name": "Nut"}, {"id": "bolt", "name": "Bolt"}],
+    }
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_results_are_written_with_the_ids_of_a_data_set_whose_ids_are_text(text_ids):
+    config = replace(tiny(), model=replace(tiny().model, num_classes=2))
+    checkpoint, out = text_ids / "untrained.safetensors", text_ids / "out.json"
+    save_checkpoint(
+        checkpoint,
+        DeformableDetr(config.model),
+        config=config,
+        classes=CocoDataset(open_split(*locate(text_ids, "val"))).classes,
+        provenance={},
+        metrics={},
+    )
+
+    main(["--checkpoint", str(checkpoint), "--data", str(text_ids), "--out", str(out)])
+
+    results = json.loads(out.read_text())
+    assert {entry["image_id"] for entry in results} == {"image-b"}
+    assert {entry["category_id"] for entry in results} <= {"nut", "bolt"}
+
+
+def test_results_may_have_the_ids_of_a_data_set_whose_ids_are_text(text_ids, capsys):
+    entry = {"image_id": "image-b", "category_id": "nut", "bbox": [8, 8, 20, 30], "score": 0.9}
+    (text_ids / "results.json").write_text(json.dumps([entry]))
+
+    status = main(["--results", str(text_ids / "results.json"), "--data", str(text_ids)])
+
+    assert status == 0
+    assert "\nAP     1.000" in capsys.readouterr().out
+
+
 def test_a_checkpoint_of_other_classes_is_refused(tmp_path, capsys):
     config = demo()
     path = tmp_path / "digits.safetensors"

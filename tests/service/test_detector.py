@@ -1,8 +1,20 @@
+"""Which images share a batch, and what is said when a detector starts."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bundle.manifest import Bundle
 from bundle.preprocess import Preprocess, resized_size
+from service.app import create_app
 from service.detector import bucket
+from service.settings import Settings
+from tests.fakes import FakeEngine
+from tests.service.asking import running
 
 FULL_SIZE = Preprocess()
 
@@ -32,3 +44,34 @@ def test_photographs_of_usual_shapes_lie_in_few_buckets() -> None:
     buckets = [bucket(*shape, short_side=800) for shape in shapes]
 
     assert buckets == [(3, 4, False)] * 2 + [(3, 5, False)] * 2 + [(4, 3, True), (3, 3, False)]
+
+
+@pytest.fixture
+def converted(fake_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle of published weights whose classes had to be assumed."""
+    shutil.copytree(fake_bundle, tmp_path / "bundle")
+    provenance = {"weights": {"layout": "authors", "assumed": ["COCO's classes were taken"]}}
+    Bundle.load(tmp_path / "bundle").with_manifest(provenance=provenance).save()
+    return tmp_path / "bundle"
+
+
+@pytest.mark.anyio
+async def test_what_was_assumed_of_the_weights_is_logged_and_shown(
+    converted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(create_app(Settings(bundle=converted), FakeEngine())) as client:
+        model = (await client.get("/model")).json()
+
+    assert "assumed when the weights were converted: COCO's classes were taken" in caplog.messages
+    assert model["provenance"]["weights"]["assumed"] == ["COCO's classes were taken"]
+
+
+@pytest.mark.parametrize(
+    "provenance", [{}, {"weights": None}, {"weights": {"assumed": None}}, {"weights": "mine"}]
+)
+def test_a_bundle_of_other_weights_assumes_nothing(
+    fake_bundle: Path, provenance: dict[str, Any]
+) -> None:
+    bundle = Bundle.load(fake_bundle).with_manifest(provenance=provenance)
+
+    assert bundle.manifest.assumed == ()

@@ -159,6 +159,17 @@ def test_a_header_that_does_not_fit_is_refused_with_its_fault(
         load_checkpoint(saved)
 
 
+def test_a_header_from_before_there_was_a_choice_of_padding_is_of_published_training(
+    saved: Path,
+) -> None:
+    config = load_checkpoint(saved).header()["config"]
+    del config["model"]["train_padding"]
+    _rewrite(saved, {"config": config})
+
+    assert tiny().model.train_padding == "exact"
+    assert load_checkpoint(saved).config.model.train_padding == "published"
+
+
 def test_a_header_that_is_no_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(safetensors.torch.save({"x": torch.zeros(1)}, {METADATA_KEY: "{"}))
@@ -247,6 +258,7 @@ def test_show_prints_header_and_tensors(saved: Path, capsys: pytest.CaptureFixtu
 
     output = capsys.readouterr().out
     assert '"format_version": 1' in output
+    assert '"seed": 7' in output  # of the provenance
     assert "level_embed" in output
     assert "tensors, " in output
 

@@ -114,6 +114,20 @@ def test_ids_that_are_text_are_numbered_and_that_is_said(read, value):
     assert f"id {value!r} of images[0]" in annotations.faults[0].message
 
 
+@pytest.mark.parametrize("order", [["a", "b", 7], ["b", 7, "a"]])
+def test_text_ids_have_the_same_numbers_in_any_order(tmp_path, order):
+    categories = [{"id": key, "name": f"class {key}"} for key in order]
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+
+    annotations = read_annotations(path)
+
+    assert annotations.category_numbers == {"a": 8, "b": 9}
+    assert {info.name: info.id for info in annotations.classes} == {
+        "class a": 8, "class b": 9, "class 7": 7,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("value", [None, True, [], math.nan, 1.5])
 def test_what_is_no_id_is_malformed(read, value):
     annotations = read(category={"id": value})

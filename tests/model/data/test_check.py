@@ -285,3 +285,16 @@ def test_the_command_checks_training_and_validation_beside_each_other(sound, mon
     assert status == 0
     assert "no-validation-boxes: no box to evaluate on" in output
     assert "2 of the 2 validation images are training images too" in output
+
+
+def test_the_command_refuses_validation_of_another_list_of_classes(sound, monkeypatch, capsys):
+    content, write = sound
+    annotation_file, _ = write()
+    content["categories"][1]["name"] = "wolf"
+    (annotation_file.parent / "val.json").write_text(json.dumps(content))
+    monkeypatch.setattr("sys.argv", ["check", str(annotation_file.parent)])
+
+    status = main()
+
+    assert status == 1
+    assert "FATAL other-classes: 6 wolf of val are no classes of train" in capsys.readouterr().out

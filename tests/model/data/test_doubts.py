@@ -8,20 +8,28 @@ from bundle.manifest import ClassInfo
 from bundle.preprocess import ImageHeader
 from model.config import ModelConfig
 from model.data.annotations import Annotations, BoxEntry, ImageEntry
-from model.data.doubts import doubts, shared_images
+from model.data.doubts import doubts, other_classes, shared_images
 from model.data.image_files import ImageFile
 from model.data.split import Split
 
 MODEL = ModelConfig(num_queries=6, num_detections=5)
 
 
-def split_of(boxes, *, areas=(), crowds=(), orientation=1, digest=b"1") -> Split:
+CAT, DOG, COW = (
+    ClassInfo(id=5, name="cat"),
+    ClassInfo(id=6, name="dog"),
+    ClassInfo(id=7, name="cow"),
+)
+
+
+def split_of(
+    boxes, *, areas=(), crowds=(), orientation=1, digest=b"1", classes=(CAT, DOG)
+) -> Split:
     """One image of 60 x 40 pixels with boxes [x, y, w, h] of class 5."""
     entries = tuple(
         BoxEntry(number, 1, 5, (x, y, w, h), areas[number] if areas else None, number in crowds)
         for number, (x, y, w, h) in enumerate(boxes)
     )
-    classes = (ClassInfo(id=5, name="cat"), ClassInfo(id=6, name="dog"))
     images = (ImageEntry(1, "1.png", (40, 60)),)
     annotations = Annotations(Path("train.json"), images, entries, classes, (), "")
     file = ImageFile(Path("1.png"), ImageHeader((40, 60), orientation), digest)
@@ -118,3 +126,27 @@ def test_an_image_of_both_splits_is_found_by_its_bytes():
     assert not fault.fatal
     assert "1 of the 1 validation images" in fault.message
     assert shared_images(train, other) == []
+
+
+@pytest.mark.parametrize(
+    ("classes", "is_fatal", "message"),
+    [
+        ((CAT, DOG, COW), True, "7 cow of val are no classes of train, which has 5 cat, 6 dog"),
+        ((CAT, ClassInfo(id=6, name="Dog")), True, "6 Dog of val"),
+        ((CAT, ClassInfo(id=9, name="dog")), True, "9 dog of val"),
+        ((CAT,), False, "6 dog of train are no classes of val: AP will say nothing of them"),
+    ],
+)
+def test_another_list_of_classes_in_val_is_told(classes, is_fatal, message):
+    train, val = split_of([(1, 1, 9, 9)]), split_of([(1, 1, 9, 9)], classes=classes)
+
+    (fault,) = other_classes(train, val)
+
+    assert (fault.kind, fault.fatal) == ("other-classes", is_fatal)
+    assert message in fault.message
+
+
+def test_the_order_of_classes_in_val_is_free():
+    train, val = (split_of([(1, 1, 9, 9)], classes=order) for order in ((CAT, DOG), (DOG, CAT)))
+
+    assert list(other_classes(train, val)) == []

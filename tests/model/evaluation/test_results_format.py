@@ -9,7 +9,7 @@ import pytest
 
 from model.evaluate import main
 from model.evaluation.coco_metrics import score
-from model.evaluation.results_format import check_results, read_results
+from model.evaluation.results_format import check_results, read_results, with_text_ids
 
 ODD = Path("tests/data/cases/odd-results")
 TRUTH = json.loads((ODD / "d/annotations/instances_val.json").read_text())
@@ -118,6 +118,24 @@ def test_image_ids_counted_otherwise_are_recognised(shift: int, message: str) ->
 
     with pytest.raises(ValueError, match=f"every image_id of the file seems {message}"):
         check_results(shifted, TRUTH)
+
+
+def test_ids_that_are_numbers_as_text_are_those_numbers() -> None:
+    texts = [entry | {"image_id": str(entry["image_id"])} for entry in PERFECT]
+
+    assert check_results(texts, TRUTH) == PERFECT
+
+
+def test_text_ids_are_those_of_the_data_set() -> None:
+    truth = TRUTH | {
+        section: [{**entry, "text_id": f"{section}-{entry['id']:04}"} for entry in TRUTH[section]]
+        for section in ("images", "categories")
+    }
+    texts = with_text_ids(PERFECT, truth)
+
+    assert texts[0]["image_id"] == f"images-{PERFECT[0]['image_id']:04}"
+    assert texts[0]["category_id"] == f"categories-{PERFECT[0]['category_id']:04}"
+    assert check_results(texts, truth) == PERFECT
 
 
 def test_boxes_that_stick_out_a_little_are_no_corners() -> None:
