@@ -15,14 +15,10 @@ from engines.base import Engine, EngineFailure
 from service import pages, routes
 from service.boundary import Boundary, error_body
 from service.detector import Detector
-from service.errors import (
-    InvalidRequest,
-    MethodNotAllowed,
-    NotFound,
-    ServiceError,
-)
+from service.errors import MethodNotAllowed, NotFound, ServiceError
 from service.metrics import Metrics
 from service.settings import Settings
+from service.validation import invalid_request
 
 logger = logging.getLogger(__name__)
 
@@ -107,12 +103,7 @@ async def _answer_service_error(request: Request, error: Exception) -> Response:
 
 async def _answer_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    faults = [
-        f"{'.'.join(str(part) for part in fault['loc'][1:])}: {fault['msg']}"
-        + (f", got {str(fault['input'])[:100]!r}" if "input" in fault else "")
-        for fault in error.errors()
-    ]
-    return await _answer_service_error(request, InvalidRequest("; ".join(faults)))
+    return await _answer_service_error(request, invalid_request(error.errors()))
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:

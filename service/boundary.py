@@ -91,7 +91,7 @@ class Boundary:
     def _too_large(self, arrived: str) -> PayloadTooLarge:
         return PayloadTooLarge(
             f"expected a body of at most {self._max_body_bytes} bytes, got {arrived}; "
-            "send fewer or smaller images"
+            "send fewer or smaller images, or raise the service's DETR_MAX_BODY_BYTES"
         )
 
     def _account(

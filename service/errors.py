@@ -5,7 +5,7 @@ ServiceError
 │   ├── NoImage            422  the request carries no image
 │   └── UnknownClass       422  a class that the model does not know
 ├── InvalidImage           422  cannot be decoded, or has too many pixels
-├── MalformedBody          400  not the multipart it says it is
+├── MalformedBody          400  not the form or JSON it says it is
 ├── NotFound               404  nothing at that path
 ├── MethodNotAllowed       405  something, but not for that method
 ├── NotAcceptable          406  an answer of that type is not possible here
@@ -69,7 +69,7 @@ class InvalidImage(ServiceError):
 
 
 class MalformedBody(ServiceError):
-    """The body is not the multipart form that its content type promises."""
+    """The body is not the form or the JSON that its content type promises."""
 
     status = 400
     code = "malformed_body"

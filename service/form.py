@@ -10,6 +10,7 @@ from starlette.requests import Request
 from service.errors import MalformedBody, TooManyImages
 from service.settings import Settings
 
+_MAX_COUNTED = 1000  # files up to here are counted, to tell how many are too many
 _MAX_FIELDS = 1000  # image_ids may be repeated once an image
 _FIELD_BYTES = 64 * 1024  # of one field that is not a file
 _EXTENDED_NAME = re.compile(rb";\s*filename\*", re.IGNORECASE)
@@ -19,13 +20,13 @@ async def read_form(request: Request, settings: Settings) -> FormData:
     """The fields and files of the body; close it when done.
 
     Raises:
-        TooManyImages: over the limit.
+        TooManyImages: so many that they are not even counted.
         MalformedBody: broken, or cut short.
     """
     parser = _FormParser(
         request.headers,
         request.stream(),
-        max_files=settings.max_images,
+        max_files=max(settings.max_images, _MAX_COUNTED),
         max_fields=_MAX_FIELDS,
         max_part_size=_FIELD_BYTES,
     )
@@ -34,10 +35,16 @@ async def read_form(request: Request, settings: Settings) -> FormData:
         return await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
-            raise TooManyImages(
-                f"expected at most {settings.max_images} images in one request, got more"
-            ) from error
+            raise too_many_images(f"more than {parser.max_files}", settings) from error
         raise MalformedBody(f"the multipart form cannot be read: {error.message}") from error
+
+
+def too_many_images(arrived: str, settings: Settings) -> TooManyImages:
+    """The error for a request with more images than it may have."""
+    return TooManyImages(
+        f"expected at most {settings.max_images} images in one request, got {arrived}; send them "
+        "in several requests, or raise the service's DETR_MAX_IMAGES"
+    )
 
 
 class _FormParser(MultiPartParser):

@@ -1,9 +1,8 @@
 """The HTTP API; the handlers are short, what they call does the work."""
 
 import asyncio
-import difflib
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
@@ -15,15 +14,16 @@ from bundle.manifest import ClassInfo
 from bundle.postprocess import Detections, to_detections
 from bundle.preprocess import decode_image
 from service.boundary import answer_unless_gone
+from service.description import BINARY, DETECT_BODY, ERRORS
 from service.detector import Detector, State
 from service.errors import NotAcceptable, UnknownClass
 from service.metrics import Metrics, Stage, Stopwatch
+from service.names import did_you_mean
 from service.render import ImageFormat, render
 from service.schemas import (
     CocoResult,
     DetectQuery,
     DetectResponse,
-    ErrorResponse,
     Health,
     ImageResult,
     ModelInfo,
@@ -32,50 +32,18 @@ from service.schemas import (
     coco_results,
 )
 from service.settings import Settings
-from service.uploads import FILE_FIELDS, ID_FIELD, Images, Upload, read_images
+from service.uploads import Images, Upload, read_images
 
 router = APIRouter()
 _COCO_LIST = TypeAdapter(list[CocoResult])
 _IMAGE_TYPES = {"image/png": ImageFormat.PNG, "image/jpeg": ImageFormat.JPEG}
-_BINARY = {"type": "string", "format": "binary"}
-_BODY = {
-    "required": True,
-    "description": "A form with one or more JPEG, PNG or WebP files, or one raw image.",
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": [FILE_FIELDS[0]],
-                "properties": {
-                    FILE_FIELDS[0]: {
-                        "type": "array",
-                        "items": _BINARY,
-                        "description": f"The images; {FILE_FIELDS[1]!r} and {FILE_FIELDS[2]!r} "
-                        "are taken as well.",
-                    },
-                    ID_FIELD: {
-                        "type": "string",
-                        "description": "Their ids in the answer, separated by commas; by default "
-                        "their index.",
-                    },
-                },
-            }
-        },
-        "image/*": {"schema": _BINARY},
-        "application/octet-stream": {"schema": _BINARY},
-    },
-}
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorResponse, "description": "The request is at fault; `code` tells how."},
-    "5XX": {"model": ErrorResponse, "description": "The service could not answer now."},
-}
 
 
 @router.post(
     "/detect",
     response_model=DetectResponse | list[CocoResult],
-    responses={200: {"content": {kind: {"schema": _BINARY} for kind in _IMAGE_TYPES}}, **_ERRORS},
-    openapi_extra={"requestBody": _BODY},
+    responses={200: {"content": {kind: {"schema": BINARY} for kind in _IMAGE_TYPES}}, **ERRORS},
+    openapi_extra={"requestBody": DETECT_BODY},
     tags=["detection"],
     summary="Detect objects in one or more images",
 )
@@ -177,11 +145,9 @@ def find_labels(names: Sequence[str], classes: Sequence[ClassInfo]) -> set[int] 
     for name in names:
         label = by_name.get(name, by_id.get(name))
         if label is None:
-            close = difflib.get_close_matches(name, by_name, n=3)
-            hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
             raise UnknownClass(
-                f"unknown class {name[:100]!r}: {hint}GET /model lists the {len(classes)} classes "
-                "by id and name; repeat the parameter for several"
+                f"unknown class {name[:100]!r}: {did_you_mean(name, by_name)}GET /model lists the "
+                f"{len(classes)} classes by id and name; repeat the parameter for several"
             )
         labels.add(label)
     return labels

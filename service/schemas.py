@@ -11,6 +11,8 @@ from bundle.manifest import Batches, ClassInfo, Manifest, version_of
 from bundle.postprocess import Detections
 from bundle.preprocess import Preprocess
 
+FILE_FIELDS = ("images", "image", "file")  # what a form and a JSON body may call their images
+ID_FIELD = "image_ids"
 BBOX_DIGITS = 3  # a thousandth of a pixel: far below what COCO AP can see
 SCORE_DIGITS = 6
 

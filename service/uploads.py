@@ -1,16 +1,16 @@
 """What a request to POST /detect carries: its images, and the ids the client gave them."""
 
+import asyncio
 from typing import NamedTuple
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import ClientDisconnect, Request
 
 from service.errors import ClientGone, InvalidRequest, NoImage
-from service.form import read_form
+from service.form import read_form, too_many_images
+from service.json_body import read_json_images
+from service.schemas import FILE_FIELDS, ID_FIELD
 from service.settings import Settings
-
-FILE_FIELDS = ("images", "image", "file")
-ID_FIELD = "image_ids"
 
 
 class Upload(NamedTuple):
@@ -28,14 +28,15 @@ class Images(NamedTuple):
 
 
 async def read_images(request: Request, settings: Settings) -> Images:
-    """Read the body: a multipart form with files, or else one raw image of whatever type it claims.
+    """Read the body: a multipart form with files, JSON with base64 text, or else one raw image.
 
     Raises:
         ClientGone: the client closed the connection before the body was whole.
         NoImage: there is none, or in a field of another name.
-        InvalidRequest: an unknown field, or image_ids that do not fit the images.
+        InvalidRequest: an unknown field, a URL, or image_ids that do not fit the images.
+        InvalidImage: JSON whose text is not base64.
         TooManyImages, PayloadTooLarge: over a limit.
-        MalformedBody: broken multipart, or a part of one.
+        MalformedBody: broken multipart or JSON, or a part of one.
     """
     try:
         return await _read(request, settings)
@@ -44,13 +45,16 @@ async def read_images(request: Request, settings: Settings) -> Images:
 
 
 async def _read(request: Request, settings: Settings) -> Images:
-    if request.headers.get("content-type", "").strip().lower().startswith("multipart/"):
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type.startswith("multipart/"):
         form = await read_form(request, settings)
         try:
             return await _from_form(form, settings)
         finally:
             await form.close()
     data = await request.body()
+    if media_type == "application/json":
+        return await asyncio.to_thread(_from_json, data, settings)
     if not data:
         raise NoImage(
             "expected an image, got an empty body; send it as the body or as the multipart "
@@ -74,8 +78,15 @@ async def _from_form(form: FormData, settings: Settings) -> Images:
                 f"field {name!r} has no file name, so it was read as text and not as a file; with "
                 f"curl write -F {name}=@photo.jpg"
             )
-    _check_files(uploads)
-    return Images(uploads, _image_ids(id_texts, len(uploads)))
+    _check_files(uploads, settings)
+    return Images(uploads, _image_ids(_whole_numbers(id_texts), len(uploads)))
+
+
+def _from_json(body: bytes, settings: Settings) -> Images:
+    files, image_ids = read_json_images(body)
+    uploads = [Upload(None, data) for data in files]
+    _check_files(uploads, settings)
+    return Images(uploads, _image_ids(image_ids, len(uploads)))
 
 
 def _check_names(names: list[str]) -> None:
@@ -92,22 +103,27 @@ def _check_names(names: list[str]) -> None:
         raise NoImage(f"expected a file in the field {accepted}, got a form without one")
 
 
-def _check_files(uploads: list[Upload]) -> None:
+def _check_files(uploads: list[Upload], settings: Settings) -> None:
+    if len(uploads) > settings.max_images:
+        raise too_many_images(str(len(uploads)), settings)
     for index, upload in enumerate(uploads):
         if not upload.data:
             name = f" ({upload.file_name!r})" if upload.file_name else ""
             raise NoImage(f"image {index}{name}: expected a file with content, got 0 bytes")
 
 
-def _image_ids(texts: list[str], num_images: int) -> list[int]:
-    if not texts:
-        return list(range(num_images))
+def _whole_numbers(texts: list[str]) -> list[int] | None:
     try:
-        ids = [int(text) for text in texts]
+        return [int(text) for text in texts] or None
     except ValueError:
         raise InvalidRequest(
             f"expected whole numbers in {ID_FIELD!r}, got {','.join(texts)[:100]!r}"
         ) from None
+
+
+def _image_ids(ids: list[int] | None, num_images: int) -> list[int]:
+    if ids is None:
+        return list(range(num_images))
     if len(ids) != num_images:
         raise InvalidRequest(
             f"expected one of {ID_FIELD!r} an image, got {len(ids)} for {num_images}"

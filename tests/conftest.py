@@ -52,6 +52,17 @@ def start(toy_bundle: Path) -> Iterator[Callable[..., Process]]:
 
 
 @pytest.fixture(scope="session")
+def address(toy_bundle: Path) -> Iterator[str]:
+    """Where a process serves the toy bundle, for all tests that only ask it."""
+    process = Process(bundle=toy_bundle, port=0)
+    address = process.read_address()
+    process.wait_until_ready(address)
+    yield address
+    process.popen.terminate()
+    process.end()
+
+
+@pytest.fixture(scope="session")
 def scene() -> npt.NDArray[np.uint8]:
     """(96, 128, 3) uint8 RGB, with a red thing and a green one for the toy graph to find.
 

@@ -320,7 +320,9 @@ async def test_the_api_is_the_one_on_record(client: httpx.AsyncClient) -> None:
         ("threshold=half", "threshold"),
         ("top_k=0", "top_k"),
         ("format=xml", "format: .*'detections' or 'coco'"),
-        ("treshold=0.5", "treshold"),
+        ("treshold=0.5", "'treshold': did you mean 'threshold'. known are threshold, top_k, "),
+        ("Top-K=5", "'Top-K': did you mean 'top_k'"),
+        ("page=5", "'page': known are threshold"),
     ],
 )
 async def test_parameters_out_of_range(

@@ -70,10 +70,18 @@ async def test_broken_multipart_is_malformed(client: httpx.AsyncClient) -> None:
     assert (response.status_code, code_of(response)) == (400, "malformed_body")
 
 
-async def test_too_many_images(client: httpx.AsyncClient, png_bytes: bytes) -> None:
-    response = await client.post("/detect", files=[("images", png_bytes)] * 4)
+@pytest.mark.parametrize(("num_images", "arrived"), [(4, "got 4;"), (1001, "got more than 1000;")])
+async def test_too_many_images_are_counted_and_the_limit_is_named(
+    client: httpx.AsyncClient, num_images: int, arrived: str
+) -> None:
+    one = b"--b\r\nContent-Disposition: form-data; name=image; filename=a\r\n\r\nx\r\n"
+
+    response = await client.post("/detect", content=one * num_images + b"--b--\r\n", headers=FORM)
 
     assert (response.status_code, code_of(response)) == (413, "too_many_images")
+    assert "at most 3 images" in message_of(response)
+    assert arrived in message_of(response)
+    assert "DETR_MAX_IMAGES" in message_of(response)
 
 
 def form_of(disposition: bytes, content: bytes) -> bytes:

@@ -1,0 +1,130 @@
+"""Images in a JSON body: base64 text under the names that a form has for its files."""
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from service.errors import InvalidImage, InvalidRequest, MalformedBody, NoImage
+from service.names import did_you_mean
+from service.schemas import FILE_FIELDS, ID_FIELD, DetectQuery
+
+_SHAPE = f'{{"{FILE_FIELDS[0]}": ["<base64>"]}}'
+_URL = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_DATA_URI = re.compile(r"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
+_MAX_VALUES = 10_000  # far above any honest body; parsing millions would hold up everyone
+
+
+class JsonImages(NamedTuple):
+    """The files of a JSON body, and the ids given with them, if any."""
+
+    files: list[bytes]
+    image_ids: list[int] | None
+
+
+def read_json(body: bytes, *, max_values: int = _MAX_VALUES) -> dict[str, Any]:
+    """The JSON object of a body.
+
+    Raises:
+        MalformedBody: not JSON.
+        InvalidRequest: not an object, or one of more values than allowed.
+    """
+    if body.count(b",") >= max_values:
+        raise InvalidRequest(f"expected at most {max_values} values in a JSON body, got more")
+    try:
+        parsed = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise MalformedBody(f"the JSON body cannot be read: {error}") from error
+    if not isinstance(parsed, dict):
+        raise InvalidRequest(f"expected a JSON object, got {kind_of(parsed)}")
+    return parsed
+
+
+def read_json_images(body: bytes) -> JsonImages:
+    """The images of a body like {"images": ["<base64>"], "image_ids": [7]}.
+
+    Raises:
+        MalformedBody: not JSON.
+        InvalidRequest: URLs, unknown names, or values of another kind.
+        NoImage: none under a known name.
+        InvalidImage: text that is not base64.
+    """
+    fields = read_json(body)
+    _refuse_urls(fields)
+    _check_names(fields)
+    texts = [text for name in FILE_FIELDS for text in _as_list(fields.get(name, []))]
+    files = [decode_base64(text, f"image {index}") for index, text in enumerate(texts)]
+    if not files:
+        raise NoImage(f"expected an image, got a JSON body without one; send {_SHAPE}")
+    return JsonImages(files, _read_ids(fields[ID_FIELD]) if ID_FIELD in fields else None)
+
+
+def decode_base64(text: object, subject: str) -> bytes:
+    """The bytes of base64 text, which may be broken into lines or be a data URI.
+
+    Raises:
+        InvalidRequest: not text.
+        InvalidImage: not base64; `subject` says of what.
+    """
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{subject}: expected base64 text, got {kind_of(text)}")
+    prefix = _DATA_URI.match(text)
+    encoded = "".join((text[prefix.end() :] if prefix else text).split())
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidImage(
+            f"{subject}: expected the file's content as base64 text, got {encoded[:40]!r}: {error}"
+        ) from error
+
+
+def kind_of(value: object) -> str:
+    """What JSON calls the kind of a value."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    kinds = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return kinds[type(value)]
+
+
+def _refuse_urls(fields: dict[str, Any]) -> None:
+    for text in _texts(list(fields.values())):
+        if _URL.match(text):
+            raise InvalidRequest(
+                f"images are not fetched from URLs, got {text.strip()[:100]!r}; send the file "
+                f"itself: {_SHAPE}, or curl -F {FILE_FIELDS[0]}=@photo.jpg"
+            )
+
+
+def _texts(values: list[Any]) -> Iterator[str]:
+    """The texts of the values, and of lists and objects among them, one level down."""
+    for value in values:
+        inner = value.values() if isinstance(value, dict) else _as_list(value)
+        yield from (text for text in inner if isinstance(text, str))
+
+
+def _check_names(fields: dict[str, Any]) -> None:
+    known = (*FILE_FIELDS, ID_FIELD)
+    for name in fields:
+        if name in DetectQuery.model_fields:
+            raise InvalidRequest(
+                f"{name!r} stands in the query and not in the body: /detect?{name}=..."
+            )
+        if name not in known:
+            kind = InvalidRequest if set(fields) & set(FILE_FIELDS) else NoImage
+            raise kind(
+                f"unknown name {name[:100]!r} in the JSON body: {did_you_mean(name, known)}"
+                f"known are {', '.join(known)}"
+            )
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _read_ids(value: Any) -> list[int]:
+    ids = _as_list(value)
+    if all(type(one) is int for one in ids):
+        return ids
+    raise InvalidRequest(f"expected whole numbers in {ID_FIELD!r}, got {json.dumps(value)[:100]}")
