@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from service.app import create_app, stop_taking_requests
+from service.http_protocol import bounded_protocol
 from service.settings import Settings
 
 logger = logging.getLogger("service")
@@ -41,6 +42,8 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,  # service.boundary writes that line
                 server_header=False,
+                http=bounded_protocol(settings, app.state.metrics),
+                ws="none",
                 backlog=BACKLOG,
                 timeout_graceful_shutdown=round(settings.drain_timeout_s) or 1,
             )

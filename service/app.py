@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from bundle.manifest import Bundle
 from engines.base import Engine, EngineFailure
 from service import pages, routes
+from service.body_limits import BodyLimits
 from service.boundary import Boundary, error_body
 from service.detector import Detector
 from service.errors import MethodNotAllowed, NotFound, ServiceError
@@ -75,7 +76,7 @@ def create_app(
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
-    app.add_middleware(Boundary, metrics=app.state.metrics, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Boundary, metrics=app.state.metrics, limits=BodyLimits.of(settings))
     return app
 
 

@@ -1,4 +1,4 @@
-"""The HTTP boundary: request ids, the body limit, one log line a request, the last `except`."""
+"""The HTTP boundary: request ids, limits of bodies, one log line a request, the last `except`."""
 
 import asyncio
 import json
@@ -6,14 +6,15 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import ClientGone, PayloadTooLarge, ServiceError
+from service.body_limits import BodyLimits, limit_body
+from service.errors import ClientGone, ServiceError
 from service.metrics import Metrics
 from service.schemas import ErrorDetail, ErrorResponse
 
@@ -31,10 +32,10 @@ _QUIET_PATHS = {"/healthz", "/readyz", "/metrics"}  # asked every few seconds, s
 class Boundary:
     """ASGI middleware around the whole app."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, limits: BodyLimits) -> None:
         self._app = app
         self._metrics = metrics
-        self._max_body_bytes = max_body_bytes
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; anything but HTTP is passed on as it is."""
@@ -62,7 +63,7 @@ class Boundary:
             await send(message)
 
         try:
-            await self._app(scope, self._limited(headers, receive), send_marked)
+            await self._app(scope, limit_body(scope, receive, limits=self._limits), send_marked)
         except Exception:
             logger.exception("request %s failed", request_id)
             self._metrics.rejects.labels(ServiceError.code).inc()
@@ -70,29 +71,6 @@ class Boundary:
                 await _send_error(ServiceError("an internal error; the log says more"), send_marked)
         finally:
             self._account(scope, status, time.perf_counter() - started, request_id, log_fields)
-
-    def _limited(self, headers: Headers, receive: Receive) -> Receive:
-        """`receive` that raises PayloadTooLarge as soon as the body is known to be too long."""
-        declared = headers.get("content-length", "")
-        num_bytes = 0
-
-        async def receive_limited() -> Message:
-            nonlocal num_bytes
-            if declared.isdigit() and int(declared) > self._max_body_bytes:
-                raise self._too_large(f"{int(declared)} bytes")
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_body_bytes:
-                raise self._too_large("more")
-            return message
-
-        return receive_limited
-
-    def _too_large(self, arrived: str) -> PayloadTooLarge:
-        return PayloadTooLarge(
-            f"expected a body of at most {self._max_body_bytes} bytes, got {arrived}; "
-            "send fewer or smaller images, or raise the service's DETR_MAX_BODY_BYTES"
-        )
 
     def _account(
         self, scope: Scope, status: int, seconds: float, request_id: str, fields: dict[str, Any]
@@ -111,10 +89,7 @@ class Boundary:
             "client": client[0] if client else None,
             **fields,
         }
-        level = logging.DEBUG if path in _QUIET_PATHS else logging.INFO
-        if access_logger.isEnabledFor(level):
-            line = " ".join(f"{key}={_logfmt(value)}" for key, value in record.items())
-            access_logger.log(level, "%s", line)
+        log_access(record, logging.DEBUG if path in _QUIET_PATHS else logging.INFO)
 
 
 def _without_trailing_slash(scope: Scope) -> Scope:
@@ -122,6 +97,13 @@ def _without_trailing_slash(scope: Scope) -> Scope:
     path = scope["path"]
     is_changed = scope["method"] == "POST" and path.endswith("/")
     return {**scope, "path": path.rstrip("/") or "/"} if is_changed else scope
+
+
+def log_access(record: Mapping[str, object], level: int = logging.INFO) -> None:
+    """The line of one request, as key=value."""
+    if access_logger.isEnabledFor(level):
+        line = " ".join(f"{key}={_logfmt(value)}" for key, value in record.items())
+        access_logger.log(level, "%s", line)
 
 
 def error_body(error: ServiceError) -> bytes:

@@ -6,6 +6,10 @@ ServiceError
 │   └── UnknownClass       422  a class that the model does not know
 ├── InvalidImage           422  cannot be decoded, or has too many pixels
 ├── MalformedBody          400  not the form or JSON it says it is
+├── MalformedRequest       400  no HTTP that can be read
+├── HeadersTooLarge        431  path and headers are over the limit
+├── RequestTimeout         408  headers or body come too slowly
+├── TooManyConnections     503  every connection that there may be is in use
 ├── NotFound               404  nothing at that path
 ├── MethodNotAllowed       405  something, but not for that method
 ├── NotAcceptable          406  an answer of that type is not possible here
@@ -66,6 +70,39 @@ class InvalidImage(ServiceError):
 
     status = 422
     code = "invalid_image"
+
+
+class MalformedRequest(ServiceError):
+    """What was sent is no HTTP that can be read."""
+
+    status = 400
+    code = "malformed_request"
+
+
+class HeadersTooLarge(ServiceError):
+    """Path and headers, or the trailers of a body, are larger than the limit."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class RequestTimeout(ServiceError):
+    """The client sends its request too slowly."""
+
+    status = 408
+    code = "request_timeout"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The rest of the request is not waited for."""
+        return {**super().headers, "Connection": "close"}
+
+
+class TooManyConnections(ServiceError):
+    """Every connection that there may be is open and has a request."""
+
+    status = 503
+    code = "too_many_connections"
 
 
 class MalformedBody(ServiceError):

@@ -79,6 +79,39 @@ class Settings(BaseSettings):
             "none.",
         ),
     ] = DEFAULT_GPU_OPTIONS.max_graphs
+    max_connections: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Most connections; at the limit, one without a request is closed for "
+            "another.",
+        ),
+    ] = 1000
+    max_header_bytes: Annotated[
+        int, Field(ge=256, description="Most bytes of path and headers of a request.")
+    ] = 16 * 1024
+    header_timeout_s: Annotated[
+        float, Field(gt=0, description="Longest time in seconds for the headers of a request.")
+    ] = 10.0
+    body_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Longest time in seconds for the body of a request, besides what "
+            "DETR_MIN_BODY_BYTES_PER_S allows.",
+        ),
+    ] = 20.0
+    min_body_bytes_per_s: Annotated[
+        int, Field(ge=1, description="Bytes that make the time for a body a second longer.")
+    ] = 16 * 1024
+    write_timeout_s: Annotated[
+        float,
+        Field(gt=0, description="Longest time in seconds that a client may not read its answer."),
+    ] = 20.0
+    keep_alive_timeout_s: Annotated[
+        float,
+        Field(gt=0, description="Longest time in seconds that a connection waits between requests"),
+    ] = 5.0
     drain_delay_s: Annotated[
         float,
         Field(

@@ -1,0 +1,285 @@
+"""uvicorn's HTTP protocol with limits to what a client may send, and for how long.
+
+uvicorn bounds neither headers nor the time that they take, reads on while answers to pipelined
+requests wait, and answers what it cannot parse as plain text.
+"""
+
+import asyncio
+import uuid
+from enum import Enum
+from functools import partial
+from http import HTTPStatus
+from typing import Any, cast
+
+import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.boundary import REQUEST_ID, error_body, log_access
+from service.connections import ConnectionTable, possible_connections
+from service.errors import (
+    HeadersTooLarge,
+    MalformedRequest,
+    RequestTimeout,
+    ServiceError,
+    TooManyConnections,
+)
+from service.metrics import Metrics
+from service.settings import Settings
+
+STEP_BYTES = 4096  # parsed at a time: no more than 228 of the shortest requests
+LINGER_S = 2.0  # for a client to read why it was refused: closed at once, it would see a reset
+
+
+def bounded_protocol(settings: Settings, metrics: Metrics) -> type[asyncio.Protocol]:
+    """What uvicorn takes as `http`, with the limits of the settings."""
+    table = ConnectionTable(possible_connections(settings.max_connections))
+    protocol = partial(BoundedProtocol, settings=settings, metrics=metrics, table=table)
+    return cast(type[asyncio.Protocol], protocol)
+
+
+class Reading(Enum):
+    """What the next bytes of a connection belong to."""
+
+    NOTHING = 0  # between requests
+    HEADERS = 1
+    BODY = 2
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection. Belongs to the event loop."""
+
+    def __init__(
+        self, *, settings: Settings, metrics: Metrics, table: ConnectionTable, **uvicorn_s: Any
+    ) -> None:
+        super().__init__(**uvicorn_s)
+        self.timeout_keep_alive = settings.keep_alive_timeout_s  # type: ignore[assignment]
+        self._settings = settings
+        self._metrics = metrics
+        self._table = table
+        self._held = b""  # received, and not parsed while answers are due
+        self._reading = Reading.NOTHING
+        self._header_bytes = 0  # of this request, trailers included
+        self._silent_bytes = 0  # since the parser last told of anything
+        self._fault: ServiceError | None = None  # why a callback stopped the parser
+        self._is_refused = False  # whatever comes is thrown away
+        self._stall_timer: asyncio.TimerHandle | None = None
+
+    # --- the connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the connection if there is room for it."""
+        super().connection_made(transport)
+        self.flow = _Flow(self, transport)
+        if self._table.has_room(len(self.connections)):
+            self._await_request(self._settings.header_timeout_s)
+        else:
+            self._answer(TooManyConnections(f"all {self._table.most} connections are in use"))
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        super().connection_lost(exc)
+        self._table.remove(self)
+        self._unset_keepalive_if_required()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+
+    def evict(self) -> None:
+        """Make room for another connection: this one waits for its next request."""
+        self.transport.close()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """No request has come, or only part of its headers."""
+        if self.transport.is_closing():
+            return
+        if self._reading is not Reading.HEADERS:
+            self.transport.close()
+        elif self.flow.read_paused:  # it is us who do not read on
+            self._start_timer(self._settings.header_timeout_s)
+        else:
+            self._refuse(
+                RequestTimeout(
+                    "expected all headers of the request within "
+                    f"{self._settings.header_timeout_s:g} s"
+                )
+            )
+
+    def pause_writing(self) -> None:
+        """The client reads its answers more slowly than they are made."""
+        super().pause_writing()
+        self._watch_writing(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        super().resume_writing()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+
+    def _watch_writing(self, num_unread: int) -> None:
+        self._stall_timer = self.loop.call_later(
+            self._settings.write_timeout_s, self._check_writing, num_unread
+        )
+
+    def _check_writing(self, num_unread: int) -> None:
+        now_unread = self.transport.get_write_buffer_size()
+        if now_unread < num_unread:
+            self._watch_writing(now_unread)
+        else:
+            self.transport.abort()
+
+    def _await_request(self, seconds: float) -> None:
+        self._table.add(self)
+        self._start_timer(seconds)
+
+    def _start_timer(self, seconds: float) -> None:
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            seconds, self.timeout_keep_alive_handler
+        )
+
+    # --- what is received
+
+    def data_received(self, data: bytes) -> None:
+        """Parse until a request has to wait for the answers before its own."""
+        if not self._is_refused:
+            self._held += data
+            self._parse_held()
+
+    def _parse_held(self) -> None:
+        data, position = memoryview(self._held), 0
+        while position < len(data) and not self.pipeline and not self._is_refused:
+            self._parse(data[position : position + STEP_BYTES])
+            position += STEP_BYTES
+        self._held = b"" if self._is_refused else bytes(data[position:])
+        if self._held:
+            self.flow.pause_reading()
+
+    def _parse(self, data: memoryview) -> None:
+        self._silent_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            return  # no other protocol is spoken: the request is answered as it is
+        except httptools.HttpParserError as error:
+            self._refuse(self._fault or MalformedRequest(f"expected HTTP/1.1, got: {error}"))
+            return
+        if self._silent_bytes > self._settings.max_header_bytes:
+            self._refuse(self._too_large())
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        super().on_message_begin()
+        self._reading = Reading.HEADERS
+        self._header_bytes = 0
+        self._start_timer(self._settings.header_timeout_s)
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the path and the query."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer of a body in chunks."""
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The request can be answered."""
+        super().on_headers_complete()  # raises where the path is none
+        self._reading = Reading.BODY
+        self._unset_keepalive_if_required()
+        self._table.remove(self)
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body; how long it may take is up to service.body_limits."""
+        self._silent_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The last byte of a request."""
+        self._reading = Reading.NOTHING
+        self._silent_bytes = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The next request has its turn."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        if not self.pipeline:
+            self._parse_held()
+            self.flow.resume_reading()
+        if self.cycle.response_complete:
+            self._table.add(self)
+
+    def _count(self, num_bytes: int) -> None:
+        self._silent_bytes = 0
+        self._header_bytes += num_bytes
+        if self._header_bytes > self._settings.max_header_bytes:
+            self._fault = self._too_large()
+            raise self._fault  # stops the parser
+
+    def _too_large(self) -> HeadersTooLarge:
+        return HeadersTooLarge(
+            f"expected at most {self._settings.max_header_bytes} bytes of path and headers, got "
+            "more; parameters of images belong in the body"
+        )
+
+    # --- what is refused
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Read no more; what was read before is still answered, and then the connection closes."""
+        self._is_refused = True
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if is_answering:
+            self.cycle.keep_alive = False
+        if self._reading is Reading.BODY and is_answering:
+            self.cycle.scope["state"]["fault"] = error  # service.boundary raises it
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
+        elif self._reading is Reading.BODY:
+            self.transport.close()  # of a request that has its answer
+        elif not is_answering:
+            self._answer(error)
+            self._linger()
+
+    def _answer(self, error: ServiceError) -> None:
+        """An answer to what never became a request."""
+        self._is_refused = True
+        self._metrics.requests.labels("other", str(error.status)).inc()
+        self._metrics.rejects.labels(error.code).inc()
+        request_id = uuid.uuid4().hex
+        client = self.client[0] if self.client else None
+        log_access(
+            {"status": error.status, "request_id": request_id, "client": client, "code": error.code}
+        )
+        body = error_body(error)
+        headers = {
+            "Content-Type": "application/json",
+            "Content-Length": len(body),
+            "Connection": "close",
+            REQUEST_ID: request_id,
+            **error.headers,
+        }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        status_line = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+        self.transport.write(f"{status_line}{lines}\r\n".encode() + body)
+
+    def _linger(self) -> None:
+        self.transport.write_eof()
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(LINGER_S, self.transport.abort)
+
+
+class _Flow(FlowControl):
+    """Reads nothing while requests wait for the answers before theirs."""
+
+    def __init__(self, protocol: BoundedProtocol, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self._protocol = protocol
+
+    def resume_reading(self) -> None:
+        """Read on, if there is nothing left to be answered first."""
+        if not self._protocol.pipeline and not self._protocol._held:
+            super().resume_reading()

@@ -1,0 +1,185 @@
+"""Limits of connections, headers and slow clients: a real server, and clients that abuse it."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.service.attacks import Target, flood, many, read_all, read_answer, trickle
+
+POST = b"POST /detect HTTP/1.1\r\nHost: a\r\n"
+FORM = b"Content-Type: multipart/form-data; boundary=b\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def target(start: Callable[..., Any]) -> Target:
+    return Target(
+        start(
+            max_connections=30,
+            header_timeout_s=1,
+            body_timeout_s=1,
+            write_timeout_s=1,
+            keep_alive_timeout_s=1,
+            log_level="debug",
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nA: ", b"x" * 1000),
+        (b"GET /healthz HTTP/1.1\r\n", b"A: %s\r\n" % (b"x" * 100)),
+        (b"GET /", b"x" * 1000),
+        (CHUNKED + b"0\r\n", b"A: %s\r\n" % (b"x" * 100)),
+        (CHUNKED + b"0\r\nA: ", b"x" * 1000),
+        (CHUNKED + b"1;a=", b"x" * 1000),
+    ],
+    ids=["a header", "headers", "a path", "trailers", "a trailer", "a chunk's extension"],
+)
+def test_endless_headers_are_cut(target: Target, begin: bytes, more: bytes) -> None:
+    with target.connect() as client:
+        num_sent_mb = flood(client, begin, more, most_mb=200)
+        answer = read_answer(client)
+
+    assert (answer.status, answer.code) == (431, "headers_too_large")
+    assert "x-request-id: " in answer.headers.lower()
+    assert num_sent_mb < 50
+    assert target.growth_mb() < 50
+
+
+def test_headers_within_the_limit_are_read(target: Target) -> None:
+    answer = httpx.get(f"{target.address}/healthz", headers={"A": "x" * 15_000})
+
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("path", [b"/healthz", b"/openapi.json"])
+def test_pipelined_requests_whose_answers_are_not_read_are_not_read_either(
+    target: Target, path: bytes
+) -> None:
+    with target.connect() as client:
+        num_sent_mb = flood(client, b"", b"GET %s HTTP/1.1\r\n\r\n" % path * 1000, most_mb=200)
+        others = httpx.get(f"{target.address}/healthz")
+
+    assert num_sent_mb < 50
+    assert target.growth_mb() < 50
+    assert others.elapsed.total_seconds() < 1
+
+
+def test_pipelined_requests_are_answered_in_their_order(target: Target) -> None:
+    requests = [b"GET /%d HTTP/1.1\r\n\r\n" % index for index in range(300)]
+    last = b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n"
+
+    with target.connect() as client:
+        client.sendall(b"".join([*requests, last]))
+        answers = read_all(client)
+
+    assert re.findall(rb"GET /(\d+):", answers) == [b"%d" % index for index in range(300)]
+    assert answers.endswith(b'{"status":"ok"}')
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"GET /healthz HTTP/1.1\r\n", b"A: b\r\n"),
+        (POST + b"Content-Length: 100\r\n\r\n", b"x"),
+        (POST + FORM + b"Content-Length: 100\r\n\r\n--b\r\nA: ", b"x"),
+        (CHUNKED, b"1\r\nx\r\n"),
+    ],
+    ids=["headers", "a body", "a form", "chunks"],
+)
+def test_what_comes_too_slowly_is_cut(target: Target, begin: bytes, more: bytes) -> None:
+    with target.connect() as client:
+        trickle(client, begin, more, every_s=0.3)
+        answer = read_answer(client)
+
+    assert (answer.status, answer.code) == (408, "request_timeout")
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [b"", b"GET /healthz HTTP/1.1\r\n\r\n", b"GET /healthz HTTP/1.1\r\nContent-Length: 9\r\n\r\n"],
+    ids=["nothing", "a request", "a request without its body"],
+)
+def test_a_connection_on_which_nothing_happens_is_closed(target: Target, begin: bytes) -> None:
+    with target.connect() as client:
+        client.sendall(begin)
+
+        answers = read_all(client)
+
+    assert answers.count(b"HTTP/1.1 200") == bool(begin)
+
+
+def test_idle_connections_beyond_the_limit_make_room_and_are_told_of(target: Target) -> None:
+    with many(target, 60):
+        others = [httpx.get(f"{target.address}/healthz").status_code for _ in range(3)]
+
+    assert others == [200, 200, 200]
+    assert any("30 connections are open" in line for line in target.process.log)
+
+
+def test_a_client_is_refused_where_every_connection_has_a_request(target: Target) -> None:
+    with many(target, 30) as clients:
+        for client in clients:
+            client.sendall(POST + b"Content-Length: 100\r\nExpect: 100-continue\r\n\r\n")
+        for client in clients:
+            client.recv(100)  # that the service waits for the body
+        with target.connect() as client:
+            answer = read_answer(client)
+
+    assert (answer.status, answer.code) == (503, "too_many_connections")
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"\0\1\2\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\n\r\n",
+        b"CONNECT a:1 HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nA b\r\n\r\n",
+        CHUNKED + b"x\r\n",
+    ],
+)
+def test_what_is_no_http_is_told_in_json_and_counted(target: Target, request_bytes: bytes) -> None:
+    counter = 'detr_rejects_total{code="malformed_request"}'
+    before = target.metric(counter)
+
+    with target.connect() as client:
+        client.sendall(request_bytes)
+        answer = read_answer(client)
+
+    assert (answer.status, answer.code) == (400, "malformed_request")
+    assert "x-request-id: " in answer.headers.lower()
+    assert target.metric(counter) == before + 1
+
+
+def test_what_follows_a_good_request_does_not_spoil_its_answer(target: Target) -> None:
+    with target.connect() as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\n\r\n" + b"\0" * 100)
+
+        answers = read_all(client)
+
+    assert answers.startswith(b"HTTP/1.1 200")
+    assert answers.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize(
+    "content_type", [b"image/png", b"multipart/form-data; boundary=b"], ids=["raw", "form"]
+)
+def test_a_client_that_aborts_its_upload_is_no_error_of_the_service(
+    target: Target, content_type: bytes
+) -> None:
+    counter = 'detr_requests_total{path="/detect",status="499"}'
+    before = target.metric(counter)
+
+    with target.connect() as client:
+        client.sendall(POST + b"Content-Type: %s\r\nContent-Length: 100\r\n\r\n--b" % content_type)
+
+    assert target.wait_until(lambda: target.metric(counter) == before + 1)
+    assert not any("Traceback" in line for line in target.process.log)
