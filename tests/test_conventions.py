@@ -32,6 +32,8 @@ FOLDERS = {name: ours for name, (ours,) in import_table("Inside a package").item
 
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
+MAX_LINES = 400
+
 # The options of every command, frozen: a new knob is a field of a config or of Settings.
 COMMANDS = {
     "model.train": ["--config", "--data", "--init", "--out", "--resume"],
@@ -228,6 +230,13 @@ def test_every_layer_says_which_shapes_it_maps(path):
               and not re.search(r"\((B|\.\.\.), ", ast.get_docstring(node) or "")]  # fmt: skip
 
     assert silent == []
+
+
+@pytest.mark.parametrize("folder", [*PACKAGES, "tests"])
+def test_a_file_fits_in_a_head(folder):
+    lengths = {path: len(path.read_text().splitlines()) for path in (ROOT / folder).rglob("*.py")}
+
+    assert [relative(path) for path, length in lengths.items() if length > MAX_LINES] == []
 
 
 def num_positional(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

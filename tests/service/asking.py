@@ -1,11 +1,14 @@
 """Asking an app over ASGI, and reading what it answers."""
 
+import asyncio
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
+
+from tests.fakes import FakeEngine
 
 
 @asynccontextmanager
@@ -47,3 +50,15 @@ async def post_by_hand(
         pass
 
     await app(scope, receive, send)
+
+
+async def begin_and_hold(
+    client: httpx.AsyncClient, engine: FakeEngine, png_bytes: bytes
+) -> "asyncio.Task[httpx.Response]":
+    """Keep the engine busy with one image until its gate is opened."""
+    engine.gate.shut()
+    for _ in engine.batch_shapes:  # arrivals of the warm-up
+        engine.gate.wait_for_arrival()
+    request = asyncio.ensure_future(client.post("/detect", content=png_bytes))
+    await asyncio.to_thread(engine.gate.wait_for_arrival)
+    return request
