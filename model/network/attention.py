@@ -100,6 +100,7 @@ class SelfAttention(nn.Module):
         q, k = F.linear(positioned, weight_qk, bias_qk).chunk(2, dim=-1)
         v = F.linear(queries, weight_v, bias_v)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        # F.scaled_dot_product_attention gives the same, but in ONNX it is 35 nodes instead of 26.
         scores = q @ k.transpose(-1, -2) / math.sqrt(hidden_dim // self.num_heads)
         weights = F.dropout(scores.softmax(-1), self.dropout, self.training)  # (B, M, Q, Q)
         output: Tensor = self.out_proj((weights @ v).transpose(1, 2).flatten(-2))
