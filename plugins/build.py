@@ -94,7 +94,7 @@ def _tensorrt_plugin() -> Iterator[Library]:
     known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
     yield Library(
         library.TENSORRT_PLUGIN,
-        (OP / "bindings" / "tensorrt_plugin.cpp", CORE / "kernel_cuda.cu"),
+        (*sorted((OP / "bindings").glob("tensorrt_*.cpp")), CORE / "kernel_cuda.cu"),
         compiler=nvcc,
         flags=(*NVCC_FLAGS, *gpu_code(known.stdout.split()), "-isystem", str(headers)),
         link_flags=("--cudart=static",),

@@ -39,7 +39,7 @@ needs_compiler = pytest.mark.skipif(
 HEADERS = (
     *sorted(EMULATOR.glob("*.h")),
     *(CORE / name for name in ("kernel_cuda.h", "params.h", "sampling.h")),
-    BINDINGS / "tensorrt_plugin.h",
+    *sorted(BINDINGS.glob("tensorrt_*.h")),
 )
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # numbers of detr::DataType

@@ -13,7 +13,7 @@ def emulated_plugin() -> Path:
     It takes tensors in the memory of the host, so no engine can run it; TensorRT registers it,
     parses graphs and builds engines with it as with the plugin itself.
     """
-    sources = (BINDINGS / "tensorrt_plugin.cpp", KERNEL, EMULATOR / "fibres.cpp")
+    sources = (*sorted(BINDINGS.glob("tensorrt_*.cpp")), KERNEL, EMULATOR / "fibres.cpp")
     link = ("-shared", "-Wl,-z,defs", "-ldl")
     return build("libms_deform_attn_tensorrt_emulated.so", sources, _flags(), link)
 
