@@ -7,7 +7,8 @@ call it. Normalisation happens inside the graph, which takes uint8.
 import io
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import cv2
@@ -130,16 +131,10 @@ def decode_image(
     if not data:
         raise UndecodableImage("expected an image, got 0 bytes")
     image_format = _sniff_format(data, formats)
-    try:
+    with _decoding(image_format):
         image = _load(data, image_format, max_pixels)
         orientation = _orientation(image, data)
         image = _to_rgb(image, data)
-    except UndecodableImage:
-        raise
-    except UnidentifiedImageError as error:
-        raise UndecodableImage(f"the {image_format} image is damaged: unreadable header") from error
-    except _DECODER_ERRORS as error:
-        raise UndecodableImage(f"the {image_format} image is damaged: {error}") from error
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
     return np.array(image)
@@ -152,19 +147,26 @@ def read_header(data: bytes, formats: Sequence[str] = SERVED_FORMATS) -> ImageHe
         UnsupportedImage, UndecodableImage: as `decode_image`, as far as the header tells.
     """
     image_format = _sniff_format(data, formats)
-    try:
+    with _decoding(image_format):
         image = _open(data, image_format, MAX_PIXELS)
         orientation = _orientation(image, data)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size Pillow gives as displayed
+        return ImageHeader((image.height, image.width), image.tag_v2.get(_EXIF_ORIENTATION, 1))
+    stored = ImageHeader((image.height, image.width), orientation)
+    return ImageHeader(stored.stored_size, orientation)  # changing places twice changes nothing
+
+
+@contextmanager
+def _decoding(image_format: str) -> Iterator[None]:
+    """Turns what decoders raise into UndecodableImage."""
+    try:
+        yield
     except UndecodableImage:
         raise
     except UnidentifiedImageError as error:
         raise UndecodableImage(f"the {image_format} image is damaged: unreadable header") from error
     except _DECODER_ERRORS as error:
         raise UndecodableImage(f"the {image_format} image is damaged: {error}") from error
-    if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size Pillow gives as displayed
-        return ImageHeader((image.height, image.width), image.tag_v2.get(_EXIF_ORIENTATION, 1))
-    stored = ImageHeader((image.height, image.width), orientation)
-    return ImageHeader(stored.stored_size, orientation)  # changing places twice changes nothing
 
 
 def resized_size(height: int, width: int, *, short_side: int, long_side: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +27,7 @@ class StopRequest:
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 

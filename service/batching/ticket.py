@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
 from service.errors import DeadlineExceeded, ServiceError
@@ -108,10 +107,5 @@ class Ticket(Generic[Item, Result]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.leave()

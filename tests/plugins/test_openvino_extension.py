@@ -15,6 +15,7 @@ from engines.cpu.openvino_graph import prepare_graph
 from model.network.ops.reference import ms_deform_attn_reference
 from plugins import library
 from tests.ops.cases import CASES, OpCase
+from tests.plugins.openvino_core import core_with_operator
 
 DEMO = Path(__file__).parents[2] / "bundles" / "demo"
 INPUTS = {
@@ -66,12 +67,7 @@ def expected(case: OpCase) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def core() -> ov.Core:
-    path = library.find(library.openvino_extension())
-    if path is None:
-        pytest.skip("the OpenVINO extension is not built: no C++ compiler")
-    core = ov.Core()
-    core.add_extension(str(path))
-    return core
+    return core_with_operator()
 
 
 @pytest.fixture

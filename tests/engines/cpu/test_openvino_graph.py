@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.cpu.openvino_graph import prepare_graph
-from plugins import library
+from tests.plugins.openvino_core import core_with_operator
 
 HEADS, LEVELS, POINTS, CHANNELS, QUERIES = 2, 2, 3, 8, 5
 SHAPES = np.array([(4, 6), (2, 3)], np.int32)
@@ -31,12 +31,7 @@ Layer = tuple[list[onnx.NodeProto], Tensors]
 
 @pytest.fixture(scope="module")
 def core() -> ov.Core:
-    path = library.find(library.openvino_extension())
-    if path is None:
-        pytest.skip("the OpenVINO extension is not built: no C++ compiler")
-    core = ov.Core()
-    core.add_extension(str(path))
-    return core
+    return core_with_operator()
 
 
 @pytest.fixture
