@@ -27,6 +27,8 @@ def print_conversion(checkpoint: Checkpoint, destination: Path) -> None:
     """Prints what a published file became: output -> id -> name."""
     made, model = checkpoint.provenance, checkpoint.config.model
     print(f"{destination}: {model.variant}, {model.num_classes} classes, from {made['layout']}")
+    images = checkpoint.config.preprocess
+    print(f"images: short side {images.short_side}, long side at most {images.long_side} pixels")
     print(f"classes: {made['classes']}\noutput -> id -> name")
     for output, info in enumerate(checkpoint.classes):
         print(f"{output:>6} -> {info.id} -> {info.name}")

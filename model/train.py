@@ -40,7 +40,12 @@ from model.network.deformable_detr import DeformableDetr
 from model.network.inference import DetectionModel, torch_predictor
 from model.progress import progress_bar
 from model.training.interrupt import Interrupted, StopRequest
-from model.training.memory import OUT_OF_MEMORY, is_out_of_memory
+from model.training.memory import (
+    OUT_OF_MEMORY,
+    MemoryRanOut,
+    is_out_of_memory,
+    saved_if_memory_runs_out,
+)
 from model.training.optimiser_step import forward_dtype, take_step
 from model.training.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
 from model.training.starting_weights import check_start, load_starting_weights
@@ -81,6 +86,7 @@ def train(
         ValueError: configuration, starting weights or the saved run do not allow it, or the
             loss is NaN or infinite (`NonFiniteLoss`).
         LoadingFailed: an image could not be loaded, or a process that loads them was killed.
+        MemoryRanOut: no memory was left for a step.
         OSError: a file could not be written; the one before it is intact.
     """
     config = replace(config, model=replace(config.model, num_classes=len(data.classes)))
@@ -192,6 +198,7 @@ def train_epoch(
     Raises:
         Interrupted: a stop was requested; the step was finished and saved.
         LoadingFailed: an image could not be loaded; the steps before were saved.
+        MemoryRanOut: memory was short in a step; the steps before were saved where they could be.
         NonFiniteLoss: the step at hand changed and saved nothing.
     """
     progress = state.progress
@@ -213,7 +220,8 @@ def train_epoch(
         for batches in steps:
             factor = schedule_factor(progress.step, num_steps, config=config)
             set_learning_rate(state.optimizer, factor)
-            values = take_step(state, batches, config=config, dtype=dtype)
+            with saved_if_memory_runs_out(state, save):
+                values = take_step(state, batches, config=config, dtype=dtype)
 
             now = time.monotonic()
             progress.seconds += now - step_start
@@ -335,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             resume=args.resume,
             init=args.init,
         )
-    except (ValueError, OSError, LoadingFailed) as error:
+    except (ValueError, OSError, LoadingFailed, MemoryRanOut) as error:
         log.error("error: %s", error)
         return 1
     except (MemoryError, RuntimeError) as error:

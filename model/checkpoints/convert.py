@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bundle.preprocess import Preprocess
 from model.checkpoints.checkpoint_file import Checkpoint, first_mismatch
 from model.checkpoints.mmdet_config import average_is_in_weights
 from model.checkpoints.published_classes import settle_outputs
@@ -19,12 +20,17 @@ from model.checkpoints.published_file import read_content, read_settings
 from model.checkpoints.published_heads import count_indices, keep_outputs, settle_heads
 from model.checkpoints.published_layouts import Layout, find_layout, rename
 from model.checkpoints.published_settings import Settings
+from model.checkpoints.shards import is_index, parts_of
 from model.checkpoints.state_dicts import Tensors, find_state
 from model.config import ModelConfig, Variant
 from model.configs import base, refine, two_stage
 from model.network.deformable_detr import DeformableDetr
 
 log = logging.getLogger(__name__)
+_ASSUMED_SIZE = (
+    f"the file does not tell how large images are: a short side of {Preprocess().short_side} and a "
+    f"long side of at most {Preprocess().long_side} pixels were taken, as published"
+)
 _RECIPES = {Variant.BASE: base, Variant.REFINE: refine, Variant.TWO_STAGE: two_stage}
 
 
@@ -41,8 +47,9 @@ def convert(
     taken for granted ("assumed"), each as a list of sentences.
 
     Args:
-        source: a file of torch.save (read without executing anything in it) or of safetensors. A
-            config.json beside a Hugging Face file gives class names and sizes.
+        source: a file of torch.save (read without executing anything in it) or of safetensors, or
+            the index of several. A config.json beside a Hugging Face file gives class names and
+            sizes, a preprocessor_config.json the size of images.
         annotations: COCO annotation file that the model was trained on.
         num_heads: attention heads. The tensors do not tell; without it the file's own settings
             are taken, or 8.
@@ -97,6 +104,8 @@ def _convert(
     assumed = [outputs.assumed] if outputs.assumed else []
     sizes, untold = _settle_sizes(tensors, settings, variant, num_heads, num_queries)
     assumed += untold
+    if settings.preprocess is None and layout is not Layout.AUTHORS:  # whose code is of one size
+        assumed.append(_ASSUMED_SIZE)
     config = _infer_config(tensors, variant, *sizes)
     _require_agreement(config, settings)
     _require_whole(source, tensors, config, layout)
@@ -115,8 +124,12 @@ def _convert(
         "notes": notes,
         "assumed": assumed,
     }
+    if is_index(source):
+        provenance["parts"] = {part.name: sha256(part) for part in parts_of(source)}
     state = {name: x.contiguous() for name, x in tensors.items()}
-    recipe = replace(_RECIPES[variant](), model=config)
+    recipe = replace(
+        _RECIPES[variant](), model=config, preprocess=settings.preprocess or Preprocess()
+    )
     return Checkpoint(source, recipe, outputs.classes, provenance, {}, state)
 
 

@@ -6,8 +6,10 @@ The text is parsed, never run.
 import ast
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from model.checkpoints.published_preprocess import from_test_pipeline
 from model.checkpoints.published_settings import Settings, collect, refuse, require_supported
 
 _WHERE = "meta.cfg"
@@ -71,7 +73,8 @@ def from_mmdet(meta: Mapping[str, Any]) -> Settings:
     _require_parts(model)
     _require_transformer(model)
     _require_colours(config)
-    return collect(_WHERE, _sizes(model), names=_SIZES, classes=classes)
+    settings = collect(_WHERE, _sizes(model), names=_SIZES, classes=classes)
+    return replace(settings, preprocess=from_test_pipeline(_WHERE, config))
 
 
 def read_config(meta: Mapping[str, Any]) -> Config:

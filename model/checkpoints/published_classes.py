@@ -69,7 +69,7 @@ def settle_outputs(
 def read_categories(annotations: Path) -> tuple[ClassInfo, ...]:
     """The categories of a COCO annotation file, in its order; ValueError if it is none."""
     try:
-        categories = json.loads(annotations.read_text())["categories"]
+        categories = json.loads(annotations.read_bytes())["categories"]
         classes = tuple(ClassInfo(id=entry["id"], name=entry["name"]) for entry in categories)
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{annotations} is no COCO annotation file ({error!r})") from error

@@ -5,11 +5,11 @@ tensors, plain containers and the classes allowed by name below.
 """
 
 import argparse
-import json
 import pickle
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from model.checkpoints.checkpoint_file import METADATA_KEY
 from model.checkpoints.file_kind import is_safetensors, name_foreign_kind
 from model.checkpoints.mmdet_config import from_mmdet
 from model.checkpoints.published_layouts import Layout
+from model.checkpoints.published_preprocess import PREPROCESSOR_FILE, from_preprocessor_config
 from model.checkpoints.published_settings import Settings, from_authors, from_hugging_face
+from model.checkpoints.shards import index_of, is_index, read_json_object, read_shards
 
 
 class _Inert:
@@ -79,6 +81,16 @@ def read_content(source: Path) -> Mapping[Any, Any]:
     """
     if not source.is_file():
         raise ValueError(f"{source}: no such file; name the weights file itself, not its directory")
+    if is_index(source):
+        return read_shards(source, _read_file)
+    if index := index_of(source):
+        raise ValueError(
+            f"{source} is one of several parts of a model; give {index}, which names all of them"
+        )
+    return _read_file(source)
+
+
+def _read_file(source: Path) -> Mapping[Any, Any]:
     if kind := name_foreign_kind(source):
         raise ValueError(f"{source} is {kind}")
     if is_safetensors(source):
@@ -90,7 +102,7 @@ def read_content(source: Path) -> Mapping[Any, Any]:
 
 
 def read_settings(source: Path, content: Mapping[Any, Any], *, layout: Layout) -> Settings:
-    """What a file, or the config.json beside it, says of the model beside its tensors.
+    """What a file, or the JSON files beside it, say of the model beside its tensors.
 
     Raises:
         ValueError: a setting that changes the arithmetic is not supported; names it.
@@ -99,14 +111,19 @@ def read_settings(source: Path, content: Mapping[Any, Any], *, layout: Layout) -
         return from_authors(content["args"])
     if layout in (Layout.MMDET2, Layout.MMDET3) and isinstance(content.get("meta"), Mapping):
         return from_mmdet(content["meta"])
-    path = source.with_name("config.json")
-    if layout is not Layout.HUGGING_FACE or not path.is_file():
+    if layout is not Layout.HUGGING_FACE:
         return Settings()
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}, beside the weights, is not valid JSON: {error}") from error
-    return from_hugging_face(config)
+    config = _read_beside(source, "config.json")
+    preprocessor = _read_beside(source, PREPROCESSOR_FILE)
+    settings = Settings() if config is None else from_hugging_face(config)
+    if preprocessor is None:
+        return settings
+    return replace(settings, preprocess=from_preprocessor_config(preprocessor))
+
+
+def _read_beside(source: Path, name: str) -> dict[str, Any] | None:
+    path = source.with_name(name)
+    return read_json_object(path) if path.is_file() else None
 
 
 def _load_safetensors(source: Path) -> dict[str, Tensor]:

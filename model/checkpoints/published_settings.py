@@ -9,7 +9,9 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
+
+from bundle.preprocess import Preprocess
 
 # Backbones whose arithmetic is that of ResNet-50 with other numbers of blocks.
 _RESNETS = re.compile(r"(tv_|gluon_)?resnet(50|101|152)(_v1b)?(\..*)?$")
@@ -20,13 +22,14 @@ class Settings:
     """Sizes by field of `ModelConfig`, or "num_proposals", "with_box_refine" and "two_stage".
 
     where: what states them, for messages. names: how it spells each of them. class_names: by
-    output, None where it has none.
+    output, None where it has none. preprocess: of images, None where nothing is said of it.
     """
 
     where: str = "the file"
     values: Mapping[str, Any] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
+    preprocess: Preprocess | None = None
 
     def get(self, name: str) -> Any:
         """The value of a field, None where nothing is said of it."""
@@ -64,7 +67,7 @@ def collect(
     return Settings(where, values, spelled, tuple(map(str, classes)) if classes else None)
 
 
-def refuse(where: str, name: str, *, value: Any, supported: Any) -> None:
+def refuse(where: str, name: str, *, value: Any, supported: Any) -> NoReturn:
     """Raises the ValueError on a setting that this model does not follow."""
     raise ValueError(
         f"{where} says {name} = {value!r}, which changes the arithmetic; only {supported!r} is "
@@ -77,11 +80,12 @@ def require_supported(
 ) -> None:
     """ValueError where a setting that is given differs from the one that is supported."""
     for name, value in supported.items():
-        if name in given and not _is_same(given[name], value):
+        if name in given and not is_same(given[name], value):
             refuse(where, name, value=given[name], supported=value)
 
 
-def _is_same(found: Any, value: Any) -> bool:
+def is_same(found: Any, value: Any) -> bool:
+    """Whether a setting is the one that is supported."""
     if isinstance(value, float) and isinstance(found, int | float):
         return math.isclose(found, value)
     return bool(found == value)

@@ -1,12 +1,23 @@
 """When the memory of the training process itself runs out."""
 
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 
-OUT_OF_MEMORY = (
+from model.training.training_state import TrainingState
+
+ADVICE = (
     "no memory left: lower batch_size and raise accumulation_steps by as much, which trains the "
-    "same, or lower short_sides and long_side; what was saved last is whole, and a smaller batch "
-    "goes on from its last.safetensors with --init"
+    "same, or lower short_sides and long_side"
 )
+_SMALLER = "a smaller batch goes on from its last.safetensors with --init"
+OUT_OF_MEMORY = f"{ADVICE}; what was saved last is whole, and {_SMALLER}"
+
+
+class MemoryRanOut(Exception):
+    """No memory was left for a step; one line, which says what was saved."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -14,3 +25,41 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+@contextmanager
+def saved_if_memory_runs_out(state: TrainingState, save: Callable[[], None]) -> Iterator[None]:
+    """Around a step: saves the steps before it, as if it had not begun.
+
+    Nothing is saved where memory ran out amid the change of the weights, or is too short for
+    saving too. Raises MemoryRanOut in every case.
+    """
+    random = torch.get_rng_state()
+    cuda_random = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # which hold what the step had computed
+    else:
+        return
+    torch.set_rng_state(random)
+    if cuda_random is not None:
+        torch.cuda.set_rng_state(cuda_random)
+    if not state.is_between_steps or not _save_where_it_can_be(save):
+        raise MemoryRanOut(OUT_OF_MEMORY)
+    raise MemoryRanOut(
+        f"{ADVICE}; saved after step {state.progress.step}: the same command goes on from there "
+        f"where more memory is free, and {_SMALLER}"
+    )
+
+
+def _save_where_it_can_be(save: Callable[[], None]) -> bool:
+    try:
+        save()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True

@@ -53,10 +53,10 @@ def take_step(
             "was saved; the checkpoints of before are good. A lower learning_rate often helps"
         ) from None
     state.optimizer.step()
+    if state.average is not None:
+        state.average.update(state.progress.step + 1)
     state.progress.step += 1
     state.progress.step_in_epoch += 1
-    if state.average is not None:
-        state.average.update(state.progress.step)
     return {**terms, "loss": sum(terms.values()), "gradient_norm": norm.item()}
 
 

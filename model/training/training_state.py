@@ -53,6 +53,12 @@ class TrainingState:
         """The model that is evaluated and kept: the moving average where there is one."""
         return self.model if self.average is None else self.average.model
 
+    @property
+    def is_between_steps(self) -> bool:
+        """Whether the optimiser has changed all weights as often as steps are counted, or none."""
+        counts = [float(values["step"]) for values in self.optimizer.state.values()]
+        return max(counts, default=self.progress.step) == self.progress.step
+
     def save(self, path: Path, fingerprint: dict[str, Any]) -> None:
         """Write all of it and torch's random state; the file appears whole or not at all.
 

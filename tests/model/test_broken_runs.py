@@ -11,11 +11,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from model.configs import tiny
 from model.data.loading import open_data
 from model.data.workers import LoadingFailed
+from model.network.deformable_detr import DeformableDetr
 from model.train import train
+from model.training.memory import MemoryRanOut
 from tests.model.runs import (
     ROOT,
     assert_equal,
@@ -56,6 +62,35 @@ def test_what_goes_wrong_in_loading_is_one_line_and_the_step_saved(
     assert step == max(1, num_workers)
     assert "\n" not in str(error.value)
     assert multiprocessing.active_children() == []
+
+
+def fail_forward(count: int, error: Exception) -> RemovableHandle:
+    """Makes the forward pass of a training detector with that count raise an error, once."""
+    left = [count]
+
+    def fail(module: nn.Module, arguments: object) -> None:
+        left[0] -= isinstance(module, DeformableDetr) and module.training
+        if left[0] == 0:
+            left[0] = -1
+            raise error
+
+    return register_module_forward_pre_hook(fail)
+
+
+def test_a_run_whose_memory_ran_out_in_a_step_goes_on_exactly(
+    images: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    data = open_data(run_config(), images)
+    handle = fail_forward(
+        5, torch.OutOfMemoryError("CUDA")
+    )  # amid the second part of the third step
+
+    with pytest.raises(MemoryRanOut, match=r"^no memory left: lower batch_size.*after step 2: "):
+        train(run_config(), data, out_dir=tmp_path)
+    handle.remove()
+    train(run_config(), data, out_dir=tmp_path)
+
+    assert_equal(state_of(tmp_path), state_of(uninterrupted))
 
 
 def test_a_run_whose_worker_was_killed_goes_on_exactly(

@@ -199,6 +199,7 @@ def test_what_had_to_be_assumed_is_said_in_the_log_and_the_checkpoint(
     assumed = converted.provenance["assumed"]
     assert "names none of its 91 outputs: COCO's classes were taken" in assumed[0]
     assert "does not tell its attention heads: 8 were taken" in assumed[1]
+    assert len(assumed) == 2
     assert all(sentence in caplog.text for sentence in assumed)
 
 
@@ -207,13 +208,17 @@ def test_nothing_is_assumed_of_a_file_that_says_it_all(
 ) -> None:
     content = checkpoint("base", "mmdet3")
     attention = "dict(self_attn_cfg=dict(num_heads=8), cross_attn_cfg=dict(num_points=4))"
-    content["meta"]["cfg"] = f"model = dict(num_queries=20, decoder=dict(layer_cfg={attention}))"
+    content["meta"]["cfg"] = (
+        f"model = dict(num_queries=20, decoder=dict(layer_cfg={attention}))\n"
+        "test_pipeline = [dict(type='Resize', scale=(640, 480), keep_ratio=True)]"
+    )
     categories = [{"id": i, "name": name} for i, name in enumerate(NAMES)]
     (tmp_path / "names.json").write_text(json.dumps({"categories": categories}))
 
     converted = convert(write(content), annotations=tmp_path / "names.json")
 
     assert converted.provenance["assumed"] == []
+    assert converted.config.preprocess.short_side == 480
 
 
 @pytest.mark.parametrize(
@@ -242,6 +247,7 @@ def test_proposals_that_no_setting_tells_are_assumed_or_given(
     given = load_checkpoint(destination)
     assert assumed.config.model.num_queries == 300
     assert "two-stage proposals: 300 were taken; give" in str(assumed.provenance["assumed"])
+    assert "how large images are: a short side of 800" in str(assumed.provenance["assumed"])
     assert given.config.model.num_queries == 20
     assert given.provenance["options"]["num_queries"] == 20
     assert "proposals" not in str(given.provenance["assumed"])

@@ -1,9 +1,15 @@
 """Memory that runs out is told from other errors."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 
-from model.training.memory import is_out_of_memory
+from model.configs import tiny
+from model.network.deformable_detr import DeformableDetr
+from model.training.memory import MemoryRanOut, is_out_of_memory, saved_if_memory_runs_out
+from model.training.training_state import TrainingState
 
 TOO_MUCH = 1 << 60  # bytes; no machine has them
 
@@ -27,3 +33,61 @@ def test_torchs_error_on_a_cpu_is_known() -> None:
 )
 def test_other_errors_are_not_taken_for_it(error: Exception) -> None:
     assert not is_out_of_memory(error)
+
+
+@pytest.fixture
+def state() -> TrainingState:
+    """After the first step of a run."""
+    config = replace(tiny(), ema_decay=None)
+    state = TrainingState.start(DeformableDetr(config.model), config)
+    for parameter in state.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimizer.step()
+    state.progress.step = 1
+    return state
+
+
+def run_out_in(state: TrainingState, work: Callable[[], object], save: Callable[[], None]) -> str:
+    """What is said when memory runs out after some work of a step."""
+
+    def step() -> None:
+        work()
+        raise MemoryError("1 GB")
+
+    with pytest.raises(MemoryRanOut) as error:
+        saved_if_memory_runs_out(state, save)(step)()
+    return str(error.value)
+
+
+def test_the_steps_before_are_saved_with_the_random_state_of_then(state: TrainingState) -> None:
+    before = torch.get_rng_state()
+    saved: list[torch.Tensor] = []
+
+    said = run_out_in(state, lambda: torch.rand(3), lambda: saved.append(torch.get_rng_state()))
+
+    assert "saved after step 1: the same command goes on from there" in said
+    assert torch.equal(saved[0], before)
+
+
+def test_nothing_is_saved_once_the_weights_were_being_changed(state: TrainingState) -> None:
+    saved: list[bool] = []
+
+    said = run_out_in(state, state.optimizer.step, lambda: saved.append(True))
+
+    assert saved == []
+    assert "what was saved last is whole" in said
+
+
+def test_memory_too_short_for_saving_is_one_line_too(state: TrainingState) -> None:
+    def save() -> None:
+        raise MemoryError
+
+    assert "what was saved last is whole" in run_out_in(state, lambda: None, save)
+
+
+def test_another_error_of_a_step_goes_on_as_it_is(state: TrainingState) -> None:
+    with (
+        pytest.raises(RuntimeError, match="shapes disagree"),
+        saved_if_memory_runs_out(state, lambda: None),
+    ):
+        raise RuntimeError("shapes disagree")
