@@ -12,10 +12,11 @@ from starlette.exceptions import HTTPException
 
 from bundle.manifest import Bundle
 from engines.base import Engine, EngineFailure
-from service import pages, routes
+from service import pages, routes, routes_deepstack, routes_inference
 from service.body_limits import BodyLimits
-from service.boundary import Boundary, error_body
+from service.boundary import Boundary
 from service.detector import Detector
+from service.error_bodies import error_body
 from service.errors import MethodNotAllowed, NotFound, ServiceError
 from service.metrics import Metrics
 from service.settings import Settings
@@ -71,8 +72,8 @@ def create_app(
     app.state.is_stopping = False
     ref = app.state.detector.model_ref
     app.state.metrics.model.labels(ref.name, ref.variant, ref.version).set(1)
-    app.include_router(routes.router)
-    app.include_router(pages.router)
+    for module in (routes, routes_deepstack, routes_inference, pages):
+        app.include_router(module.router)
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
@@ -99,7 +100,8 @@ async def _answer_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     request.app.state.metrics.rejects.labels(error.code).inc()
     request.state.log_fields["code"] = error.code
-    return Response(error_body(error), error.status, error.headers, "application/json")
+    body = error_body(error, request.url.path)
+    return Response(body, error.status, error.headers, "application/json")
 
 
 async def _answer_validation_error(request: Request, error: Exception) -> Response:

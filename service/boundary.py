@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.body_limits import BodyLimits, limit_body
+from service.error_bodies import error_body
 from service.errors import ClientGone, ServiceError
 from service.metrics import Metrics
-from service.schemas import ErrorDetail, ErrorResponse
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("service.access")
@@ -26,7 +26,8 @@ Answer = TypeVar("Answer")
 REQUEST_ID = "X-Request-Id"
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PLAIN = re.compile(r"[!#-<>-~]+")  # printable ASCII but space, quote and equals sign
-_QUIET_PATHS = {"/healthz", "/readyz", "/metrics"}  # asked every few seconds, so logged at debug
+# Asked every few seconds, so logged at debug.
+_QUIET_PATHS = {"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 
 
 class Boundary:
@@ -68,7 +69,8 @@ class Boundary:
             logger.exception("request %s failed", request_id)
             self._metrics.rejects.labels(ServiceError.code).inc()
             if not status:
-                await _send_error(ServiceError("an internal error; the log says more"), send_marked)
+                error = ServiceError("an internal error; the log says more")
+                await _send_error(error, scope["path"], send_marked)
         finally:
             self._account(scope, status, time.perf_counter() - started, request_id, log_fields)
 
@@ -106,12 +108,6 @@ def log_access(record: Mapping[str, object], level: int = logging.INFO) -> None:
         access_logger.log(level, "%s", line)
 
 
-def error_body(error: ServiceError) -> bytes:
-    """The one JSON shape of every error."""
-    detail = ErrorDetail(code=error.code, message=error.message)
-    return ErrorResponse(error=detail).model_dump_json().encode()
-
-
 async def answer_unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
     """Await the work, but cancel it as soon as the client closes the connection.
 
@@ -134,10 +130,10 @@ async def _closed(request: Request) -> None:
         pass
 
 
-async def _send_error(error: ServiceError, send: Send) -> None:
+async def _send_error(error: ServiceError, path: str, send: Send) -> None:
     headers = [(b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": error_body(error)})
+    await send({"type": "http.response.body", "body": error_body(error, path)})
 
 
 def _logfmt(value: Any) -> str:

@@ -181,9 +181,10 @@ class Detector:
             self._metrics.image_pixels.observe(math.prod(geometry.original))
         return prepared
 
-    def _prepare(self, data: bytes) -> tuple[Pixels, Geometry]:
-        image = decode_image(data, max_pixels=self._settings.max_pixels)
-        return prepare(image, self.manifest.preprocess)
+    def _prepare(self, data: bytes | Pixels) -> tuple[Pixels, Geometry]:
+        if isinstance(data, bytes):
+            data = decode_image(data, max_pixels=self._settings.max_pixels)
+        return prepare(data, self.manifest.preprocess)
 
     # --- batching
 

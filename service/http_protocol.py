@@ -15,8 +15,9 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.boundary import REQUEST_ID, error_body, log_access
+from service.boundary import REQUEST_ID, log_access
 from service.connections import ConnectionTable, possible_connections
+from service.error_bodies import error_body
 from service.errors import (
     HeadersTooLarge,
     MalformedRequest,

@@ -13,11 +13,11 @@ from bundle.detect import Found
 from bundle.manifest import ClassInfo
 from bundle.postprocess import Detections, to_detections
 from bundle.preprocess import decode_image
-from service.boundary import answer_unless_gone
 from service.description import BINARY, DETECT_BODY, ERRORS
 from service.detector import Detector, State
 from service.errors import NotAcceptable, UnknownClass
-from service.metrics import Metrics, Stage, Stopwatch
+from service.exchange import detector_of, read_request, run_images, tell_times
+from service.metrics import Stage, Stopwatch
 from service.names import did_you_mean
 from service.render import ImageFormat, render
 from service.schemas import (
@@ -51,31 +51,25 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     """The answer is JSON, or the image with its boxes drawn where `Accept` asks for `image/png` or
     `image/jpeg` and one image was sent. A bad image fails the whole request.
     """
-    detector = _detector(request)
-    settings: Settings = request.app.state.settings
-    metrics: Metrics = request.app.state.metrics
-    labels_kept = find_labels(query.classes, detector.manifest.classes)
-    with detector.admit(1):  # refuse before the body is read, where it can be foreseen
-        pass
+    find_labels(query.classes, detector_of(request).manifest.classes)  # before the body is read
     stopwatch = Stopwatch()
-    with stopwatch.stage(Stage.READ):
-        images = await read_images(request, settings)
-    request.state.log_fields["images"] = len(images.uploads)
+    images = await read_request(request, read_images, stopwatch=stopwatch)
     image_format = _wanted_image(request.headers.get("accept", ""), len(images.uploads))
-    found = await answer_unless_gone(request, detector.detect(images.uploads, stopwatch))
+    detector, found = await run_images(request, images.uploads, stopwatch=stopwatch)
     with stopwatch.stage(Stage.POST):
+        labels_kept = find_labels(query.classes, detector.manifest.classes)
         detections = [_filter(one, query, labels_kept) for one in found]
     with stopwatch.stage(Stage.ENCODE):
         if image_format is None:
             response = _as_json(detector, images, found, detections, query.format)
         else:
+            settings: Settings = request.app.state.settings
             upload, classes = images.uploads[0], detector.manifest.classes
             content = await asyncio.to_thread(
                 _draw, upload, detections[0], classes, image_format, settings.max_pixels
             )
             response = Response(content, media_type=f"image/{image_format.lower()}")
-    stopwatch.observe(lambda stage, s: metrics.stage_seconds.labels(stage).observe(s))
-    response.headers["Server-Timing"] = stopwatch.server_timing
+    tell_times(request, response, stopwatch=stopwatch)
     return response
 
 
@@ -93,7 +87,7 @@ async def healthz() -> Health:
 )
 async def readyz(request: Request, response: Response) -> Health:
     """200 while requests are welcome; 503 while the model loads and while the service stops."""
-    state = _detector(request).state
+    state = detector_of(request).state
     response.status_code = 200 if state is State.READY else 503
     return Health(status=state)
 
@@ -112,14 +106,14 @@ async def metrics(request: Request) -> Response:
 @router.get("/model", tags=["detection"], summary="The model that is served")
 async def model(request: Request) -> ModelInfo:
     """The model that is served: its engine, classes, preprocessing, metrics and origin."""
-    manifest, engine = _detector(request).manifest, _detector(request).engine_info
+    manifest, engine = detector_of(request).manifest, detector_of(request).engine_info
     return ModelInfo(
-        **_detector(request).model_ref.model_dump(),
+        **detector_of(request).model_ref.model_dump(),
         engine=RunningEngine(**engine._asdict()) if engine else None,
         classes=list(manifest.classes),
         preprocess=manifest.preprocess,
         num_detections=manifest.num_detections,
-        max_batch_size=_detector(request).max_batch_size,
+        max_batch_size=detector_of(request).max_batch_size,
         batches=manifest.batches,
         metrics=manifest.metrics,
         provenance=manifest.provenance,
@@ -128,11 +122,6 @@ async def model(request: Request) -> ModelInfo:
 
 
 # --- from a request to labels, from detections to a response
-
-
-def _detector(request: Request) -> Detector:
-    detector: Detector = request.app.state.detector
-    return detector
 
 
 def find_labels(names: Sequence[str], classes: Sequence[ClassInfo]) -> set[int] | None:
@@ -222,5 +211,6 @@ def _draw(
     image_format: ImageFormat,
     max_pixels: int,
 ) -> bytes:
+    assert isinstance(upload.data, bytes)  # POST /detect takes files only
     image = decode_image(upload.data, max_pixels=max_pixels)
     return render(image, detections, classes=classes, image_format=image_format)

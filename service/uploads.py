@@ -4,9 +4,10 @@ import asyncio
 from typing import NamedTuple
 
 from starlette.datastructures import FormData, UploadFile
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
-from service.errors import ClientGone, InvalidRequest, NoImage
+from bundle.preprocess import Uint8Array
+from service.errors import InvalidRequest, NoImage
 from service.form import read_form, too_many_images
 from service.json_body import read_json_images
 from service.schemas import FILE_FIELDS, ID_FIELD
@@ -14,10 +15,10 @@ from service.settings import Settings
 
 
 class Upload(NamedTuple):
-    """One file of a request."""
+    """One image of a request: a file, or pixels (H, W, 3) uint8 RGB that need no decoding."""
 
     file_name: str | None
-    data: bytes
+    data: bytes | Uint8Array
 
 
 class Images(NamedTuple):
@@ -31,20 +32,13 @@ async def read_images(request: Request, settings: Settings) -> Images:
     """Read the body: a multipart form with files, JSON with base64 text, or else one raw image.
 
     Raises:
-        ClientGone: the client closed the connection before the body was whole.
+        ClientDisconnect: the client closed the connection before the body was whole.
         NoImage: there is none, or in a field of another name.
         InvalidRequest: an unknown field, a URL, or image_ids that do not fit the images.
         InvalidImage: JSON whose text is not base64.
         TooManyImages, PayloadTooLarge: over a limit.
         MalformedBody: broken multipart or JSON, or a part of one.
     """
-    try:
-        return await _read(request, settings)
-    except ClientDisconnect as error:
-        raise ClientGone("the client closed the connection before its body was whole") from error
-
-
-async def _read(request: Request, settings: Settings) -> Images:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type.startswith("multipart/"):
         form = await read_form(request, settings)
@@ -107,7 +101,7 @@ def _check_files(uploads: list[Upload], settings: Settings) -> None:
     if len(uploads) > settings.max_images:
         raise too_many_images(str(len(uploads)), settings)
     for index, upload in enumerate(uploads):
-        if not upload.data:
+        if len(upload.data) == 0:
             name = f" ({upload.file_name!r})" if upload.file_name else ""
             raise NoImage(f"image {index}{name}: expected a file with content, got 0 bytes")
 

@@ -1,0 +1,69 @@
+"""What every route that detects does: refuse early, read, run, and say what took how long."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from fastapi.responses import Response
+from starlette.requests import ClientDisconnect, Request
+
+from bundle.detect import Found
+from service.boundary import answer_unless_gone
+from service.detector import Detector, State
+from service.errors import ClientGone
+from service.metrics import Metrics, Stage, Stopwatch
+from service.settings import Settings
+from service.uploads import Upload
+
+Sent = TypeVar("Sent")
+
+
+def detector_of(request: Request) -> Detector:
+    """What serves now."""
+    detector: Detector = request.app.state.detector
+    return detector
+
+
+def is_ready(request: Request) -> bool:
+    """Whether requests are welcome."""
+    return detector_of(request).state is State.READY
+
+
+async def read_request(
+    request: Request, read: Callable[[Request, Settings], Awaitable[Sent]], *, stopwatch: Stopwatch
+) -> Sent:
+    """What `read` makes of the body, which is not read where a refusal can be foreseen.
+
+    Raises:
+        NotReady, Overloaded: see `Detector.admit`.
+        ClientGone: the client closed the connection before the body was whole.
+    """
+    with detector_of(request).admit(1):
+        pass
+    with stopwatch.stage(Stage.READ):
+        try:
+            return await read(request, request.app.state.settings)
+        except ClientDisconnect as error:
+            raise ClientGone(
+                "the client closed the connection before its body was whole"
+            ) from error
+
+
+async def run_images(
+    request: Request, uploads: Sequence[Upload], *, stopwatch: Stopwatch
+) -> tuple[Detector, list[Found]]:
+    """What is found in the images, and by which detector.
+
+    Raises:
+        ClientGone: nobody is left to answer; the images are not run.
+        As `Detector.detect`.
+    """
+    request.state.log_fields["images"] = len(uploads)
+    detector = detector_of(request)
+    return detector, await answer_unless_gone(request, detector.detect(uploads, stopwatch))
+
+
+def tell_times(request: Request, response: Response, *, stopwatch: Stopwatch) -> None:
+    """Hand the stages to the metrics, and to the client as Server-Timing."""
+    metrics: Metrics = request.app.state.metrics
+    stopwatch.observe(lambda stage, s: metrics.stage_seconds.labels(stage).observe(s))
+    response.headers["Server-Timing"] = stopwatch.server_timing

@@ -1,0 +1,169 @@
+"""POST /v1/vision/detection: detections for clients of DeepStack and CodeProject.AI."""
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
+from starlette.datastructures import FormData, UploadFile
+
+from bundle.manifest import ClassInfo
+from bundle.postprocess import Detections, to_detections
+from service.description import BINARY
+from service.errors import InvalidRequest, NoImage
+from service.exchange import read_request, run_images, tell_times
+from service.form import read_form
+from service.metrics import Stage, Stopwatch
+from service.schemas import SCORE_DIGITS, DetectQuery
+from service.settings import Settings
+from service.uploads import Upload
+
+router = APIRouter()
+_IMAGE_FIELD = "image"
+_THRESHOLD_FIELD = "min_confidence"
+_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": [_IMAGE_FIELD],
+                "properties": {
+                    _IMAGE_FIELD: BINARY,
+                    _THRESHOLD_FIELD: {
+                        "type": "number",
+                        "minimum": 0,
+                        "maximum": 1,
+                        "default": DetectQuery().threshold,
+                    },
+                },
+            }
+        }
+    },
+}
+
+
+class Prediction(BaseModel):
+    """One object; corners in whole pixels of the image as displayed, origin at the top left."""
+
+    label: str
+    confidence: float
+    x_min: int
+    y_min: int
+    x_max: int
+    y_max: int
+
+
+class Predictions(BaseModel):
+    """The objects in one image, best first."""
+
+    success: bool = True
+    code: Annotated[int, Field(description="The HTTP status.")] = 200
+    predictions: list[Prediction]
+    duration: Annotated[int, Field(description="Milliseconds in the service.")]
+
+
+class Failure(BaseModel):
+    """Every answer with a status of 400 or more."""
+
+    success: bool
+    error: str
+    code: int
+    predictions: list[Prediction]
+
+
+class _Sent(NamedTuple):
+    upload: Upload
+    threshold: float
+
+
+@router.post(
+    "/v1/vision/detection",
+    response_model=Predictions,
+    responses={"4XX": {"model": Failure}, "5XX": {"model": Failure}},
+    openapi_extra={"requestBody": _BODY},
+    tags=["other protocols"],
+    summary="Detect objects in an image, as DeepStack and CodeProject.AI do",
+)
+async def detection(request: Request) -> Response:
+    """For Frigate, Home Assistant and others that speak to DeepStack. Other fields, such as
+    `api_key`, are ignored.
+    """
+    started_s = time.perf_counter()
+    stopwatch = Stopwatch()
+    sent = await read_request(request, _read, stopwatch=stopwatch)
+    detector, (found,) = await run_images(request, [sent.upload], stopwatch=stopwatch)
+    with stopwatch.stage(Stage.POST):
+        detections = to_detections(*found, threshold=sent.threshold)
+    with stopwatch.stage(Stage.ENCODE):
+        answer = Predictions(
+            predictions=_predictions(detections, detector.manifest.classes),
+            duration=round((time.perf_counter() - started_s) * 1e3),
+        )
+        response = Response(answer.model_dump_json(), media_type="application/json")
+    tell_times(request, response, stopwatch=stopwatch)
+    return response
+
+
+async def _read(request: Request, settings: Settings) -> _Sent:
+    content_type = request.headers.get("content-type", "")
+    if not content_type.strip().lower().startswith("multipart/form-data"):
+        raise NoImage(
+            f"expected a multipart form with a file in the field {_IMAGE_FIELD!r}, got "
+            f"{content_type[:100] or 'no content type'!r}; with curl write "
+            f"-F {_IMAGE_FIELD}=@photo.jpg"
+        )
+    form = await read_form(request, settings)
+    try:
+        files = form.getlist(_IMAGE_FIELD)
+        if len(files) != 1 or not isinstance(files[0], UploadFile):
+            raise NoImage(_what_is_there(form))
+        data = await files[0].read()
+        if not data:
+            raise NoImage(f"expected a file with content in {_IMAGE_FIELD!r}, got 0 bytes")
+        return _Sent(Upload(files[0].filename or None, data), _threshold(form))
+    finally:
+        await form.close()
+
+
+def _what_is_there(form: FormData) -> str:
+    names = ", ".join(repr(name) for name, _ in form.multi_items())
+    return (
+        f"expected one file in the field {_IMAGE_FIELD!r}, got the fields "
+        f"{names[:200] or 'of an empty form'}; with curl write -F {_IMAGE_FIELD}=@photo.jpg"
+    )
+
+
+def _threshold(form: FormData) -> float:
+    text = form.get(_THRESHOLD_FIELD, str(DetectQuery().threshold))
+    try:
+        threshold = float(text) if isinstance(text, str) else -1.0
+    except ValueError:
+        threshold = -1.0
+    if not 0 <= threshold <= 1:
+        raise InvalidRequest(f"expected {_THRESHOLD_FIELD!r} in 0..1, got {str(text)[:100]!r}")
+    return threshold
+
+
+def _predictions(detections: Detections, classes: Sequence[ClassInfo]) -> list[Prediction]:
+    boxes = detections.boxes_xywh_px.astype(float)
+    boxes[:, 2:] += boxes[:, :2]
+    rows = zip(
+        boxes.round().astype(int).tolist(),
+        detections.scores.tolist(),
+        detections.labels.tolist(),
+        strict=True,
+    )
+    return [
+        Prediction(
+            label=classes[label].name,
+            confidence=round(score, SCORE_DIGITS),
+            x_min=box[0],
+            y_min=box[1],
+            x_max=box[2],
+            y_max=box[3],
+        )
+        for box, score, label in rows
+    ]
