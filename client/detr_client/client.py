@@ -1,0 +1,214 @@
+"""DetrClient and AsyncDetrClient: the same, one for plain and one for async programs."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import httpx
+
+from detr_client.exchange import (
+    Batching,
+    Conversation,
+    Outcome,
+    Pause,
+    Send,
+    ask_detections,
+    ask_model,
+)
+from detr_client.images import ImageLike
+from detr_client.results import ImageResult
+from detr_client.retries import Retries
+
+T = TypeVar("T")
+_RETRIES = Retries()
+_BATCHING = Batching()
+_TIMEOUT = httpx.Timeout(60, connect=5)  # the service itself gives up on a request after 10 s
+
+
+class DetrClient:
+    """Detections of one service, over connections that are kept.
+
+    Args:
+        base_url: where it is, such as "http://localhost:8000".
+        retries: when and how often a request is sent again.
+        batching: how many images share a request.
+        headers: sent with every request.
+        transport, sleep: in place of the network and of waiting, for tests.
+
+    Every method raises `DetrError` for an answer that is an error and `Unreachable` for none.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "http://localhost:8000",
+        *,
+        retries: Retries = _RETRIES,
+        batching: Batching = _BATCHING,
+        headers: Mapping[str, str] | None = None,
+        timeout: httpx.Timeout | float = _TIMEOUT,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._retries = retries
+        self._batching = batching
+        self._sleep = sleep
+        self._http = httpx.Client(
+            base_url=base_url, headers=headers, timeout=timeout, transport=transport
+        )
+
+    def detect(
+        self,
+        image: ImageLike,
+        *,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> ImageResult:
+        """The detections in one image; see `detect_many`."""
+        (result,) = self.detect_many([image], threshold=threshold, top_k=top_k, classes=classes)
+        return result
+
+    def detect_many(
+        self,
+        images: Sequence[ImageLike],
+        *,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        classes: Sequence[str] | None = None,
+        image_ids: Sequence[int] | None = None,
+    ) -> list[ImageResult]:
+        """The detections in any number of images, in their order.
+
+        Args:
+            images: paths, bytes of files, uint8 arrays (H, W[, 3 or 4]) in RGB, Pillow images.
+            threshold: lowest score; the service's own unless it is given.
+            top_k: most detections an image.
+            classes: names or ids of those wanted.
+            image_ids: of the images in the results; by default their index.
+        """
+        params = {"threshold": threshold, "top_k": top_k, "classes": classes}
+        return self._take(
+            ask_detections(
+                images, image_ids, params=params, batching=self._batching, retries=self._retries
+            )
+        )
+
+    def model(self) -> dict[str, Any]:
+        """The model that is served: name, variant, version, classes and more."""
+        return self._take(ask_model(self._retries))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> "DetrClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _take(self, conversation: Conversation[T]) -> T:
+        outcome: Outcome = None
+        while True:
+            try:
+                step = conversation.send(outcome)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            outcome = self._step(step)
+
+    def _step(self, step: Send | Pause) -> Outcome:
+        if isinstance(step, Pause):
+            self._sleep(step.seconds)
+            return None
+        try:
+            return self._http.request(step.method, step.path, **step.options)
+        except httpx.TransportError as error:
+            return error
+
+
+class AsyncDetrClient:
+    """`DetrClient` for async programs: the same arguments and methods, to be awaited."""
+
+    def __init__(
+        self,
+        base_url: str = "http://localhost:8000",
+        *,
+        retries: Retries = _RETRIES,
+        batching: Batching = _BATCHING,
+        headers: Mapping[str, str] | None = None,
+        timeout: httpx.Timeout | float = _TIMEOUT,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._retries = retries
+        self._batching = batching
+        self._sleep = sleep
+        self._http = httpx.AsyncClient(
+            base_url=base_url, headers=headers, timeout=timeout, transport=transport
+        )
+
+    async def detect(
+        self,
+        image: ImageLike,
+        *,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> ImageResult:
+        """The detections in one image; see `DetrClient.detect_many`."""
+        (result,) = await self.detect_many(
+            [image], threshold=threshold, top_k=top_k, classes=classes
+        )
+        return result
+
+    async def detect_many(
+        self,
+        images: Sequence[ImageLike],
+        *,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        classes: Sequence[str] | None = None,
+        image_ids: Sequence[int] | None = None,
+    ) -> list[ImageResult]:
+        """The detections in any number of images, in their order; see `DetrClient.detect_many`."""
+        params = {"threshold": threshold, "top_k": top_k, "classes": classes}
+        return await self._take(
+            ask_detections(
+                images, image_ids, params=params, batching=self._batching, retries=self._retries
+            )
+        )
+
+    async def model(self) -> dict[str, Any]:
+        """The model that is served: name, variant, version, classes and more."""
+        return await self._take(ask_model(self._retries))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> "AsyncDetrClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _take(self, conversation: Conversation[T]) -> T:
+        outcome: Outcome = None
+        while True:
+            try:
+                step = conversation.send(outcome)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            outcome = await self._step(step)
+
+    async def _step(self, step: Send | Pause) -> Outcome:
+        if isinstance(step, Pause):
+            await self._sleep(step.seconds)
+            return None
+        try:
+            return await self._http.request(step.method, step.path, **step.options)
+        except httpx.TransportError as error:
+            return error

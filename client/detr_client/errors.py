@@ -1,0 +1,43 @@
+"""What can go wrong when the service is asked."""
+
+import httpx
+
+
+class DetrError(Exception):
+    """The service answered with an error.
+
+    Attributes:
+        message: what it said was expected, what arrived and what to do.
+        status: of HTTP; None where there was no answer.
+        code: stable, such as "invalid_image"; None where the answer was not the service's.
+        request_id: under which the service's log has the request.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+
+    @classmethod
+    def from_response(cls, response: httpx.Response) -> "DetrError":
+        """The error of an answer, which a proxy may have written in place of the service."""
+        request_id = response.headers.get("X-Request-Id")
+        try:
+            error = response.json()["error"]
+            message, code = str(error["message"]), str(error["code"])
+        except (ValueError, KeyError, TypeError):
+            message, code = f"status {response.status_code}: {response.text[:200]}", None
+        return cls(message, status=response.status_code, code=code, request_id=request_id)
+
+
+class Unreachable(DetrError):
+    """There was no answer: no connection, or one that broke or took too long."""

@@ -1,0 +1,118 @@
+"""What is said to the service, step by step; who takes the steps decides how to wait.
+
+A conversation is a generator of steps. It is sent the outcome of each: of a `Send` the answer, or
+why there was none. Its return value is what the caller wanted.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from itertools import count
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import httpx
+
+from detr_client.errors import DetrError, Unreachable
+from detr_client.images import File, ImageLike, to_file
+from detr_client.results import ImageResult
+from detr_client.retries import Retries
+
+
+class Send(NamedTuple):
+    """Send a request."""
+
+    method: str
+    path: str
+    options: dict[str, Any]
+
+
+class Pause(NamedTuple):
+    """Wait."""
+
+    seconds: float
+
+
+Outcome: TypeAlias = httpx.Response | httpx.TransportError | None
+T = TypeVar("T")
+Conversation: TypeAlias = Generator[Send | Pause, Outcome, T]
+
+
+class Batching(NamedTuple):
+    """How many images, and bytes of them, share a request; the service has limits for both."""
+
+    most_images: int = 16
+    most_bytes: int = 30_000_000
+
+
+def ask(send: Send, retries: Retries) -> Conversation[httpx.Response]:
+    """One request, sent again while that helps.
+
+    Raises:
+        DetrError: the service answered with an error.
+        Unreachable: there was no answer.
+    """
+    for num_tries in count(1):
+        outcome = yield send
+        assert outcome is not None
+        pause_s = retries.pause_s(outcome, num_tries)
+        if pause_s is None:
+            return _checked(outcome)
+        yield Pause(pause_s)
+    raise AssertionError("count never ends")
+
+
+def ask_model(retries: Retries) -> Conversation[dict[str, Any]]:
+    """What GET /model answers."""
+    response = yield from ask(Send("GET", "/model", {}), retries)
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def ask_detections(
+    images: Sequence[ImageLike],
+    image_ids: Sequence[int] | None,
+    *,
+    params: dict[str, Any],
+    batching: Batching,
+    retries: Retries,
+) -> Conversation[list[ImageResult]]:
+    """The detections of any number of images, in as many requests as they need.
+
+    Raises:
+        ValueError, TypeError, OSError: see `to_file`; or image_ids do not fit the images.
+    """
+    ids = range(len(images)) if image_ids is None else image_ids
+    if len(ids) != len(images):
+        raise ValueError(f"expected one image id an image, got {len(ids)} for {len(images)}")
+    results: list[ImageResult] = []
+    for files in batches(images, batching):
+        some_ids = ids[len(results) : len(results) + len(files)]
+        form = {
+            "files": [("images", (file.name, file.data)) for file in files],
+            "data": {"image_ids": ",".join(map(str, some_ids))},
+        }
+        given = {name: value for name, value in params.items() if value is not None}
+        response = yield from ask(Send("POST", "/detect", {**form, "params": given}), retries)
+        results += [ImageResult.from_json(result) for result in response.json()["results"]]
+    return results
+
+
+def batches(images: Sequence[ImageLike], batching: Batching) -> Iterator[list[File]]:
+    """The files of the images, read as they are needed, in groups within the limits."""
+    group: list[File] = []
+    for index, image in enumerate(images):
+        file = to_file(image, f"image-{index}")
+        num_bytes = sum(len(one.data) for one in group) + len(file.data)
+        if group and (len(group) == batching.most_images or num_bytes > batching.most_bytes):
+            yield group
+            group = []
+        group.append(file)
+    if group:
+        yield group
+
+
+def _checked(outcome: httpx.Response | httpx.TransportError) -> httpx.Response:
+    if isinstance(outcome, httpx.TransportError):
+        message = str(outcome) or type(outcome).__name__
+        raise Unreachable(f"no answer from the service: {message}") from outcome
+    if not outcome.is_success:
+        raise DetrError.from_response(outcome)
+    return outcome

@@ -1,0 +1,70 @@
+"""What may be sent as an image, and how it becomes a file of the request."""
+
+import io
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union, cast
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from PIL import Image
+
+# A path, the bytes of a file, (H, W[, 3 or 4]) uint8 RGB, or a Pillow image.
+ImageLike: TypeAlias = Union[str, "PathLike[str]", bytes, "npt.NDArray[Any]", "Image.Image"]
+
+
+class File(NamedTuple):
+    """One file of a request."""
+
+    name: str
+    data: bytes
+
+
+def to_file(image: ImageLike, name: str) -> File:
+    """The file to send for an image; arrays and Pillow images become PNG, without loss.
+
+    Args:
+        name: where the image has none of its own.
+
+    Raises:
+        ValueError: a URL, an array of another dtype or shape, or a mode that PNG does not have.
+        TypeError: not an image.
+        OSError: the file cannot be read.
+    """
+    if isinstance(image, bytes):
+        return File(name, image)
+    if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
+        raise ValueError(f"expected a file, got the URL {image!r}; download it first")
+    if isinstance(image, str | PathLike):
+        path = Path(image)
+        return File(path.name, path.read_bytes())
+    if hasattr(image, "save"):
+        return File(f"{name}.png", _to_png(cast("Image.Image", image)))
+    if hasattr(image, "__array_interface__"):
+        return File(f"{name}.png", _to_png(_from_array(image)))
+    raise TypeError(
+        f"expected a path, bytes, a uint8 array or a Pillow image, got {type(image).__name__}"
+    )
+
+
+def _from_array(array: "npt.NDArray[Any]") -> "Image.Image":
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ValueError("arrays need Pillow: pip install 'detr-client[images]'") from error
+    is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype.name != "uint8" or not is_image or array.size == 0:
+        raise ValueError(
+            "expected an array (H, W), (H, W, 3) or (H, W, 4) of uint8 in RGB, got "
+            f"{array.shape} of {array.dtype.name}"
+        )
+    return Image.fromarray(array)
+
+
+def _to_png(image: "Image.Image") -> bytes:
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, "PNG", compress_level=1)  # seldom smaller at a higher one, and slower
+    except OSError as error:
+        raise ValueError(f"{error}; convert it first: image.convert('RGB')") from error
+    return buffer.getvalue()

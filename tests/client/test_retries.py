@@ -1,0 +1,182 @@
+"""When detr_client asks again; the network and the clock are stand-ins."""
+
+import email.utils
+import time
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from detr_client import AsyncDetrClient, DetrClient, DetrError, Retries, Unreachable
+
+BUSY = {"error": {"code": "overloaded", "message": "the queue is full"}}
+NOTHING: dict[str, object] = {"image_id": 0, "file_name": None, "width": 1, "height": 1}
+
+
+class Service:
+    """Gives these answers in turn, the last one for ever, and counts."""
+
+    def __init__(self, *answers: httpx.Response | httpx.TransportError) -> None:
+        self.answers = list(answers)
+        self.pauses_s: list[float] = []
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, httpx.TransportError):
+            raise answer
+        return answer
+
+    def client(self, most: int = 5, first_s: float = 0.5) -> DetrClient:
+        return DetrClient(
+            "http://test",
+            retries=Retries(most=most, first_s=first_s),
+            transport=httpx.MockTransport(self),
+            sleep=self.pauses_s.append,
+        )
+
+
+def busy(status: int = 503, *, retry_after: str | None = None) -> httpx.Response:
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    return httpx.Response(status, json=BUSY, headers=headers)
+
+
+def done() -> httpx.Response:
+    return httpx.Response(200, json={"results": [NOTHING | {"detections": []}]})
+
+
+@pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
+def test_a_busy_service_is_asked_again_after_the_time_it_names(status: int) -> None:
+    service = Service(busy(status, retry_after="7"), busy(status), done())
+
+    service.client().detect(b"x")
+
+    assert service.pauses_s[0] == 7
+    assert len(service.requests) == 3
+
+
+def test_the_time_may_be_a_date() -> None:
+    date = email.utils.formatdate(time.time() + 30, usegmt=True)
+    service = Service(busy(retry_after=date), done())
+
+    service.client().detect(b"x")
+
+    assert service.pauses_s == [pytest.approx(30, abs=5)]
+
+
+@pytest.mark.parametrize("date", ["Wed, 21 Oct 2015 07:28:00 GMT", "0"])
+def test_a_moment_that_has_passed_is_no_wait(date: str) -> None:
+    service = Service(busy(retry_after=date), done())
+
+    service.client().detect(b"x")
+
+    assert service.pauses_s == [0]
+
+
+@pytest.mark.parametrize("value", ["", "soon", "-1"])
+def test_pauses_double_where_no_time_is_named(value: str) -> None:
+    service = Service(busy(retry_after=value))
+
+    with pytest.raises(DetrError, match="the queue is full"):
+        service.client(most=4, first_s=1).detect(b"x")
+
+    assert [round(np.log2(pause) + 0.5) for pause in service.pauses_s] == [0, 1, 2, 3]
+    assert len(service.requests) == 5
+
+
+def test_a_longer_wait_than_allowed_is_not_made() -> None:
+    service = Service(busy(retry_after="61"), done())
+
+    with pytest.raises(DetrError) as caught:
+        service.client().detect(b"x")
+
+    assert (caught.value.status, caught.value.code) == (503, "overloaded")
+    assert service.pauses_s == []
+
+
+def test_a_broken_connection_is_tried_again_with_the_whole_request() -> None:
+    service = Service(httpx.ReadError("reset"), httpx.ConnectError("refused"), done())
+
+    service.client().detect(b"content")
+
+    first, *_, last = service.requests
+    assert len(service.requests) == 3
+    assert b"content" in first.content
+    assert b"content" in last.content
+
+
+def test_no_answer_at_all_is_told() -> None:
+    service = Service(httpx.ConnectError("refused"))
+
+    with pytest.raises(Unreachable, match="refused"):
+        service.client(most=2).detect(b"x")
+
+    assert len(service.requests) == 3
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 415, 422, 500])
+def test_a_request_at_fault_is_not_sent_again(status: int) -> None:
+    service = Service(busy(status), done())
+
+    with pytest.raises(DetrError) as caught:
+        service.client().detect(b"x")
+
+    assert caught.value.status == status
+    assert service.pauses_s == []
+
+
+@pytest.mark.parametrize("body", ["<html>", "[]", '{"error": "x"}', '{"error": {"code": 1}}'])
+def test_an_error_of_a_proxy_is_told_as_it_is(body: str) -> None:
+    service = Service(httpx.Response(400, text=body))
+
+    with pytest.raises(DetrError, match="status 400") as caught:
+        service.client().detect(b"x")
+
+    assert body in caught.value.message
+    assert caught.value.code is None
+
+
+@pytest.mark.anyio
+async def test_the_async_client_asks_again_too() -> None:
+    service = Service(busy(retry_after="7"), httpx.ReadError("reset"), done())
+
+    async def pause(seconds: float) -> None:
+        service.pauses_s.append(seconds)
+
+    transport = httpx.MockTransport(service)
+    async with AsyncDetrClient("http://test", transport=transport, sleep=pause) as client:
+        await client.detect(b"x")
+
+    assert service.pauses_s[0] == 7
+    assert len(service.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "message"),
+    [
+        ("http://x.org/a.jpg", ValueError, "got the URL"),
+        ("no such file.jpg", FileNotFoundError, "no such file"),
+        (np.zeros((4, 4, 3)), ValueError, r"uint8 in RGB, got \(4, 4, 3\) of float64"),
+        (np.zeros((3, 5, 5), np.uint8), ValueError, r"got \(3, 5, 5\) of uint8"),
+        (np.zeros((0, 4, 3), np.uint8), ValueError, r"got \(0, 4, 3\)"),
+        (Image.new("CMYK", (4, 4)), ValueError, r"image.convert\('RGB'\)"),
+        (None, TypeError, "got NoneType"),
+        (7, TypeError, "got int"),
+    ],
+)
+def test_what_is_no_image_is_refused_before_anything_is_sent(
+    image: object, kind: type[Exception], message: str
+) -> None:
+    service = Service(done())
+
+    with pytest.raises(kind, match=message):
+        service.client().detect(image)  # type: ignore[arg-type]
+
+    assert service.requests == []
+
+
+def test_image_ids_that_do_not_fit_the_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="got 2 for 1"):
+        Service(done()).client().detect_many([b"x"], image_ids=[1, 2])
