@@ -26,13 +26,18 @@ def scale_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.where(is_key, 255, grey).astype(np.uint8))
 
 
+def is_deep_colour(png: bytes) -> bool:
+    """Whether the header of a PNG says that its colours have 16 bits."""
+    return png[_PNG_DEPTH] == 16 and png[_PNG_COLOUR] in _COLOUR_TYPES
+
+
 def scale_colour(image: Image.Image, png: bytes) -> Image.Image:
     """A decoded PNG; in RGBA, made from all bits, where the high ones that Pillow keeps say little.
 
     Raises:
         ValueError: OpenCV cannot decode what Pillow could.
     """
-    if png[_PNG_DEPTH] != 16 or png[_PNG_COLOUR] not in _COLOUR_TYPES:
+    if not is_deep_colour(png):
         return image
     high_bytes = np.asarray(image)
     num_colours = 1 if image.mode == "LA" else 3

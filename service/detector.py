@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import math
 from collections.abc import Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from functools import partial
 from typing import NamedTuple
@@ -17,21 +15,16 @@ from bundle.known_answers import Errors
 from bundle.manifest import Bundle
 from bundle.postprocess import ImageOutput
 from bundle.preprocess import (
-    Geometry,
-    UndecodableImage,
-    UnsupportedImage,
-    decode_image,
     pad_batch,
-    prepare,
     resized_size,
 )
 from engines.base import Engine, EngineInfo
-from engines.cores import allowed_cores
 from engines.load import GpuOptions, open_engine
 from engines.self_check import require_known_answers
 from service.batching.batcher import BatchReport, DynamicBatcher
 from service.batching.ticket import Ticket
-from service.errors import InvalidImage, NotReady, UnsupportedMediaType
+from service.errors import NotReady
+from service.image_decoder import ImageDecoder
 from service.metrics import Metrics, Stage, Stopwatch
 from service.schemas import ModelRef
 from service.settings import Settings
@@ -57,7 +50,7 @@ class _Batch(NamedTuple):
 
 
 class Detector:
-    """One bundle being served: its engine, its batcher and the threads that decode for it."""
+    """One bundle being served: its engine, its batcher and what decodes for it."""
 
     def __init__(self, bundle: Bundle, settings: Settings, *, metrics: Metrics) -> None:
         self.manifest = bundle.manifest
@@ -66,12 +59,7 @@ class Detector:
         self._bundle = bundle
         self._settings = settings
         self._metrics = metrics
-        # At the priority of the engine: when they had to wait for it (nice 10), the demo's batches
-        # shrank from 7.9 images to 5.1, and an image took 8.2 CPU-ms in place of 6.9; one thread
-        # or two made no difference (32 clients, 2 cores that had other work as well).
-        self._decoders = ThreadPoolExecutor(
-            settings.decode_threads or allowed_cores(), thread_name_prefix="decode"
-        )
+        self.decoder = ImageDecoder(settings, metrics=metrics)
         self._engine: Engine | None = None
         self._batcher: DynamicBatcher[Pixels, _Batch, ImageOutput] | None = None
         metrics.queue_depth.set_function(lambda: self._batcher.depth if self._batcher else 0)
@@ -129,16 +117,21 @@ class Detector:
             raise NotReady("the model is still loading; try again soon", retry_after_s=1)
         return self._batcher.admit(num_images, deadline_s=self._settings.deadline_s)
 
-    async def detect(self, uploads: Sequence[Upload], stopwatch: Stopwatch) -> list[Found]:
-        """Run the model on the images of one request.
+    async def detect(
+        self, uploads: Sequence[Upload], stopwatch: Stopwatch, *, client: Hashable = None
+    ) -> list[Found]:
+        """Run the model on the images of one request; clients take turns in decoding.
 
         Raises:
-            InvalidImage, UnsupportedMediaType: names the first bad image; none is run.
+            InvalidImage, UnsupportedMediaType, ImageTooLarge: names the first bad image; none is
+                run.
             NotReady, Overloaded, DeadlineExceeded, EngineFailure: see the batcher.
         """
         with self.admit(len(uploads)) as ticket:
             with stopwatch.stage(Stage.DECODE):
-                prepared = await self._decode(uploads)
+                prepared = await self.decoder.prepare(
+                    uploads, self.manifest.preprocess, client=client, deadline=ticket.deadline
+                )
             pixels = [image for image, _ in prepared]
             buckets = [self._bucket(image) for image in pixels]
             outputs = await ticket.run(pixels, buckets)
@@ -160,31 +153,9 @@ class Detector:
         if self._batcher is not None:
             await self._batcher.close()
         self.state = State.CLOSED
-        self._decoders.shutdown(wait=False)
+        self.decoder.shutdown()
         if self._engine is not None:
             self._engine.close()
-
-    # --- decoding
-
-    async def _decode(self, uploads: Sequence[Upload]) -> list[tuple[Pixels, Geometry]]:
-        loop = asyncio.get_running_loop()
-        jobs = [
-            loop.run_in_executor(self._decoders, self._prepare, upload.data) for upload in uploads
-        ]
-        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
-        prepared: list[tuple[Pixels, Geometry]] = []
-        for index, outcome in enumerate(outcomes):
-            if isinstance(outcome, BaseException):
-                raise _translate(outcome, index, uploads) from outcome
-            prepared.append(outcome)
-        for _, geometry in prepared:
-            self._metrics.image_pixels.observe(math.prod(geometry.original))
-        return prepared
-
-    def _prepare(self, data: bytes | Pixels) -> tuple[Pixels, Geometry]:
-        if isinstance(data, bytes):
-            data = decode_image(data, max_pixels=self._settings.max_pixels)
-        return prepare(data, self.manifest.preprocess)
 
     # --- batching
 
@@ -259,15 +230,3 @@ def bucket(height: int, width: int, *, short_side: int) -> tuple[int, int, bool]
 
 def _run(engine: Engine, batch: _Batch) -> list[ImageOutput]:
     return engine.run(batch.images, batch.padding_mask).rows()
-
-
-def _translate(error: BaseException, index: int, uploads: Sequence[Upload]) -> BaseException:
-    """The service's error for a decoder's, naming the file it is about."""
-    name = uploads[index].file_name
-    subject = f"image {index}" if len(uploads) > 1 or name else "the image"
-    message = f"{subject} ({name!r}): {error}" if name else f"{subject}: {error}"
-    if isinstance(error, UnsupportedImage):
-        return UnsupportedMediaType(message)
-    if isinstance(error, UndecodableImage):
-        return InvalidImage(message)
-    return error

@@ -14,7 +14,8 @@ ServiceError
 ├── MethodNotAllowed       405  something, but not for that method
 ├── NotAcceptable          406  an answer of that type is not possible here
 ├── PayloadTooLarge        413  the body is over the limit
-│   └── TooManyImages      413  more images than one request may carry
+│   ├── TooManyImages      413  more images than one request may carry
+│   └── ImageTooLarge      413  an image that needs more memory than there is for decoding
 ├── UnsupportedMediaType   415  not a JPEG, PNG or WebP
 ├── ClientGone             499  nobody is left to answer
 ├── NotReady               503  loading or draining
@@ -144,6 +145,12 @@ class TooManyImages(PayloadTooLarge):
     """More images in one request than the limit."""
 
     code = "too_many_images"
+
+
+class ImageTooLarge(PayloadTooLarge):
+    """An image needs more memory than there is for decoding."""
+
+    code = "image_too_large"
 
 
 class UnsupportedMediaType(ServiceError):

@@ -23,6 +23,11 @@ def detector_of(request: Request) -> Detector:
     return detector
 
 
+def client_of(request: Request) -> str | None:
+    """The address of the client, who takes turns with others."""
+    return request.client.host if request.client else None
+
+
 def is_ready(request: Request) -> bool:
     """Whether requests are welcome."""
     return detector_of(request).state is State.READY
@@ -34,10 +39,12 @@ async def read_request(
     """What `read` makes of the body, which is not read where a refusal can be foreseen.
 
     Raises:
-        NotReady, Overloaded: see `Detector.admit`.
+        NotReady, Overloaded: see `Detector.admit` and `ImageDecoder.refuse_if_late`.
         ClientGone: the client closed the connection before the body was whole.
     """
-    with detector_of(request).admit(1):
+    detector = detector_of(request)
+    detector.decoder.refuse_if_late(client_of(request))
+    with detector.admit(1):
         pass
     with stopwatch.stage(Stage.READ):
         try:
@@ -59,7 +66,8 @@ async def run_images(
     """
     request.state.log_fields["images"] = len(uploads)
     detector = detector_of(request)
-    return detector, await answer_unless_gone(request, detector.detect(uploads, stopwatch))
+    work = detector.detect(uploads, stopwatch, client=client_of(request))
+    return detector, await answer_unless_gone(request, work)
 
 
 def tell_times(request: Request, response: Response, *, stopwatch: Stopwatch) -> None:

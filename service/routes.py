@@ -1,7 +1,7 @@
 """The HTTP API; the handlers are short, what they call does the work."""
 
-import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -12,11 +12,10 @@ from pydantic import TypeAdapter
 from bundle.detect import Found
 from bundle.manifest import ClassInfo
 from bundle.postprocess import Detections, to_detections
-from bundle.preprocess import decode_image
 from service.description import BINARY, DETECT_BODY, ERRORS
 from service.detector import Detector, State
 from service.errors import NotAcceptable, UnknownClass
-from service.exchange import detector_of, read_request, run_images, tell_times
+from service.exchange import client_of, detector_of, read_request, run_images, tell_times
 from service.metrics import Stage, Stopwatch
 from service.names import did_you_mean
 from service.render import ImageFormat, render
@@ -31,8 +30,7 @@ from service.schemas import (
     RunningEngine,
     coco_results,
 )
-from service.settings import Settings
-from service.uploads import Images, Upload, read_images
+from service.uploads import Images, read_images
 
 router = APIRouter()
 _COCO_LIST = TypeAdapter(list[CocoResult])
@@ -63,10 +61,14 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
         if image_format is None:
             response = _as_json(detector, images, found, detections, query.format)
         else:
-            settings: Settings = request.app.state.settings
-            upload, classes = images.uploads[0], detector.manifest.classes
-            content = await asyncio.to_thread(
-                _draw, upload, detections[0], classes, image_format, settings.max_pixels
+            draw = partial(
+                render,
+                detections=detections[0],
+                classes=detector.manifest.classes,
+                image_format=image_format,
+            )
+            content = await detector.decoder.work_on(
+                images.uploads[0], draw, client=client_of(request)
             )
             response = Response(content, media_type=f"image/{image_format.lower()}")
     tell_times(request, response, stopwatch=stopwatch)
@@ -202,15 +204,3 @@ def _as_json(
         answer = DetectResponse(results=results, model=detector.model_ref)
         content = answer.model_dump_json().encode()
     return Response(content, media_type="application/json")
-
-
-def _draw(
-    upload: Upload,
-    detections: Detections,
-    classes: Sequence[ClassInfo],
-    image_format: ImageFormat,
-    max_pixels: int,
-) -> bytes:
-    assert isinstance(upload.data, bytes)  # POST /detect takes files only
-    image = decode_image(upload.data, max_pixels=max_pixels)
-    return render(image, detections, classes=classes, image_format=image_format)

@@ -49,6 +49,14 @@ class Settings(BaseSettings):
         int | None,
         Field(ge=1, description="Threads that decode images; one per allowed core by default."),
     ] = None
+    decode_memory_bytes: Annotated[
+        int | None,
+        Field(
+            ge=16 * MIB,
+            description="Most memory for images while they are decoded; by default an eighth of "
+            "what the process may use, and no more than its decode threads need.",
+        ),
+    ] = None
     engine: Annotated[
         EngineName,
         Field(

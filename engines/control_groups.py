@@ -1,0 +1,58 @@
+"""The control groups that limit this process: its own, and those that they lie in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+
+class ControlGroup(NamedTuple):
+    """Where the limits of a group can be read."""
+
+    directory: Path
+    is_unified: bool  # version 2 of control groups
+
+
+class _Mount(NamedTuple):
+    """A hierarchy of control groups, where it can be seen."""
+
+    root: Path  # the group that is seen at `point`
+    point: Path
+    is_unified: bool
+
+
+def control_groups(controller: str, file_system: Path = Path("/")) -> Iterator[ControlGroup]:
+    """The groups whose limits of one controller (`cpu`, `memory`) this process has to keep."""
+    try:
+        groups = (file_system / "proc/self/cgroup").read_text().splitlines()
+        mounts = list(_mounts(controller, (file_system / "proc/self/mountinfo").read_text()))
+    except OSError:  # not Linux
+        return
+    for line in groups:
+        _, controllers, group = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        for mount in mounts:
+            if mount.is_unified == (not controllers):
+                for directory in _directories(mount, Path(group)):
+                    seen = file_system / directory.relative_to("/")
+                    yield ControlGroup(seen, mount.is_unified)
+
+
+def _mounts(controller: str, mountinfo: str) -> Iterator[_Mount]:
+    """The hierarchies of a controller, from the format of proc_pid_mountinfo(5)."""
+    for line in mountinfo.splitlines():
+        place, _, source = line.partition(" - ")
+        root, point = place.split()[3:5]
+        kind, _, options = source.split(" ", 2)
+        if kind == "cgroup2" or (kind == "cgroup" and controller in options.split(",")):
+            yield _Mount(Path(root), Path(point), is_unified=kind == "cgroup2")
+
+
+def _directories(mount: _Mount, group: Path) -> Iterator[Path]:
+    """Where the group and those that it lies in can be seen, the mount's own last.
+
+    A container may see its own group as the root of the mount while it is told its name outside.
+    """
+    inside = group.relative_to(mount.root) if group.is_relative_to(mount.root) else Path()
+    yield mount.point / inside
+    yield from (mount.point / parent for parent in inside.parents)

@@ -1,0 +1,208 @@
+"""The threads that decode images: bounded memory, fair turns, deadlines.
+
+An image of a few kB may take hundreds of MB once decoded, and seconds. So what it will take is told
+from its header, and no more is decoded at a time than fits a budget. Clients take turns, and so do
+the requests of one client: whoever sends many large images waits for them himself.
+
+All state belongs to the event loop.
+"""
+
+import asyncio
+import ctypes
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from service.errors import DeadlineExceeded
+
+Outcome = TypeVar("Outcome")
+
+DECAY = 0.9  # of what was learnt of earlier images, with each new one
+FIXED_BYTES = 1 << 20  # an image takes time as if it were at least this large
+TRIMMED_BYTES = 32 << 20  # after a job of that size, memory is given back to the system
+
+
+class Job(NamedTuple, Generic[Outcome]):
+    """Work for a thread, and the memory that it takes."""
+
+    work: Callable[[], Outcome]
+    num_bytes: int
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """The jobs of one request that have not started, and their places in the answer."""
+
+    client: Hashable
+    waiting: deque[tuple[Job[Any], asyncio.Future[Any]]]
+
+
+class DecodePool:
+    """Runs jobs in threads, as many at a time as the budget has memory for.
+
+    Args:
+        num_threads: most jobs at a time.
+        budget_bytes: most memory of all jobs that run.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        num_threads: int,
+        budget_bytes: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.budget_bytes = budget_bytes
+        self._num_threads = num_threads
+        self._clock = clock
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+        self._num_running = 0
+        self._free_bytes = budget_bytes
+        # The next to have its turn stands first, among clients and among the requests of each.
+        self._clients: OrderedDict[Hashable, OrderedDict[_Request, None]] = OrderedDict()
+        self._pending_bytes: dict[Hashable, int] = {}  # of a client: waiting and running
+        self._learnt_s = 0.0
+        self._learnt_bytes = 0.0
+
+    async def run(
+        self, jobs: Sequence[Job[Outcome]], *, client: Hashable, deadline: float | None
+    ) -> list[Outcome | BaseException]:
+        """The outcome of every job, or what it raised, in their order.
+
+        Args:
+            jobs: none of them larger than the budget.
+            client: who takes turns with other clients.
+            deadline: of the clock.
+
+        Raises:
+            DeadlineExceeded: it passed before all jobs were done. Those that have not started then,
+                or when the caller is cancelled, never will.
+        """
+        loop = asyncio.get_running_loop()
+        request = _Request(client, deque((job, loop.create_future()) for job in jobs))
+        futures: list[asyncio.Future[Outcome]] = [future for _, future in request.waiting]
+        self._clients.setdefault(client, OrderedDict())[request] = None
+        for job in jobs:
+            self._count(client, _weight(job))
+        self._start_jobs()
+        seconds = None if deadline is None else max(0.0, deadline - self._clock())
+        try:
+            async with asyncio.timeout(seconds):
+                return await asyncio.gather(*futures, return_exceptions=True)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "the deadline passed while the images were decoded; send fewer or smaller images"
+            ) from None
+        finally:
+            self._forget(request)
+
+    def expected_wait_s(self, client: Hashable, num_bytes: int) -> float:
+        """Seconds for which other work is done before so many further bytes of a client are done.
+
+        Others have as many turns as the client needs, unless they have less to do. Before anything
+        was decoded it is 0.
+        """
+        if not self._learnt_bytes:
+            return 0.0
+        own = self._pending_bytes.get(client, 0)
+        others = sum(
+            min(pending, own + num_bytes)
+            for other, pending in self._pending_bytes.items()
+            if other != client
+        )
+        return (own + others) * self._learnt_s / self._learnt_bytes / self._num_threads
+
+    def now(self) -> float:
+        """The time of the clock, for deadlines."""
+        return self._clock()
+
+    def shutdown(self) -> None:
+        """Start no further job; those that run end by themselves."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _start_jobs(self) -> None:
+        while self._num_running < self._num_threads:
+            found = next(self._startable(), None)
+            if found is None:
+                return
+            self._take_turn(found)
+            job, future = found.waiting.popleft()
+            self._num_running += 1
+            self._free_bytes -= job.num_bytes
+            running = asyncio.get_running_loop().run_in_executor(self._threads, _run, job)
+            running.add_done_callback(partial(self._finish, job, future, found.client))
+
+    def _startable(self) -> Iterator[_Request]:
+        """Requests whose next job fits the memory that is left, in the order of their turns."""
+        for requests in self._clients.values():
+            for request in requests:
+                if request.waiting and request.waiting[0][0].num_bytes <= self._free_bytes:
+                    yield request
+
+    def _take_turn(self, request: _Request) -> None:
+        self._clients.move_to_end(request.client)
+        self._clients[request.client].move_to_end(request)
+
+    def _finish(
+        self,
+        job: Job[Any],
+        future: asyncio.Future[Any],
+        client: Hashable,
+        running: asyncio.Future[tuple[Any, float]],
+    ) -> None:
+        self._num_running -= 1
+        self._free_bytes += job.num_bytes
+        self._count(client, -_weight(job))
+        error = None if running.cancelled() else running.exception()
+        if not future.done() and error is not None:
+            future.set_exception(error)
+        elif not running.cancelled() and error is None:
+            outcome, seconds = running.result()
+            self._learnt_s = DECAY * self._learnt_s + seconds
+            self._learnt_bytes = DECAY * self._learnt_bytes + _weight(job)
+            if not future.done():
+                future.set_result(outcome)
+        self._start_jobs()
+
+    def _forget(self, request: _Request) -> None:
+        for job, future in request.waiting:
+            future.cancel()
+            self._count(request.client, -_weight(job))
+        request.waiting.clear()
+        requests = self._clients[request.client]
+        del requests[request]
+        if not requests:
+            del self._clients[request.client]
+
+    def _count(self, client: Hashable, num_bytes: int) -> None:
+        pending = self._pending_bytes.get(client, 0) + num_bytes
+        if pending:
+            self._pending_bytes[client] = pending
+        else:
+            self._pending_bytes.pop(client, None)
+
+
+def _weight(job: Job[Any]) -> int:
+    return max(job.num_bytes, FIXED_BYTES)
+
+
+def _run(job: Job[Outcome]) -> tuple[Outcome, float]:
+    started = time.perf_counter()
+    try:
+        outcome = job.work()
+    finally:
+        if job.num_bytes > TRIMMED_BYTES:
+            _give_memory_back()
+    return outcome, time.perf_counter() - started
+
+
+def _give_memory_back() -> None:
+    """Return what was freed to the system: the C library would keep it for the next image."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)

@@ -1,0 +1,145 @@
+"""The pool that decodes: its budget of memory, the turns of clients, deadlines."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from service.decoding import DecodePool, Job
+from service.errors import DeadlineExceeded
+from tests.fakes import FakeClock, Gate
+
+pytestmark = pytest.mark.anyio
+
+MB = 1_000_000
+
+
+class Diary:
+    """Work that is written down as it is done, once its gate is open."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.gate = Gate()
+
+    def job(self, name: str, num_bytes: int = MB) -> Job[str]:
+        return Job(lambda: self._do(name), num_bytes)
+
+    def _do(self, name: str) -> str:
+        self.gate.pass_through()
+        self.done.append(name)
+        return name.upper()
+
+
+@pytest.fixture
+def diary() -> Iterator[Diary]:
+    diary = Diary()
+    diary.gate.shut()
+    yield diary
+    diary.gate.open()
+
+
+def submit(
+    pool: DecodePool, jobs: list[Job[str]], client: str, deadline: float | None = None
+) -> asyncio.Task[list[str | BaseException]]:
+    return asyncio.create_task(pool.run(jobs, client=client, deadline=deadline))
+
+
+async def settle() -> None:
+    """Let the tasks run that can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_outcomes_come_in_the_order_of_their_jobs(diary: Diary) -> None:
+    diary.gate.open()
+    pool = DecodePool(2, 10 * MB)
+
+    outcomes = await pool.run([diary.job(name) for name in "abc"], client="x", deadline=None)
+
+    assert outcomes == ["A", "B", "C"]
+
+
+async def test_a_job_that_fails_leaves_the_others_alone(diary: Diary) -> None:
+    diary.gate.open()
+    pool = DecodePool(1, 10 * MB)
+    fault: Job[str] = Job(lambda: str(1 // 0), MB)
+
+    outcomes = await pool.run([fault, diary.job("b")], client="x", deadline=None)
+
+    assert isinstance(outcomes[0], ZeroDivisionError)
+    assert outcomes[1] == "B"
+
+
+async def test_clients_take_turns_and_so_do_the_requests_of_one(diary: Diary) -> None:
+    pool = DecodePool(1, 10 * MB)
+    tasks = [
+        submit(pool, [diary.job(f"a{index}") for index in range(4)], "attacker"),
+        submit(pool, [diary.job("b0")], "attacker"),
+        submit(pool, [diary.job("c0"), diary.job("c1")], "other"),
+    ]
+    await settle()
+
+    diary.gate.open()
+    await asyncio.gather(*tasks)
+
+    assert diary.done == ["a0", "a1", "c0", "b0", "c1", "a2", "a3"]
+
+
+async def test_no_more_is_decoded_at_a_time_than_the_budget_has_memory_for(diary: Diary) -> None:
+    pool = DecodePool(3, 10 * MB)
+    large = submit(pool, [diary.job("large", 8 * MB), diary.job("next", 8 * MB)], "a")
+    small = submit(pool, [diary.job("small", 2 * MB)], "b")
+    await settle()
+    diary.gate.wait_for_arrival()
+    diary.gate.wait_for_arrival()  # the small one beside the large one
+    running = pool._num_running
+
+    diary.gate.open()
+    await asyncio.gather(large, small)
+
+    assert running == 2
+    assert diary.done[-1] == "next"
+
+
+async def test_a_deadline_that_passes_while_images_are_decoded_is_kept(diary: Diary) -> None:
+    clock = FakeClock()
+    pool = DecodePool(1, 10 * MB, clock=clock)
+    late = submit(pool, [diary.job("a"), diary.job("b")], "x", deadline=clock() + 0.05)
+
+    with pytest.raises(DeadlineExceeded, match="while the images were decoded"):
+        await late
+    diary.gate.open()
+    await pool.run([diary.job("c")], client="x", deadline=None)
+
+    assert diary.done == ["a", "c"]
+
+
+async def test_jobs_of_a_request_that_was_cancelled_are_not_started(diary: Diary) -> None:
+    pool = DecodePool(1, 10 * MB)
+    gone = submit(pool, [diary.job("a"), diary.job("b")], "x")
+    await settle()
+
+    gone.cancel()
+    await settle()
+    diary.gate.open()
+    await pool.run([diary.job("c")], client="y", deadline=None)
+
+    assert diary.done == ["a", "c"]
+
+
+async def test_a_client_waits_for_its_own_images_and_for_as_much_of_others(diary: Diary) -> None:
+    pool = DecodePool(1, 100 * MB)
+    diary.gate.open()
+    await pool.run([diary.job("learnt", 10 * MB)], client="x", deadline=None)
+    diary.gate.shut()
+    task = submit(pool, [diary.job("a", 40 * MB), diary.job("b", 40 * MB)], "attacker")
+    await settle()
+
+    own_s = pool.expected_wait_s("attacker", 10 * MB)
+    other_s = pool.expected_wait_s("other", 10 * MB)
+
+    assert own_s == pytest.approx(8 * other_s)
+    assert other_s > 0
+    diary.gate.open()
+    await task
+    assert pool.expected_wait_s("attacker", 10 * MB) == 0
