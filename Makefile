@@ -22,6 +22,7 @@ CHECKPOINT =
 VARIANT =
 FORMAT =
 PATHS =
+ANNOTATIONS =
 PRECISION =
 RUNTIME =
 SHAPES =
@@ -31,7 +32,10 @@ PYTHON =
 # The native libraries are made anew when their sources or the installed packages change.
 NATIVE = build/plugins.stamp
 
-option = $(if $($(1)),--$(2) $($(1)))
+# One word of the shell, whatever is in it; a ~ at its start is the home directory.
+home = $(if $(filter ~/%,$(firstword $(1))),$(patsubst ~/%,$(HOME)/%,$(1)),$(1))
+quote = '$(subst ','\'',$(call home,$(1)))'
+option = $(if $($(1)),--$(2) $(call quote,$($(1))))
 
 .PHONY: help serve detect train evaluate export weights install plugins browser test test-fast test-gpu bench-gpu lint check lock clean
 
@@ -41,26 +45,30 @@ help: ## list the targets
 # --- use
 
 serve: $(VENV)/service.stamp $(NATIVE) ## serve a bundle over HTTP [BUNDLE= HOST= PORT=]
-	exec env $(if $(BUNDLE),DETR_BUNDLE=$(BUNDLE)) $(if $(HOST),DETR_HOST=$(HOST)) \
+	exec env $(if $(BUNDLE),DETR_BUNDLE=$(call quote,$(BUNDLE))) $(if $(HOST),DETR_HOST=$(HOST)) \
 		$(if $(PORT),DETR_PORT=$(PORT)) $(BIN)/python -m service
 
-detect: $(VENV)/service.stamp $(NATIVE) ## detect in images and folders: PATHS= [BUNDLE= OUT= ARGS=]
-	$(BIN)/python -m service.detect $(PATHS) $(call option,BUNDLE,bundle) $(call option,OUT,out) $(ARGS)
+# PATHS is one path, if it is there; else words, which may be quoted or have wildcards.
+detect: $(VENV)/service.stamp $(NATIVE) ## detect in images and folders: PATHS= [BUNDLE= OUT= ANNOTATIONS= ARGS=]
+	@paths=$(call quote,$(PATHS)); \
+	if [ -e "$$paths" ]; then set -- "$$paths"; else eval "set -- $$paths"; fi; \
+	$(BIN)/python -m service.detect "$$@" $(call option,BUNDLE,bundle) $(call option,OUT,out) \
+	$(call option,ANNOTATIONS,annotations) $(ARGS)
 
 train: $(VENV)/full.stamp $(NATIVE) ## train a model, the demo unless told otherwise [CONFIG= DATA= OUT= RESUME= INIT=]
 	$(BIN)/python -m model.train $(call option,CONFIG,config) $(call option,DATA,data) \
 	$(call option,OUT,out) $(call option,RESUME,resume) $(call option,INIT,init) $(ARGS)
 
 evaluate: $(VENV)/full.stamp $(NATIVE) ## COCO AP of CHECKPOINT= or BUNDLE=, the demo's unless told otherwise [DATA= OUT= ARGS=]
-	$(BIN)/python -m $(if $(CHECKPOINT),model.evaluate --checkpoint $(CHECKPOINT),\
-	export.evaluate --bundle $(or $(BUNDLE),bundles/demo)) \
+	$(BIN)/python -m $(if $(CHECKPOINT),model.evaluate --checkpoint $(call quote,$(CHECKPOINT)),\
+	export.evaluate --bundle $(call quote,$(or $(BUNDLE),bundles/demo))) \
 	$(call option,DATA,data) $(call option,OUT,out) $(ARGS)
 
 export: CHECKPOINT = runs/demo/best.safetensors
 export: BUNDLE = runs/demo/bundle
 export: $(VENV)/full.stamp $(NATIVE) ## turn a checkpoint into a bundle [CHECKPOINT= BUNDLE= PRECISION=fp32|fp16|bf16|int8 DATA= RUNTIME=tensorrt SHAPES= ARGS=]
-	$(BIN)/python -m export $(CHECKPOINT) --out $(BUNDLE) $(call option,PRECISION,precision) \
-	$(call option,DATA,data) $(call option,RUNTIME,runtime) $(call option,SHAPES,shapes) $(ARGS)
+	$(BIN)/python -m export $(call quote,$(CHECKPOINT)) --out $(call quote,$(BUNDLE)) \
+	$(call option,PRECISION,precision) $(call option,DATA,data) $(call option,RUNTIME,runtime) $(if $(SHAPES),--shapes $(SHAPES)) $(ARGS)
 
 weights: $(VENV)/full.stamp ## download and convert published weights: VARIANT=base|refine|two_stage|resnet50 [FORMAT= OUT=]
 	$(BIN)/python -m model.weights $(VARIANT) $(call option,FORMAT,format) $(call option,OUT,out)

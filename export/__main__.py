@@ -19,7 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m export", description=main.__doc__)
     parser.add_argument("checkpoint", type=Path, help="NAME.safetensors")
     parser.add_argument("--out", type=Path, required=True, help="directory of the bundle")
-    parser.add_argument("--name", help="of the model; default: the name of its configuration")
+    parser.add_argument(
+        "--name", help="of the model; default: that of its data set, else of its file"
+    )
     parser.add_argument(
         "--samples", type=Path, nargs="*", default=(), help="images that the web page offers"
     )

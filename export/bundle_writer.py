@@ -44,7 +44,7 @@ def write_exact(
 
     Args:
         model: of the checkpoint, in evaluation mode, with the preprocessing of the bundle.
-        name: of the bundle's model; the name of its configuration if None.
+        name: of the bundle's model; if None, see `default_name`.
         samples: see `read_samples`.
 
     Raises:
@@ -63,7 +63,7 @@ def write_exact(
     config = checkpoint.config.model
     num_detections = min(config.num_detections, config.num_queries * config.num_classes)
     manifest = Manifest(
-        name=name or checkpoint.config.name,
+        name=name or default_name(checkpoint),
         variant=config.variant.value,
         graphs=write_graphs(export_graphs(model, min_side=model.preprocess.min_side), directory),
         inputs=INPUT_SPECS,
@@ -147,6 +147,19 @@ def _rounded(model: DetectionModel) -> DetectionModel:
 def _num_tokens(side: int, num_levels: int) -> int:
     """Tokens of a square image: every level is half the one before, rounded up; the first, 1/8."""
     return sum((-(-side // (8 << level))) ** 2 for level in range(num_levels))
+
+
+def default_name(checkpoint: Checkpoint) -> str:
+    """What a model is called: like its data set, or the demo's configuration; else like its file.
+
+    best.safetensors and last.safetensors are called like their folder.
+    """
+    data = checkpoint.provenance.get("data")
+    dataset = data.get("dataset") if isinstance(data, dict) else None
+    if dataset == "digits":
+        return checkpoint.config.name
+    path = checkpoint.path.resolve()
+    return dataset or (path.parent.name if path.stem in ("best", "last") else path.stem)
 
 
 def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def export_bundle(
     Args:
         data_dir: data set in COCO's format: int8 is calibrated on its split train, AP is measured
             and fp16 is tried on its split val. If None, the demo's; for fp16 photographs.
-        name: of the model; the name of its configuration if None.
+        name: of the model; if None, see `default_name`.
         samples: image files that the page offers and the graph is verified on; if none and the
             model knows the demo's digits, a few of their validation images.
         planner: for a TensorRT plan, too, which is then what is judged.

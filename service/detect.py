@@ -1,7 +1,8 @@
 """python -m service.detect: images and folders of images to the same JSON as POST /detect.
 
-Exit status: 0, 1 if an image could not be read (the others are answered), 2 if nothing could be
-done at all, 130 after Ctrl-C. The output file is written once, at the end, whole or not at all.
+Exit status: 0, 1 if an image could not be read (the others are answered), 2 if a path is missing
+or nothing could be done at all, 130 after Ctrl-C. The output file is written once, at the end,
+whole or not at all.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from bundle.preprocess import UndecodableImage, UnsupportedImage, decode_image
 from engines.base import EngineFailure
 from engines.load import open_engine
 from engines.self_check import require_known_answers
+from service.image_ids import read_image_ids
 from service.render import ImageFormat, render
 from service.schemas import (
     CocoResult,
@@ -43,13 +45,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors()))
     if args.out and args.out.is_dir():
         parser.error(f"--out: expected a file, got the folder {args.out}")
+    missing = [str(path) for path in args.paths if not path.exists()]
+    if missing:
+        hint = (
+            "; a path with spaces is quoted: PATHS='\"my photos\" more'" if args.paths[1:] else ""
+        )
+        parser.error(f"no such file or folder: {', '.join(missing)}{hint}")
     images = find_images(args.paths)
     if not images:
         parser.error(
             f"no {', '.join(sorted(_SUFFIXES))} files in {', '.join(map(str, args.paths))}"
         )
     try:
-        return _run(images, Bundle.load(args.bundle), query, out=args.out, draw_dir=args.draw)
+        ids = read_image_ids(args.annotations, images) if args.annotations else range(len(images))
+        return _run(
+            list(zip(ids, images, strict=True)),
+            Bundle.load(args.bundle),
+            query,
+            out=args.out,
+            draw_dir=args.draw,
+        )
     except (ValueError, OSError, EngineFailure) as error:
         _say(f"error: {error}")
         return 2
@@ -71,7 +86,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
 
 
 def _run(
-    images: list[Path],
+    images: list[tuple[int, Path]],
     bundle: Bundle,
     query: DetectQuery,
     *,
@@ -85,7 +100,7 @@ def _run(
     require_known_answers(engine, bundle)
     manifest = bundle.manifest
     results: list[ImageResult] = []
-    for image_id, path in enumerate(tqdm(images, unit="image")):
+    for image_id, path in tqdm(images, unit="image"):
         try:
             image = decode_image(path.read_bytes())
             (detections,) = detect(
@@ -113,6 +128,9 @@ def _run(
             )
             write_atomically(draw_dir / f"{image_id:05d}-{path.stem}.jpg", drawing)
     engine.close()
+    if not results:
+        _say("error: not one image could be read; no results written")
+        return 2
     content = _to_json(results, manifest, query.format)
     if out:
         write_atomically(out, content)
@@ -166,10 +184,16 @@ def _parser() -> argparse.ArgumentParser:
         "--draw", type=Path, metavar="DIR", help="write each image with its boxes into this folder"
     )
     parser.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="FILE.json",
+        help="COCO annotations that give the images their ids; by default they are counted from 0",
+    )
+    parser.add_argument(
         "--format",
         choices=[str(choice) for choice in OutputFormat],
         default=str(defaults.format),
-        help="detections, or coco: a COCO results list whose image_id is the index of the image",
+        help="detections, or coco: a COCO results list",
     )
     return parser
 

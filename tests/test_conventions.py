@@ -68,7 +68,9 @@ COMMANDS = {
     ],
     "plugins.build": [],
     "service.selftest": ["--bundle"],
-    "service.detect": ["--bundle", "--draw", "--format", "--out", "--threshold", "--top-k"],
+    "service.detect": [
+        *("--annotations", "--bundle", "--draw", "--format", "--out", "--threshold", "--top-k"),
+    ],
 }
 
 

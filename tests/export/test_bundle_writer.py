@@ -1,16 +1,22 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from bundle.known_answers import read_known_answers
-from bundle.manifest import Manifest
+from bundle.manifest import ClassInfo, Manifest
 from bundle.preprocess import pad_batch
 from export.__main__ import main
-from export.bundle_writer import batch_limit, smallest_side
-from model.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint, write_checkpoint
+from export.bundle_writer import batch_limit, default_name, smallest_side
+from model.checkpoints.checkpoint_file import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    write_checkpoint,
+)
 from model.config import Variant
 from model.configs import CONFIGS, tiny
 from model.data import digits
@@ -177,3 +183,21 @@ def test_a_model_of_digits_comes_with_sample_images(exported):
 def test_a_model_of_other_things_has_no_samples_of_its_own(exported):
     assert exported(Variant.BASE).manifest.samples == ()
     assert not (exported(Variant.BASE).directory / "samples").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "provenance", "name"),
+    [
+        ("runs/small/best.safetensors", {"data": {"dataset": "bccd"}}, "bccd"),
+        ("runs/bccd/best.safetensors", {"data": {"dataset": ""}}, "bccd"),
+        ("runs/bccd/last.safetensors", {}, "bccd"),
+        ("weights/two_stage.safetensors", {"data": None}, "two_stage"),
+        ("runs/x/best.safetensors", {"data": {"dataset": "digits"}}, "tiny"),
+    ],
+)
+def test_a_model_is_called_like_its_data_or_its_file(path, provenance, name):
+    config = tiny()
+    classes = tuple(ClassInfo(id=i, name=str(i)) for i in range(config.model.num_classes))
+    checkpoint = Checkpoint(Path(path), config, classes, provenance, {}, {})
+
+    assert default_name(checkpoint) == name

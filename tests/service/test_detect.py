@@ -101,14 +101,36 @@ def test_each_image_is_drawn(run: Callable[..., int], photos: Path, tmp_path: Pa
 def test_a_bad_image_is_named_and_the_others_are_answered(
     run: Callable[..., int], photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status = run(photos / "missing.png", photos / "notes.txt", photos)
+    status = run(photos / "notes.txt", photos)
 
     captured = capsys.readouterr()
     assert status == 1
-    assert [result["image_id"] for result in json.loads(captured.out)["results"]] == [2, 3]
-    assert "missing.png: " in captured.err
+    assert [result["image_id"] for result in json.loads(captured.out)["results"]] == [1, 2]
     assert "notes.txt: expected a JPEG, PNG or WebP image" in captured.err
-    assert "4/4" in captured.err
+    assert "3/3" in captured.err
+
+
+def test_without_one_image_that_can_be_read_there_are_no_results(
+    run: Callable[..., int], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = run(photos / "notes.txt", "--out", tmp_path / "found.json")
+
+    assert status == 2
+    assert "not one image could be read" in capsys.readouterr().err
+    assert not (tmp_path / "found.json").exists()
+
+
+def test_a_path_that_is_not_there_is_an_error_before_any_work(
+    run: Callable[..., int], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        run(photos, photos / "missing.png", photos / "no folder")
+
+    captured = capsys.readouterr()
+    assert exit_info.value.code == 2
+    assert "missing.png, " in captured.err
+    assert "no folder; a path with spaces is quoted" in captured.err
+    assert captured.out == ""
 
 
 def test_an_engine_failure_costs_its_own_image_only(

@@ -1,0 +1,63 @@
+"""The ids that a COCO annotation file gives to image files."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+from service.names import did_you_mean
+
+
+def read_image_ids(annotation_file: Path, paths: Sequence[Path]) -> list[int]:
+    """The id of every path: of the entry in `images` whose `file_name` it ends with.
+
+    Where `file_name` has folders that the path has not, their last part decides.
+
+    Raises:
+        ValueError: not such a file, or a path that has none of its names, or more than one.
+        OSError: it cannot be read.
+    """
+    by_name = _read_names(annotation_file)
+    by_last_part: dict[str, set[int]] = {}
+    for name, image_id in by_name.items():
+        by_last_part.setdefault(PurePath(name).name, set()).add(image_id)
+    return [_id_of(path, by_name, by_last_part, file=annotation_file) for path in paths]
+
+
+def _read_names(annotation_file: Path) -> dict[str, int]:
+    try:
+        images = json.loads(annotation_file.read_bytes())["images"]
+        pairs = [(image["file_name"], image["id"]) for image in images]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{annotation_file}: expected COCO's annotations, a JSON object whose list `images` "
+            f"has an id and a file_name in every entry ({type(error).__name__}: {error})"
+        ) from error
+    for name, image_id in pairs:
+        if not isinstance(name, str) or type(image_id) is not int:
+            raise ValueError(
+                f"{annotation_file}: expected a file_name that is text and an id that is a whole "
+                f"number, got {name!r} and {image_id!r}"
+            )
+    return {str(PurePath(name)): image_id for name, image_id in pairs}
+
+
+def _id_of(
+    path: Path, by_name: dict[str, int], by_last_part: dict[str, set[int]], *, file: Path
+) -> int:
+    parts = path.absolute().parts
+    for start in range(len(parts)):  # the longest name that fits
+        image_id = by_name.get(str(PurePath(*parts[start:])))
+        if image_id is not None:
+            return image_id
+    ids = by_last_part.get(path.name, set())
+    if len(ids) == 1:
+        return next(iter(ids))
+    if ids:
+        raise ValueError(
+            f"{path}: {file} has {len(ids)} images of that name, in several folders; name the "
+            "folder that holds those folders, or its parent"
+        )
+    raise ValueError(
+        f"{path}: none of the {len(by_name)} images of {file} has that name: "
+        f"{did_you_mean(path.name, by_last_part)}without an annotation file, ids are counted from 0"
+    )
