@@ -64,10 +64,8 @@ def serve_ours(port: int, served: Served) -> None:
     from service.app import create_app
 
     settings = Settings(bundle=served.directory, port=port, log_level="warning")
-    engine = None if served.is_real else MockEngine()
-    Server(create_app(settings, engine), settings).run(
-        sockets=[socket.create_server(("127.0.0.1", port), backlog=2048)]
-    )
+    app = create_app(settings) if served.is_real else create_app(settings, lambda *_: MockEngine())
+    Server(app, settings).run(sockets=[socket.create_server(("127.0.0.1", port), backlog=2048)])
 
 
 def serve_plain_fastapi(port: int, served: Served) -> None:

@@ -71,13 +71,3 @@ def reason(error: Exception) -> str:
     """What a runtime says went wrong, in one line, without places in its source."""
     lines = (line.strip() for line in str(error).splitlines())
     return " ".join(line for line in lines if line and not line.startswith("Exception from"))
-
-
-def checked(output: RawOutput, shape: tuple[int, ...]) -> RawOutput:
-    """The output for images of a shape. Raises EngineFailure where it is not from 0 to 1.
-
-    That finds NaN, and what becomes of it: some runtimes clamp it to their lowest number.
-    """
-    if not all(((values >= 0) & (values <= 1)).all() for values in (output.scores, output.boxes)):
-        raise EngineFailure(f"expected finite scores and boxes, from 0 to 1, for {shape}")
-    return output

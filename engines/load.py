@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from bundle.manifest import Bundle
 from engines.base import Engine, Mode
+from engines.guard import guard
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def open_engine(
     name = _fastest_here(bundle) if engine == "auto" else engine
     if mode == "throughput" and name != "openvino":
         logger.warning("%s has no mode throughput: all threads run one batch", name)
-    return _OPENERS[name](bundle, _Options(threads, mode, gpu))
+    return guard(_OPENERS[name](bundle, _Options(threads, mode, gpu)))
 
 
 def _fastest_here(bundle: Bundle) -> Runtime:

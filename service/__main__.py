@@ -1,36 +1,41 @@
 """python -m service: serve the bundle that the environment names; see service/settings.py.
 
-Exit status: 0 when stopped by SIGTERM or Ctrl-C, 1 when it could not serve.
+Exit status: 0 when stopped by SIGTERM or Ctrl-C, 1 when it could not serve, or not any more.
 """
 
 import asyncio
 import contextlib
-import ctypes
 import logging
+import os
 import signal
 import socket
-import struct
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from typing import NoReturn
 
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
+from service import farewell
 from service.app import create_app, stop_taking_requests
+from service.errors import NotReady
 from service.http_protocol import bounded_protocol
 from service.settings import Settings
+from service.startup import OpenEngine, open_served
 
 logger = logging.getLogger("service")
 
 BACKLOG = 2048  # connections that the kernel keeps until they are accepted
-ACCEPT_S = 0.1  # for connections that the kernel has taken and we have not
-LAST_WORDS_S = 0.3  # for requests that were on their way when the port closed
-SO_ATTACH_FILTER = 26  # of Linux; Python's socket module does not name it
+GRACE_S = 5.0  # for closing the engine, after all requests
+LAST_WORDS_S = 1.0  # for answers on their way once nothing is waited for any more
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Server(uvicorn.Server):
-    """uvicorn, stopping so that no request is lost that reached the port.
+    """uvicorn, with signals of our own, stopping so that no request is lost that reached the port.
 
     Left alone it closes idle connections at once, one of which may just be carrying a request.
     """
@@ -45,24 +50,58 @@ class Server(uvicorn.Server):
                 http=bounded_protocol(settings, app.state.metrics),
                 ws="none",
                 backlog=BACKLOG,
-                timeout_graceful_shutdown=round(settings.drain_timeout_s) or 1,
             )
         )
+        self.is_stopping = threading.Event()
+        self._serving = app.state.serving
         self._app = app
         self._settings = settings
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C stop, a second Ctrl-C at once; SIGHUP reloads the bundle."""
+        loop = asyncio.get_running_loop()
+        handlers = (self._stop, self._stop_or_hurry, self._serving.begin_reload)
+        is_main = threading.current_thread() is threading.main_thread()
+        for number, handler in zip(SIGNALS, handlers if is_main else (), strict=is_main):
+            loop.add_signal_handler(number, handler)
+        yield
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+    def _stop_or_hurry(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Be red for a while, close the port, answer what has arrived, then stop."""
-        logger.info("stopping: answering the requests in flight")
+        self.is_stopping.set()
+        has_failed = self._serving.failure is not None
         stop_taking_requests(self._app)
-        await asyncio.sleep(self._settings.drain_delay_s)
-        for listener in sockets or []:
-            _let_nobody_in(listener)
-        await asyncio.sleep(ACCEPT_S)
-        for server in self.servers:
-            server.close()
-        await asyncio.sleep(LAST_WORDS_S)
-        await super().shutdown(sockets)
+        if not has_failed:
+            logger.info("stopping: answering the requests in flight")
+            await asyncio.sleep(self._settings.drain_delay_s)
+        await farewell.close_port(self.servers, sockets or [])
+        patience_s = LAST_WORDS_S if has_failed else self._settings.drain_timeout_s
+        if not await self._wait_for_clients(patience_s):
+            self._serving.abort(NotReady("the service stops; try again soon", retry_after_s=1))
+            await self._wait_for_clients(LAST_WORDS_S)
+            logger.warning(
+                "%d connections are cut: not done within %g s",
+                len(self.server_state.connections),
+                patience_s,
+            )
+        await self.lifespan.shutdown()
+
+    async def _wait_for_clients(self, patience_s: float) -> bool:
+        state = self.server_state
+        return await farewell.wait_until_gone(
+            state.connections,
+            state.tasks,
+            patience_s=patience_s,
+            is_hurried=lambda: self.force_exit,
+        )
 
 
 def main() -> int:
@@ -71,13 +110,18 @@ def main() -> int:
         settings = Settings()
     except ValidationError as error:
         return _fail("; ".join(_describe(fault) for fault in error.errors()))
+    return serve(settings)
+
+
+def serve(settings: Settings, open_engine: OpenEngine = open_served) -> int:
+    """`main` with settings in hand, and perhaps another way to open engines."""
     _set_up_logging(settings.log_level)
-    # uvicorn raises the signal that stopped it once more when it is done: then, and before it
-    # runs, this is what stops the process.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the server runs
         signal.signal(number, lambda *_: sys.exit(0))
     try:
-        app = create_app(settings, on_failure=lambda: setattr(server, "should_exit", True))
+        app = create_app(
+            settings, open_engine, on_failure=lambda: setattr(server, "should_exit", True)
+        )
     except ValueError as error:
         return _fail(str(error))
     try:
@@ -89,26 +133,34 @@ def main() -> int:
         )
     address = f"http://{_for_url(settings.host)}:{listener.getsockname()[1]}"
     server = Server(app, settings)
+    longest_s = settings.drain_delay_s + settings.drain_timeout_s + GRACE_S
+    threading.Thread(target=_end_in_time, args=(server, longest_s), daemon=True).start()
     logger.info("the page is at %s/ and the API docs are at %s/docs", address, address)
-    server.run(sockets=[listener])
-    return 1 if app.state.failure else 0
+    # The loop is not closed: that would wait for threads that may hang, see `leave`.
+    loop = (server.config.get_loop_factory() or asyncio.new_event_loop)()
+    loop.run_until_complete(server.serve([listener]))
+    return 1 if app.state.serving.failure else 0
+
+
+def leave(status: int) -> NoReturn:
+    """End the process, whatever its threads do: one may hang in an engine, and be waited for."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _end_in_time(server: Server, longest_s: float) -> None:
+    """End the process where stopping hangs, in an engine that does not close for example."""
+    server.is_stopping.wait()
+    time.sleep(longest_s)
+    logger.error("stopping has not ended after %g s and is broken off", longest_s)
+    leave(1)
 
 
 def _listen(host: str, port: int) -> socket.socket:
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     return socket.create_server(address[:2], family=family, backlog=BACKLOG)
-
-
-def _let_nobody_in(listener: socket.socket) -> None:
-    """Ignore new handshakes: who connects in the moment before the port closes would be reset.
-
-    A socket filter that drops every packet; established connections have sockets of their own.
-    The kernel of the client tries again in a second and is then refused.
-    """
-    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF: return 0
-    program = struct.pack("HP", 1, ctypes.addressof(drop_all))
-    with contextlib.suppress(OSError):  # not Linux: the moment is short
-        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 def _for_url(host: str) -> str:
@@ -140,4 +192,4 @@ def _set_up_logging(level: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,7 +1,6 @@
 """The application: what it owns, and its life from loading to drained."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -11,25 +10,23 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from bundle.manifest import Bundle
-from engines.base import Engine, EngineFailure
-from service import pages, routes, routes_deepstack, routes_inference
+from service import admin, pages, routes, routes_deepstack, routes_inference
 from service.body_limits import BodyLimits
 from service.boundary import Boundary
-from service.detector import Detector
 from service.error_bodies import error_body
 from service.errors import MethodNotAllowed, NotFound, ServiceError
 from service.metrics import Metrics
+from service.serving import Serving
 from service.settings import Settings
+from service.startup import OpenEngine, open_served
 from service.validation import invalid_request
-
-logger = logging.getLogger(__name__)
 
 API_VERSION = "1.0.0"
 
 
 def create_app(
     settings: Settings,
-    engine: Engine | None = None,
+    open_engine: OpenEngine = open_served,
     *,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
@@ -40,9 +37,8 @@ def create_app(
 
     Args:
         settings: of this app; nothing else is read from the environment.
-        engine: runs in place of the bundle's own.
-        on_failure: called when the engine cannot be started, with the reason logged and kept in
-            `app.state.failure`; the process should end.
+        open_engine: opens the engine of a bundle.
+        on_failure: see `Serving`, which is in `app.state.serving`.
 
     Raises:
         ValueError: the bundle is missing or damaged.
@@ -51,11 +47,11 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.startup = asyncio.create_task(_start(app, engine, on_failure))
+        app.state.startup = asyncio.create_task(app.state.serving.start())
         yield
         app.state.startup.cancel()
         await asyncio.wait([app.state.startup])
-        await app.state.detector.close()
+        await app.state.serving.close()
 
     app = FastAPI(
         title="detr-serve",
@@ -67,12 +63,15 @@ def create_app(
     )
     app.state.settings = settings
     app.state.metrics = Metrics()
-    app.state.detector = Detector(bundle, settings, metrics=app.state.metrics)
-    app.state.failure = None
+    app.state.serving = Serving(
+        bundle,
+        settings,
+        metrics=app.state.metrics,
+        open_engine=open_engine,
+        on_failure=on_failure,
+    )
     app.state.is_stopping = False
-    ref = app.state.detector.model_ref
-    app.state.metrics.model.labels(ref.name, ref.variant, ref.version).set(1)
-    for module in (routes, routes_deepstack, routes_inference, pages):
+    for module in (routes, routes_deepstack, routes_inference, admin, pages):
         app.include_router(module.router)
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
@@ -84,16 +83,7 @@ def create_app(
 def stop_taking_requests(app: FastAPI) -> None:
     """Turn /readyz red and ask clients to leave; requests are answered until the lifespan ends."""
     app.state.is_stopping = True
-    app.state.detector.drain()
-
-
-async def _start(app: FastAPI, engine: Engine | None, on_failure: Callable[[], None]) -> None:
-    try:
-        await app.state.detector.start(engine)
-    except (ValueError, OSError, EngineFailure) as error:
-        app.state.failure = str(error)
-        logger.error("cannot serve: %s", error)
-        on_failure()
+    app.state.serving.drain()
 
 
 async def _answer_service_error(request: Request, error: Exception) -> Response:

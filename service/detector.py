@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Hashable, Sequence
-from enum import StrEnum
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -11,37 +10,26 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.detect import Found
-from bundle.known_answers import Errors
+from bundle.known_answers import Errors, read_known_answers
 from bundle.manifest import Bundle
 from bundle.postprocess import ImageOutput
 from bundle.preprocess import (
     pad_batch,
-    resized_size,
 )
 from engines.base import Engine, EngineInfo
-from engines.load import GpuOptions, open_engine
-from engines.self_check import require_known_answers
-from service.batching.batcher import BatchReport, DynamicBatcher
+from service.batching.batcher import BatchReport, DynamicBatcher, Patience
 from service.batching.ticket import Ticket
-from service.errors import NotReady
+from service.errors import EngineFailure, NotReady, Overloaded, ServiceError
 from service.image_decoder import ImageDecoder
 from service.metrics import Metrics, Stage, Stopwatch
 from service.schemas import ModelRef
 from service.settings import Settings
+from service.startup import OpenEngine, Started, start_engine
 from service.uploads import Upload
 
 logger = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
-
-
-class State(StrEnum):
-    """What the detector is doing; it takes requests in READY and DRAINING."""
-
-    LOADING = "loading"
-    READY = "ready"
-    DRAINING = "draining"
-    CLOSED = "closed"
 
 
 class _Batch(NamedTuple):
@@ -52,31 +40,41 @@ class _Batch(NamedTuple):
 class Detector:
     """One bundle being served: its engine, its batcher and what decodes for it."""
 
-    def __init__(self, bundle: Bundle, settings: Settings, *, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        settings: Settings,
+        *,
+        metrics: Metrics,
+        decoder: ImageDecoder,
+        on_failure: Callable[["Detector", str], None],
+    ) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            decoder: of the images of all requests.
+            on_failure: told, on the event loop, why the engine is beyond help; it may `abort`.
+        """
+        self.bundle = bundle
         self.manifest = bundle.manifest
         self.model_ref = ModelRef.from_manifest(self.manifest)
-        self.state = State.LOADING
-        self._bundle = bundle
         self._settings = settings
         self._metrics = metrics
-        self.decoder = ImageDecoder(settings, metrics=metrics)
-        self._engine: Engine | None = None
+        self.decoder = decoder
+        self._on_failure = on_failure
+        self._started: Started | None = None
         self._batcher: DynamicBatcher[Pixels, _Batch, ImageOutput] | None = None
-        metrics.queue_depth.set_function(lambda: self._batcher.depth if self._batcher else 0)
-        metrics.ready.set_function(lambda: self.state is State.READY)
+        self._is_aborted = False
+        self._failures_in_row = 0  # batches that failed as a whole
+        self._probe: asyncio.Task[None] | None = None
 
-    async def start(self, engine: Engine | None = None) -> None:
-        """Open the bundle's engine, unless one is given, try it, warm it up and take requests.
+    async def start(self, open_it: OpenEngine) -> None:
+        """Open the bundle's engine, try it, warm it up and take requests.
 
         Raises:
-            ValueError: the bundle does not load, or the engine does not give its known answers.
-            EngineFailure: the engine cannot run.
+            CannotStart: the engine cannot be opened, does not give its known answers, or hangs.
         """
-        if engine is None:
-            engine = await asyncio.to_thread(open_served, self._bundle, self._settings)
-        self._engine = engine
-        await asyncio.to_thread(self._prove, engine)
-        await asyncio.to_thread(self._warm_up, engine)
+        self._started = await start_engine(self.bundle, self._settings, open_it=open_it)
         if self.manifest.batches == "equal_shapes":
             logger.warning(
                 "only images of equal shape share a batch: export did not find that padding "
@@ -84,27 +82,49 @@ class Detector:
             )
         for sentence in self.manifest.assumed:
             logger.warning("assumed when the weights were converted: %s", sentence)
-        self._metrics.engine.labels(*engine.info).set(1)
-        self._metrics.gpu_memory.set(engine.gpu_memory_bytes)
+        factor = self._settings.hang_factor
+        floor_s = max(self._settings.hang_floor_s, factor * self._started.warm_up_s)
         self._batcher = DynamicBatcher(
             self._assemble,
-            partial(_run, engine),
+            partial(_run, self._started.engine),
             max_batch_size=self.max_batch_size,
             max_queue=self._settings.max_queue,
+            patience=Patience(factor, floor_s),
             on_batch=self._record,
+            on_hang=partial(self._on_failure, self),
         )
-        self.state = State.READY
 
     @property
     def max_batch_size(self) -> int:
         """The least of what the engine (the bundle, until there is one) and the settings allow."""
-        limit = self._engine.max_batch_size if self._engine else self.manifest.max_batch_size
+        limit = (
+            self._started.engine.max_batch_size if self._started else self.manifest.max_batch_size
+        )
         return min(limit, self._settings.max_batch_size or limit)
 
     @property
     def engine_info(self) -> EngineInfo | None:
         """What runs the bundle, once it is opened."""
-        return self._engine.info if self._engine else None
+        return self._started.engine.info if self._started else None
+
+    @property
+    def depth(self) -> int:
+        """Images admitted and not yet started."""
+        return self._batcher.depth if self._batcher else 0
+
+    def publish(self) -> None:
+        """Tell the metrics what serves from now on."""
+        assert self._started is not None
+        engine, outcomes, _ = self._started
+        for gauge in (self._metrics.model, self._metrics.engine):
+            gauge.clear()
+        self._metrics.model.labels(*self.model_ref.model_dump().values()).set(1)
+        self._metrics.engine.labels(*engine.info).set(1)
+        self._metrics.gpu_memory.set(engine.gpu_memory_bytes)
+        for name in Errors._fields:
+            ratio = max(getattr(outcome.ratios, name) for outcome in outcomes)
+            self._metrics.selftest_error.labels(name).set(ratio)
+        self._metrics.selftest_passed.set(1)
 
     def admit(self, num_images: int) -> Ticket[Pixels, ImageOutput]:
         """Reserve places for the images of a request.
@@ -113,9 +133,7 @@ class Detector:
             NotReady: loading or closed.
             Overloaded: no room, or the deadline would pass before they are run.
         """
-        if self._batcher is None:
-            raise NotReady("the model is still loading; try again soon", retry_after_s=1)
-        return self._batcher.admit(num_images, deadline_s=self._settings.deadline_s)
+        return self._require_batcher().admit(num_images, deadline_s=self._settings.deadline_s)
 
     async def detect(
         self, uploads: Sequence[Upload], stopwatch: Stopwatch, *, client: Hashable = None
@@ -142,20 +160,23 @@ class Detector:
             Found(output, geometry) for output, (_, geometry) in zip(outputs, prepared, strict=True)
         ]
 
-    def drain(self) -> None:
-        """Turn readiness red; requests are still taken until `close`."""
-        if self.state is State.READY:
-            self.state = State.DRAINING
-
     async def close(self) -> None:
-        """Refuse what comes, finish what was admitted, release the engine."""
-        self.drain()
+        """Refuse what comes, finish what was admitted, release the engine, unless it is aborted."""
         if self._batcher is not None:
             await self._batcher.close()
-        self.state = State.CLOSED
-        self.decoder.shutdown()
-        if self._engine is not None:
-            self._engine.close()
+        if self._started is not None and not self._is_aborted:
+            await asyncio.to_thread(self._started.engine.close)
+
+    def abort(self, error: ServiceError) -> None:
+        """Answer every request with an error, refuse what comes, and leave the engine alone."""
+        self._is_aborted = True
+        if self._batcher is not None:
+            self._batcher.abort(error)
+
+    def _require_batcher(self) -> DynamicBatcher[Pixels, _Batch, ImageOutput]:
+        if self._batcher is None:
+            raise NotReady("the model is still loading; try again soon", retry_after_s=1)
+        return self._batcher
 
     # --- batching
 
@@ -177,44 +198,34 @@ class Detector:
         self._metrics.engine_failures.inc(report.num_failed)
         for wait_s in report.waits_s:
             self._metrics.batch_wait_seconds.observe(wait_s)
+        self._count_failures(report)
 
-    # --- the engine
+    def _count_failures(self, report: BatchReport) -> None:
+        """Doubt the engine after so many batches in a row that failed as a whole."""
+        has_failed = report.num_failed == report.size
+        self._failures_in_row = self._failures_in_row + 1 if has_failed else 0
+        is_probing = self._probe is not None and not self._probe.done()
+        if self._failures_in_row >= self._settings.max_failures and not is_probing:
+            self._probe = asyncio.create_task(self._try_known_image())
 
-    def _prove(self, engine: Engine) -> None:
-        """Refuse an engine that does not give the bundle's known answers; see `engines`."""
-        outcomes = require_known_answers(engine, self._bundle)
-        for name in Errors._fields:
-            ratio = max(getattr(outcome.ratios, name) for outcome in outcomes)
-            self._metrics.selftest_error.labels(name).set(ratio)
-        self._metrics.selftest_passed.set(1)
-        logger.info("the engine gives the %d known answers of the bundle", len(outcomes))
-
-    def _warm_up(self, engine: Engine) -> None:
-        """Run once alone and once in a batch, at the size of a 4:3 photograph."""
-        preprocess = self.manifest.preprocess
-        height, width = resized_size(
-            3, 4, short_side=preprocess.short_side, long_side=preprocess.long_side
-        )
-        image = np.zeros((height, width, 3), np.uint8)
-        for batch_size in {1, min(2, self.max_batch_size)}:
-            engine.run(*pad_batch([image] * batch_size, preprocess.min_side))
-        info = ", ".join(f"{name} {value}" for name, value in engine.info._asdict().items())
-        logger.info("the engine %s is warm: %s", engine.name, info)
-
-
-def open_served(bundle: Bundle, settings: Settings) -> Engine:
-    """The engine that the settings name.
-
-    Raises:
-        ValueError: see `open_engine`.
-    """
-    return open_engine(
-        bundle,
-        engine=settings.engine,
-        threads=settings.engine_threads,
-        mode=settings.engine_mode,
-        gpu=GpuOptions(settings.rebuild_engine, settings.cuda_graphs),
-    )
+    async def _try_known_image(self) -> None:
+        """Tell an engine that is beyond help from images that make it fail."""
+        image = read_known_answers(self.bundle.directory)[0].image
+        num_failed = self._failures_in_row
+        try:
+            with self._require_batcher().admit(1) as ticket:
+                await ticket.run([image], [self._bucket(image)])
+        except EngineFailure as error:
+            self._on_failure(
+                self, f"{num_failed} batches in a row failed, and so did a known image: {error}"
+            )
+        except (NotReady, Overloaded):
+            return  # the next failure asks again
+        else:
+            logger.warning(
+                "%d batches in a row failed, but a known image did not: the images are at fault",
+                num_failed,
+            )
 
 
 def bucket(height: int, width: int, *, short_side: int) -> tuple[int, int, bool]:

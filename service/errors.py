@@ -11,14 +11,16 @@ ServiceError
 ├── RequestTimeout         408  headers or body come too slowly
 ├── TooManyConnections     503  every connection that there may be is in use
 ├── NotFound               404  nothing at that path
+├── Forbidden              403  the administrator's key is missing or wrong
 ├── MethodNotAllowed       405  something, but not for that method
 ├── NotAcceptable          406  an answer of that type is not possible here
 ├── PayloadTooLarge        413  the body is over the limit
 │   ├── TooManyImages      413  more images than one request may carry
 │   └── ImageTooLarge      413  an image that needs more memory than there is for decoding
 ├── UnsupportedMediaType   415  not a JPEG, PNG or WebP
+├── ReloadRefused          409  the new bundle cannot be served
 ├── ClientGone             499  nobody is left to answer
-├── NotReady               503  loading or draining
+├── NotReady               503  loading, draining, or the engine is broken
 ├── Overloaded             503  the queue is full, or the deadline could not be met
 ├── DeadlineExceeded       504  waited too long in the queue
 └── EngineFailure          500  the runtime failed, or gave numbers that are not finite
@@ -120,6 +122,20 @@ class NotFound(ServiceError):
     code = "not_found"
 
 
+class Forbidden(ServiceError):
+    """The request lacks the administrator's key."""
+
+    status = 403
+    code = "forbidden"
+
+
+class ReloadRefused(ServiceError):
+    """The new bundle cannot be served; the one before serves on."""
+
+    status = 409
+    code = "reload_refused"
+
+
 class MethodNotAllowed(ServiceError):
     """There is something at the path, but not for the method."""
 
@@ -168,7 +184,7 @@ class ClientGone(ServiceError):
 
 
 class NotReady(ServiceError):
-    """The service is loading its model, or draining before it stops."""
+    """The service is loading its model, draining before it stops, or has a broken engine."""
 
     status = 503
     code = "not_ready"

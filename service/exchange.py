@@ -6,11 +6,11 @@ from typing import TypeVar
 from fastapi.responses import Response
 from starlette.requests import ClientDisconnect, Request
 
-from bundle.detect import Found
 from service.boundary import answer_unless_gone
-from service.detector import Detector, State
+from service.detector import Detector
 from service.errors import ClientGone
 from service.metrics import Metrics, Stage, Stopwatch
+from service.serving import Answered, Serving, State
 from service.settings import Settings
 from service.uploads import Upload
 
@@ -19,8 +19,7 @@ Sent = TypeVar("Sent")
 
 def detector_of(request: Request) -> Detector:
     """What serves now."""
-    detector: Detector = request.app.state.detector
-    return detector
+    return _serving(request).detector
 
 
 def client_of(request: Request) -> str | None:
@@ -30,7 +29,7 @@ def client_of(request: Request) -> str | None:
 
 def is_ready(request: Request) -> bool:
     """Whether requests are welcome."""
-    return detector_of(request).state is State.READY
+    return _serving(request).state is State.READY
 
 
 async def read_request(
@@ -57,7 +56,7 @@ async def read_request(
 
 async def run_images(
     request: Request, uploads: Sequence[Upload], *, stopwatch: Stopwatch
-) -> tuple[Detector, list[Found]]:
+) -> Answered:
     """What is found in the images, and by which detector.
 
     Raises:
@@ -65,9 +64,13 @@ async def run_images(
         As `Detector.detect`.
     """
     request.state.log_fields["images"] = len(uploads)
-    detector = detector_of(request)
-    work = detector.detect(uploads, stopwatch, client=client_of(request))
-    return detector, await answer_unless_gone(request, work)
+    work = _serving(request).detect(uploads, stopwatch, client=client_of(request))
+    return await answer_unless_gone(request, work)
+
+
+def _serving(request: Request) -> Serving:
+    serving: Serving = request.app.state.serving
+    return serving
 
 
 def tell_times(request: Request, response: Response, *, stopwatch: Stopwatch) -> None:

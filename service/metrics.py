@@ -84,6 +84,12 @@ class Metrics:
         self.ready = Gauge(
             "detr_ready", "1 while the service takes requests, else 0.", registry=registry
         )
+        self.reloads = Counter(
+            "detr_reloads",
+            "Reloads of the bundle, by result: swapped or refused.",
+            ["result"],
+            registry=registry,
+        )
         self.model = Gauge(
             "detr_model_info",
             "The model that is served; always 1.",

@@ -6,8 +6,8 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 
-from service.detector import Detector
 from service.errors import NotFound
+from service.serving import Serving
 
 router = APIRouter(include_in_schema=False)
 
@@ -50,11 +50,12 @@ async def asset(name: str) -> FileResponse:
 @router.get("/samples/{name:path}")
 async def sample(request: Request, name: str) -> FileResponse:
     """A sample image of the bundle."""
-    detector: Detector = request.app.state.detector
+    serving: Serving = request.app.state.serving
+    bundle = serving.detector.bundle
     path = f"samples/{name}"
-    if path not in detector.manifest.samples:
+    if path not in bundle.manifest.samples:
         raise NotFound(f"the bundle has no {path[:100]!r}; GET /model lists its samples")
-    return FileResponse(request.app.state.settings.bundle / path)
+    return FileResponse(bundle.directory / path)
 
 
 def _html(name: str, more_styles: str) -> FileResponse:

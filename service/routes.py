@@ -13,7 +13,7 @@ from bundle.detect import Found
 from bundle.manifest import ClassInfo
 from bundle.postprocess import Detections, to_detections
 from service.description import BINARY, DETECT_BODY, ERRORS
-from service.detector import Detector, State
+from service.detector import Detector
 from service.errors import NotAcceptable, UnknownClass
 from service.exchange import client_of, detector_of, read_request, run_images, tell_times
 from service.metrics import Stage, Stopwatch
@@ -30,6 +30,7 @@ from service.schemas import (
     RunningEngine,
     coco_results,
 )
+from service.serving import State
 from service.uploads import Images, read_images
 
 router = APIRouter()
@@ -49,7 +50,8 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     """The answer is JSON, or the image with its boxes drawn where `Accept` asks for `image/png` or
     `image/jpeg` and one image was sent. A bad image fails the whole request.
     """
-    find_labels(query.classes, detector_of(request).manifest.classes)  # before the body is read
+    # Before the body is read; once it has been, another model may serve.
+    find_labels(query.classes, detector_of(request).manifest.classes)
     stopwatch = Stopwatch()
     images = await read_request(request, read_images, stopwatch=stopwatch)
     image_format = _wanted_image(request.headers.get("accept", ""), len(images.uploads))
@@ -88,8 +90,10 @@ async def healthz() -> Health:
     summary="Are requests welcome?",
 )
 async def readyz(request: Request, response: Response) -> Health:
-    """200 while requests are welcome; 503 while the model loads and while the service stops."""
-    state = detector_of(request).state
+    """200 while requests are welcome; 503 while the model loads, the service stops, and once the
+    engine has failed.
+    """
+    state = request.app.state.serving.state
     response.status_code = 200 if state is State.READY else 503
     return Health(status=state)
 
@@ -108,14 +112,15 @@ async def metrics(request: Request) -> Response:
 @router.get("/model", tags=["detection"], summary="The model that is served")
 async def model(request: Request) -> ModelInfo:
     """The model that is served: its engine, classes, preprocessing, metrics and origin."""
-    manifest, engine = detector_of(request).manifest, detector_of(request).engine_info
+    detector = detector_of(request)
+    manifest, engine = detector.manifest, detector.engine_info
     return ModelInfo(
-        **detector_of(request).model_ref.model_dump(),
+        **detector.model_ref.model_dump(),
         engine=RunningEngine(**engine._asdict()) if engine else None,
         classes=list(manifest.classes),
         preprocess=manifest.preprocess,
         num_detections=manifest.num_detections,
-        max_batch_size=detector_of(request).max_batch_size,
+        max_batch_size=detector.max_batch_size,
         batches=manifest.batches,
         metrics=manifest.metrics,
         provenance=manifest.provenance,

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from bundle.manifest import Bundle
 from engines.base import EngineFailure
 from engines.self_check import self_check
-from service.detector import open_served
 from service.settings import Settings
+from service.startup import open_served
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bundle.preprocess import MAX_PIXELS
@@ -120,6 +120,38 @@ class Settings(BaseSettings):
         float,
         Field(gt=0, description="Longest time in seconds that a connection waits between requests"),
     ] = 5.0
+    start_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Longest time in seconds for opening an engine, its known answers and its "
+            "warm-up; then the start, or the reload, fails.",
+        ),
+    ] = 600.0
+    hang_floor_s: Annotated[
+        float,
+        Field(gt=0, description="Least time in seconds after which a batch may count as hung."),
+    ] = 60.0
+    hang_factor: Annotated[
+        float,
+        Field(
+            ge=1,
+            description="A batch counts as hung after so many times what it should take, but not "
+            "before the floor.",
+        ),
+    ] = 10.0
+    max_failures: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Batches in a row that fail as a whole before a known image is tried; if "
+            "the engine fails on that too, the process ends.",
+        ),
+    ] = 5
+    admin_key: Annotated[
+        SecretStr | None,
+        Field(min_length=8, description="Allows POST /admin/reload; without it there is none."),
+    ] = None
     drain_delay_s: Annotated[
         float,
         Field(

@@ -41,24 +41,22 @@ def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(toy_bundle: Path) -> Iterator[Callable[..., Process]]:
     processes: list[Process] = []
 
-    def start(**settings: object) -> Process:
-        processes.append(Process(**{"bundle": toy_bundle, "port": 0} | settings))
+    def start(*command: str, **settings: object) -> Process:
+        processes.append(Process(*command, **{"bundle": toy_bundle, "port": 0} | settings))
         return processes[-1]
 
     yield start
     for process in processes:
         process.popen.kill()
-        process.popen.communicate()
+        process.end()
 
 
 @pytest.fixture(scope="session")
 def address(toy_bundle: Path) -> Iterator[str]:
     """Where a process serves the toy bundle, for all tests that only ask it."""
     process = Process(bundle=toy_bundle, port=0)
-    address = process.read_address()
-    process.wait_until_ready(address)
-    yield address
-    process.popen.terminate()
+    yield process.start()
+    process.stop()
     process.end()
 
 

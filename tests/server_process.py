@@ -1,8 +1,8 @@
 """The service as a process of its own, on a real port."""
 
-import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -12,34 +12,28 @@ import httpx
 
 
 class Process:
-    """A running service; its log goes to `log` from the line on that tells its address."""
+    """A running service, or another module that runs one, with its settings; its log is kept."""
 
-    def __init__(self, **settings: object) -> None:
-        self.log: list[str] = []
+    def __init__(self, *command: str, **settings: object) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("DETR_")}
         environment |= {f"DETR_{name.upper()}": str(value) for name, value in settings.items()}
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "service"],
+            [sys.executable, "-m", *(command or ("service",))],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.log: list[str] = []
+        self._address = ""
+        self._has_told = threading.Event()  # its address, or all that it had to say
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def read_address(self) -> str:
-        assert self.popen.stderr is not None
-        for line in self.popen.stderr:
-            found = re.search(r"page is at (http://\S+)/ and", line)
-            if found:
-                # The log goes on; were the pipe left full, the service would block.
-                threading.Thread(target=self._follow_log, daemon=True).start()
-                return found[1]
-        raise AssertionError("the service told no address")
-
-    def _follow_log(self) -> None:
-        assert self.popen.stderr is not None
-        with contextlib.suppress(ValueError):  # closed by the end of the test
-            self.log.extend(self.popen.stderr)
+        assert self._has_told.wait(timeout=60)
+        assert self._address, "".join(self.log)
+        return self._address
 
     def rss_mb(self) -> float:
         """Memory that the process holds now."""
@@ -52,6 +46,28 @@ class Process:
         while httpx.get(f"{address}/readyz").status_code != 200:
             assert self.popen.poll() is None
 
+    def start(self) -> str:
+        """Its address, once it is ready."""
+        address = self.read_address()
+        self.wait_until_ready(address)
+        return address
+
+    def stop(self) -> None:
+        self.popen.send_signal(signal.SIGTERM)
+
     def end(self) -> tuple[int, str]:
-        _, log = self.popen.communicate(timeout=60)
-        return self.popen.returncode, log
+        """Wait until it ends: its exit status and its log."""
+        status = self.popen.wait(timeout=60)
+        self._reader.join(timeout=60)
+        return status, "".join(self.log)
+
+    def _read(self) -> None:
+        assert self.popen.stderr is not None
+        with self.popen.stderr as log:
+            for line in log:
+                self.log.append(line)
+                found = re.search(r"page is at (http://\S+)/ and", line)
+                if found:
+                    self._address = found[1]
+                    self._has_told.set()
+        self._has_told.set()

@@ -17,7 +17,6 @@ from engines.base import (
     EngineFailure,
     EngineInfo,
     check_names,
-    checked,
     choose_precision,
     reason,
 )
@@ -90,12 +89,11 @@ class OnnxRuntimeEngine:
         """See `Engine.run`."""
         inputs = dict(zip(INPUTS, (images, padding_mask), strict=True))
         try:
-            output = RawOutput(*self._session.run(OUTPUTS, inputs))
+            return RawOutput(*self._session.run(OUTPUTS, inputs))
         except RUNTIME_ERRORS as error:
             raise EngineFailure(
                 f"ONNX Runtime failed on {images.shape}: {reason(error)}"
             ) from error
-        return checked(output, images.shape)
 
     def close(self) -> None:
         """See `Engine.close`."""

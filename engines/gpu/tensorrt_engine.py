@@ -17,7 +17,7 @@ from bundle.layout import IMAGES, OUTPUTS, PADDING_MASK, PLUGIN_FORM
 from bundle.manifest import Manifest, TensorSpec
 from bundle.postprocess import RawOutput
 from bundle.tensorrt_plan import BatchShape, ShapeProfile, max_batch
-from engines.base import EngineFailure, EngineInfo, checked
+from engines.base import EngineFailure, EngineInfo
 from engines.gpu.cuda import MIB, Cuda, CudaError, DeviceMemory, Stream
 from engines.gpu.tensorrt_contexts import Lanes
 from engines.gpu.tensorrt_runtime import REBUILD, TensorRTError, log_of, require
@@ -85,10 +85,9 @@ class TensorRTEngine:
         shape = BatchShape(*padding_mask.shape)
         profile = self._profile_for(shape)
         try:
-            output = self._execute(profile, images, padding_mask)
+            return self._execute(profile, images, padding_mask)
         except (CudaError, TensorRTError) as error:
             raise EngineFailure(f"TensorRT failed on {images.shape}: {error}") from error
-        return checked(output, images.shape)
 
     def close(self) -> None:
         """See `Engine.close`."""

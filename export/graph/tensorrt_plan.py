@@ -16,10 +16,12 @@ from bundle.tensorrt_plan import (
     form_for_tensorrt,
     max_batch,
 )
+from engines.base import Engine
 from engines.gpu.cuda import Cuda, load_cuda
 from engines.gpu.tensorrt_builder import BuildOptions, build_plan
 from engines.gpu.tensorrt_engine import TensorRTEngine
 from engines.gpu.tensorrt_runtime import find_plugin, fingerprint_of, load_plugin, load_tensorrt
+from engines.guard import guard
 from plugins import library
 
 TIMING_CACHE = library.FOLDER.parent / "tensorrt" / "timing.cache"
@@ -108,7 +110,7 @@ def add_plan(bundle: Bundle, planner: Planner) -> Bundle:
     return bundle.with_manifest(tensorrt=tensorrt)
 
 
-def open_plan(bundle: Bundle, planner: Planner) -> TensorRTEngine:
+def open_plan(bundle: Bundle, planner: Planner) -> Engine:
     """The engine that serves the plan of a bundle.
 
     Raises:
@@ -116,14 +118,16 @@ def open_plan(bundle: Bundle, planner: Planner) -> TensorRTEngine:
     """
     manifest = bundle.manifest
     assert manifest.tensorrt is not None
-    return TensorRTEngine(
-        manifest,
-        (bundle.directory / manifest.tensorrt.file).read_bytes(),
-        profiles=manifest.tensorrt.profiles,
-        trt=planner.trt,
-        cuda=planner.cuda,
-        max_graphs=0,
-        graph=manifest.tensorrt.graph,
+    return guard(
+        TensorRTEngine(
+            manifest,
+            (bundle.directory / manifest.tensorrt.file).read_bytes(),
+            profiles=manifest.tensorrt.profiles,
+            trt=planner.trt,
+            cuda=planner.cuda,
+            max_graphs=0,
+            graph=manifest.tensorrt.graph,
+        )
     )
 
 

@@ -17,6 +17,7 @@ from bundle.postprocess import ImageOutput
 from bundle.preprocess import Preprocess, Uint8Array
 from engines.base import Engine
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
+from engines.guard import guard
 from export.graph.emulation import Emulation, Magnitude
 from export.judge.refusal import Refused
 
@@ -61,7 +62,7 @@ def judge_rounding(
         Refused: a number is too large for the type, or detections become others.
         ValueError: a weight is too large.
     """
-    with closing(OnnxRuntimeEngine(exact)) as engine, TemporaryDirectory() as scratch:
+    with closing(guard(OnnxRuntimeEngine(exact))) as engine, TemporaryDirectory() as scratch:
         emulation = Emulation(exact.graph(STANDARD_FORM), precision, scratch=Path(scratch))
         found = compare(
             engine.run, emulation.run, images=images, preprocess=exact.manifest.preprocess
@@ -81,7 +82,7 @@ def judge_engine(exact: Bundle, engine: Engine, *, images: Sequence[Uint8Array])
     Raises:
         Refused: detections become others.
     """
-    with closing(OnnxRuntimeEngine(exact)) as expected:
+    with closing(guard(OnnxRuntimeEngine(exact))) as expected:
         found = compare(
             expected.run, engine.run, images=images, preprocess=exact.manifest.preprocess
         )

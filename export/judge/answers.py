@@ -7,18 +7,19 @@ from typing import Any
 from bundle.manifest import Bundle
 from engines.base import Engine
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
+from engines.guard import guard
 from engines.self_check import WrongAnswers, require_known_answers
 from export.judge.refusal import Refused
 
 
 def engines_on_cpu(bundle: Bundle) -> Iterator[Engine]:
     """Every engine that may serve a bundle on a CPU, opened one after the other, and closed."""
-    with closing(OnnxRuntimeEngine(bundle)) as engine:
+    with closing(guard(OnnxRuntimeEngine(bundle))) as engine:
         yield engine
     with suppress(ImportError):  # there is no OpenVINO for every platform
         from engines.cpu.openvino_engine import OpenVinoEngine
 
-        with closing(OpenVinoEngine(bundle)) as engine:
+        with closing(guard(OpenVinoEngine(bundle))) as engine:
             yield engine
 
 

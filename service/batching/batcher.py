@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic
+from typing import Generic, NamedTuple
 
 from service.batching.batch_times import Durations
 from service.batching.item_queue import ItemQueue
@@ -25,6 +25,8 @@ from service.errors import NotReady, Overloaded, ServiceError
 # How early the next batch is assembled, in times of what assembling a full one takes. With 16
 # clients, 2 busy cores and batches of up to 16: 73 images/s without it, 80 with 1 or 2.
 LEAD = 1.5
+
+_ALARM_STEPS = 10  # of which a paused process misses one, and no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,20 @@ class BatchReport:
     num_failed: int
 
 
+class Patience(NamedTuple):
+    """How long the engine may take for a batch before it counts as hung."""
+
+    factor: float = 10.0  # of what such a batch usually takes
+    floor_s: float = 60.0
+
+    def limit_s(self, usual_s: float) -> float:
+        """For a batch that usually takes so long; 0 where that is not known."""
+        return max(self.floor_s, self.factor * usual_s)
+
+
+DEFAULT_PATIENCE = Patience()
+
+
 class DynamicBatcher(Generic[Item, Batch, Result]):
     """Joins the items of concurrent requests into batches for one engine.
 
@@ -45,7 +61,9 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         run: one result for every item, in order.
         max_batch_size: most items in one batch.
         max_queue: most items admitted and not yet started.
+        patience: with a run of the engine.
         on_batch: told of every batch after it ran, on the event loop.
+        on_hang: told, in words, of a run for which there is no patience left; it may `abort`.
         clock: monotonic seconds.
     """
 
@@ -56,12 +74,16 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         *,
         max_batch_size: int,
         max_queue: int,
+        patience: Patience = DEFAULT_PATIENCE,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
+        on_hang: Callable[[str], None] = lambda message: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_batch_size = max_batch_size
         self._max_queue = max_queue
+        self._patience = patience
         self._on_batch = on_batch
+        self._on_hang = on_hang
         self._clock = clock
         self._queue: ItemQueue[Item, Result] = ItemQueue(self._pump, clock=clock)
         self._runner: Runner[Item, Batch, Result] = Runner(
@@ -69,6 +91,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         )
         self._runs: list[Run[Item, Result]] = []  # the one that runs, then the one staged
         self._is_closing = False
+        self._aborted = asyncio.Event()
         self._run_times = Durations()
         self._assembly_times = Durations()
 
@@ -113,10 +136,24 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         return wait_s + num_batches_ahead * self._run_times.expect(self._max_batch_size)
 
     async def close(self) -> None:
-        """Refuse what comes, finish what was admitted, stop the threads."""
+        """Refuse what comes, finish what was admitted, stop the threads, unless it is aborted."""
         self._is_closing = True
+        ended = asyncio.ensure_future(self._end())
+        aborted = asyncio.ensure_future(self._aborted.wait())
+        await asyncio.wait({ended, aborted}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (ended, aborted):
+            task.cancel()
+
+    async def _end(self) -> None:
         await self._queue.wait_until_all_left()
         await self._runner.close()
+
+    def abort(self, error: ServiceError) -> None:
+        """Answer every request with an error, refuse what comes, and wait for nothing."""
+        self._is_closing = True
+        self._queue.fail_all(error)
+        self._runner.abandon()
+        self._aborted.set()
 
     def _pump(self) -> None:
         """Start what can start: a batch if the engine is free, one behind it when it is time."""
@@ -134,11 +171,25 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
                 self._runner.submit(run)
 
     def _expect_end(self, run: Run[Item, Result]) -> None:
-        """Have the next batch ready, full or not, by the time that this one should end."""
+        """Have the next batch ready by the time that this one should end; sound if it does not."""
         run_s = self._run_times.expect(len(run.entries))
+        self._wind(run, self._patience.limit_s(run_s), _ALARM_STEPS)
         lead_s = LEAD * self._assembly_times.expect(self._max_batch_size)
         if run_s:
             asyncio.get_running_loop().call_later(max(0.0, run_s - lead_s), self._near_end, run)
+
+    def _wind(self, run: Run[Item, Result], limit_s: float, steps_left: int) -> None:
+        """Go on to the alarm of a run by one step."""
+        if run.is_over:
+            return
+        if not steps_left:
+            self._on_hang(
+                f"the engine has not ended a batch of {len(run.entries)} within {limit_s:.1f} s"
+            )
+            return
+        step = (run, limit_s, steps_left - 1)
+        loop = asyncio.get_running_loop()
+        run.alarm = loop.call_later(limit_s / _ALARM_STEPS, self._wind, *step)
 
     def _near_end(self, run: Run[Item, Result]) -> None:
         if run in self._runs:
@@ -146,6 +197,8 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
             self._pump()
 
     def _finish(self, run: Run[Item, Result]) -> None:
+        if run.alarm is not None:
+            run.alarm.cancel()
         self._runs.remove(run)
         self._pump()  # first of all: the engine is free
         for entry in run.dropped:

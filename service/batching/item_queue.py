@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Generic
 
 from service.batching.ticket import Entry, Item, Result, Ticket
-from service.errors import DeadlineExceeded
+from service.errors import DeadlineExceeded, ServiceError
 
 
 class ItemQueue(Generic[Item, Result]):
@@ -72,6 +72,11 @@ class ItemQueue(Generic[Item, Result]):
         self._tickets.discard(ticket)
         if not self._tickets:
             self._all_left.set()
+
+    def fail_all(self, error: ServiceError) -> None:
+        """Answer every request that holds a ticket with an error."""
+        for ticket in list(self._tickets):
+            ticket.fail(error)
 
     def oldest_bucket(self) -> Hashable | None:
         """The bucket whose head has waited longest, once heads past their deadline have left."""

@@ -26,6 +26,8 @@ class Run(Generic[Item, Result]):
     is_ending: bool = False  # the batch behind it should be assembled now
     started_at: float | None = None  # None while it is staged behind the batch that runs
     run_s: float = 0.0
+    is_over: bool = False  # the engine has ended; set in its thread
+    alarm: asyncio.TimerHandle | None = None  # rings when the engine counts as hung
     assembly_s: float = 0.0
 
 
@@ -59,8 +61,15 @@ class Runner(Generic[Item, Batch, Result]):
 
     async def close(self) -> None:
         """Finish what was submitted and stop the threads."""
-        await asyncio.to_thread(self._assembler.shutdown)
-        await asyncio.to_thread(self._engine.shutdown)
+        for executor in (self._assembler, self._engine):
+            last = executor.submit(lambda: None)
+            executor.shutdown(wait=False)
+            await asyncio.wrap_future(last)
+
+    def abandon(self) -> None:
+        """Start nothing any more, and leave the threads to what they do."""
+        for executor in (self._assembler, self._engine):
+            executor.shutdown(wait=False, cancel_futures=True)
 
     def _assemble_then_execute(
         self, run: Run[Item, Result], loop: asyncio.AbstractEventLoop
@@ -82,12 +91,13 @@ class Runner(Generic[Item, Batch, Result]):
         loop.call_soon_threadsafe(self._on_start, run)
         run.outcomes = self._outcomes(alive, batch)
         run.run_s = self._clock() - run.started_at
+        run.is_over = True
         loop.call_soon_threadsafe(self._on_end, run)
 
     def _try_assemble(self, entries: list[Entry[Item, Result]]) -> Batch | None:
         try:
             return self._assemble([entry.item for entry in entries]) if entries else None
-        except Exception:
+        except BaseException:
             logger.exception("a batch of %d could not be assembled", len(entries))
             return None
 
@@ -104,7 +114,9 @@ class Runner(Generic[Item, Batch, Result]):
             if len(results) != len(entries):
                 raise RuntimeFailure(f"expected {len(entries)} results, got {len(results)}")
             return [*results]
-        except Exception as error:
+        except (
+            BaseException
+        ) as error:  # SystemExit in this thread would end nothing but the answers
             if len(entries) == 1:
                 logger.exception("the engine failed on an item")
                 return [_translate(error)]
@@ -119,7 +131,7 @@ def _claim(entry: Entry[Item, Result], now: float) -> bool:
     return entry.is_started
 
 
-def _translate(error: Exception) -> EngineFailure:
+def _translate(error: BaseException) -> EngineFailure:
     """What the client is told; only what engines say themselves is meant for it."""
     if isinstance(error, RuntimeFailure):
         return EngineFailure(str(error))

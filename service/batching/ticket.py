@@ -53,6 +53,7 @@ class Ticket(Generic[Item, Result]):
         self.run_s = 0.0
         self._results: dict[int, Result] = {}
         self._answer: asyncio.Future[None] | None = None
+        self._failure: ServiceError | None = None
 
     async def run(self, items: Sequence[Item], buckets: Sequence[Hashable]) -> list[Result]:
         """Queue the items, one bucket each, and wait for all results, in their order.
@@ -61,9 +62,12 @@ class Ticket(Generic[Item, Result]):
             DeadlineExceeded: the deadline passed before the last item was started, or even before
                 the items came.
             EngineFailure: the engine failed on one of the items.
+            NotReady: the engine was given up, perhaps before the items came.
         """
         if len(items) != self.count:
             raise ValueError(f"expected the {self.count} admitted items, got {len(items)}")
+        if self._failure is not None:
+            raise self._failure
         self._answer = asyncio.get_running_loop().create_future()
         timer = self._places.add(self, items, buckets)
         try:
@@ -88,6 +92,7 @@ class Ticket(Generic[Item, Result]):
 
     def fail(self, error: ServiceError) -> None:
         """Answer the request with an error and take its waiting items out of the queue."""
+        self._failure = error
         self.leave()
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)

@@ -42,7 +42,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 async def app(settings: Settings, engine: FakeEngine) -> AsyncIterator[FastAPI]:
-    yield create_app(settings, engine)
+    yield create_app(settings, lambda *_: engine)
     engine.gate.open()
 
 

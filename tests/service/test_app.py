@@ -77,13 +77,13 @@ class FailingEngine(FakeEngine):
 async def test_an_engine_that_cannot_run_ends_the_process(settings: Settings) -> None:
     engine = FailingEngine()
     is_stopped = asyncio.Event()
-    app = create_app(settings, engine, on_failure=is_stopped.set)
+    app = create_app(settings, lambda *_: engine, on_failure=is_stopped.set)
 
     async with running(app) as client:
         ready = await client.get("/readyz")
 
     assert is_stopped.is_set()
-    assert app.state.failure == "image 1 (64x85) of the known answers: no memory"
+    assert app.state.serving.failure == "image 1 (64x85) of the known answers: no memory"
     assert ready.status_code == 503
 
 

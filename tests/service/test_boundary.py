@@ -49,7 +49,7 @@ async def test_a_client_cannot_forge_a_line_of_log(
 async def test_an_unforeseen_error_is_an_internal_one_without_its_trace(
     settings: Settings, png_bytes: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = create_app(settings, FakeEngine())
+    app = create_app(settings, lambda *_: FakeEngine())
 
     @app.get("/broken")
     async def broken() -> None:

@@ -59,7 +59,7 @@ def converted(fake_bundle: Path, tmp_path: Path) -> Path:
 async def test_what_was_assumed_of_the_weights_is_logged_and_shown(
     converted: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running(create_app(Settings(bundle=converted), FakeEngine())) as client:
+    async with running(create_app(Settings(bundle=converted), lambda *_: FakeEngine())) as client:
         model = (await client.get("/model")).json()
 
     assert "assumed when the weights were converted: COCO's classes were taken" in caplog.messages

@@ -107,7 +107,7 @@ async def test_a_full_queue_is_overloaded(
 ) -> None:
     held = await begin_and_hold(client, engine, png_bytes)
 
-    with app.state.detector.admit(4):
+    with app.state.serving.detector.admit(4):
         response = await client.post("/detect", content=png_bytes)
 
     assert (response.status_code, code_of(response)) == (503, "overloaded")
@@ -127,7 +127,7 @@ async def test_an_overloaded_service_does_not_read_the_body_it_refuses(
         num_read += 1
         yield b"x" * 1000
 
-    with app.state.detector.admit(4):
+    with app.state.serving.detector.admit(4):
         response = await client.post("/detect", content=body())
 
     assert (response.status_code, code_of(response)) == (503, "overloaded")
@@ -137,7 +137,7 @@ async def test_an_overloaded_service_does_not_read_the_body_it_refuses(
 async def test_a_passed_deadline_is_a_gateway_timeout(
     settings: Settings, engine: FakeEngine, png_bytes: bytes
 ) -> None:
-    app = create_app(settings.model_copy(update={"deadline_s": 0.5}), engine)
+    app = create_app(settings.model_copy(update={"deadline_s": 0.5}), lambda *_: engine)
     async with running(app) as client:
         held = await begin_and_hold(client, engine, png_bytes)
 
@@ -163,7 +163,7 @@ async def test_a_client_that_leaves_is_not_computed_for(
 
     assert (await held).status_code == 200
     assert engine.batch_shapes == []
-    assert app.state.detector._batcher.depth == 0
+    assert app.state.serving.detector._batcher.depth == 0
     assert 'detr_rejects_total{code="client_gone"} 1.0' in (await client.get("/metrics")).text
 
 

@@ -5,9 +5,7 @@ import shutil
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +16,9 @@ from service.__main__ import Server
 from service.app import create_app
 from service.settings import Settings
 from tests.fakes import FakeEngine
+from tests.service.load import Load
 
 Start = Callable[..., Any]  # the fixture; settings in, a Process out
-
-
-class Load:
-    """Clients in a closed loop, with and without keep-alive, until the port is closed."""
-
-    def __init__(self, address: str, image: bytes, num_clients: int) -> None:
-        self.answers: list[int] = []
-        self.lost: list[Exception] = []
-        self.is_flowing = threading.Event()
-        self._url = f"{address}/detect"
-        self._image = image
-        self._pool = ThreadPoolExecutor(num_clients)
-        self._clients = [
-            self._pool.submit(self._ask_until_closed, is_kept=index % 2 == 0)
-            for index in range(num_clients)
-        ]
-
-    def wait(self) -> None:
-        for client in self._clients:
-            client.result(timeout=60)
-        self._pool.shutdown()
-
-    def _ask_until_closed(self, is_kept: bool) -> None:
-        limits = httpx.Limits(max_keepalive_connections=1 if is_kept else 0)
-        with httpx.Client(limits=limits, timeout=30) as client:
-            while True:
-                try:
-                    answer = client.post(self._url, content=self._image)
-                except httpx.ConnectError:
-                    return
-                except httpx.TransportError as error:
-                    self.lost.append(error)
-                    return
-                self.answers.append(answer.status_code)
-                if len(self.answers) > 50:
-                    self.is_flowing.set()
 
 
 HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -87,7 +50,7 @@ class Listener(socket.socket):
 async def serve_and_stop(listener: Listener, fake_bundle: Path) -> None:
     """The whole life of a server, in this process."""
     settings = Settings(bundle=fake_bundle)
-    server = Server(create_app(settings, FakeEngine()), settings)
+    server = Server(create_app(settings, lambda *_: FakeEngine()), settings)
     server.should_exit = True  # as soon as it has started
     await server.serve([listener])
 

@@ -185,7 +185,7 @@ async def test_only_a_bundle_whose_answers_padding_does_not_change_pads_images_t
     files = [("images", ("a.png", data)) for data in images]
 
     async with running(
-        create_app(settings.model_copy(update={"bundle": bundle}), engine)
+        create_app(settings.model_copy(update={"bundle": bundle}), lambda *_: engine)
     ) as client:
         engine.batch_shapes.clear()
         await client.post("/detect", files=files)

@@ -34,7 +34,9 @@ async def test_an_engine_that_is_silently_wrong_is_never_ready(
     right = OnnxRuntimeEngine(Bundle.load(toy_bundle), threads=1)
     is_stopped = asyncio.Event()
     app = create_app(
-        Settings(bundle=toy_bundle), FaultyEngine(right, fault), on_failure=is_stopped.set
+        Settings(bundle=toy_bundle),
+        lambda *_: FaultyEngine(right, fault),
+        on_failure=is_stopped.set,
     )
     async with app.router.lifespan_context(app):
         await app.state.startup
@@ -45,7 +47,7 @@ async def test_an_engine_that_is_silently_wrong_is_never_ready(
 
     assert ready.status_code == 503
     assert is_stopped.is_set()
-    assert "does not give the bundle's known answers; image 1" in app.state.failure
+    assert "does not give the bundle's known answers; image 1" in app.state.serving.failure
     assert "detr_selftest_passed 0.0" in metrics
 
 

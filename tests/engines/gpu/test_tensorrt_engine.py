@@ -13,6 +13,7 @@ from engines.gpu.cuda import load_cuda
 from engines.gpu.tensorrt_builder import BuildOptions, build_plan
 from engines.gpu.tensorrt_engine import TensorRTEngine
 from engines.gpu.tensorrt_runtime import load_plugin
+from engines.guard import guard
 from tests.engines.gpu.planned import LANDSCAPE, PORTRAIT, SINGLE, assert_alike, batch_of, load
 from tests.fake_cuda import CudaErrorCode, FakeCuda
 from tests.fake_tensorrt import FakeTensorRT
@@ -223,7 +224,7 @@ def test_a_gpu_that_is_lost_fails_every_run_and_can_be_closed(
 def test_scores_that_are_not_finite_are_an_engine_failure(
     planned: Callable[..., Path], trt: FakeTensorRT
 ) -> None:
-    engine = load(planned((LANDSCAPE, PORTRAIT)), trt)
+    engine = guard(load(planned((LANDSCAPE, PORTRAIT)), trt))
     only_padding = np.ones((1, 64, 64), np.bool_)
 
     with pytest.raises(EngineFailure, match="expected finite scores and boxes"):

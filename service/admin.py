@@ -1,0 +1,38 @@
+"""What only an administrator may ask: to serve another bundle."""
+
+import asyncio
+import hmac
+
+from fastapi import APIRouter, Request
+
+from service.errors import Forbidden, NotFound
+from service.schemas import ErrorResponse, ModelRef
+from service.serving import Serving
+from service.settings import Settings
+
+router = APIRouter()
+
+
+@router.post(
+    "/admin/reload",
+    responses={"4XX": {"model": ErrorResponse, "description": "No key, or a refused bundle."}},
+    tags=["operation"],
+    summary="Serve the bundle that lies there now",
+)
+async def reload(request: Request) -> ModelRef:
+    """Read the bundle anew, try it beside the one that serves, and swap them; names what serves
+    then. It needs `Authorization: Bearer KEY` with the key in `DETR_ADMIN_KEY`.
+    """
+    _require_key(request)
+    serving: Serving = request.app.state.serving
+    return await asyncio.shield(serving.begin_reload())
+
+
+def _require_key(request: Request) -> None:
+    settings: Settings = request.app.state.settings
+    if settings.admin_key is None:
+        raise NotFound("there is no /admin/reload unless DETR_ADMIN_KEY is set")
+    expected = f"Bearer {settings.admin_key.get_secret_value()}"
+    given = request.headers.get("authorization", "")
+    if not hmac.compare_digest(given.encode(), expected.encode()):
+        raise Forbidden("expected the header Authorization: Bearer KEY, with DETR_ADMIN_KEY")

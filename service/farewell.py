@@ -1,0 +1,104 @@
+"""How a server leaves its clients: the port closes, and nobody is cut off who has sent something.
+
+A request is lost where a connection is closed that carries one. It may lie in the kernel and be
+unread, or be on its way: a client that has kept its connection sends without asking.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import select
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+IDLE_S = 2.0  # without a word, before a connection is closed that the client keeps
+ACCEPT_S = 0.1  # for handshakes that have begun
+MOST_ACCEPT_S = 5.0  # for connections that the kernel has taken and we have not
+STEP_S = 0.05
+
+SO_ATTACH_FILTER = 26  # of Linux; Python's socket module does not name it
+# In the language of packet filters: take what is no SYN. What begins at offset 0 is the TCP header.
+_NO_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFF))
+_NUM_WAITING = struct.Struct("24xI")  # in struct tcp_info of a listener: connections to be accepted
+
+
+async def close_port(
+    servers: Collection[asyncio.AbstractServer], listeners: Collection[socket.socket]
+) -> None:
+    """Take the connections that have come, then close the listening sockets."""
+    for listener in listeners:
+        _let_nobody_in(listener)
+    latest = time.monotonic() + MOST_ACCEPT_S
+    await asyncio.sleep(ACCEPT_S)
+    while any(map(_has_waiting, listeners)) and time.monotonic() < latest:
+        await asyncio.sleep(STEP_S)
+    for server in servers:
+        server.close()
+    for listener in listeners:
+        listener.close()
+
+
+async def wait_until_gone(
+    connections: Collection[Any],
+    tasks: Collection[Any],
+    *,
+    patience_s: float,
+    is_hurried: Callable[[], bool],
+) -> bool:
+    """Wait until no client is left, and tell whether that is so.
+
+    Every answer asks its client to close the connection; those that stay idle are closed.
+
+    Args:
+        connections: uvicorn's protocols, a set that changes.
+        tasks: the requests that are being answered, likewise.
+        is_hurried: whether to wait no longer.
+    """
+    started = time.monotonic()
+    heard_at: dict[Any, float] = {}
+    while connections or tasks:
+        now = time.monotonic()
+        if now - started > patience_s or is_hurried():
+            return False
+        for connection in list(connections):
+            if not _is_idle(connection):
+                heard_at[connection] = now
+            elif now - heard_at.get(connection, started) > IDLE_S:
+                connection.transport.close()
+        await asyncio.sleep(STEP_S)
+    return True
+
+
+def _is_idle(connection: Any) -> bool:
+    """Whether a connection has nothing to answer, and nothing that we have not read."""
+    is_busy = connection.cycle is not None and not connection.cycle.response_complete
+    if is_busy or connection.transport.is_closing():
+        return False
+    unread = select.poll()
+    unread.register(connection.transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return not unread.poll(0)
+
+
+def _let_nobody_in(listener: socket.socket) -> None:
+    """Ignore new clients: who connects in the moment before the port closes would be reset.
+
+    Handshakes that have begun end as usual. The kernel of a new client tries again in a second, and
+    is then refused.
+    """
+    code = b"".join(struct.pack("HBBI", *step) for step in _NO_SYN)
+    steps = ctypes.create_string_buffer(code)
+    program = struct.pack("HP", len(_NO_SYN), ctypes.addressof(steps))
+    with contextlib.suppress(OSError):  # not Linux: the moment is short
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
+def _has_waiting(listener: socket.socket) -> bool:
+    """Whether the kernel has connections for us that we have not taken."""
+    if sys.platform != "linux" or listener.fileno() < 0:
+        return False
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _NUM_WAITING.size)
+    return bool(_NUM_WAITING.unpack(info)[0])

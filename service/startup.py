@@ -1,0 +1,126 @@
+"""From a bundle to an engine that has proved itself: opened, tried, warmed up, within a limit."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from bundle.manifest import Bundle
+from bundle.preprocess import pad_batch, resized_size
+from engines.base import Engine, EngineFailure
+from engines.guard import guard
+from engines.load import GpuOptions, open_engine
+from engines.self_check import Outcome, require_known_answers
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+OpenEngine = Callable[[Bundle, Settings], Engine]
+
+
+class CannotStart(Exception):
+    """Why a bundle is not served, in one line."""
+
+
+class Started(NamedTuple):
+    """An engine that may serve."""
+
+    engine: Engine
+    outcomes: Sequence[Outcome]  # how it did on the known answers
+    warm_up_s: float  # its longest run
+
+
+def open_served(bundle: Bundle, settings: Settings) -> Engine:
+    """The engine that the settings name.
+
+    Raises:
+        ValueError: see `open_engine`.
+    """
+    return open_engine(
+        bundle,
+        engine=settings.engine,
+        threads=settings.engine_threads,
+        mode=settings.engine_mode,
+        gpu=GpuOptions(settings.rebuild_engine, settings.cuda_graphs),
+    )
+
+
+async def load_bundle(settings: Settings) -> Bundle:
+    """The bundle that lies where the settings say, every file checked.
+
+    Raises:
+        CannotStart: it is missing or damaged, or takes too long.
+    """
+    return await _within_limit(partial(Bundle.load, settings.bundle), settings.start_timeout_s)
+
+
+async def start_engine(bundle: Bundle, settings: Settings, *, open_it: OpenEngine) -> Started:
+    """Open the engine of a bundle, have it give the known answers, and warm it up.
+
+    Raises:
+        CannotStart: it cannot do so, for whatever reason, or takes longer than the settings allow.
+    """
+    start = partial(_start, bundle, settings, open_it)
+    return await _within_limit(start, settings.start_timeout_s)
+
+
+async def _within_limit(call: Callable[[], Value], limit_s: float) -> Value:
+    """Run a call in a thread of its own, which is left alone once the time is over."""
+    executor = ThreadPoolExecutor(1, thread_name_prefix="start")
+    future = asyncio.wrap_future(executor.submit(call))
+    executor.shutdown(wait=False)
+    done, _ = await asyncio.wait({future}, timeout=limit_s)
+    if not done:
+        raise CannotStart(
+            f"the engine is not ready after {limit_s:g} s; it hangs, or DETR_START_TIMEOUT_S is "
+            "too short for it"
+        )
+    error = (
+        future.exception()
+    )  # asked for, as SystemExit would end the event loop if it were raised
+    if error is not None:
+        raise CannotStart(_describe(error)) from error
+    return future.result()
+
+
+def _start(bundle: Bundle, settings: Settings, open_it: OpenEngine) -> Started:
+    engine = guard(open_it(bundle, settings))
+    try:
+        outcomes = require_known_answers(engine, bundle)
+        logger.info("the engine gives the %d known answers of the bundle", len(outcomes))
+        warm_up_s = _warm_up(engine, bundle, settings)
+    except BaseException:
+        engine.close()
+        raise
+    return Started(engine, outcomes, warm_up_s)
+
+
+def _warm_up(engine: Engine, bundle: Bundle, settings: Settings) -> float:
+    """Run once alone and once in a batch, at the size of a 4:3 photograph; the longer's seconds."""
+    preprocess = bundle.manifest.preprocess
+    height, width = resized_size(
+        3, 4, short_side=preprocess.short_side, long_side=preprocess.long_side
+    )
+    image = np.zeros((height, width, 3), np.uint8)
+    seconds = []
+    for batch_size in {1, min(2, engine.max_batch_size, settings.max_batch_size or 2)}:
+        started = time.perf_counter()
+        engine.run(*pad_batch([image] * batch_size, preprocess.min_side))
+        seconds.append(time.perf_counter() - started)
+    info = ", ".join(f"{name} {value}" for name, value in engine.info._asdict().items())
+    logger.info("the engine %s is warm: %s", engine.name, info)
+    return max(seconds)
+
+
+def _describe(error: BaseException) -> str:
+    """In one line; the kind of what nobody foresaw is part of it."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError | OSError | EngineFailure):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,74 @@
+"""The service with an engine that breaks: python -m tests.service.breaking_service FAULT."""
+
+import sys
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.manifest import Bundle
+from bundle.postprocess import RawOutput
+from service.__main__ import leave, serve
+from service.settings import Settings
+from tests.fakes import FakeEngine
+
+BREAK = 77  # the top-left pixel of an image that breaks the engine for good
+
+
+def hang() -> None:
+    threading.Event().wait()
+
+
+def fail() -> None:
+    raise MemoryError
+
+
+class BreakingEngine(FakeEngine):
+    """Does what it should until an image breaks it; then a fault, ever again."""
+
+    def __init__(self, fault: Callable[[], None]) -> None:
+        super().__init__(max_batch_size=1)
+        self._fault = fault
+        self.is_broken = False
+
+    def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
+        self.is_broken |= bool((images[:, 0, 0] == BREAK).any())
+        if self.is_broken:
+            self._fault()
+        return super().run(images, padding_mask)
+
+
+class StuckEngine(FakeEngine):
+    """Can be used, but not closed."""
+
+    def close(self) -> None:
+        hang()
+
+
+def hang_at_start() -> BreakingEngine:
+    engine = BreakingEngine(hang)
+    engine.is_broken = True
+    return engine
+
+
+def exit_at_start() -> FakeEngine:
+    raise SystemExit("a runtime that cannot be loaded")
+
+
+ENGINES: dict[str, Callable[[], FakeEngine]] = {
+    "none": FakeEngine,
+    "hangs": lambda: BreakingEngine(hang),
+    "fails": lambda: BreakingEngine(fail),
+    "hangs-at-start": hang_at_start,
+    "exits-at-start": exit_at_start,
+    "hangs-at-end": StuckEngine,
+}
+
+
+def open_breaking(_: Bundle, __: Settings) -> FakeEngine:
+    return ENGINES[sys.argv[1]]()
+
+
+if __name__ == "__main__":
+    leave(serve(Settings(), open_breaking))
