@@ -1,7 +1,16 @@
-"""What the OpenAPI description says of bodies and errors, where FastAPI cannot tell by itself."""
+"""What the OpenAPI description says where FastAPI cannot tell: bodies, examples, errors."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from service.errors import (
+    ClientGone,
+    Forbidden,
+    MethodNotAllowed,
+    NotFound,
+    ReloadRefused,
+    ServiceError,
+)
 from service.schemas import FILE_FIELDS, ID_FIELD, ErrorResponse
 
 BINARY = {"type": "string", "format": "binary"}
@@ -53,7 +62,61 @@ DETECT_BODY = {
         "application/octet-stream": {"schema": BINARY},
     },
 }
-ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorResponse, "description": "The request is at fault; `code` tells how."},
-    "5XX": {"model": ErrorResponse, "description": "The service could not answer now."},
+FOUND = {  # in a sample of the demo
+    "bbox": [51.167, 57.672, 28.731, 34.754],
+    "category_id": 4,
+    "category_name": "three",
+    "score": 0.885009,
 }
+ANSWERS = {
+    "detections": {
+        "summary": "format=detections, the default",
+        "value": {
+            "results": [
+                {
+                    "image_id": 0,
+                    "file_name": "2.png",
+                    "width": 128,
+                    "height": 128,
+                    "detections": [FOUND],
+                }
+            ],
+            "model": {"name": "demo", "variant": "two_stage", "version": "803985d354e1"},
+        },
+    },
+    "coco": {
+        "summary": "format=coco",
+        "value": [{"image_id": 0, **{key: FOUND[key] for key in ("category_id", "bbox", "score")}}],
+    },
+}
+# Of another path or method, or never seen: the client has gone.
+_ELSEWHERE = (NotFound, MethodNotAllowed, Forbidden, ReloadRefused, ClientGone)
+
+
+def error_responses() -> dict[int | str, dict[str, Any]]:
+    """Every error that a request may be answered with, by status: its codes and what they mean."""
+    by_status: dict[int | str, list[type[ServiceError]]] = {}
+    for kind in sorted(_kinds(ServiceError), key=lambda kind: (kind.status, kind.code)):
+        if kind not in _ELSEWHERE:
+            by_status.setdefault(kind.status, []).append(kind)
+    return {status: _response(kinds) for status, kinds in by_status.items()}
+
+
+def _kinds(kind: type[ServiceError]) -> set[type[ServiceError]]:
+    return {kind}.union(*(_kinds(below) for below in kind.__subclasses__()))
+
+
+def _response(kinds: Sequence[type[ServiceError]]) -> dict[str, Any]:
+    summaries = {kind.code: (kind.__doc__ or "").splitlines()[0] for kind in kinds}
+    return {
+        "model": ErrorResponse,
+        "description": "\n\n".join(f"`{code}`: {text}" for code, text in summaries.items()),
+        "content": {
+            "application/json": {
+                "examples": {
+                    code: {"value": {"error": {"code": code, "message": text}}}
+                    for code, text in summaries.items()
+                }
+            }
+        },
+    }

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from bundle.detect import Found
 from bundle.manifest import ClassInfo
 from bundle.postprocess import Detections, to_detections
-from service.description import BINARY, DETECT_BODY, ERRORS
+from service.description import ANSWERS, BINARY, DETECT_BODY, error_responses
 from service.detector import Detector
 from service.errors import NotAcceptable, UnknownClass
 from service.exchange import client_of, detector_of, read_request, run_images, tell_times
@@ -41,7 +41,16 @@ _IMAGE_TYPES = {"image/png": ImageFormat.PNG, "image/jpeg": ImageFormat.JPEG}
 @router.post(
     "/detect",
     response_model=DetectResponse | list[CocoResult],
-    responses={200: {"content": {kind: {"schema": BINARY} for kind in _IMAGE_TYPES}}, **ERRORS},
+    responses={
+        200: {
+            "description": "What was found, or the image with it drawn.",
+            "content": {
+                "application/json": {"examples": ANSWERS},
+                **{kind: {"schema": BINARY} for kind in _IMAGE_TYPES},
+            },
+        },
+        **error_responses(),
+    },
     openapi_extra={"requestBody": DETECT_BODY},
     tags=["detection"],
     summary="Detect objects in one or more images",

@@ -50,7 +50,8 @@ class Detection(BaseModel):
         tuple[float, float, float, float],
         Field(
             description="[x, y, width, height] in pixels of the image as displayed (EXIF "
-            "orientation applied), origin at the top left."
+            "orientation applied), origin at the top left.",
+            examples=[(51.167, 57.672, 28.731, 34.754)],
         ),
     ]
     category_id: int
@@ -125,7 +126,9 @@ class CocoResult(BaseModel):
 
     image_id: int
     category_id: int
-    bbox: tuple[float, float, float, float]
+    bbox: Annotated[
+        tuple[float, float, float, float], Field(examples=[(51.167, 57.672, 28.731, 34.754)])
+    ]
     score: float
 
 

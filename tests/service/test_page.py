@@ -200,6 +200,27 @@ def test_the_docs_need_no_network(page: Page, address: str, complaints: list[str
     assert complaints == []
 
 
+def test_the_docs_show_a_real_answer_and_every_error_code(page: Page, address: str) -> None:
+    page.goto(f"{address}/docs")
+
+    page.click("#operations-detection-detect_detect_post .opblock-summary-control")
+
+    detect = page.locator("#operations-detection-detect_detect_post .responses-wrapper")
+    expect(detect).to_contain_text("51.167")
+    expect(detect).to_contain_text("too_many_images")
+    expect(detect).not_to_contain_text(re.compile(r"null,?\s*null"))
+
+
+def test_the_docs_show_no_nulls_for_the_model(page: Page, address: str) -> None:
+    page.goto(f"{address}/docs")
+
+    page.click("#operations-detection-model_model_get .opblock-summary-control")
+
+    model = page.locator("#operations-detection-model_model_get .responses-wrapper")
+    expect(model).to_contain_text("123.675")
+    expect(model).not_to_contain_text(re.compile(r"null,?\s*null"))
+
+
 @pytest.mark.skipif(not DEMO.is_dir(), reason="there is no bundles/demo")
 def test_the_first_click_on_the_demo_shows_detections(
     start: Callable[..., Any], browser: Browser
