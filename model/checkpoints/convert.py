@@ -149,8 +149,27 @@ def _rename_all(theirs: Tensors, layout: Layout) -> Tensors:
             raise ValueError(f"{layout}: tensor {key} {tuple(tensor.shape)} is left over")
         if name in ours:
             raise ValueError(f"{layout}: tensor {key} is there under two names")
+        if not _is_plain(tensor):
+            raise ValueError(
+                f"{layout}: tensor {key} is {_kind(tensor)}, expected numbers with a point, each "
+                "stored; convert the weights as they were trained, not a quantised or pruned copy"
+            )
         ours[name] = tensor.float()
+    if len(ours.get("level_embed", torch.ones(1, 1)).shape) != 2:
+        raise ValueError(f"{layout}: level_embed has shape {tuple(ours['level_embed'].shape)}, "
+                         "expected (levels, channels)")  # fmt: skip
     return ours
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor holds weights as they are computed with."""
+    is_stored = tensor.layout == torch.strided and not tensor.is_meta and tensor.ndim > 0
+    return is_stored and tensor.is_floating_point()
+
+
+def _kind(tensor: Tensor) -> str:
+    layout = "meta" if tensor.is_meta else str(tensor.layout).removeprefix("torch.")
+    return f"{str(tensor.dtype).removeprefix('torch.')} ({layout}) of shape {tuple(tensor.shape)}"
 
 
 def _pack_attention(tensors: Tensors) -> None:
@@ -158,6 +177,8 @@ def _pack_attention(tensors: Tensors) -> None:
     for query in [name for name in tensors if ".q_proj." in name]:
         parts = [query.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv"]
         if all(part in tensors for part in parts):
+            if len({tensors[part].shape for part in parts}) > 1:
+                raise ValueError(f"tensors {', '.join(parts)} differ in shape")
             packed = query.replace(".q_proj.", ".in_proj_")
             tensors[packed] = torch.cat([tensors.pop(part) for part in parts])
 

@@ -65,6 +65,8 @@ def from_mmdet(meta: Mapping[str, Any]) -> Settings:
         ValueError: a setting that changes the arithmetic is not supported; names it.
     """
     data_set = meta.get("dataset_meta") or meta
+    if not isinstance(data_set, Mapping):
+        raise ValueError(f"dataset_meta is {data_set!r}, expected a dict with the classes")
     classes = data_set.get("classes", data_set.get("CLASSES"))
     config = read_config(meta)
     model = config.get("model", config)
@@ -150,7 +152,7 @@ def _require_parts(model: Config) -> None:
 def _require_transformer(model: Config) -> None:
     for path, part in _parts(model):
         order = part.get("operation_order")
-        if order is not None and tuple(order) not in _ORDERS:
+        if order is not None and order not in _ORDERS:
             refuse(
                 f"{_WHERE}, model.{path},", "operation_order", value=order, supported=_ORDERS[-1]
             )

@@ -8,6 +8,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from bundle.manifest import ClassInfo
 from model.checkpoints.published_layouts import COCO_CLASSES
@@ -69,14 +72,27 @@ def settle_outputs(
 def read_categories(annotations: Path) -> tuple[ClassInfo, ...]:
     """The categories of a COCO annotation file, in its order; ValueError if it is none."""
     try:
-        categories = json.loads(annotations.read_bytes())["categories"]
-        classes = tuple(ClassInfo(id=entry["id"], name=entry["name"]) for entry in categories)
-    except (ValueError, LookupError, TypeError) as error:
+        categories = list(json.loads(annotations.read_bytes())["categories"])
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{annotations} is no COCO annotation file ({error!r})") from error
+    classes = tuple(_category(annotations, entry) for entry in categories)
+    if not classes:
+        raise ValueError(f"{annotations} has no categories")
     ids = [entry.id for entry in classes]
     if repeated := [i for i in ids if ids.count(i) > 1]:
         raise ValueError(f"{annotations} has several categories with the id {repeated[0]}")
     return classes
+
+
+def _category(annotations: Path, entry: Any) -> ClassInfo:
+    try:
+        name = entry["name"]
+        return ClassInfo(id=entry["id"], name=str(name) if isinstance(name, int) else name)
+    except (ValidationError, LookupError, TypeError):
+        raise ValueError(
+            f"{annotations} is no COCO annotation file (category {entry!r}, expected a whole "
+            "number as id, and a name)"
+        ) from None
 
 
 def _by_annotations(

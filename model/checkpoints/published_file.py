@@ -61,6 +61,7 @@ _SAFE_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 # What torch.load raises on files with flipped bytes, found by trying some thousands.
 _DAMAGE = (
     pickle.UnpicklingError,
+    SafetensorError,  # of a file with that ending
     RuntimeError,
     ValueError,
     LookupError,

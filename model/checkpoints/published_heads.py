@@ -62,10 +62,12 @@ def keep_outputs(tensors: Tensors, outputs: Outputs) -> None:
 
     Output 0 of the encoder's head is "an object", whatever the classes are: it stays first.
     """
-    kept = list(outputs.kept)
-    if kept == list(range(len(tensors["class_heads.0.bias"]))):
+    kept, count = list(outputs.kept), len(tensors["class_heads.0.bias"])
+    if kept == list(range(count)):
         return
     for name, tensor in tensors.items():
+        if name.startswith(("class_heads.", "queries.class_head.")) and len(tensor) != count:
+            raise ValueError(f"tensor {name} has {len(tensor)} rows, expected {count} outputs")
         if name.startswith("class_heads."):
             tensors[name] = tensor[kept]
         elif name.startswith("queries.class_head."):

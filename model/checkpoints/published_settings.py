@@ -58,13 +58,26 @@ def collect(
     for theirs, ours in names.items():
         if given.get(theirs) is None:
             continue
+        _require_size(where, theirs, given[theirs], is_flag=ours in _FLAGS)
         if values.setdefault(ours, given[theirs]) != given[theirs]:
             raise ValueError(
                 f"{where} says {spelled[ours]} = {values[ours]} and {theirs} = {given[theirs]}; "
                 "only one number for both is supported"
             )
         spelled.setdefault(ours, theirs)
+    if classes and not isinstance(classes, list | tuple):
+        raise ValueError(f"{where}: the classes are {classes!r}, expected a list of names")
     return Settings(where, values, spelled, tuple(map(str, classes)) if classes else None)
+
+
+_FLAGS = ("with_box_refine", "two_stage")
+
+
+def _require_size(where: str, name: str, value: Any, *, is_flag: bool) -> None:
+    is_right = isinstance(value, bool) == is_flag and isinstance(value, int) and value >= 0
+    if not is_right or (value == 0 and not is_flag and "layers" not in name):
+        expected = "True or False" if is_flag else "a whole number of at least 1"
+        raise ValueError(f"{where} says {name} = {value!r}, expected {expected}")
 
 
 def refuse(where: str, name: str, *, value: Any, supported: Any) -> NoReturn:
@@ -139,9 +152,13 @@ def from_hugging_face(config: Mapping[str, Any]) -> Settings:
     _require_resnet(where, "backbone", config.get("backbone"))
     for part in ("backbone_kwargs", "backbone_config"):
         inner = config.get(part) or {}
+        if not isinstance(inner, Mapping):
+            raise ValueError(f"{where} says {part} = {inner!r}, expected an object")
         _require_resnet(where, f"{part}.backbone", inner.get("backbone"))
         require_supported(f"{where}, {part},", inner, supported={"output_stride": 32})
     labels = config.get("id2label") or {}
+    if not isinstance(labels, Mapping) or not all(str(key).isdigit() for key in labels):
+        raise ValueError(f"{where}: id2label is {labels!r}, expected names by number of output")
     names = [labels[key] for key in sorted(labels, key=int)]
     is_named = any(not _PLACEHOLDER.match(str(name)) for name in names)
     given = {**_HUGGING_FACE_DEFAULTS, **config}

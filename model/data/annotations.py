@@ -6,7 +6,6 @@ that shows the value found.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from bundle.manifest import ClassInfo
 from model.data.faults import Fault, shown
 from model.data.fields import read_box, read_flag, read_id, read_number, read_size
+from model.data.json_file import read_json
 
 _SECTIONS = ("images", "annotations", "categories")
 _FORMS = {
@@ -84,14 +84,16 @@ def read_annotations(annotation_file: Path) -> Annotations:
     """
     try:
         data = annotation_file.read_bytes()
-        content: Any = json.loads(data)
-    except (OSError, ValueError, RecursionError) as error:  # JSON and encoding: ValueErrors
-        raise ValueError(f"{annotation_file}: cannot be read as JSON: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{annotation_file}: cannot be read: {error}") from error
+    content = read_json(data, annotation_file)
     for section in _SECTIONS:
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
+            found = f"{section} is missing or no list"
+            found = found if isinstance(content, dict) else f"the file holds {shown(content)}"
             raise ValueError(
                 f"{annotation_file}: expected COCO's format, an object with the lists images, "
-                f"annotations and categories; {section} is missing or no list"
+                f"annotations and categories; {found}"
             )
     reader = _Reader(content)
     images, boxes = tuple(reader.images()), tuple(reader.boxes())
@@ -234,7 +236,7 @@ class _Reader:
         value = entry.get(key)
         if key == "name" and isinstance(value, int) and not isinstance(value, bool):
             return str(value)
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value.strip():
             raise self._malformed(where, entry, key)
         return value
 

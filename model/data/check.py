@@ -19,7 +19,7 @@ from model.data.annotations import BoxEntry
 from model.data.doubts import doubts, other_classes, shared_images
 from model.data.faults import Fault, describe
 from model.data.layouts import locate
-from model.data.split import MIN_BOX_SIDE_PX, Split, clip_box, open_split
+from model.data.split import MIN_BOX_SIDE_PX, Split, clip_box, is_in_image, open_split
 
 ROUNDING_PX = 0.1  # COCO rounds boxes to 0.01; a box that sticks out less is no fault
 SHOWN_OF_A_KIND = 10
@@ -91,9 +91,10 @@ def _box_fault(box: BoxEntry, height: int, width: int) -> Iterator[Fault]:
     found = f"box [x, y, w, h] = [{', '.join(f'{value:.6g}' for value in box.bbox)}]"
     image = f"the image of {width} x {height} pixels"
     if w <= 0 or h <= 0:
-        kind, message = "empty-box", f"{found} is empty: not trained on"
-    elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        kind, message = "box-outside", f"{found} lies outside {image}: not trained on"
+        kind, message = "empty-box", f"{found} is empty: not evaluated and not trained on"
+    elif not is_in_image(box.bbox, (height, width)):
+        message = f"{found} lies outside {image}: not evaluated and not trained on"
+        kind = "box-outside"
     elif clip_box(box.bbox, (height, width)) is None:
         message = f"{found} is under {MIN_BOX_SIDE_PX:g} pixel wide or high: not trained on"
         kind = "thin-box"

@@ -1,7 +1,7 @@
 """What boxes and images as a whole say about a data set: another box format, crowds, leaks."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from model.config import ModelConfig
 from model.data.annotations import BoxEntry
@@ -33,6 +33,7 @@ def doubts(split: Split, model: ModelConfig | None) -> Iterator[Fault]:
         )
         yield Fault("crowds", None, None, message, fatal=False)
     yield from _box_format(split)
+    yield from _repeated_boxes(boxes)
     yield from _targets(split, model)
     yield from _orientation(split)
 
@@ -53,6 +54,20 @@ def _targets(split: Split, model: ModelConfig | None) -> Iterator[Fault]:
         yield Fault("empty-classes", None, None, message, fatal=False)
     if model is not None:
         yield from _full_images(Counter(box.image_id for box in targets), model)
+
+
+def _repeated_boxes(boxes: Sequence[BoxEntry]) -> Iterator[Fault]:
+    counts = Counter((box.image_id, box.category_id, box.bbox) for box in boxes)
+    repeated = sum(count - 1 for count in counts.values())
+    if repeated:
+        (image_id, category_id, bbox), most = counts.most_common(1)[0]
+        message = (
+            f"{repeated} of {len(boxes)} boxes are copies, with the image, class and sides of "
+            f"another, such as [{', '.join(f'{value:.6g}' for value in bbox)}] of class "
+            f"{category_id} in image {image_id}, which is there {most} times: the model learns to "
+            "detect such objects more than once; keep one of each"
+        )
+        yield Fault("repeated-boxes", None, None, message, fatal=False)
 
 
 def _full_images(num_objects: Counter[int], model: ModelConfig) -> Iterator[Fault]:

@@ -46,7 +46,8 @@ class Split:
     def ground_truth(self) -> dict[str, Any]:
         """Images, annotations (crowds included) and categories in COCO's format, as new objects.
 
-        Images and categories whose id is text in the file have it as "text_id".
+        Images and categories whose id is text in the file have it as "text_id". Boxes that no
+        detection could match, empty or wholly outside of their image, are left out.
         """
         annotations = self.annotations
         images, categories = (
@@ -64,6 +65,7 @@ class Split:
                 {"id": box.id, "image_id": box.image_id, "category_id": box.category_id,
                  "bbox": list(box.bbox), "area": box.area, "iscrowd": int(box.is_crowd)}
                 for box in annotations.boxes
+                if box.image_id in self.files and is_in_image(box.bbox, self.size(box.image_id))
             ],
             "categories": [
                 {"id": info.id, "name": info.name, **categories.get(info.id, {})}
@@ -89,6 +91,12 @@ def open_split(annotation_file: Path, image_dir: Path, *, decode: bool = False) 
         if fault := size_fault(image, found):
             faults.append(fault)
     return Split(annotations, files, tuple(faults))
+
+
+def is_in_image(bbox: tuple[float, float, float, float], size: tuple[int, int]) -> bool:
+    """Whether a box has sides, and a part inside an image of size (height, width)."""
+    (height, width), (x, y, w, h) = size, bbox
+    return w > 0 and h > 0 and x < width and y < height and x + w > 0 and y + h > 0
 
 
 def clip_box(

@@ -36,7 +36,8 @@ class _Reading(NamedTuple):
 
 def explain(metrics: Metrics) -> list[str]:
     """Sentences to print under a report; none where there is nothing to say."""
-    return [*_say_limit(metrics), *_say_cause(metrics)]
+    with np.errstate(over="ignore", invalid="ignore"):  # boxes may be of any size
+        return [*_say_limit(metrics), *_say_copies(metrics), *_say_cause(metrics)]
 
 
 def _say_limit(metrics: Metrics) -> Iterator[str]:
@@ -54,6 +55,18 @@ def _say_limit(metrics: Metrics) -> Iterator[str]:
         yield (
             f"{' and '.join(found)}: by COCO's rule the {COCO_LIMIT} detections of the highest "
             f"scores count in an image and class; {cut or 'none'} here did not"
+        )
+
+
+def _say_copies(metrics: Metrics) -> Iterator[str]:
+    counts = Counter(
+        (e["image_id"], e["category_id"], *e["bbox"], e["score"]) for e in metrics.results
+    )
+    if copies := sum(counts.values()) - len(counts):
+        yield (
+            f"{copies} of {len(metrics.results)} detections are there more than once, with the "
+            "same image, class, box and score: each copy counts as a mistake; was a file joined "
+            "with itself?"
         )
 
 

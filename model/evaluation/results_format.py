@@ -1,12 +1,12 @@
 """Detections in COCO's results format, checked entry by entry before they are scored."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model.data.fields import read_id
+from model.data.fields import read_id, read_number
+from model.data.json_file import read_json
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
 # A box that ends this far outside of its image was not only rounded, or left unclipped.
@@ -21,11 +21,11 @@ def read_results(path: Path, ground_truth: Mapping[str, Any]) -> list[dict[str, 
         ValueError: not JSON, or what `check_results` refuses; names the file.
         OSError: the file cannot be read.
     """
+    content = read_json(path.read_bytes(), path)
     try:
-        return check_results(json.loads(path.read_bytes()), ground_truth)
-    except ValueError as error:  # a JSON and an encoding error are ValueErrors
-        is_json = not isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
-        raise ValueError(f"{path}: {'' if is_json else 'not valid JSON: '}{error}") from error
+        return check_results(content, ground_truth)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def check_results(content: Any, ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -124,7 +124,13 @@ def _check_entry(entry: Any, files: _Ids, names: _Ids) -> dict[str, Any]:
             f"score is {_show(entry['score'])}; expected a finite number, by which detections "
             "are ranked"
         )
-    return {**entry, "image_id": image_id, "category_id": category_id}
+    # What else stands there is left out: scoring would take a mask or a caption for the detection.
+    return {
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": entry["bbox"],
+        "score": entry["score"],
+    }
 
 
 def _not_a_list(content: Any) -> str:
@@ -140,7 +146,7 @@ def _not_a_list(content: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return not isinstance(value, str) and read_number(value) is not None
 
 
 def _whole_number(entry: Mapping[str, Any], field: str, ids: _Ids) -> int:

@@ -138,3 +138,18 @@ def test_nothing_in_the_text_is_run() -> None:
 )
 def test_the_priority_of_the_hook_tells_where_the_average_lies(hook: str, expected: bool) -> None:
     assert average_is_in_weights({"config": f"custom_hooks = [{hook}]"}) is expected
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"CLASSES": 5}, "the classes are 5, expected a list of names"),
+        ({"CLASSES": "bolt"}, "the classes are 'bolt', expected a list of names"),
+        ({"dataset_meta": [1]}, r"dataset_meta is \[1\], expected a dict"),
+        ({"cfg": "model = dict(x=dict(operation_order=5))"}, "operation_order = 5"),
+        ({"cfg": "model = dict(num_queries='20')"}, "num_queries = '20', expected a whole number"),
+    ],
+)
+def test_metadata_of_another_form_is_refused_by_name(meta: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_mmdet(meta)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bundle.manifest import ClassInfo
-from model.checkpoints.published_classes import Outputs, settle_outputs
+from model.checkpoints.published_classes import Outputs, read_categories, settle_outputs
 from model.checkpoints.published_layouts import COCO_CLASSES
 from model.checkpoints.published_settings import Settings
 
@@ -175,3 +175,44 @@ def test_more_than_one_category_of_a_name_is_placed_by_id(write: Write) -> None:
 
     assert _table(outputs) == [(0, 0, "nut"), (1, 1, "nut")]
     assert isinstance(outputs.classes[0], ClassInfo)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"categories": []}', "has no categories"),
+        (
+            '{"categories": [{"id": "6fa4", "name": "a"}]}',
+            "is no COCO annotation file .category .*'6fa4'",
+        ),
+        (
+            '{"categories": [{"id": 0, "name": null}]}',
+            "is no COCO annotation file .category .*None",
+        ),
+        ('{"categories": [7]}', "is no COCO annotation file .category 7"),
+        ('{"categories": 7}', "is no COCO annotation file"),
+        ("[1]", "is no COCO annotation file"),
+        ("null", "is no COCO annotation file"),
+        ("[" * 99999, "is no COCO annotation file"),
+    ],
+)
+def test_categories_of_another_form_are_named_in_one_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "odd.json").write_text(text)
+
+    with pytest.raises(ValueError, match=rf"odd\.json {message}") as error:
+        read_categories(tmp_path / "odd.json")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_categories_may_be_in_any_encoding_and_named_by_numbers(
+    tmp_path: Path, encoding: str
+) -> None:
+    text = '{"categories": [{"id": "3", "name": "weiß"}, {"id": 4.0, "name": 7}]}'
+    (tmp_path / "x.json").write_text(text, encoding=encoding)
+
+    classes = read_categories(tmp_path / "x.json")
+
+    assert [(info.id, info.name) for info in classes] == [(3, "weiß"), (4, "7")]

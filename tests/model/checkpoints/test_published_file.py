@@ -170,3 +170,14 @@ def test_a_broken_safetensors_file_is_refused(tmp_path: Path) -> None:
 def test_a_directory_is_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name the weights file itself"):
         read_content(tmp_path)
+
+
+@pytest.mark.parametrize("length", [7, 8, 9, 100])
+def test_the_start_of_a_safetensors_file_is_no_file(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors.torch.save(STATE)[:length])
+
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors is not a whole file|not a whole safe"
+    ):
+        read_content(path)

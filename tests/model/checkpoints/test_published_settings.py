@@ -129,3 +129,33 @@ def test_a_size_that_differs_from_the_tensors_is_named() -> None:
 
     with pytest.raises(ValueError, match="num_feature_levels = 4, but by the tensors it is 5"):
         settings.require({"num_levels": 5})
+
+
+@pytest.mark.parametrize("value", ["8", 0, -8, 2.0, True, [8], "eight"])
+def test_a_size_that_is_no_count_is_refused_by_name(value: Any) -> None:
+    message = r"says {} = .*, expected a whole number of at least 1"
+
+    with pytest.raises(ValueError, match=message.format("decoder_n_points")):
+        from_hugging_face({"decoder_n_points": value})
+    with pytest.raises(ValueError, match=message.format("nheads")):
+        from_authors({"nheads": value})
+
+
+@pytest.mark.parametrize("value", [1, "true", [True]])
+def test_a_flag_that_is_none_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"says two_stage = .*, expected True or False"):
+        from_hugging_face({"two_stage": value})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"id2label": ["a", "b"]}, r"id2label is \['a', 'b'\], expected names by number"),
+        ({"id2label": {"a": "x"}}, r"id2label is \{'a': 'x'\}, expected names by number"),
+        ({"backbone_config": "x"}, "backbone_config = 'x', expected an object"),
+        ({"backbone_kwargs": [1]}, r"backbone_kwargs = \[1\], expected an object"),
+    ],
+)
+def test_a_setting_of_another_form_is_refused_by_name(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_hugging_face(config)

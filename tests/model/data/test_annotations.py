@@ -220,6 +220,21 @@ def test_a_file_of_another_format_is_refused_by_name(tmp_path, text):
         read_annotations(path)
 
 
+@pytest.mark.parametrize("content", [[], [{"image_id": 1}], None, "text"])
+def test_what_a_file_of_another_format_holds_is_shown(tmp_path, content):
+    (tmp_path / "train.json").write_text(json.dumps(content))
+
+    with pytest.raises(ValueError, match=r"expected COCO's format.*; the file holds ") as error:
+        read_annotations(tmp_path / "train.json")
+
+    assert str(error.value).endswith(repr(content))
+
+
+@pytest.mark.parametrize("name", ["", " ", "\n"])
+def test_a_blank_name_is_none(read, name):
+    assert [fault.kind for fault in read(category={"name": name}).faults] == ["malformed"]
+
+
 def test_a_missing_file_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"absent\.json"):
         read_annotations(tmp_path / "absent.json")

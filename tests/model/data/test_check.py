@@ -88,6 +88,20 @@ def test_a_bad_box_is_reported_with_what_training_does(sound, bbox, kind):
 
 
 @pytest.mark.parametrize(
+    ("bbox", "is_evaluated"),
+    [([1, 2, 0, 5], False), ([1, 2, 5, -5], False), ([60, 2, 5, 5], False), ([1, -9, 5, 9], False),
+     ([1, 2, 5, 0.5], True), ([-3, 2, 9, 9], True)],
+)  # fmt: skip
+def test_a_box_that_no_detection_could_match_is_not_evaluated(sound, bbox, is_evaluated):
+    content, write = sound
+    content["annotations"][1]["bbox"] = bbox
+
+    truth = open_split(*write()).ground_truth()
+
+    assert (12 in [entry["id"] for entry in truth["annotations"]]) is is_evaluated
+
+
+@pytest.mark.parametrize(
     ("section", "position", "change", "kind"),
     [
         ("annotations", 1, {"bbox": [1, 2, 3]}, "malformed"),

@@ -37,9 +37,10 @@ def split_of(
 
 
 def doubts_of(split: Split) -> dict[str, tuple[bool, str]]:
-    """By kind, but for the class without a box: whether it is fatal, and the message."""
+    """By kind, but for classes without a box and copies: whether it is fatal, and the message."""
     found = {fault.kind: (fault.fatal, fault.message) for fault in doubts(split, MODEL)}
     del found["empty-classes"]
+    found.pop("repeated-boxes", None)
     return found
 
 
@@ -101,6 +102,15 @@ def test_boxes_in_parts_of_the_image_are_refused():
 
     assert fatal
     assert "[0.1, 0.2, 0.5, 0.5] of image 1" in message
+
+
+def test_copies_of_a_box_are_counted():
+    split = split_of([(1, 1, 10, 10), (2, 2, 9, 9), (1, 1, 10, 10), (1, 1, 10, 10)])
+
+    (message,) = [f.message for f in doubts(split, MODEL) if f.kind == "repeated-boxes"]
+
+    assert message.startswith("2 of 4 boxes are copies")
+    assert "[1, 1, 10, 10] of class 5 in image 1, which is there 3 times" in message
 
 
 @pytest.mark.parametrize(("count", "limits"), [(5, []), (6, ["5"]), (7, ["6", "5"])])

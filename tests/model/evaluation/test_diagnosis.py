@@ -172,6 +172,19 @@ def test_right_boxes_with_random_classes_are_not_permuted(seed: int) -> None:
     assert explain(metrics) == []
 
 
+@pytest.mark.filterwarnings("error")
+def test_boxes_of_any_size_are_explained_without_a_warning() -> None:
+    huge = [entry | {"bbox": [1e308, 1e308, 1e308, 1e308]} for entry in PERFECT]
+
+    assert isinstance(explain(score(TRUTH, huge)), list)
+
+
+def test_copies_of_detections_are_counted() -> None:
+    (sentence,) = explain(score(TRUTH, PERFECT + PERFECT[:2]))
+
+    assert sentence.startswith(f"2 of {len(PERFECT) + 2} detections are there more than once")
+
+
 def test_good_detections_need_no_explanation() -> None:
     assert explain(score(TRUTH, PERFECT)) == []
 

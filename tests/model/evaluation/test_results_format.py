@@ -50,6 +50,9 @@ def test_a_file_is_refused_with_its_first_offending_entry(
     [
         ({"bbox": [1, 2, math.nan, 4]}, r"bbox is \[1, 2, NaN, 4\]"),
         ({"bbox": [1, 2, math.inf, 4]}, r"bbox is \[1, 2, Infinity, 4\]"),
+        ({"bbox": [1, 2, 10**400, 4]}, r"bbox is \[1, 2, 1000"),
+        ({"score": 10**400}, "score is 1000"),
+        ({"image_id": 10**30}, "image_id is 1000"),
         ({"bbox": [1, 2, "3", 4]}, r'bbox is \[1, 2, "3", 4\]'),
         ({"bbox": [1, 2, 3]}, r"bbox is \[1, 2, 3\]"),
         ({"bbox": None}, "bbox is null"),
@@ -102,7 +105,7 @@ def test_a_file_that_is_no_list_is_refused(content: Any, message: str) -> None:
         check_results(content, TRUTH)
 
 
-@pytest.mark.parametrize("data", [b"", b"[{", b"\xff\xfe"])
+@pytest.mark.parametrize("data", [b"", b"[{", b"\xff\xfe", b"[" * 99999])
 def test_a_file_that_is_not_json_is_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.json").write_bytes(data)
 
@@ -142,6 +145,12 @@ def test_boxes_that_stick_out_a_little_are_no_corners() -> None:
     unclipped = _with(bbox=[86, 45, 46, 55])
 
     assert check_results(unclipped, TRUTH) == unclipped
+
+
+def test_what_scoring_does_not_need_is_left_out() -> None:
+    extra = [entry | {"caption": "x", "segmentation": 1, "iscrowd": 1} for entry in PERFECT]
+
+    assert check_results(extra, TRUTH) == PERFECT
 
 
 def test_no_detection_at_all_is_a_result() -> None:

@@ -1,0 +1,40 @@
+"""Reads a JSON file of any encoding, and says what a file is that is none."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+_ARCHIVES = ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"7z\xbc\xaf", "7z"))
+
+
+def read_json(data: bytes, path: Path) -> Any:
+    """The content of a file, in UTF-8, 16 or 32, with a byte order mark or without.
+
+    Args:
+        path: of the file, for messages.
+
+    Raises:
+        ValueError: it is not valid JSON; says what it is where that can be told.
+    """
+    archive = next((kind for start, kind in _ARCHIVES if data.startswith(start)), None)
+    if archive is not None:
+        raise ValueError(f"{path}: not valid JSON but a {archive} archive; unpack it first")
+    if not data.strip():
+        raise ValueError(f"{path}: not valid JSON: the file is empty")
+    try:
+        return json.loads(data)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}; save it as UTF-8") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: not valid JSON: its lists are nested too deep") from error
+    except json.JSONDecodeError as error:
+        hint = "; is it one JSON value a line? Put them into one list" * _is_lines(data)
+        raise ValueError(f"{path}: not valid JSON: {error}{hint}") from error
+
+
+def _is_lines(data: bytes) -> bool:
+    """Whether the first line is a JSON object of its own."""
+    try:
+        return isinstance(json.loads(data.splitlines()[0]), dict)
+    except (ValueError, RecursionError):
+        return False
