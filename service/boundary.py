@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.body_limits import BodyLimits, limit_body
+from service.body_limits import BodyLimits, limited_body
 from service.error_bodies import error_body
 from service.errors import ClientGone, ServiceError
 from service.metrics import Metrics
@@ -64,7 +64,8 @@ class Boundary:
             await send(message)
 
         try:
-            await self._app(scope, limit_body(scope, receive, limits=self._limits), send_marked)
+            with limited_body(scope, receive, limits=self._limits) as receive_limited:
+                await self._app(scope, receive_limited, send_marked)
         except Exception:
             logger.exception("request %s failed", request_id)
             self._metrics.rejects.labels(ServiceError.code).inc()

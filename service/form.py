@@ -13,6 +13,7 @@ from service.settings import Settings
 _MAX_COUNTED = 1000  # files up to here are counted, to tell how many are too many
 _MAX_FIELDS = 1000  # image_ids may be repeated once an image
 _FIELD_BYTES = 64 * 1024  # of one field that is not a file
+_CHARSETS = {"utf-8", "ascii", "iso8859-1"}  # by the names of Python's codecs
 _EXTENDED_NAME = re.compile(rb";\s*filename\*", re.IGNORECASE)
 
 
@@ -55,6 +56,14 @@ class _FormParser(MultiPartParser):
     ) -> None:
         super().__init__(headers, self._whole(stream), **limits)
         self._is_whole = False
+
+    def on_part_begin(self) -> None:
+        """Refuse names in an unusual charset: some codecs raise errors of their own."""
+        if self._charset not in _CHARSETS:
+            raise MultiPartException(
+                f"expected UTF-8, got {self.headers['content-type'][:100]!r}; leave charset= away"
+            )
+        super().on_part_begin()
 
     def on_headers_finished(self) -> None:
         """Tell a file from a field, now that its headers are known."""

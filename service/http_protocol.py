@@ -12,8 +12,9 @@ from http import HTTPStatus
 from typing import Any, cast
 
 import httptools
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.boundary import REQUEST_ID, log_access
 from service.connections import ConnectionTable, possible_connections
@@ -64,6 +65,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._silent_bytes = 0  # since the parser last told of anything
         self._fault: ServiceError | None = None  # why a callback stopped the parser
         self._is_refused = False  # whatever comes is thrown away
+        self._answered: RequestResponseCycle | None = None  # of those pipelined, the first
         self._stall_timer: asyncio.TimerHandle | None = None
 
     # --- the connection
@@ -80,6 +82,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
+        self._drop_answer()  # uvicorn does so for the last request only, not for the one answered
         super().connection_lost(exc)
         self._table.remove(self)
         self._unset_keepalive_if_required()
@@ -127,7 +130,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if now_unread < num_unread:
             self._watch_writing(now_unread)
         else:
+            self._drop_answer()
             self.transport.abort()
+
+    def _drop_answer(self) -> None:
+        """Nobody reads the answer that is being made."""
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
 
     def _await_request(self, seconds: float) -> None:
         self._table.add(self)
@@ -191,6 +201,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._reading = Reading.BODY
         self._unset_keepalive_if_required()
         self._table.remove(self)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         """A part of the body; how long it may take is up to service.body_limits."""

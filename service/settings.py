@@ -42,6 +42,21 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest body of a request.")] = (
         32 * MIB
     )
+    body_memory_bytes: Annotated[
+        int | None,
+        Field(
+            ge=1 * MIB,
+            description="Most memory for bodies that are being sent or worked on, each counted "
+            "twice; by default an eighth of what the process may use.",
+        ),
+    ] = None
+    client_body_memory_bytes: Annotated[
+        int,
+        Field(
+            ge=1 * MIB,
+            description="Most of it that one client may hold; at least twice DETR_MAX_BODY_BYTES.",
+        ),
+    ] = 128 * MIB
     max_pixels: Annotated[
         int, Field(ge=1, description="Most pixels of one image, told from its header.")
     ] = MAX_PIXELS

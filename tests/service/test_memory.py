@@ -11,14 +11,22 @@ import numpy as np
 import pytest
 
 from tests.service.asking import code_of, message_of
-from tests.service.attacks import Target
+from tests.service.attacks import Target, flood, many, read_answer
 
 SIDE = 2600  # 60 MB while it is decoded, and 27 kB as a file
 
 
 @pytest.fixture(scope="module")
 def target(start: Callable[..., Any]) -> Target:
-    return Target(start(decode_memory_bytes=80 << 20, decode_threads=2, deadline_s=3))
+    return Target(
+        start(
+            decode_memory_bytes=80 << 20,
+            decode_threads=2,
+            deadline_s=3,
+            max_body_bytes=8 << 20,
+            client_body_memory_bytes=32 << 20,
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +85,25 @@ def test_an_image_is_drawn_within_the_same_budget(target: Target, bomb: bytes) -
 
     assert answer.headers["content-type"] == "image/jpeg"
     assert target.wait_until(lambda: target.growth_mb() < 100)
+
+
+@pytest.mark.parametrize(
+    "content_type", [b"image/png", b"multipart/form-data; boundary=b"], ids=["raw", "form"]
+)
+def test_unfinished_bodies_of_one_client_are_given_up_where_they_hold_too_much(
+    target: Target, jpeg_bytes: bytes, content_type: bytes
+) -> None:
+    head = b"POST /detect HTTP/1.1\r\nContent-Type: %s\r\nContent-Length: 8388608\r\n\r\n"
+    part = b'--b\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+
+    with many(target, 40) as clients, other_client() as other:
+        for client in clients:
+            flood(client, head % content_type + part, b"x" * 65536, most_mb=7)
+        growth_mb = target.growth_mb()
+        status = other.post(f"{target.address}/detect", content=jpeg_bytes).status_code
+        first = read_answer(clients[0])
+
+    assert growth_mb < 120
+    assert status == 200
+    assert (first.status, first.code) == (503, "overloaded")
+    assert target.wait_until(lambda: target.growth_mb() < 80)

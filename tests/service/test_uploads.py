@@ -116,6 +116,33 @@ async def test_a_file_with_names_of_both_kinds_has_the_plain_one(
     assert response.json()["results"][0]["file_name"] == "a.png"
 
 
+@pytest.mark.parametrize(
+    "charset", ["punycode", "idna", "undefined", "unicode_escape", "utf-7", "base64", "nonsense"]
+)
+async def test_a_form_in_an_unusual_charset_is_malformed(
+    client: httpx.AsyncClient, charset: str
+) -> None:
+    body = form_of(b'name="\xff-"; filename="\xff-"', b"x")
+    headers = {"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"}
+
+    response = await client.post("/detect", content=body, headers=headers)
+
+    assert (response.status_code, code_of(response)) == (400, "malformed_body")
+    assert f"charset={charset}" in message_of(response)
+
+
+@pytest.mark.parametrize("charset", ["UTF-8", "us-ascii", "latin-1"])
+async def test_a_form_may_say_its_charset(
+    client: httpx.AsyncClient, png_bytes: bytes, charset: str
+) -> None:
+    body = form_of(b'name="images"; filename="a.png"', png_bytes)
+    headers = {"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"}
+
+    response = await client.post("/detect", content=body, headers=headers)
+
+    assert response.status_code == 200
+
+
 @pytest.mark.parametrize("num_missing", [4, 9, 500])
 async def test_a_form_that_is_cut_short_is_told_so(
     client: httpx.AsyncClient, num_missing: int

@@ -1,0 +1,91 @@
+"""Memory for the bodies of requests: whoever sends most gives way where there is too little.
+
+All state belongs to the event loop.
+"""
+
+import asyncio
+from collections.abc import Hashable
+
+from service.errors import Overloaded
+
+COPIES = 2  # of a body: while a form is read, its files lie in it and beside it
+
+
+class Body:
+    """The body of one request, and the memory that it holds."""
+
+    def __init__(self, client: Hashable) -> None:
+        self.client = client
+        self.num_bytes = 0
+        self.is_whole = False
+        self.is_evicted = False
+        self.wait: asyncio.Timeout | None = None  # while more of it is waited for
+
+
+class BodyBudget:
+    """Admits bodies byte by byte.
+
+    Where a client, or all of them, would hold too much, the largest unfinished body of the client
+    that holds most is given up.
+
+    Args:
+        most_bytes: of all bodies.
+        client_bytes: of the bodies of one client.
+    """
+
+    def __init__(self, most_bytes: int, *, client_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._client_bytes = client_bytes
+        self._bodies: dict[Hashable, set[Body]] = {}
+
+    def open(self, client: Hashable) -> Body:
+        """The body of a new request, empty so far."""
+        body = Body(client)
+        self._bodies.setdefault(client, set()).add(body)
+        return body
+
+    def close(self, body: Body) -> None:
+        """The request is answered."""
+        bodies = self._bodies.get(body.client, set())
+        bodies.discard(body)
+        if not bodies:
+            self._bodies.pop(body.client, None)
+
+    def take(self, body: Body, num_bytes: int) -> None:
+        """Admit some more bytes of a body.
+
+        Raises:
+            Overloaded: this body has to give way.
+        """
+        body.num_bytes += COPIES * num_bytes
+        while (client := self._greedy_client(body.client)) is not None:
+            unfinished = [one for one in self._bodies[client] if not one.is_whole]
+            victim = max(unfinished, key=lambda one: one.num_bytes, default=body)
+            self._evict(victim)
+            if victim is body:
+                raise self.refusal()
+
+    def refusal(self) -> Overloaded:
+        """What the client of an evicted body is told."""
+        return Overloaded(
+            "the bodies that are being sent hold all the memory that there is for them; send the "
+            "request again, or smaller ones, or fewer at a time",
+            retry_after_s=1,
+        )
+
+    def _greedy_client(self, client: Hashable) -> Hashable | None:
+        """The client that has to give something up, if any."""
+        if self._held_by(client) > self._client_bytes:
+            return client
+        if sum(map(self._held_by, self._bodies)) > self._most_bytes:
+            return max(self._bodies, key=self._held_by)
+        return None
+
+    def _held_by(self, client: Hashable) -> int:
+        return sum(body.num_bytes for body in self._bodies[client])
+
+    def _evict(self, body: Body) -> None:
+        body.is_evicted = True
+        self.close(body)
+        if body.wait is not None:
+            body.wait.reschedule(asyncio.get_running_loop().time())

@@ -1,0 +1,50 @@
+"""Which body gives way where bodies hold too much memory."""
+
+import pytest
+
+from service.body_budget import COPIES, Body, BodyBudget
+from service.errors import Overloaded
+
+
+@pytest.fixture
+def budget() -> BodyBudget:
+    return BodyBudget(100 * COPIES, client_bytes=60 * COPIES)
+
+
+def body_of(budget: BodyBudget, client: str, num_bytes: int) -> Body:
+    body = budget.open(client)
+    budget.take(body, num_bytes)
+    return body
+
+
+def test_the_largest_unfinished_body_of_a_client_gives_way_to_its_next(budget: BodyBudget) -> None:
+    small, large = body_of(budget, "a", 20), body_of(budget, "a", 30)
+
+    body_of(budget, "a", 20)
+
+    assert (small.is_evicted, large.is_evicted) == (False, True)
+
+
+def test_the_client_that_holds_most_gives_way_to_others(budget: BodyBudget) -> None:
+    greedy, modest = body_of(budget, "a", 60), body_of(budget, "b", 35)
+
+    body_of(budget, "c", 10)
+
+    assert (greedy.is_evicted, modest.is_evicted) == (True, False)
+
+
+def test_a_body_that_is_whole_is_not_given_up(budget: BodyBudget) -> None:
+    whole = body_of(budget, "a", 60)
+    whole.is_whole = True
+
+    with pytest.raises(Overloaded):
+        body_of(budget, "a", 10)
+
+    assert not whole.is_evicted
+
+
+def test_bodies_that_are_done_hold_nothing(budget: BodyBudget) -> None:
+    for _ in range(10):
+        budget.close(body_of(budget, "a", 60))
+
+    assert not body_of(budget, "a", 60).is_evicted
