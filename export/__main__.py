@@ -5,13 +5,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
+from bundle.manifest import Precision
 from engines.base import EngineFailure
-from export.bundle_writer import preprocess_of
 from export.graph.tensorrt_plan import SHAPE_FORMAT, find_planner
-from export.precisions import RECIPES
-from export.recipe import export_bundle
-from model.checkpoints.checkpoint_file import load_checkpoint
+from model.checkpoints.file_kind import require_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--precision",
-        choices=tuple(RECIPES),
+        choices=get_args(Precision),
         default="fp32",
         help="default: fp32, exact; fp16 is for GPUs, and refused where it changes detections; "
         "bf16 and int8 are refused where they cost AP",
@@ -60,19 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("export").setLevel(logging.INFO)
     try:
-        checkpoint = load_checkpoint(args.checkpoint)
-        planner = None
-        if args.runtime == "tensorrt":
-            planner = find_planner(args.shapes, preprocess_of(checkpoint))
-        export_bundle(
-            checkpoint,
-            args.out,
-            precision=args.precision,
-            data_dir=args.data,
-            name=args.name,
-            samples=args.samples,
-            planner=planner,
-        )
+        _export(args)
     except (ValueError, OSError, EngineFailure) as error:
         print(error, file=sys.stderr)
         return 1
@@ -81,6 +68,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     print(f"{args.out}: try it with make serve BUNDLE={args.out}")
     return 0
+
+
+def _export(args: argparse.Namespace) -> None:
+    require_checkpoint(args.checkpoint)
+    # PyTorch takes seconds to import: what is mistyped is told before.
+    from export.bundle_writer import preprocess_of
+    from export.recipe import export_bundle
+    from model.checkpoints.checkpoint_file import load_checkpoint
+
+    checkpoint = load_checkpoint(args.checkpoint)
+    planner = None
+    if args.runtime == "tensorrt":
+        planner = find_planner(args.shapes, preprocess_of(checkpoint))
+    export_bundle(
+        checkpoint,
+        args.out,
+        precision=args.precision,
+        data_dir=args.data,
+        name=args.name,
+        samples=args.samples,
+        planner=planner,
+    )
 
 
 if __name__ == "__main__":

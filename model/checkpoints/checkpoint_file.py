@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bundle.atomic import write_atomically
 from bundle.manifest import ClassInfo
-from model.checkpoints.file_kind import name_foreign_kind
+from model.checkpoints.file_kind import name_foreign_kind, require_checkpoint
 from model.config import TrainConfig
 from model.network.deformable_detr import DeformableDetr
 
@@ -138,8 +138,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         ValueError: not a checkpoint of this project or of this version; says what to do.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint; make train or make weights makes one")
+    require_checkpoint(path)
     advice = f"python -m model.checkpoint convert {path} NEW.safetensors reads published weights"
     try:
         with safe_open(path, framework="pt") as file:

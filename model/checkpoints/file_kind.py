@@ -1,4 +1,4 @@
-"""Names files that are no checkpoint for what they are."""
+"""Names files that are no checkpoint for what they are, or are not there."""
 
 import re
 import zipfile
@@ -30,6 +30,12 @@ _BEGINNINGS = (
     (rb"\x89PNG|\xff\xd8\xff", "an image"),
 )
 _SAFETENSORS_HEADER = 9  # bytes: the length of the JSON, and its first brace
+
+
+def require_checkpoint(path: Path) -> None:
+    """Refuse the name of a checkpoint where there is no file, as a ValueError."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint; make train or make weights makes one")
 
 
 def is_safetensors(path: Path) -> bool:
