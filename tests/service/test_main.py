@@ -1,5 +1,6 @@
 """python -m service as a process of its own: start, stop under load, and what it refuses."""
 
+import asyncio
 import re
 import shutil
 import signal
@@ -79,6 +80,41 @@ async def test_a_request_on_an_idle_connection_as_the_port_closes_is_answered(
         await serve_and_stop(listener, fake_bundle)
 
         assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.anyio
+async def test_a_client_that_asks_late_on_its_idle_connection_is_answered(
+    fake_bundle: Path,
+) -> None:
+    listener = Listener()
+    with listener.connect_to_it() as client:
+
+        def ask_late() -> None:
+            asyncio.get_running_loop().call_later(1, client.sendall, HEALTHZ)
+
+        listener.before_closing = ask_late
+
+        await serve_and_stop(listener, fake_bundle)
+
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_stalled_upload_and_a_second_sigterm_do_not_hold_the_process(start: Start) -> None:
+    process = start(drain_timeout_s=1)
+    address = process.start()
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\nhalf")
+        assert httpx.get(f"{address}/healthz").status_code == 200  # what came before was read
+
+        process.stop()
+        process.stop()
+
+        status, log = process.end()
+
+    assert status == 0
+    assert "1 connections are cut: not done within 1 s" in log
+    assert "Traceback" not in log
 
 
 @pytest.mark.anyio

@@ -30,6 +30,10 @@ class Shouter:
         self.gate.pass_through()
         if any(word.startswith("bad") for word in batch):
             raise RuntimeError("a bad word")
+        if "exit" in batch:
+            raise SystemExit
+        if "interrupt" in batch:
+            raise KeyboardInterrupt
         if "forgotten" in batch:
             return []
         return [word.upper() for word in batch]

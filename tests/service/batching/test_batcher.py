@@ -303,7 +303,7 @@ async def test_only_the_guilty_item_of_a_failed_batch_fails(
     assert await say(batcher, "again") == ["AGAIN"]
 
 
-@pytest.mark.parametrize("guilty", ["bad", "unjoinable", "forgotten"])
+@pytest.mark.parametrize("guilty", ["bad", "unjoinable", "forgotten", "exit", "interrupt"])
 async def test_every_fault_of_the_engine_is_an_engine_failure(
     batcher: Batcher, guilty: str
 ) -> None:
