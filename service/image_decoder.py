@@ -1,7 +1,6 @@
 """Images from bytes to pixels of the model's size, in the pool of service.decoding."""
 
 import asyncio
-import logging
 import math
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -28,8 +27,6 @@ from service.metrics import Metrics
 from service.settings import MIB, Settings
 from service.uploads import Upload
 
-logger = logging.getLogger(__name__)
-
 Outcome = TypeVar("Outcome")
 Pixels = npt.NDArray[np.uint8]
 Prepared = tuple[Pixels, Geometry]
@@ -51,7 +48,7 @@ class ImageDecoder:
         num_threads = settings.decode_threads or allowed_cores()
         budget_bytes = settings.decode_memory_bytes or default_budget_bytes(num_threads)
         self._pool = DecodePool(num_threads, budget_bytes)
-        logger.info("images may take %d MiB while they are decoded", budget_bytes // MIB)
+        self.budget_bytes = budget_bytes
 
     def refuse_if_late(self, client: Hashable, num_bytes: int = 0) -> None:
         """Refuse a request that would only be decoded after its deadline.

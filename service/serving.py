@@ -13,7 +13,7 @@ from service.errors import NotReady, ReloadRefused, ServiceError
 from service.image_decoder import ImageDecoder
 from service.metrics import Metrics, Stopwatch
 from service.schemas import ModelRef
-from service.settings import Settings
+from service.settings import MIB, Settings
 from service.startup import CannotStart, OpenEngine, load_bundle
 from service.uploads import Upload
 
@@ -72,6 +72,8 @@ class Serving:
 
     async def start(self) -> None:
         """Start the first engine; where it cannot be started, fail."""
+        budget_mib = self._decoder.budget_bytes // MIB
+        logger.info("images may take %d MiB while they are decoded", budget_mib)
         try:
             await self.detector.start(self._open_engine)
         except CannotStart as error:
