@@ -1,7 +1,7 @@
 """/v2: the Open Inference Protocol, as Triton and KServe speak it, with its binary extension."""
 
-import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from service.errors import (
 )
 from service.exchange import detector_of, is_ready, read_request, run_images, tell_times
 from service.form import too_many_images
+from service.json_body import parse_in_turn
 from service.metrics import Stage, Stopwatch
 from service.names import did_you_mean
 from service.schemas import BBOX_DIGITS, SCORE_DIGITS
@@ -194,7 +195,7 @@ async def _read(request: Request, settings: Settings) -> _Sent:
         )
     body = await request.body()
     header_length = request.headers.get(HEADER_LENGTH)
-    return await asyncio.to_thread(_parse, body, header_length, settings)
+    return await parse_in_turn(partial(_parse, body, header_length, settings))
 
 
 def _parse(body: bytes, header_length: str | None, settings: Settings) -> _Sent:

@@ -1,6 +1,6 @@
 """What a request to POST /detect carries: its images, and the ids the client gave them."""
 
-import asyncio
+from functools import partial
 from typing import NamedTuple
 
 from starlette.datastructures import FormData, UploadFile
@@ -9,7 +9,7 @@ from starlette.requests import Request
 from bundle.preprocess import Uint8Array
 from service.errors import InvalidRequest, NoImage
 from service.form import read_form, too_many_images
-from service.json_body import read_json_images
+from service.json_body import parse_in_turn, read_json_images
 from service.schemas import FILE_FIELDS, ID_FIELD
 from service.settings import Settings
 
@@ -48,7 +48,7 @@ async def read_images(request: Request, settings: Settings) -> Images:
             await form.close()
     data = await request.body()
     if media_type == "application/json":
-        return await asyncio.to_thread(_from_json, data, settings)
+        return await parse_in_turn(partial(_from_json, data, settings))
     if not data:
         raise NoImage(
             "expected an image, got an empty body; send it as the body or as the multipart "

@@ -127,7 +127,7 @@ def test_images_are_small_and_of_two_sizes_whatever_the_size_of_the_models_image
 def dimmed(images: Uint8Array, padding_mask: BoolArray) -> RawOutput:
     """`brightness`, off by more the brighter an image is."""
     output = brightness(images, padding_mask)
-    return output._replace(scores=output.scores - output.scores**2 / 100)
+    return output._replace(scores=output.scores - output.scores * output.scores / np.float32(100))
 
 
 def test_images_are_taken_on_which_a_rounded_model_is_least_off_and_finds_something(

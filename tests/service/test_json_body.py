@@ -1,12 +1,15 @@
 """POST /detect with base64 images in a JSON body, on a served bundle."""
 
+import asyncio
 import base64
 import json
+import threading
 from typing import Any
 
 import httpx
 import pytest
 
+from service.json_body import parse_in_turn
 from tests.service.asking import code_of, message_of
 
 
@@ -92,3 +95,13 @@ def test_json_of_very_many_values_is_refused_unparsed(address: str) -> None:
 
     assert (response.status_code, code_of(response)) == (422, "invalid_request")
     assert "at most 10000 values" in message_of(response)
+
+
+@pytest.mark.anyio
+async def test_bodies_are_parsed_one_after_another() -> None:
+    """In one thread: side by side, a client's bodies would hold several times their memory."""
+    threads = await asyncio.gather(
+        *(parse_in_turn(lambda: threading.current_thread().name) for _ in range(20))
+    )
+
+    assert set(threads) == {"json_0"}
