@@ -8,7 +8,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class OpCase:
-    """Sizes of one call; spread is how far, in normalised units, references leave [0, 1]."""
+    """Sizes of one call.
+
+    `spread` is how far, in normalised units, references leave [0, 1]. With `has_infinite_border`
+    the border of every level is infinite, and every sample lies outside the map or away from it.
+    """
 
     name: str
     batch: int = 2
@@ -19,6 +23,7 @@ class OpCase:
     shapes: tuple[tuple[int, int], ...] = ((4, 6), (2, 3))
     reference_width: int = 2
     spread: float = 0.0
+    has_infinite_border: bool = False
 
     def inputs(
         self, dtype: torch.dtype = torch.float32
@@ -34,14 +39,29 @@ class OpCase:
         heads = (self.batch, self.queries, self.heads, levels, self.points)
         reference = rand(self.batch, self.queries, levels, self.reference_width)
         reference[..., :2] = reference[..., :2] * (1 + 2 * self.spread) - self.spread
+        value = rand(self.batch, tokens, self.heads, self.head_dim) - 0.5
+        if self.has_infinite_border:
+            _set_border(value, self.shapes)
+            # Every second query looks at the middle of the first level; all others lie outside.
+            reference[..., :2] = 5.0
+            reference[:, ::2, 0, :2] = 0.5
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         return (
-            (rand(self.batch, tokens, self.heads, self.head_dim) - 0.5).to(dtype),
+            value.to(dtype),
             list(self.shapes),
             reference.to(wide),
             (4 * rand(*heads, 2) - 2).to(dtype),
             (4 * rand(*heads) - 2).to(dtype),
         )
+
+
+def _set_border(value: Tensor, shapes: tuple[tuple[int, int], ...]) -> None:
+    """Make the outermost pixels of every level infinite, in place."""
+    levels = value.split([height * width for height, width in shapes], dim=1)
+    for level, shape in zip(levels, shapes, strict=True):
+        pixels = level.unflatten(1, shape)  # (B, H, W, M, D)
+        for border in (pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]):
+            border.fill_(torch.inf)
 
 
 PYRAMID = ((9, 13), (5, 7), (3, 4), (2, 2))
@@ -64,4 +84,17 @@ CASES = (
     OpCase("far outside the map", queries=20, spread=1e6),
     OpCase("no queries", queries=0),
     OpCase("one image", batch=1),
+    # What lies outside a map weighs nothing, also where the pixel at the border is infinite.
+    OpCase("infinite, points", shapes=PYRAMID, has_infinite_border=True),
+    OpCase("infinite, boxes", shapes=PYRAMID, reference_width=4, has_infinite_border=True),
+    OpCase(
+        "infinite, published sizes",
+        heads=8,
+        head_dim=32,
+        points=4,
+        queries=37,
+        shapes=PYRAMID,
+        has_infinite_border=True,
+    ),
+    OpCase("infinite, odd head width", head_dim=7, shapes=PYRAMID, has_infinite_border=True),
 )

@@ -161,8 +161,8 @@ def test_every_barrier_is_taken_away_once() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_yardstick_computes_the_same(directory: Path, dtype: torch.dtype) -> None:
-    calls = [Call.of(case, dtype) for case in TABLE.values()
-             if case.points == 4 and len(case.shapes) == 4]  # fmt: skip
+    cases = [case for case in TABLE.values() if case.points == 4 and len(case.shapes) == 4]
+    calls = [Call.of(case, dtype) for case in cases if not case.has_infinite_border]
 
     made = run(program(sanitize=True), calls, directory, kernel="per_channel")
 

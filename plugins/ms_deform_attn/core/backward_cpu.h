@@ -138,10 +138,16 @@ inline void backwardQuery(const BackwardCall& call, const Query<V>& query, ptrdi
         const auto down = axisTaps(samples.y, V::load(table.intHeight + i), samples.height);
         const auto acrossSlopes = axisSlopes(samples.x, samples.width);
         const auto downSlopes = axisSlopes(samples.y, samples.height);
-        const Float upperLeft = V::load(at.product + i);
-        const Float upperRight = V::load(at.product + numPadded + i);
-        const Float lowerLeft = V::load(at.product + 2 * numPadded + i);
-        const Float lowerRight = V::load(at.product + 3 * numPadded + i);
+        // Outside the map nothing was sampled, though the pixel at the border was read: where that
+        // is infinite, so is the product, and zero times that would be NaN.
+        const Float zero(0);
+        const Float isSampled =
+            isOnAxis(samples.x, samples.width) * isOnAxis(samples.y, samples.height);
+        const auto productAt = [&](int corner) {
+            return select(isSampled > zero, V::load(at.product + corner * numPadded + i), zero);
+        };
+        const Float upperLeft = productAt(0), upperRight = productAt(1);
+        const Float lowerLeft = productAt(2), lowerRight = productAt(3);
         const Float upper = upperLeft * across.lowWeight + upperRight * across.highWeight;
         const Float lower = lowerLeft * across.lowWeight + lowerRight * across.highWeight;
         const Float upperSlope = upperLeft * acrossSlopes.low + upperRight * acrossSlopes.high;

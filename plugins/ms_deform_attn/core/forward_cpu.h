@@ -121,6 +121,62 @@ inline void addSamples(const Stored* values, const Taps<V>& taps, int numPadded,
     }
 }
 
+// Whether all of these numbers are finite.
+template <class V>
+inline bool isFinite(const typename V::Scalar* numbers, int count)
+{
+    using Float = typename V::Float;
+    const Float zero(0);
+    Float sum(0);
+    for (int c = 0; c < count; c += V::kLanes)
+    {
+        const Float x = V::load(numbers + c, count - c, zero);
+        sum = sum + (x - x); // NaN unless x is finite
+    }
+    return V::sumOfLanes(sum) == 0;
+}
+
+// The sum over all samples of a query and head, leaving out the taps that weigh nothing: a sample
+// outside its map reads the pixel at the border, which may be infinite, and zero times that is NaN.
+// Where no value is infinite or NaN the faster sum, which adds every tap, is the same.
+template <class V, class Stored>
+inline void addWhatWeighs(const Stored* values, const Taps<V>& taps, int numPadded, int numSamples,
+    typename V::Scalar* out, int numChannels)
+{
+    using Float = typename V::Float;
+    constexpr int kPair = 2 * V::kLanes;
+    constexpr bool kIsWhole = sizeof(Stored) != sizeof(typename V::Scalar); // see addSamples
+    const Float zero(0);
+    for (int c = 0; c < numChannels; c += kIsWhole ? kPair : V::kLanes)
+    {
+        Float a(0), b(0);
+        for (int tap = 0; tap < 4 * numPadded; ++tap)
+        {
+            const typename V::Scalar weight = taps.weight[tap];
+            if (tap % numPadded >= numSamples || weight == 0)
+            {
+                continue;
+            }
+            Float one, other(0);
+            if constexpr (kIsWhole)
+            {
+                V::loadTwo(values + taps.offset[tap] + c, one, other);
+            }
+            else
+            {
+                one = V::load(values + taps.offset[tap] + c, numChannels - c, zero);
+            }
+            a = V::multiplyAdd(one, Float(weight), a);
+            b = V::multiplyAdd(other, Float(weight), b);
+        }
+        V::store(out + c, a, numChannels - c);
+        if constexpr (kIsWhole)
+        {
+            V::store(out + c + V::kLanes, b);
+        }
+    }
+}
+
 #if defined(__GNUC__)
 #define DETR_PREFETCH(address, cache) __builtin_prefetch(address, 0, cache)
 #else
@@ -205,6 +261,15 @@ DETR_KERNEL inline void forwardQueries(
         {
             addSamples<V, Stored, false>(values, tapsOf(q, sample), numPadded, numSamples - sample,
                 sample == 0, out + (block + q) * outStride, p.headDim);
+        }
+        for (int q = 0; q < size; ++q)
+        {
+            Scalar* const sum = out + (block + q) * outStride;
+            if (!isFinite<V>(sum, p.headDim))
+            {
+                addWhatWeighs<V, Stored>(
+                    values, tapsOf(q, 0), numPadded, numSamples, sum, p.headDim);
+            }
         }
     }
 }

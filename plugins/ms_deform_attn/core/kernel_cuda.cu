@@ -47,13 +47,23 @@ struct Taps
     float4 weight;
 };
 
+__device__ float larger(float a, float b)
+{
+    return fmaxf(a, b);
+}
+
+__device__ int larger(int a, int b)
+{
+    return max(a, b);
+}
+
 template <typename T>
 __device__ T maxOfLanes(T x)
 {
 #pragma unroll
     for (int distance = kLanes / 2; distance > 0; distance /= 2)
     {
-        x = fmaxf(x, __shfl_xor_sync(kWholeWarp, x, distance));
+        x = larger(x, __shfl_xor_sync(kWholeWarp, x, distance));
     }
     return x;
 }
@@ -133,6 +143,16 @@ __device__ Taps tapsOf(const MSDeformAttnParams& p, int referenceDim, int numPoi
     taps.weight = make_float4(lowWeight * column.lowWeight, lowWeight * column.highWeight,
         highWeight * column.lowWeight, highWeight * column.highWeight);
     return taps;
+}
+
+// The offset of one of the pixels that a sample takes, or -1 where it lies outside its map. A weight
+// that is NaN, from logits, is taken as well.
+__device__ int offsetTaken(const Taps& taps)
+{
+    const int4 offset = taps.offset;
+    const float4 weight = taps.weight;
+    return max(max(weight.x != 0.0f ? offset.x : -1, weight.y != 0.0f ? offset.y : -1),
+        max(weight.z != 0.0f ? offset.z : -1, weight.w != 0.0f ? offset.w : -1));
 }
 
 template <typename T, int kCount>
@@ -241,7 +261,10 @@ __global__ void __launch_bounds__(kThreads, 4) kernel(const MSDeformAttnParams p
     const float weight = __fdividef(power, sumOfLanes(power));
     const Taps taps = tapsOf<T>(p, kReferenceDim, kNumPoints, loadsPerToken,
         query * kNumLevels + levelIndex, sample, level, weight);
-    offsets[thread] = taps.offset;
+    // The pixel at the border may be infinite, and zero times that is NaN. So a sample outside its
+    // map reads what another sample takes; where there is none, the output is zero.
+    const int own = offsetTaken(taps), taken = maxOfLanes(own), other = max(taken, 0);
+    offsets[thread] = own < 0 ? make_int4(other, other, other, other) : taps.offset;
     weights[thread] = taps.weight;
     __syncwarp();
 
@@ -266,6 +289,11 @@ __global__ void __launch_bounds__(kThreads, 4) kernel(const MSDeformAttnParams p
     }
     if (share == 0 && ownQuery < p.numQueries)
     {
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c)
+        {
+            sum[c] = taken < 0 ? 0.0f : sum[c];
+        }
         store<T>(p.output, item * kHeadDim + slice * kChannels, sum);
     }
 }
@@ -404,7 +432,11 @@ __global__ void __launch_bounds__(kThreads, 6) kernel(const MSDeformAttnParams p
         for (int i = 0; hasWork && i < count; ++i)
         {
             const int slot = ownItem * kChunk + i;
-            addSample(sum, values, offsets[slot], weights[slot]);
+            const Taps taps{offsets[slot], weights[slot]};
+            if (offsetTaken(taps) >= 0) // else it reads the border: see the fast path
+            {
+                addSample(sum, values, taps.offset, taps.weight);
+            }
         }
         __syncthreads();
     }

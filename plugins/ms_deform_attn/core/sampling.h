@@ -101,6 +101,15 @@ DETR_HOST_DEVICE AxisTaps<Real, Int> axisTaps(Real coordinate, Int size, Real re
     return taps;
 }
 
+// One where a sample at `coordinate` lies between pixels of which one or both are in the map, or on
+// a pixel beside them; else, and for NaN, zero.
+template <typename Real>
+DETR_HOST_DEVICE Real isOnAxis(Real coordinate, Real realSize)
+{
+    const Real zero(0.0f), one(1.0f);
+    return select(coordinate >= -one, select(coordinate < realSize, one, zero), zero);
+}
+
 // What the two weights gain for each pixel that the coordinate moves, for gradients. Where a
 // coordinate is whole, so that one of them has a kink, that of the side above is taken.
 template <typename Real>

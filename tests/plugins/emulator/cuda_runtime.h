@@ -54,6 +54,7 @@ inline float4 make_float4(float x, float y, float z, float w)
     return {x, y, z, w};
 }
 
+using std::max;
 using std::min;
 
 inline float __fdividef(float a, float b)
