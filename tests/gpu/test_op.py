@@ -1,23 +1,29 @@
-"""The plugin in engines of TensorRT against the reference in float64, and under the sanitizers."""
+"""The plugin in engines of TensorRT against the reference in float64; kernels under sanitizers."""
 
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.one_node import Gpu, named, plan_of_node, run_plan
 from model.network.ops.reference import ms_deform_attn_reference
-from tests.plugins.test_cuda_kernel import DTYPES, TABLE
+from tests.gpu.sanitizer import build_program, run_sanitized
+from tests.plugins.emulated import Call
+from tests.plugins.test_cuda_kernel import DTYPES, TABLE, exact
 
 pytestmark = pytest.mark.gpu
-ROOT = Path(__file__).parents[2]
 
 # Beside one rounding of the output: sums in float32 of values in [-0.5, 0.5], with the GPU's own
 # exp and division. The emulated kernels stay below 2.5e-7; a wrong tap costs 1e-2.
 FLOAT32_ERROR = 5e-6
+
+
+def assert_close(output: Tensor, expected: Tensor) -> None:
+    """The output is off by one rounding to its type, and by FLOAT32_ERROR."""
+    unit = 0 if output.dtype == torch.float32 else torch.finfo(output.dtype).eps / 2
+    difference = (output.double() - expected).abs()
+    assert (difference <= expected.abs() * unit + FLOAT32_ERROR).all(), difference.max()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -34,21 +40,21 @@ def test_the_plugin_equals_the_reference(
     plan = plan_of_node(gpu, inputs, output_shape=tuple(expected.shape), directory=tmp_path)
     run_plan(gpu, plan, inputs=inputs, output=output)
 
-    unit = 0 if dtype == torch.float32 else torch.finfo(dtype).eps / 2
-    difference = (output.double() - expected).abs()
-    assert (difference <= expected.abs() * unit + FLOAT32_ERROR).all(), difference.max()
+    assert_close(output, expected)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_program(tmp_path_factory.mktemp("program"))
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
-def test_the_sanitizer_finds_nothing(tool: str) -> None:
-    sanitizer = shutil.which("compute-sanitizer")
-    assert sanitizer, "compute-sanitizer is not on the path; it comes with the CUDA toolkit"
-    test = [*(sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--timeout", "1700", "-W"),
-            *("default", "tests/gpu/test_op.py", "-k", "equals_the_reference")]  # fmt: skip
-    options = ["--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
-    if tool == "memcheck":  # errors that TensorRT provokes and handles are its own
-        options += ["--report-api-errors", "no"]
+def test_the_sanitizer_finds_nothing_and_disturbs_nothing(
+    program: Path, tmp_path: Path, tool: str
+) -> None:
+    calls = [Call.of(case, dtype) for case in TABLE.values() for dtype in DTYPES]
 
-    result = subprocess.run([sanitizer, *options, *test], cwd=ROOT, capture_output=True, text=True)
+    made = run_sanitized(tool, [str(program)], calls=calls, directory=tmp_path)
 
-    assert result.returncode == 0, (result.stdout + result.stderr)[-5000:]
+    for call, output in zip(calls, made, strict=True):
+        assert_close(output, exact(call))

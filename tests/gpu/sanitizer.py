@@ -1,0 +1,60 @@
+"""The kernels on a GPU under compute-sanitizer: a small program, built before, and nothing else.
+
+Neither Python nor TensorRT runs under it: they launch thousands of kernels that are not ours, each
+of them many times slower than alone.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from tests.plugins.emulated import CORE, KERNEL, Call, outputs
+
+SOURCE = Path(__file__).parent / "run_cases.cu"
+FOUND = 9  # exit status where the sanitizer found something
+
+
+def build_program(directory: Path, *, gpu: str = "native") -> Path:
+    """The program that runs calls from a file, for a GPU: that of this machine, or "sm_90", ...
+
+    Raises:
+        AssertionError: there is no nvcc, or it failed; says which.
+    """
+    nvcc = shutil.which(os.environ.get("NVCC") or "nvcc")
+    assert nvcc, "nvcc is not on the path; it comes with the CUDA toolkit"
+    program = directory / "run_cases"
+    options = ["-std=c++17", "-O3", "-lineinfo", f"--gpu-architecture={gpu}", "-I", str(CORE)]
+    command = [nvcc, *options, str(KERNEL), str(SOURCE), "-o", str(program)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return program
+
+
+def run_sanitized(
+    tool: str, program: Sequence[str], *, calls: Sequence[Call], directory: Path
+) -> list[Tensor]:
+    """The outputs of the calls, run by a program under a tool of compute-sanitizer.
+
+    Args:
+        tool: "memcheck", "racecheck" or "synccheck".
+        program: a command, to which the files for calls and outputs are added.
+        calls: small ones; each is launched once.
+        directory: takes the files.
+
+    Raises:
+        AssertionError: there is no compute-sanitizer, or it or the program found something; the
+            message is what they said.
+    """
+    sanitizer = shutil.which("compute-sanitizer")
+    assert sanitizer, "compute-sanitizer is not on the path; it comes with the CUDA toolkit"
+    source, target = directory / "calls", directory / "outputs"
+    source.write_bytes(b"".join(call.to_bytes() for call in calls))
+    options = ["--tool", tool, "--error-exitcode", str(FOUND)]
+    command = [sanitizer, *options, *program, str(source), str(target)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-5000:]
+    return outputs(calls, target.read_bytes())
