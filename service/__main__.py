@@ -49,6 +49,8 @@ class Server(uvicorn.Server):
                 server_header=False,
                 http=bounded_protocol(settings, app.state.metrics),
                 ws="none",
+                proxy_headers=bool(settings.trusted_proxies),
+                forwarded_allow_ips=settings.trusted_proxies,
                 backlog=BACKLOG,
             )
         )

@@ -8,16 +8,18 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from bundle.manifest import Bundle
 from service import admin, pages, routes, routes_deepstack, routes_inference
+from service.access import KeyCheck, read_keys
 from service.body_limits import BodyLimits
-from service.boundary import Boundary
+from service.boundary import REQUEST_ID, Boundary
 from service.error_bodies import error_body
 from service.errors import MethodNotAllowed, NotFound, ServiceError
 from service.metrics import Metrics
 from service.serving import Serving
-from service.settings import Settings
+from service.settings import Settings, split_commas
 from service.startup import OpenEngine, open_served
 from service.validation import invalid_request
 
@@ -76,6 +78,17 @@ def create_app(
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
+    if settings.api_keys_file is not None:
+        keys = read_keys(settings.api_keys_file)
+        app.add_middleware(KeyCheck, keys=keys, metrics=app.state.metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=split_commas(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "Server-Timing", REQUEST_ID],
+        )
     app.add_middleware(Boundary, metrics=app.state.metrics, limits=BodyLimits.of(settings))
     return app
 

@@ -11,6 +11,7 @@ ServiceError
 ├── RequestTimeout         408  headers or body come too slowly
 ├── TooManyConnections     503  every connection that there may be is in use
 ├── NotFound               404  nothing at that path
+├── Unauthorized           401  no API key, or one that is not known
 ├── Forbidden              403  the administrator's key is missing or wrong
 ├── MethodNotAllowed       405  something, but not for that method
 ├── NotAcceptable          406  an answer of that type is not possible here
@@ -120,6 +121,18 @@ class NotFound(ServiceError):
 
     status = 404
     code = "not_found"
+
+
+class Unauthorized(ServiceError):
+    """The request carries no API key that is known."""
+
+    status = 401
+    code = "unauthorized"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """How a key is sent."""
+        return {**super().headers, "WWW-Authenticate": "Bearer"}
 
 
 class Forbidden(ServiceError):

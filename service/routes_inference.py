@@ -86,12 +86,14 @@ class _Sent(NamedTuple):
     uploads: list[Upload]
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", summary="Is the process alive?")
 async def live() -> dict[str, bool]:
     """200 as long as the process answers at all."""
     return {"live": True}
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", summary="Are requests welcome?")
 async def ready(request: Request, response: Response) -> dict[str, bool]:
     """200 while requests are welcome, else 503."""

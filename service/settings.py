@@ -1,9 +1,10 @@
 """How the service is configured: by environment variables, and only here."""
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bundle.preprocess import MAX_PIXELS
@@ -163,6 +164,26 @@ class Settings(BaseSettings):
             "the engine fails on that too, the process ends.",
         ),
     ] = 5
+    api_keys_file: Annotated[
+        Path | None,
+        Field(
+            description="File with API keys, one a line; without it no key is asked for. It is "
+            "read at start.",
+        ),
+    ] = None
+    trusted_proxies: Annotated[
+        str,
+        Field(
+            description="Addresses or networks of proxies, with commas, whose X-Forwarded-For and "
+            "X-Forwarded-Proto are believed.",
+        ),
+    ] = ""
+    cors_origins: Annotated[
+        str,
+        Field(
+            description="Origins, with commas, whose web pages may ask the service; * for all.",
+        ),
+    ] = ""
     admin_key: Annotated[
         SecretStr | None,
         Field(min_length=8, description="Allows POST /admin/reload; without it there is none."),
@@ -183,6 +204,13 @@ class Settings(BaseSettings):
         Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")
     ] = "info"
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, text: str) -> str:
+        for proxy in split_commas(text):
+            ip_network(proxy)
+        return text
+
     @model_validator(mode="after")
     def _check_queue(self) -> Self:
         if self.max_images > self.max_queue:
@@ -191,3 +219,8 @@ class Settings(BaseSettings):
                 "a request with so many images could never be admitted"
             )
         return self
+
+
+def split_commas(text: str) -> list[str]:
+    """The parts of a setting that may have several."""
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,79 @@
+"""Who may ask: whoever has an API key, where keys are asked for."""
+
+import hashlib
+import hmac
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.error_bodies import error_body
+from service.errors import Unauthorized
+from service.metrics import Metrics
+
+LEAST_CHARACTERS = 16  # of a key
+_OPEN_PATHS = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
+_ADMIN_PREFIX = "/admin/"  # has a key of its own
+
+
+def read_keys(path: Path) -> list[bytes]:
+    """The digests of the keys in a file: one a line, but for empty lines and comments (#).
+
+    Raises:
+        ValueError: the file cannot be read, holds no key, or one that is too short.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"DETR_API_KEYS_FILE: cannot read {path}: {error}") from error
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise ValueError(f"DETR_API_KEYS_FILE: expected one key a line in {path}, got none")
+    if min(map(len, keys)) < LEAST_CHARACTERS:
+        raise ValueError(
+            f"DETR_API_KEYS_FILE: expected keys of at least {LEAST_CHARACTERS} characters in "
+            f"{path}, got a shorter one; openssl rand -hex 32 makes one"
+        )
+    return [_digest(key) for key in keys]
+
+
+class KeyCheck:
+    """ASGI middleware that answers 401 to whoever has no key, on every path but those of health."""
+
+    def __init__(self, app: ASGIApp, *, keys: list[bytes], metrics: Metrics) -> None:
+        self._app = app
+        self._keys = keys
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what carries a key."""
+        if scope["type"] != "http" or self._may_pass(scope):
+            await self._app(scope, receive, send)
+            return
+        error = Unauthorized(
+            "expected an API key, got none that is known; send it as the header "
+            "Authorization: Bearer KEY, or X-API-Key: KEY"
+        )
+        self._metrics.rejects.labels(error.code).inc()
+        Request(scope).state.log_fields["code"] = error.code
+        body = error_body(error, scope["path"])
+        response = Response(body, error.status, error.headers, "application/json")
+        await response(scope, receive, send)
+
+    def _may_pass(self, scope: Scope) -> bool:
+        path = scope["path"]
+        return path in _OPEN_PATHS or path.startswith(_ADMIN_PREFIX) or self._has_key(scope)
+
+    def _has_key(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        kind, _, bearer = headers.get("authorization", "").partition(" ")
+        given = bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
+        digest = _digest(given)
+        # Digests of equal length, and all of them: time tells nothing of a key.
+        return sum([hmac.compare_digest(digest, key) for key in self._keys]) > 0
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

@@ -1,0 +1,126 @@
+"""Who may ask: API keys, proxies that are named, web pages of other origins, HEAD."""
+
+import logging
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.__main__ import Server
+from service.app import create_app
+from service.settings import Settings
+from tests.fakes import FakeEngine
+from tests.service.asking import code_of, running
+
+pytestmark = pytest.mark.anyio
+
+KEY, OTHER_KEY = "k" * 16, "another key of ours"
+HEALTH = ["/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"]
+
+
+@pytest.fixture
+def guarded(settings: Settings, tmp_path: Path) -> Settings:
+    file = tmp_path / "keys"
+    file.write_text(f"# a comment\n{KEY}\n\n  {OTHER_KEY}\n")
+    return settings.model_copy(update={"api_keys_file": file})
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": f"Bearer {KEY}"},
+        {"authorization": f"bearer {OTHER_KEY}"},
+        {"X-API-Key": OTHER_KEY},
+    ],
+)
+async def test_a_known_key_opens_every_path(
+    guarded: Settings, engine: FakeEngine, headers: dict[str, str], png_bytes: bytes
+) -> None:
+    async with running(create_app(guarded, lambda *_: engine)) as client:
+        answers = [
+            await client.post("/detect", content=png_bytes, headers=headers),
+            await client.get("/model", headers=headers),
+        ]
+
+    assert [answer.status_code for answer in answers] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Authorization": f"Bearer {KEY}x"}, {"Authorization": KEY}, {"X-API-Key": "# a comment"}],
+)
+async def test_without_a_known_key_only_health_is_answered(
+    guarded: Settings, engine: FakeEngine, headers: dict[str, str]
+) -> None:
+    async with running(create_app(guarded, lambda *_: engine)) as client:
+        detect = await client.post("/detect", content=b"x", headers=headers)
+        others = [
+            (await client.get(path, headers=headers)).status_code
+            for path in ["/", "/docs", "/openapi.json", "/model", "/metrics", "/none", "/v2"]
+        ]
+        health = [(await client.get(path, headers=headers)).status_code for path in HEALTH]
+
+    assert (detect.status_code, code_of(detect)) == (401, "unauthorized")
+    assert detect.headers["www-authenticate"] == "Bearer"
+    assert "x-request-id" in detect.headers
+    assert others == [401] * 7
+    assert health == [200] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("# none\n", "one key a line .*got none"), ("short\n", "at least 16")]
+)
+async def test_a_file_without_good_keys_is_refused_at_start(
+    settings: Settings, tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "keys").write_text(text)
+
+    with pytest.raises(ValueError, match=message):
+        create_app(settings.model_copy(update={"api_keys_file": tmp_path / "keys"}))
+
+
+@pytest.mark.parametrize("path", HEALTH)
+async def test_health_may_be_asked_with_head(client: httpx.AsyncClient, path: str) -> None:
+    response = await client.head(path)
+
+    assert response.status_code == 200
+
+
+async def test_pages_of_named_origins_may_ask(settings: Settings, engine: FakeEngine) -> None:
+    named = settings.model_copy(update={"cors_origins": "https://a.test, https://b.test"})
+    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "X-A"}
+
+    async with running(create_app(named, lambda *_: engine)) as client:
+        good = await client.options("/detect", headers={"Origin": "https://b.test", **preflight})
+        bad = await client.options("/detect", headers={"Origin": "https://c.test", **preflight})
+
+    assert good.headers["access-control-allow-origin"] == "https://b.test"
+    assert "access-control-allow-origin" not in bad.headers
+
+
+@pytest.mark.parametrize(
+    ("proxies", "client_address"),
+    [("", "10.0.0.7"), ("10.0.0.0/8", "192.0.2.9"), ("10.9.9.9", "10.0.0.7")],
+)
+async def test_forwarded_addresses_are_believed_from_named_proxies_only(
+    settings: Settings,
+    engine: FakeEngine,
+    caplog: pytest.LogCaptureFixture,
+    proxies: str,
+    client_address: str,
+) -> None:
+    named = settings.model_copy(update={"trusted_proxies": proxies})
+    server = Server(create_app(named, lambda *_: engine), named)
+    server.config.load()
+    transport = httpx.ASGITransport(server.config.loaded_app, client=("10.0.0.7", 1))
+
+    with caplog.at_level(logging.INFO, "service.access"):
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await client.get("/none", headers={"X-Forwarded-For": "192.0.2.9"})
+
+    assert f"client={client_address} " in caplog.text
+
+
+def test_a_proxy_that_is_no_address_is_refused(fake_bundle: Path) -> None:
+    with pytest.raises(ValueError, match="does not appear to be an IPv4 or IPv6 network"):
+        Settings(bundle=fake_bundle, trusted_proxies="proxy.test")
