@@ -2,7 +2,7 @@
 
 Tables, written to benchmarks/results/DATE-gpu.md: a call of the operator, as the encoder and as the
 decoder make it, and models of full size with random weights, one image and --batch of them.
-Everything lies in the memory of the GPU and contestants take turns. A turn is --launches launches
+Everything is in the memory of the GPU and contestants take turns. A turn is --launches launches
 between two events of CUDA; a figure is the median of --rounds turns, with the least and the most.
 """
 

@@ -19,7 +19,7 @@ NUM_CALIBRATION_IMAGES = 4
 
 
 def bundle_path(folder: Path, variant: str, *, precision: str) -> Path:
-    """Where the bundle of a variant and a precision lies, or is to lie."""
+    """Directory of the bundle of a variant and a precision, made or not."""
     return folder / f"{variant}-{precision}"
 
 

@@ -90,7 +90,7 @@ def plan_of_node(
 
 
 def run_plan(gpu: Gpu, plan: bytes, *, inputs: Mapping[str, Tensor], output: Tensor) -> None:
-    """Run a plan of fixed shapes once; writes `output`, which lies on the CPU as the inputs do."""
+    """Run a plan of fixed shapes once; writes `output`, which is on the CPU like the inputs."""
     with ExitStack() as stack:
         runtime = gpu.trt.Runtime(log_of(gpu.trt))
         engine = require(

@@ -1,4 +1,4 @@
-"""How far two outputs for one image are apart, where equal scores may come in any order."""
+"""Pairs the detections of two outputs for one image; equal scores may come in any order."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,15 @@ import numpy.typing as npt
 
 from bundle.postprocess import ImageOutput
 
-ANOTHER_BOX = 0.01  # farther apart than this, two boxes are not the same one computed twice
+ANOTHER_BOX = 0.01  # two boxes farther apart than this are not one box computed twice
 
 
 class Match(NamedTuple):
     """Which detection of another output each of the N expected ones is.
 
-    counterparts (N,) int64: positions in the other output, -1 where there is none. is_at_cut (N,)
-    bool: those without one because others of the same score took their place at the end of the
-    list. There are none where it would be more than half of the list, which is another list then.
+    counterparts (N,) int64: positions in the other output, -1 for none. is_at_cut (N,) bool: the
+    detections displaced from the end of the list by others of the same score. If more than half of
+    the list seems displaced, the lists differ, and none is marked.
     """
 
     counterparts: npt.NDArray[np.int64]

@@ -65,7 +65,7 @@ TOLERANCES: Final[dict[str, Errors]] = {
 
 
 class Reach(NamedTuple):
-    """How far a counterpart may lie: the difference of logits, and the distance of boxes."""
+    """How far away a counterpart may be: the difference of logits, and the distance of boxes."""
 
     logit: float
     box_px: float
@@ -83,7 +83,7 @@ def errors(answer: KnownAnswer, found: ImageOutput, *, precision: str) -> Errors
     """How far an engine's output is from a known answer; infinite for another number of detections.
 
     Args:
-        precision: that the engine computes in, which decides how near a counterpart lies.
+        precision: that the engine computes in; it decides how near a counterpart has to be.
     """
     expected = answer.expected
     if expected.scores.shape != found.scores.shape:

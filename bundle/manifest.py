@@ -24,7 +24,7 @@ from bundle.preprocess import Preprocess
 from bundle.tensorrt_plan import TensorRTPlan
 
 FORMAT_VERSION: Final = 3
-REMEDY = "make the bundle anew with `make export`"
+REMEDY = "rebuild the bundle with `make export`"
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Batches = Literal["any", "equal_shapes"]
@@ -173,7 +173,7 @@ class Manifest(_Frozen):
 
 
 class Bundle(NamedTuple):
-    """A bundle in hand: where it lies, and its manifest, which was checked or is being written."""
+    """A bundle: its directory, and its manifest, which was checked or is being written."""
 
     directory: Path
     manifest: Manifest

@@ -273,7 +273,7 @@ def _load(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
-    """The EXIF orientation, 1 where there is none or it is unreadable: viewers ignore it too.
+    """The EXIF orientation, 1 if it is missing or unreadable: viewers ignore it too.
 
     1 for TIFF as well, which Pillow turns by itself.
     """

@@ -55,7 +55,7 @@ class Fingerprint(BaseModel):
     gpu: str  # as the driver names it
     compute_capability: str  # "8.6"
     tensorrt: str  # the full version
-    plugin_sha256: str | None = None  # of the library with MSDeformAttn; None where there is none
+    plugin_sha256: str | None = None  # of the library with MSDeformAttn; None if it uses none
 
     def differences(self, here: "Fingerprint") -> list[str]:
         """What is not alike on this machine, in words; empty where the plan may run."""

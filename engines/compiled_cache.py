@@ -1,7 +1,7 @@
 """Compiled graphs, kept in a bundle's cache so that its next start need not compile.
 
-Beside each lies a SHA-256 of it and of what it was made for: the bundle's hashes do not cover its
-cache, and a runtime may take changed weights for good ones.
+A file beside each has a SHA-256 of it and of what it was made for: the bundle's hashes do not
+cover its cache, and a runtime may not notice that weights were changed.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The control groups that limit this process: its own, and those that they lie in."""
+"""The control groups that limit this process: its own, and their parents."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,9 +49,9 @@ def _mounts(controller: str, mountinfo: str) -> Iterator[_Mount]:
 
 
 def _directories(mount: _Mount, group: Path) -> Iterator[Path]:
-    """Where the group and those that it lies in can be seen, the mount's own last.
+    """Directories of the group and of its parents, the mount's own last.
 
-    A container may see its own group as the root of the mount while it is told its name outside.
+    A container may see its own group as the root of the mount, but be given its outside name.
     """
     inside = group.relative_to(mount.root) if group.is_relative_to(mount.root) else Path()
     yield mount.point / inside

@@ -22,7 +22,7 @@ def allowed_cores(file_system: Path = Path("/")) -> int:
 
 
 def _quotas(file_system: Path) -> Iterator[float]:
-    """The quotas, in cores, of the process's groups and of all those that they lie in."""
+    """The quotas, in cores, of the process's groups and of all their parents."""
     for group in control_groups("cpu", file_system):
         yield from _quota(group.directory, group.is_unified)
 

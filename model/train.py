@@ -75,7 +75,7 @@ def train(
 
     Args:
         data: its classes decide num_classes, whatever `config` says.
-        resume: "auto" goes on if `out_dir` holds a run and starts anew if not; a path goes on
+        resume: "auto" goes on if `out_dir` holds a run and starts over if not; a path goes on
             from that training state.
         init: checkpoint to take the weights of a new run from.
 
@@ -310,7 +310,7 @@ def _provenance(config: TrainConfig, data: RunData, state: TrainingState) -> dic
 
 
 def _commit() -> str | None:
-    """The commit of this code, where it lies in a git checkout and git is there to ask."""
+    """The commit of this code, if it is a git checkout and git is installed."""
     command = ["git", "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)

@@ -1,6 +1,6 @@
 """python -m plugins.build: compile the native libraries into build/plugins/, in seconds.
 
-Where there is no C++ compiler, nothing is built and everything runs on standard operators.
+Without a C++ compiler, nothing is built and everything runs on standard operators.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def _openvino_extension() -> Iterator[Library]:
 
 
 def _tensorrt_plugin() -> Iterator[Library]:
-    """The op for TensorRT 10 and 11, where there are nvcc and TensorRT's headers."""
+    """The op for TensorRT 10 and 11, if nvcc and TensorRT's headers are installed."""
     nvcc, headers = shutil.which(os.environ.get("NVCC") or "nvcc"), tensorrt_headers()
     if nvcc is None or headers is None:
         return
@@ -117,9 +117,9 @@ def gpu_code(known: Collection[str]) -> list[str]:
 
 
 def tensorrt_headers() -> Path | None:
-    """Where TensorRT's headers lie: where TENSORRT_INCLUDE_DIR says, or in the system's folders.
+    """TensorRT's headers: in TENSORRT_INCLUDE_DIR, or in the system's folders.
 
-    Else those of 10.14 in the package kernel-lens, whose interface of plugins is that of 11, too.
+    Otherwise those of 10.14 in the package kernel-lens; 11 has the same interface of plugins.
     """
     named = os.environ.get("TENSORRT_INCLUDE_DIR")
     if named:

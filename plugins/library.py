@@ -1,4 +1,4 @@
-"""Where native libraries lie once `python -m plugins.build` has made them."""
+"""Where `python -m plugins.build` puts native libraries."""
 
 from importlib.metadata import version
 from pathlib import Path

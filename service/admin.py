@@ -20,7 +20,7 @@ router = APIRouter()
     summary="Serve the bundle that lies there now",
 )
 async def reload(request: Request) -> ModelRef:
-    """Read the bundle anew, try it beside the one that serves, and swap them; names what serves
+    """Read the bundle again, try it beside the one that serves, and swap them; names what serves
     then. It needs `Authorization: Bearer KEY` with the key in `DETR_ADMIN_KEY`.
     """
     _require_key(request)

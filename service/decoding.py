@@ -1,8 +1,8 @@
 """The threads that decode images: bounded memory, fair turns, deadlines.
 
-An image of a few kB may take hundreds of MB once decoded, and seconds. So what it will take is told
-from its header, and no more is decoded at a time than fits a budget. Clients take turns, and so do
-the requests of one client: whoever sends many large images waits for them himself.
+An image of a few kB may take seconds to decode, and hundreds of MB. Its memory is estimated from
+its header, and no more is decoded at a time than fits a budget. Clients take turns, and so do the
+requests of one client: a client that sends many large images delays only itself.
 
 All state belongs to the event loop.
 """

@@ -32,7 +32,8 @@ from service.schemas import (
     coco_results,
 )
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}  # of images in a folder; a file is told by content
+# Of images in a folder; the name of a single file does not matter.
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -78,7 +78,7 @@ class Detector:
         if self.manifest.batches == "equal_shapes":
             logger.warning(
                 "only images of equal shape share a batch: export did not find that padding "
-                "changes no answer of this bundle; make it anew with `make export`"
+                "changes no answer of this bundle; rebuild it with `make export`"
             )
         for sentence in self.manifest.assumed:
             logger.warning("assumed when the weights were converted: %s", sentence)
@@ -229,11 +229,11 @@ class Detector:
 
 
 def bucket(height: int, width: int, *, short_side: int) -> tuple[int, int, bool]:
-    """Images are batched only with such of like height and width, so that padding stays small.
+    """Only images of similar height and width share a batch, so that padding stays small.
 
-    With thirds of the short side, 4:3 and 3:2 landscapes lie one bucket apart. Images that are
-    higher than the short side meet none that are wider, not by a pixel: no batch is larger than
-    the largest landscape or the largest portrait, for which engines hold memory.
+    With thirds of the short side, 4:3 and 3:2 landscapes are one bucket apart. An image that is
+    even a pixel higher than the short side never shares a batch with one that is wider: no batch
+    is larger than the largest landscape or the largest portrait, for which engines hold memory.
     """
     step_px = -(-short_side // 3)
     return -(-height // step_px), -(-width // step_px), height > short_side

@@ -8,7 +8,7 @@ class DetrError(Exception):
 
     Attributes:
         message: what it said was expected, what arrived and what to do.
-        status: of HTTP; None where there was no answer.
+        status: of HTTP; None without an answer.
         code: stable, such as "invalid_image"; None where the answer was not the service's.
         request_id: under which the service's log has the request.
     """

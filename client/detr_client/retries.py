@@ -28,7 +28,7 @@ class Retries:
     def pause_s(
         self, outcome: httpx.Response | httpx.TransportError, num_tries: int
     ) -> float | None:
-        """Seconds until the next try, after so many; None where there is none.
+        """Seconds until the next try, after so many; None if there is none.
 
         What Retry-After says is honoured. Other pauses are shortened by up to a half, at random,
         so that clients that were refused together do not come back together.

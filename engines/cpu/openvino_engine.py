@@ -84,7 +84,7 @@ class OpenVinoEngine:
         properties = {
             "NUM_STREAMS": threads if mode == "throughput" else 1,
             "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": hint,  # its default is bf16 where there is it
+            "INFERENCE_PRECISION_HINT": hint,  # OpenVINO defaults to bf16 on CPUs that have it
             "ENABLE_CPU_PINNING": False,  # the cores are shared with threads that decode
             "CPU_RUNTIME_CACHE_CAPACITY": _CACHED_PRIMITIVES,
             **_WORKAROUNDS.get(hint, {}),
@@ -198,7 +198,7 @@ def _compile(
         try:
             return core.import_model(kept, "CPU", properties)
         except RUNTIME_ERRORS as error:
-            logger.info("%s is compiled anew: %s", path, reason(error))  # another CPU or OpenVINO
+            logger.info("%s is compiled again: %s", path, reason(error))  # another CPU or OpenVINO
     model = core.read_model(path)
     openvino_graph.prepare_graph(model, hint)
     compiled = core.compile_model(model, "CPU", properties)

@@ -18,7 +18,7 @@ class _Stack(ctypes.Structure):
 
 @contextmanager
 def kept_signal_stack() -> Iterator[None]:
-    """Put the thread's signal stack back afterwards; does nothing where there is no Linux.
+    """Put the thread's signal stack back afterwards; does nothing on other systems than Linux.
 
     OpenVINO's CPU plugin sets a stack of its own when it is loaded, and the one that it found when
     it is unloaded. Of two that overlap, the first to go frees the stack that the other puts back

@@ -50,7 +50,7 @@ def build_plan(
 
     Args:
         trt: the module, `tensorrt` or `tensorrt_rtx`.
-        graph: the ONNX file; its weights may lie beside it.
+        graph: the ONNX file; its weights may be in a file beside it.
         inputs: of the graph, with the free dimensions batch, height and width.
         options: see there.
 
@@ -130,7 +130,7 @@ def _configure(
         known = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
         cache = config.create_timing_cache(known)
         if not config.set_timing_cache(cache, ignore_mismatch=False):
-            logger.info("%s is of another GPU or version; it starts anew", options.timing_cache)
+            logger.info("%s is of another GPU or version; it starts over", options.timing_cache)
             cache = config.create_timing_cache(b"")
             config.set_timing_cache(cache, ignore_mismatch=False)
     return config, cache

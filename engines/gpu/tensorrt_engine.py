@@ -67,8 +67,8 @@ class TensorRTEngine:
         except BaseException:
             self.close()
             raise
-        # Weights, contexts and graphs lie where TensorRT and the driver put them, so what the
-        # engine holds is told by what is gone.
+        # TensorRT and the driver allocate weights, contexts and graphs themselves, so the engine
+        # holds whatever is no longer free.
         free_bytes = cuda.device().free_bytes
         self.gpu_memory_bytes = max(0, device.free_bytes - free_bytes)
         self.info = EngineInfo("tensorrt", manifest.precision, graph, threads=1, streams=1)
@@ -209,6 +209,6 @@ def _explain(error: Exception, gpu: str, cuda: Cuda) -> str:
     free_bytes, total_bytes = cuda.call("cudaMemGetInfo")
     return (
         f"the memory of {gpu} does not suffice: {error}, {free_bytes // MIB} of "
-        f"{total_bytes // MIB} MiB are free; stop what else uses it, or make the plan anew for "
+        f"{total_bytes // MIB} MiB are free; stop what else uses it, or rebuild the plan for "
         "smaller batches with `make export RUNTIME=tensorrt SHAPES=...`"
     )

@@ -21,7 +21,7 @@ from plugins import library
 logger = logging.getLogger(__name__)
 
 REBUILD = (
-    "make the plan anew with `make export RUNTIME=tensorrt`, or set DETR_REBUILD_ENGINE=true to "
+    "rebuild the plan with `make export RUNTIME=tensorrt`, or set DETR_REBUILD_ENGINE=true to "
     "build it at start"
 )
 MIN_VERSION, END_VERSION = (10, 1), (12,)  # set_device_memory came with 10.1

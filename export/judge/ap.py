@@ -19,7 +19,7 @@ from model.network.boxes import generalised_iou
 
 MAX_AP_DROP = 0.005
 MIN_AP = 0.05  # of float32: a drop from less says nothing
-# A detection is found again where there is one of the same class with this IoU, and half the score.
+# A detection is found again if one of the same class has this IoU with it, and half its score.
 SURE_SCORE = 0.5
 SAME_IOU = 0.75
 

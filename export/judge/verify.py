@@ -164,7 +164,7 @@ def _check(model: DetectionModel, engine: Engine, batch: Batch) -> dict[str, Any
     predict = torch_predictor(model)
     expected = _joined([predict(one.images, one.padding_mask) for one in singles])
     if not (np.isfinite(expected.scores).all() and np.isfinite(expected.boxes).all()):
-        raise ValueError("the checkpoint's detections are not finite; train or convert it anew")
+        raise ValueError("the checkpoint's detections are not finite; train or convert it again")
     apart = difference(expected, engine.run(batch.images, batch.padding_mask))
     tolerance = Tolerance()
     if not apart.is_within(tolerance):

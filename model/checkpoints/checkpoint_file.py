@@ -158,11 +158,11 @@ def _parse_header(path: Path, text: str) -> _Header:
         given = json.loads(text)
         version = given["format_version"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: its header is damaged ({error!r}); write it anew") from error
+        raise ValueError(f"{path}: its header is damaged ({error!r}); write it again") from error
     if version != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format version {version}, this code reads {FORMAT_VERSION}; "
-            "use the release that wrote it, or train or convert anew"
+            "use the release that wrote it, or train or convert again"
         )
     try:
         header = _Header.model_validate(given)
@@ -192,7 +192,7 @@ def build_model(checkpoint: Checkpoint) -> DeformableDetr:
     if fault := first_mismatch(model.state_dict(), checkpoint.state_dict):
         raise ValueError(
             f"{checkpoint.path} is a checkpoint of another model than its configuration says: "
-            f"{fault}; train or convert it anew"
+            f"{fault}; train or convert it again"
         )
     model.load_state_dict(checkpoint.state_dict)
     return model.eval()
@@ -248,7 +248,7 @@ def load_for_finetuning(path: Path | str, model: DeformableDetr) -> list[str]:
     report = [f"{path}: {len(kept)} tensors loaded ({checkpoint.config.model.variant})"]
     if remade:
         report.append(
-            f"{len(remade)} tensors of the class heads made anew for {ours['num_classes']} classes "
+            f"{len(remade)} tensors of the class heads reset for {ours['num_classes']} classes "
             f"(the checkpoint has {theirs['num_classes']}): {', '.join(remade)}"
         )
     else:

@@ -22,7 +22,7 @@ class _Interrupted(Exception):
 def download(url: str, path: Path, *, sleep: Sleep = time.sleep) -> None:
     """Fetches a file whose name ends in the first hex digits of its SHA-256.
 
-    What has arrived lies in `path`.part: a broken download goes on where it stopped, in this
+    What has arrived is in `path`.part: a broken download goes on where it stopped, in this
     call or the next. Tries again, after growing waits, while bytes arrive.
 
     Raises:

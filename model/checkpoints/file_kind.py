@@ -49,7 +49,7 @@ def name_foreign_kind(path: Path) -> str | None:
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
-        return "an empty file; download it anew"
+        return "an empty file; download it again"
     if start[8:9] == b"{":
         return None
     for pattern, kind in _BEGINNINGS:

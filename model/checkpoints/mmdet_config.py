@@ -80,7 +80,7 @@ def from_mmdet(meta: Mapping[str, Any]) -> Settings:
 
 
 def read_config(meta: Mapping[str, Any]) -> Config:
-    """The configuration in a file's metadata; empty where there is none, or it is no Python."""
+    """The configuration in a file's metadata; empty if there is none, or it is not Python."""
     text = meta.get("cfg", meta.get("config"))
     if isinstance(text, Mapping):
         return {str(key): _plain(value) for key, value in text.items()}

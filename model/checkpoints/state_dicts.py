@@ -10,7 +10,7 @@ from model.checkpoints.published_layouts import find_prefixes
 
 Tensors = dict[str, Tensor]
 _AVERAGE = re.compile(r"(^|[._])(ema|teacher|averaged?|swa)([._]|$)", re.IGNORECASE)
-_USUAL = ("state_dict", "model", "")  # where a model lies that is no moving average
+_USUAL = ("state_dict", "model", "")  # keys of a model that is no moving average
 # Compilation and sharding put these between the names of modules.
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _MMENGINE_AVERAGE, _MMENGINE_COUNTER = "ema_state_dict", "steps"
@@ -49,7 +49,7 @@ def find_state(
         known, every tensor that was found.
 
     Raises:
-        ValueError: several models lie in it, and not one of them is the moving average.
+        ValueError: it holds several models, and none of them is the moving average.
     """
     copies = [copy for path, tensors in _dicts(content) for copy in _split(path, tensors)]
     if not copies:

@@ -253,7 +253,7 @@ class _Reader:
         value = read_id(entry.get("id"))
         if isinstance(value, int):
             return value
-        self._note("annotations have no whole number as id: numbered anew", where, entry, "id")
+        self._note("annotations have no whole number as id: renumbered", where, entry, "id")
         return position
 
     def _box(self, where: str, entry: dict[str, Any]) -> tuple[float, float, float, float]:

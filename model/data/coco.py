@@ -72,7 +72,7 @@ class CocoDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
             raise ValueError(f"image {self.image_id(index)}, {error}") from error
 
     def ground_truth(self) -> dict[str, Any]:
-        """The split in COCO's format, crowds included; made anew, so it may be changed."""
+        """The split in COCO's format, crowds included; made again, so it may be changed."""
         return self._split.ground_truth()
 
 

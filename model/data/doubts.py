@@ -109,7 +109,7 @@ def _box_format(split: Split) -> Iterator[Fault]:
 
 
 def _are_corners(split: Split, boxes: list[BoxEntry]) -> bool:
-    """By the stated areas; or because most boxes stick out, and as corners would lie inside."""
+    """By the stated areas; or because most boxes leave the image, but would not as corners."""
     telling = [box for box in boxes if box.stated_area is not None]
     by_corners = sum(_is_area(box, _corner_area(box)) for box in telling)
     by_sides = sum(_is_area(box, box.bbox[2] * box.bbox[3]) for box in telling)

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, and how it is told."""
+"""What is wrong with a data set, and how it is reported."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ class Fault:
 
     Attributes:
         kind: stable name, e.g. "missing-file".
-        image_id, annotation_id: None where there is none.
+        image_id, annotation_id: None if there is none.
         message: what was found, and what to do about it or what training does.
         fatal: training would be wrong.
     """

@@ -1,4 +1,4 @@
-"""Where the files of a data set lie, in the layouts that tools export."""
+"""Where the files of a data set are, in the layouts that tools export."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def locate(data_dir: Path, split: str) -> tuple[Path, Path]:
     Known layouts, the first that is found: COCO's own `annotations/instances_SPLIT2017.json` (or
     2014, or without a year) with `SPLIT2017/`; `annotations/SPLIT.json`; `SPLIT.json`; Roboflow's
     `SPLIT/_annotations.coco.json`; and one file for every split, `instances.json` or Label
-    Studio's `result.json`. Images lie in `SPLIT2017/`, `images/SPLIT/`, `SPLIT/`, `images/` or
+    Studio's `result.json`. Images are in `SPLIT2017/`, `images/SPLIT/`, `SPLIT/`, `images/` or
     beside the annotation file. The split val may be called valid.
 
     Raises:

@@ -35,7 +35,7 @@ class _Reading(NamedTuple):
 
 
 def explain(metrics: Metrics) -> list[str]:
-    """Sentences to print under a report; none where there is nothing to say."""
+    """Sentences to print under a report; empty if there is nothing to say."""
     with np.errstate(over="ignore", invalid="ignore"):  # boxes may be of any size
         return [*_say_limit(metrics), *_say_copies(metrics), *_say_cause(metrics)]
 
@@ -210,7 +210,7 @@ def _fit_categories(results: Results, truth: dict[str, Any]) -> dict[int, int] |
 
 
 def _matched_categories(results: Results, truth: dict[str, Any]) -> Iterator[tuple[int, int]]:
-    """For every object that a detection lies on: the best one's category, and the object's."""
+    """For every object with a detection on it: the category of the best one, and the object's."""
     by_image: dict[int, Results] = {}
     for entry in sorted(results, key=lambda entry: -entry["score"]):
         by_image.setdefault(entry["image_id"], []).append(entry)

@@ -72,7 +72,7 @@ class DeformableDetr(nn.Module):
     """Deformable DETR in its three variants.
 
     Input: images (B, 3, H, W) float, normalised, zero on padding; padding_mask (B, H, W) bool,
-    True on padding. Images lie at the top left of the batch. Outputs of an image do not depend on
+    True on padding. Images are at the top left of the batch. Outputs of an image do not depend on
     the others nor on its padding, but in training as published (`ModelConfig.train_padding`).
 
     Output, a dict:

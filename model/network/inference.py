@@ -70,7 +70,7 @@ class DetectionModel(nn.Module):
 
 
 def torch_predictor(model: DetectionModel) -> Predict:
-    """The model, set to evaluation, as a function of arrays; runs where its parameters lie."""
+    """The model, set to evaluation, as a function of arrays; runs on its own device."""
     model.eval()
     device = next(model.parameters()).device
 

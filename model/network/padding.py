@@ -1,8 +1,9 @@
 """Which cells of a feature map are padding, and what keeps them from being seen.
 
-A convolution or pooling of stride 2 turns n rows into ceil(n / 2), and output i lies over input
-2 i. A map of stride s has therefore ceil(n / s) rows of an image alone, and in a batch just those
-are the image's whose pixel s i is: every s-th element of the padding mask, exactly.
+A convolution or pooling of stride 2 turns n rows into ceil(n / 2), and output i is centred on
+input 2 i. A map of stride s therefore has ceil(n / s) rows for an image alone. In a batch, row i
+belongs to the image if its pixel s i does: the map's mask is exactly every s-th element of the
+padding mask.
 """
 
 import torch

@@ -23,7 +23,7 @@ def encode_pixels(y: Tensor, x: Tensor, *, hidden_dim: int) -> Tensor:
 
     Args:
         y, x: (B, H) and (B, W), the pixels' centres, normalised by the un-padded size. At padding
-            they lie beyond 1; what becomes of them there is never read.
+            they are beyond 1, and the encoding is never read.
         hidden_dim: number of features, half for each axis.
 
     Returns:

@@ -16,7 +16,7 @@ class Pyramid:
         spatial_shapes: (height, width) of each level.
         padding_mask: (B, S) bool, True on padding.
         has_proposal: (B, S) bool, whether a proposal is taken from the token: it is no padding, its
-            centre lies more than 1% of the image from the border, and its proposal's side does not
+            centre is more than 1% of the image from the border, and its proposal's side does not
             exceed 99% of the image. Other tokens give one box outside the image.
         excluded: (B, S) bool, the tokens that rank behind all others and teach nothing: padding,
             or, in the published training, none.
@@ -59,7 +59,7 @@ class Pyramid:
 def build_pyramid(level_masks: Sequence[Tensor], *, excludes_padding: bool = True) -> Pyramid:
     """Geometry of the levels with these padding masks, each (B, H_l, W_l) bool.
 
-    Images lie at the top left: their padding is whole rows and columns. `excludes_padding=False`
+    Images are at the top left: their padding is whole rows and columns. `excludes_padding=False`
     is the published training, in which padding is ranked like tokens without a proposal.
     """
     ratios, rows, columns, sizes, proposals = [], [], [], [], []

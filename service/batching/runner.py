@@ -132,7 +132,7 @@ def _claim(entry: Entry[Item, Result], now: float) -> bool:
 
 
 def _translate(error: BaseException) -> EngineFailure:
-    """What the client is told; only what engines say themselves is meant for it."""
+    """The message for the client; only messages of the engines themselves are meant for it."""
     if isinstance(error, RuntimeFailure):
         return EngineFailure(str(error))
     return EngineFailure("the engine failed on this image; the log says more")

@@ -46,7 +46,7 @@ def test_every_file_is_hashed(toy_bundle: Path) -> None:
     }
 
 
-def test_saving_again_hashes_anew(bundle: Path) -> None:
+def test_saving_again_hashes_again(bundle: Path) -> None:
     manifest = Manifest.load(bundle)
     (bundle / "weights.bin").write_bytes(b"other")
 

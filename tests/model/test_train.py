@@ -100,7 +100,7 @@ def test_training_starts_from_a_checkpoint_of_other_classes(
         init=uninterrupted / "best.safetensors",
     )
 
-    assert "made anew for 2 classes" in caplog.text
+    assert "reset for 2 classes" in caplog.text
     stem = "backbone.conv1.weight"  # frozen: as it came
     found = load_file(tmp_path / "out" / "last.safetensors")[stem]
     assert torch.equal(found, load_file(uninterrupted / "best.safetensors")[stem])

@@ -143,7 +143,7 @@ def test_a_later_call_goes_on_where_an_earlier_one_stopped(
     assert server.requests == [(f"/{NAME}", "bytes=1000-")]
 
 
-def test_a_server_without_ranges_starts_anew(
+def test_a_server_without_ranges_starts_over(
     tmp_path: Path, server: Server, fetch: Callable[[Path], None]
 ) -> None:
     server.has_ranges = False

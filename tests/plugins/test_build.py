@@ -40,7 +40,7 @@ def test_a_library_is_made_once(folder: Path, one_function: Library) -> None:
 
 @needs_compiler
 @pytest.mark.usefixtures("folder")
-def test_a_library_is_made_anew_when_a_source_or_a_flag_changes(one_function: Library) -> None:
+def test_a_library_is_made_again_when_a_source_or_a_flag_changes(one_function: Library) -> None:
     build.build(COMPILER, one_function)
 
     one_function.sources[0].write_text('extern "C" int one() { return 2; }\n')

@@ -31,9 +31,9 @@ def ms_deform_attn(
             half box sizes over P where reference points carry a box.
         attention_logits: (B, Q, M, L, P), before the softmax over (L, P).
         backend: "reference" (plain PyTorch), "operator" (the opaque op `detr::ms_deform_attn`:
-            one node in an exported graph, and the native kernels where there are some), "native"
-            (the same, refused where there are none) or "auto": the operator while a graph is
-            being exported and where there are native kernels, else the reference.
+            one node in an exported graph, and the native kernels if they are built), "native"
+            (the same, refused if they are not built) or "auto": the operator while a graph is
+            being exported and if native kernels are built, else the reference.
 
     Returns:
         (B, Q, M * D), dtype of value. Points outside a level read as zero.
@@ -41,7 +41,7 @@ def ms_deform_attn(
     Raises:
         ValueError: shapes disagree, or there is no such backend here.
 
-    Source: Deformable DETR, arXiv:2010.04159, eq. (3). Pixel centres lie at (i + 0.5) / size.
+    Source: Deformable DETR, arXiv:2010.04159, eq. (3). Pixel centres are at (i + 0.5) / size.
     """
     _check(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
     tensors = (reference_points, sampling_offsets, attention_logits)

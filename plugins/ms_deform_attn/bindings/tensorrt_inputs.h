@@ -1,4 +1,4 @@
-// What the TensorRT plugin takes: its inputs by name, their checks, and where errors are told.
+// What the TensorRT plugin takes: its inputs by name, their checks, and where errors are reported.
 #pragma once
 
 #include "../core/kernel_cuda.h"
@@ -43,12 +43,12 @@ bool isAllowed(int32_t input, nvinfer1::DataType type, nvinfer1::DataType ofValu
 // written to `problem`, which is left empty if nothing is. Every entry into the plugin calls this.
 MSDeformAttnParams sizesOf(const InputDims& inputs, std::string& problem);
 
-// Each returns 0, or tells the problem as `fail` does.
+// Each returns 0, or reports the problem as `fail` does.
 int32_t checkSizes(const InputDims& inputs);
 int32_t checkTypes(const InputTypes& types);
 int32_t checkCount(int32_t numInputs, int32_t numOutputs);
 
-// Tells TensorRT's log, or stderr without one; returns kFailure.
+// Writes to TensorRT's log, or to stderr without one; returns kFailure.
 int32_t fail(const std::string& problem);
 
 // Runs what may allocate memory; no exception crosses into TensorRT.

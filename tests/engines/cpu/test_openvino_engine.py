@@ -190,7 +190,7 @@ def test_the_cache_serves_other_numbers_of_threads_and_streams(
     assert (engine.info.threads, engine.info.streams) == (2, 2)
 
 
-def test_a_damaged_cache_is_made_anew(
+def test_a_damaged_cache_is_made_again(
     open_demo: Callable[..., OpenVinoEngine],
     demo: Path,
     batches: dict[str, Batch],
@@ -207,7 +207,7 @@ def test_a_damaged_cache_is_made_anew(
     assert len(path.read_bytes()) == pytest.approx(len(sound), rel=0.01)
 
 
-def test_a_cache_that_the_runtime_refuses_is_made_anew(
+def test_a_cache_that_the_runtime_refuses_is_made_again(
     open_demo: Callable[..., OpenVinoEngine],
     batches: dict[str, Batch],
     oracle: dict[str, RawOutput],
@@ -224,7 +224,7 @@ def test_a_cache_that_the_runtime_refuses_is_made_anew(
     engine = open_demo(threads=1)
 
     assert agrees(engine.run(*batches["one"]), oracle["one"])
-    assert "is compiled anew: built for a different runtime configuration" in caplog.text
+    assert "is compiled again: built for a different runtime configuration" in caplog.text
 
 
 # --- what it takes of the machine

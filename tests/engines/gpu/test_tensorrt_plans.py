@@ -88,7 +88,7 @@ def test_a_plan_of_another_tensorrt_is_refused_with_both_versions(
 def test_a_bundle_without_a_plan_is_refused_unless_one_may_be_built(
     toy_bundle: Path, trt: FakeTensorRT
 ) -> None:
-    with pytest.raises(ValueError, match=r"toy holds no TensorRT plan; make the plan anew"):
+    with pytest.raises(ValueError, match=r"toy holds no TensorRT plan; rebuild the plan"):
         find(toy_bundle)
 
 
@@ -130,7 +130,7 @@ def test_another_gpu_gets_a_plan_of_its_own(
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:-1], lambda data: data + b"!", lambda _: b""]
 )
-def test_a_kept_plan_that_is_damaged_is_built_anew(
+def test_a_kept_plan_that_is_damaged_is_built_again(
     elsewhere: Path, trt: FakeTensorRT, damage: Callable[[bytes], bytes]
 ) -> None:
     whole = find(elsewhere, may_build=True)

@@ -220,7 +220,7 @@ def test_finetuning_keeps_all_but_the_class_heads_of_another_count(
     biases = [new[name] for name in class_heads if name.endswith("bias")]
     assert len(biases) == {"base": 1, "refine": 2, "two_stage": 3}[variant]
     assert all(torch.equal(bias, torch.full((5,), -4.59512)) for bias in biases)
-    assert f"{len(class_heads)} tensors of the class heads made anew for 5 classes" in report[1]
+    assert f"{len(class_heads)} tensors of the class heads reset for 5 classes" in report[1]
 
 
 def test_finetuning_on_as_many_classes_keeps_the_heads_and_says_so(saved: Path) -> None:
