@@ -57,18 +57,21 @@ def detect(
     threshold: float = 0.0,
     top_k: int | None = None,
     labels_kept: Collection[int] | None = None,
+    nms_iou: float | None = None,
 ) -> list[Detections]:
     """Detections in images (H, W, 3) uint8 RGB, which are run as one batch.
 
     Args:
         predict: runs the batch; `engine.run` of an opened bundle.
         preprocess: of that bundle's manifest.
-        threshold, top_k, labels_kept: see `to_detections`.
+        threshold, top_k, labels_kept, nms_iou: see `to_detections`.
 
     Raises:
         Whatever `predict` raises.
     """
     return [
-        to_detections(*found, threshold=threshold, top_k=top_k, labels_kept=labels_kept)
+        to_detections(
+            *found, threshold=threshold, top_k=top_k, labels_kept=labels_kept, nms_iou=nms_iou
+        )
         for found in run_images(predict, images, preprocess=preprocess)
     ]

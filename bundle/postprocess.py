@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bundle.duplicates import without_duplicates
 from bundle.preprocess import Geometry
 
 Float32Array = npt.NDArray[np.float32]
@@ -64,20 +65,25 @@ def to_detections(
     threshold: float = 0.0,
     top_k: int | None = None,
     labels_kept: Collection[int] | None = None,
+    nms_iou: float | None = None,
 ) -> Detections:
     """Filter the output for one image and scale its boxes.
 
     Args:
         geometry: of the image.
         threshold: lowest score kept.
-        top_k: most detections kept, counted after the other two filters; None keeps all.
+        top_k: most detections kept, counted after the other filters; None keeps all.
         labels_kept: labels of interest; None keeps all.
+        nms_iou: see `without_duplicates`; None keeps all.
     """
     scores, labels, boxes = output
     is_kept = scores >= threshold
     if labels_kept is not None:
         is_kept &= np.isin(labels, list(labels_kept))
-    kept = np.flatnonzero(is_kept)[:top_k]
+    kept = np.flatnonzero(is_kept)
+    if nms_iou is not None:
+        kept = kept[without_duplicates(boxes[kept], labels[kept], iou=nms_iou)]
+    kept = kept[:top_k]
     height, width = geometry.original
     x1y1, x2y2 = np.split(
         boxes[kept].astype(np.float64) * (width, height, width, height), 2, axis=1

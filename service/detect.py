@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     try:
-        query = DetectQuery(threshold=args.threshold, top_k=args.top_k, format=args.format)
+        query = DetectQuery(
+            threshold=args.threshold, top_k=args.top_k, nms_iou=args.nms_iou, format=args.format
+        )
     except ValidationError as error:
         parser.error("; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors()))
     if args.out and args.out.is_dir():
@@ -110,6 +112,7 @@ def _run(
                 preprocess=manifest.preprocess,
                 threshold=query.threshold,
                 top_k=query.top_k,
+                nms_iou=query.nms_iou,
             )
         except (UndecodableImage, UnsupportedImage, OSError, EngineFailure) as error:
             _say(f"{path}: {error}")
@@ -179,6 +182,12 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=defaults.top_k,
         help="most detections kept per image (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--nms-iou",
+        type=float,
+        metavar="IOU",
+        help="keep only the best of boxes of one class that overlap by more (default: keep all)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write there, not to stdout")
     parser.add_argument(

@@ -192,6 +192,7 @@ def _filter(found: Found, query: DetectQuery, labels_kept: set[int] | None) -> D
         threshold=query.threshold,
         top_k=query.top_k,
         labels_kept=labels_kept,
+        nms_iou=query.nms_iou,
     )
 
 

@@ -37,6 +37,15 @@ class DetectQuery(BaseModel):
         list[str],
         Field(description="Only these classes: dataset ids or names (see GET /model); repeatable."),
     ] = []
+    nms_iou: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="Of boxes of one class that overlap by a larger IoU, only the best is "
+            "answered; all are, unless it is given.",
+        ),
+    ] = None
     format: Annotated[
         OutputFormat,
         Field(description="`detections`, or `coco`: the flat list that COCO evaluators load."),

@@ -64,9 +64,12 @@ class DetrClient:
         threshold: float | None = None,
         top_k: int | None = None,
         classes: Sequence[str] | None = None,
+        nms_iou: float | None = None,
     ) -> ImageResult:
         """The detections in one image; see `detect_many`."""
-        (result,) = self.detect_many([image], threshold=threshold, top_k=top_k, classes=classes)
+        (result,) = self.detect_many(
+            [image], threshold=threshold, top_k=top_k, classes=classes, nms_iou=nms_iou
+        )
         return result
 
     def detect_many(
@@ -76,6 +79,7 @@ class DetrClient:
         threshold: float | None = None,
         top_k: int | None = None,
         classes: Sequence[str] | None = None,
+        nms_iou: float | None = None,
         image_ids: Sequence[int] | None = None,
     ) -> list[ImageResult]:
         """The detections in any number of images, in their order.
@@ -85,9 +89,11 @@ class DetrClient:
             threshold: lowest score; the service's own unless it is given.
             top_k: most detections an image.
             classes: names or ids of those wanted.
+            nms_iou: of boxes of one class that overlap by more, only the best; unless it is
+                given, all.
             image_ids: of the images in the results; by default their index.
         """
-        params = {"threshold": threshold, "top_k": top_k, "classes": classes}
+        params = {"threshold": threshold, "top_k": top_k, "classes": classes, "nms_iou": nms_iou}
         return self._take(
             ask_detections(
                 images, image_ids, params=params, batching=self._batching, retries=self._retries
@@ -156,10 +162,11 @@ class AsyncDetrClient:
         threshold: float | None = None,
         top_k: int | None = None,
         classes: Sequence[str] | None = None,
+        nms_iou: float | None = None,
     ) -> ImageResult:
         """The detections in one image; see `DetrClient.detect_many`."""
         (result,) = await self.detect_many(
-            [image], threshold=threshold, top_k=top_k, classes=classes
+            [image], threshold=threshold, top_k=top_k, classes=classes, nms_iou=nms_iou
         )
         return result
 
@@ -170,10 +177,11 @@ class AsyncDetrClient:
         threshold: float | None = None,
         top_k: int | None = None,
         classes: Sequence[str] | None = None,
+        nms_iou: float | None = None,
         image_ids: Sequence[int] | None = None,
     ) -> list[ImageResult]:
         """The detections in any number of images, in their order; see `DetrClient.detect_many`."""
-        params = {"threshold": threshold, "top_k": top_k, "classes": classes}
+        params = {"threshold": threshold, "top_k": top_k, "classes": classes, "nms_iou": nms_iou}
         return await self._take(
             ask_detections(
                 images, image_ids, params=params, batching=self._batching, retries=self._retries

@@ -33,6 +33,7 @@ def poison_bytes(encode: Callable[..., bytes]) -> bytes:
         ("threshold=nan", "threshold"),
         ("threshold=half", "threshold"),
         ("top_k=0", "top_k"),
+        ("nms_iou=1.1", "nms_iou"),
         ("format=xml", "format: .*'detections' or 'coco'"),
         ("treshold=0.5", "'treshold': did you mean 'threshold'. known are threshold, top_k, "),
         ("Top-K=5", "'Top-K': did you mean 'top_k'"),

@@ -1,0 +1,36 @@
+"""Non-maximum suppression: of boxes of one class that overlap much, only the best stays.
+
+The model is trained to find every object once; where it was trained on little, it does not always.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+Boxes = npt.NDArray[np.floating]
+
+
+def without_duplicates(
+    boxes: Boxes, labels: npt.NDArray[np.int64], *, iou: float
+) -> npt.NDArray[np.intp]:
+    """Positions of the boxes that stay, ascending.
+
+    Args:
+        boxes: (N, 4) xyxy, best first.
+        labels: (N,) int64; boxes of different labels are no duplicates.
+        iou: a box goes that overlaps one that stays by more than this.
+    """
+    kept: list[int] = []
+    for at in range(len(boxes)):
+        rivals = [better for better in kept if labels[better] == labels[at]]
+        if not np.any(_iou(boxes[at], boxes[rivals]) > iou):
+            kept.append(at)
+    return np.array(kept, np.intp)
+
+
+def _iou(box: Boxes, others: Boxes) -> Boxes:
+    """IoU of one box (4,) with others (N, 4) -> (N,); of boxes without area it is 0."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    shared = np.maximum(sides, 0).prod(axis=1)
+    both = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - shared
+    iou: Boxes = np.divide(shared, both, out=np.zeros_like(shared), where=both > 0)
+    return iou
