@@ -26,6 +26,11 @@ _BATCHING = Batching()
 _TIMEOUT = httpx.Timeout(60, connect=5)  # the service itself gives up on a request after 10 s
 
 
+def _with_key(headers: Mapping[str, str] | None, api_key: str | None) -> dict[str, str]:
+    key = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    return {**key, **(headers or {})}
+
+
 class DetrClient:
     """Detections of one service, over connections that are kept.
 
@@ -33,6 +38,7 @@ class DetrClient:
         base_url: where it is, such as "http://localhost:8000".
         retries: when and how often a request is sent again.
         batching: how many images share a request.
+        api_key: where the service asks for one.
         headers: sent with every request.
         transport, sleep: in place of the network and of waiting, for tests.
 
@@ -45,6 +51,7 @@ class DetrClient:
         *,
         retries: Retries = _RETRIES,
         batching: Batching = _BATCHING,
+        api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: httpx.Timeout | float = _TIMEOUT,
         transport: httpx.BaseTransport | None = None,
@@ -54,7 +61,10 @@ class DetrClient:
         self._batching = batching
         self._sleep = sleep
         self._http = httpx.Client(
-            base_url=base_url, headers=headers, timeout=timeout, transport=transport
+            base_url=base_url,
+            headers=_with_key(headers, api_key),
+            timeout=timeout,
+            transport=transport,
         )
 
     def detect(
@@ -143,6 +153,7 @@ class AsyncDetrClient:
         *,
         retries: Retries = _RETRIES,
         batching: Batching = _BATCHING,
+        api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: httpx.Timeout | float = _TIMEOUT,
         transport: httpx.AsyncBaseTransport | None = None,
@@ -152,7 +163,10 @@ class AsyncDetrClient:
         self._batching = batching
         self._sleep = sleep
         self._http = httpx.AsyncClient(
-            base_url=base_url, headers=headers, timeout=timeout, transport=transport
+            base_url=base_url,
+            headers=_with_key(headers, api_key),
+            timeout=timeout,
+            transport=transport,
         )
 
     async def detect(

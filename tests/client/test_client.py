@@ -124,6 +124,25 @@ def test_a_service_that_is_still_loading_is_waited_for(
     assert names(result) == ["red", "green"]
 
 
+@pytest.mark.anyio
+async def test_a_key_is_sent_where_the_service_asks_for_one(
+    start: Callable[..., Process], tmp_path: Path, photo: Path
+) -> None:
+    key = "a key of sixteen characters or more"
+    (tmp_path / "keys").write_text(key)
+    address = start(api_keys_file=tmp_path / "keys").read_address()
+
+    with DetrClient(address, api_key=key) as client:
+        result = client.detect(photo)
+    async with AsyncDetrClient(address, api_key=key) as async_client:
+        same = await async_client.detect(photo)
+    with DetrClient(address) as stranger, pytest.raises(DetrError) as caught:
+        stranger.detect(photo)
+
+    assert same == result
+    assert caught.value.status == 401
+
+
 @pytest.mark.parametrize("page", ["README.md", "client/README.md"])
 def test_the_example_of_a_page_runs(address: str, page: str) -> None:
     text = (ROOT / page).read_text()
