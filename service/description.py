@@ -23,15 +23,18 @@ DETECT_BODY = {
             "schema": {
                 "type": "object",
                 "required": [FILE_FIELDS[0]],
+                "additionalProperties": False,
                 "properties": {
                     FILE_FIELDS[0]: {
                         "type": "array",
                         "items": BINARY,
+                        "minItems": 1,
                         "description": f"The images; {FILE_FIELDS[1]!r} and {FILE_FIELDS[2]!r} "
                         "are taken as well.",
                     },
                     ID_FIELD: {
                         "type": "string",
+                        "pattern": r"^-?\d+(,-?\d+)*$",
                         "description": "Their ids in the answer, separated by commas; by default "
                         "their index.",
                     },
