@@ -41,7 +41,7 @@ BF16_OPSET = 22  # the first in which Conv, MaxPool and others take bfloat16
 LEARNED_LAYERS = {"Conv", "Gemm", "MatMul"}
 # Of group norm over valid cells: sums and counts of a whole map exceed float16, and the reciprocal
 # of the deviation is the first number behind them that does not.
-STATISTICS = {"InstanceNormalization", "ReduceSum", "Reciprocal"}
+STATISTICS = {"ReduceSum", "Reciprocal"}
 ANGLES = {"Sin", "Cos"}
 REFERENCE_POINTS = 2  # which input of MSDeformAttn
 

@@ -86,7 +86,7 @@ def test_both_forms_compute_the_same_layers_in_half():
         "angles": ("Sin", "Cos"),
         "ranks": ("TopK",),
         "locations": ("Sigmoid", "Log"),
-        "statistics": ("InstanceNormalization",),
+        "statistics": ("ReduceSum", "Sqrt", "Reciprocal"),
         "sampling": ("GridSample",),
         "geometry": ("Clip",),
     }.items(),
@@ -99,7 +99,7 @@ def test_what_a_rule_names_stays_float32(rule, kinds):
 
     assert nodes, rule
     assert {dtype for node in nodes for dtype in float_inputs(node)} == {FLOAT}
-    assert {node.outputs[0].dtype for node in nodes} == {FLOAT}
+    assert {node.outputs[0].dtype for node in nodes}.isdisjoint(HALVES.values())
 
 
 def test_pixels_are_normalised_before_they_are_rounded():
@@ -129,9 +129,9 @@ def test_there_are_few_casts():
     users = Counter(node.outputs[0].consumers()[0].op_type for node in model.graph
                     if is_conversion(node))  # fmt: skip
 
-    # Three levels of group norm, there and back; 7 last layers of heads; and the pixels, position
-    # encodings of tokens and of proposals.
-    assert sum(users.values()) <= 22, users
+    # Three levels of group norm: the map there and back, and the deviation back; 6 last layers of
+    # heads; masks of four stages; the pixels, and position encodings of tokens and of proposals.
+    assert sum(users.values()) <= 23, users
 
 
 def test_weights_take_half_the_space(tmp_path):
