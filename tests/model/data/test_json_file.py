@@ -32,7 +32,7 @@ def zipped() -> bytes:
     [
         (b"", "the file is empty"),
         (b" \n", "the file is empty"),
-        (gzip.compress(TEXT.encode()), "a gzip archive; unpack it first"),
+        (gzip.compress(TEXT.encode(), mtime=0), "a gzip archive; unpack it first"),
         (zipped(), "a zip archive; unpack it first"),
         (TEXT.encode("latin-1"), "save it as UTF-8"),
         (b"[" * 99999, "nested too deep"),
