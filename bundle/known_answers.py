@@ -53,6 +53,10 @@ class Errors(NamedTuple):
         """Whether every one is tolerated; none that is NaN is."""
         return all(error <= most for error, most in zip(self, tolerance, strict=True))
 
+    def relative_to(self, tolerance: "Errors") -> "Errors":
+        """Every one as a part of what is tolerated."""
+        return Errors(*(error / most for error, most in zip(self, tolerance, strict=True)))
+
 
 # What an engine may be off, by the precision that it computes in. Engines in float32 were off by
 # less than a hundredth of it; docs/numerics.md has what was measured in the other precisions.
@@ -143,13 +147,18 @@ def write_known_answers(
     """
     height, width = _first_size(preprocess)
     smaller = max(1, height * 3 // 4), max(1, width * 5 // 8)
-    left = list(images[: NUM_IMAGES if rounded is None else _NUM_CANDIDATES])
+    left = list(images[:_NUM_CANDIDATES])
+    chosen: list[KnownAnswer] = []
+    for size, count in (((height, width), 1), (smaller, NUM_IMAGES - 1)):
+        candidates = left[:count] if rounded is None else left
+        asked = [_ask(predict, image, size, preprocess.min_side) for image in candidates]
+        order: Sequence[int] = range(count)
+        if rounded is not None:
+            order = _steadiest_first(asked, rounded, preprocess.min_side)[:count]
+        chosen += [asked[place] for place in order]
+        left = [image for place, image in enumerate(left) if place not in order]
     arrays: dict[str, npt.NDArray[Any]] = {}
-    for number, size in enumerate(((height, width), smaller, smaller)):
-        asked = [_ask(predict, image, size, preprocess.min_side) for image in left]
-        place = 0 if rounded is None else _steadiest(asked, rounded, preprocess.min_side)
-        del left[place]
-        answer = asked[place]
+    for number, answer in enumerate(chosen):
         arrays[f"{number}.image"] = answer.image
         arrays |= {f"{number}.{name}": part for name, part in answer.expected._asdict().items()}
     buffer = io.BytesIO()
@@ -177,17 +186,18 @@ def read_known_answers(directory: Path) -> tuple[KnownAnswer, ...]:
         raise ValueError(f"{path}: cannot be read as known answers ({error}); {REMEDY}") from error
 
 
-def _steadiest(answers: Sequence[KnownAnswer], rounded: Predict, min_side: int) -> int:
-    """Which answer a rounded model comes nearest to, of those that find something."""
+def _steadiest_first(
+    answers: Sequence[KnownAnswer], rounded: Predict, min_side: int
+) -> Sequence[int]:
+    """Positions of answers: those that find something first, then as a rounded model is nearer."""
     best = [float(answer.expected.scores.max(initial=0)) for answer in answers]
-    finders = [place for place, score in enumerate(best) if score >= max(best) / 2]
 
-    def distance(place: int) -> float:
+    def rank(place: int) -> tuple[bool, float]:
         (found,) = rounded(*pad_batch([answers[place].image], min_side)).rows()
         off = errors(answers[place], found, precision="bf16")
-        return max(error / most for error, most in zip(off, TOLERANCES["bf16"], strict=True))
+        return best[place] < max(best) / 2, max(off.relative_to(TOLERANCES["bf16"]))
 
-    return min(finders, key=distance)
+    return sorted(range(len(answers)), key=rank)
 
 
 def _ask(predict: Predict, image: Uint8Array, size: tuple[int, int], min_side: int) -> KnownAnswer:

@@ -47,8 +47,7 @@ class Outcome(NamedTuple):
     @property
     def ratios(self) -> Errors:
         """The errors as parts of what is tolerated."""
-        pairs = zip(self.errors, self.tolerance, strict=True)
-        return Errors(*(error / most for error, most in pairs))
+        return self.errors.relative_to(self.tolerance)
 
     @property
     def has_passed(self) -> bool:

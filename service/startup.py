@@ -57,7 +57,8 @@ async def load_bundle(settings: Settings) -> Bundle:
     Raises:
         CannotStart: it is missing or damaged, or takes too long.
     """
-    return await _within_limit(partial(Bundle.load, settings.bundle), settings.start_timeout_s)
+    load = partial(Bundle.load, settings.bundle)
+    return await _within_limit(load, settings.start_timeout_s, fault="the bundle is not read")
 
 
 async def start_engine(bundle: Bundle, settings: Settings, *, open_it: OpenEngine) -> Started:
@@ -67,10 +68,10 @@ async def start_engine(bundle: Bundle, settings: Settings, *, open_it: OpenEngin
         CannotStart: it cannot do so, for whatever reason, or takes longer than the settings allow.
     """
     start = partial(_start, bundle, settings, open_it)
-    return await _within_limit(start, settings.start_timeout_s)
+    return await _within_limit(start, settings.start_timeout_s, fault="the engine is not ready")
 
 
-async def _within_limit(call: Callable[[], Value], limit_s: float) -> Value:
+async def _within_limit(call: Callable[[], Value], limit_s: float, *, fault: str) -> Value:
     """Run a call in a thread of its own, which is left alone once the time is over."""
     executor = ThreadPoolExecutor(1, thread_name_prefix="start")
     future = asyncio.wrap_future(executor.submit(call))
@@ -78,12 +79,9 @@ async def _within_limit(call: Callable[[], Value], limit_s: float) -> Value:
     done, _ = await asyncio.wait({future}, timeout=limit_s)
     if not done:
         raise CannotStart(
-            f"the engine is not ready after {limit_s:g} s; it hangs, or DETR_START_TIMEOUT_S is "
-            "too short for it"
+            f"{fault} after {limit_s:g} s; it hangs, or DETR_START_TIMEOUT_S is too short for it"
         )
-    error = (
-        future.exception()
-    )  # asked for, as SystemExit would end the event loop if it were raised
+    error = future.exception()  # SystemExit, if it were raised here, would end the event loop
     if error is not None:
         raise CannotStart(_describe(error)) from error
     return future.result()
