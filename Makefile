@@ -44,7 +44,10 @@ help: ## list the targets
 
 # --- use
 
-serve: $(VENV)/service.stamp $(NATIVE) ## serve a bundle over HTTP [BUNDLE= HOST= PORT=]
+# The bundle of a published detector is made once, which takes the packages that export needs.
+serve: $(VENV)/$(if $(VARIANT),full,service).stamp $(NATIVE) ## serve a bundle over HTTP, or the published VARIANT= [BUNDLE= FORMAT= HOST= PORT=]
+	$(if $(and $(VARIANT),$(BUNDLE)),$(error give VARIANT=, a published detector, or BUNDLE=, one of your own))
+	@$(if $(VARIANT),DETR_BUNDLE=$$($(BIN)/python -m export.published $(VARIANT) $(call option,FORMAT,format) $(ARGS)) && export DETR_BUNDLE && ) \
 	exec env $(if $(BUNDLE),DETR_BUNDLE=$(call quote,$(BUNDLE))) $(if $(HOST),DETR_HOST=$(HOST)) \
 		$(if $(PORT),DETR_PORT=$(PORT)) $(BIN)/python -m service
 

@@ -66,6 +66,7 @@ COMMANDS = {
         "--padding",
         "--split",
     ],
+    "export.published": ["--base-url", "--format", "--out"],
     "plugins.build": [],
     "service.selftest": ["--bundle"],
     "service.detect": [

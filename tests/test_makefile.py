@@ -82,3 +82,31 @@ def test_a_path_with_spaces_stays_one(
     make: Callable[..., list[str]], words: list[str], expected: list[str]
 ) -> None:
     assert make(*words) == expected
+
+
+def test_serving_a_variant_serves_the_bundle_that_is_made_of_it(
+    make: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "python").write_text(
+        """#!/bin/sh
+case "$*" in
+    "-m export.published refine --format mmdet3") echo "my bundle" ;;
+    *) printf "%s\\n" "$DETR_BUNDLE" "$@" ;;
+esac
+"""
+    )
+
+    words = make("serve", "VARIANT=refine", "FORMAT=mmdet3")
+
+    assert words == ["my bundle", "-m", "service"]
+
+
+def test_nothing_is_served_where_a_variant_cannot_be_made(
+    make: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 1\n")
+
+    with pytest.raises(subprocess.CalledProcessError) as failure:
+        make("serve", "VARIANT=refine")
+
+    assert failure.value.stdout == ""

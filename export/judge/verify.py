@@ -144,10 +144,15 @@ def difference(expected: RawOutput, found: RawOutput) -> Difference:
     return Difference(max(score_errors), max(box_errors), sum(num_at_cut))
 
 
-def photographs() -> list[Image]:
-    """Photographs that scikit-image brings, (H, W, 3) uint8 RGB."""
+def photograph_files() -> list[Path]:
+    """The files of photographs that scikit-image brings: a cat, a cup, a rocket, an astronaut."""
     folder = Path(skimage.__file__).parent / "data"
-    return [decode_image((folder / name).read_bytes()) for name in _PHOTOS]
+    return [folder / name for name in _PHOTOS]
+
+
+def photographs() -> list[Image]:
+    """These photographs, (H, W, 3) uint8 RGB."""
+    return [decode_image(file.read_bytes()) for file in photograph_files()]
 
 
 def _row_difference(expected: ImageOutput, found: ImageOutput) -> Difference:

@@ -9,6 +9,7 @@ import httpx
 from tqdm import tqdm
 
 from model.checkpoints.convert import sha256
+from model.checkpoints.published_urls import digest_prefix
 
 _ATTEMPTS = 5  # in a row without a new byte
 _TIMEOUT_S = 30.0
@@ -110,11 +111,3 @@ def _append(response: httpx.Response, part: Path, *, have: int, total: int | Non
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-def digest_prefix(name: str) -> str:
-    """The hex digits of the SHA-256 in a published file's name; ValueError without them."""
-    match = re.search(r"-([0-9a-f]{8})\.pth$", name)
-    if match is None:
-        raise ValueError(f"{name} does not end in eight hex digits of its SHA-256")
-    return match[1]

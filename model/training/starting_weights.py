@@ -6,13 +6,12 @@ from pathlib import Path
 import safetensors.torch
 
 from model.checkpoints.checkpoint_file import first_mismatch, load_for_finetuning
+from model.checkpoints.published_urls import BACKBONE, WEIGHTS_DIR
 from model.config import TrainConfig
 from model.network.deformable_detr import DeformableDetr
 from model.training.interrupt import StopRequest
 from model.training.pretrain import pretrain_backbone
 
-BACKBONE = "resnet50"
-WEIGHTS_DIR = Path("weights")  # where python -m model.weights puts downloads
 log = logging.getLogger(__name__)
 
 

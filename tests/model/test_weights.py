@@ -1,14 +1,9 @@
 """Downloads against a real HTTP server that misbehaves in the ways servers do."""
 
 import hashlib
-import re
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -16,72 +11,22 @@ import torch
 
 from model.checkpoints.checkpoint_file import load_checkpoint
 from model.checkpoints.download import download
+from model.checkpoints.published_urls import published_url
 from model.config import ModelConfig
 from model.configs import tiny
 from model.network.deformable_detr import DeformableDetr
 from model.training.starting_weights import backbone_weights, load_backbone
-from model.weights import fetch_backbone, fetch_detector, main, published_url
+from model.weights import fetch_backbone, fetch_detector, main
 from tests.data.parity.make_checkpoint import checkpoint
+from tests.file_server import Server
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 NAME = f"weights-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
 
 
-class Server:
-    """An HTTP server on a free port of this machine, serving one content under every path.
-
-    requests: "GET" paths and the Range each asked for. Faults are lists used up from the front:
-    statuses to answer with, and bytes after which the connection breaks.
-    """
-
-    def __init__(self) -> None:
-        self.content = CONTENT
-        self.has_ranges = True
-        self.wrong_range = False
-        self.statuses: list[int] = []
-        self.breaks: list[int] = []
-        self.requests: list[tuple[str, str | None]] = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                server.answer(self)
-
-            def log_message(self, *args: Any) -> None: ...
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        wanted = request.headers.get("Range")
-        self.requests.append((request.path, wanted))
-        size, start = len(self.content), 0
-        status = self.statuses.pop(0) if self.statuses else 200
-        if status == 200 and wanted and self.has_ranges:
-            start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])  # type: ignore[index]
-            status = 206 if start < size else 416
-        body = self.content[start:] if status in (200, 206) else b""
-        request.send_response(status)
-        request.send_header("Content-Length", str(len(body)))
-        if status == 206:
-            shift = 10 if self.wrong_range else 0
-            request.send_header("Content-Range", f"bytes {start + shift}-{size - 1}/{size}")
-        elif status == 416:
-            request.send_header("Content-Range", f"bytes */{size}")
-        request.end_headers()
-        request.wfile.write(body[: self.breaks.pop(0)] if self.breaks else body)
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server()
+    server = Server(CONTENT)
     yield server
     server.close()
 
@@ -263,16 +208,8 @@ def test_a_full_disk_keeps_what_arrived(
     assert CONTENT.startswith(kept)
 
 
-def _serve(server: Server, content: Any) -> str:
-    """Puts a file of torch.save on the server; returns its address."""
-    buffer = BytesIO()
-    torch.save(content, buffer)
-    server.content = buffer.getvalue()
-    return f"{server.url}/models/x-{hashlib.sha256(server.content).hexdigest()[:8]}.pth"
-
-
 def test_a_detector_is_fetched_and_converted_once(tmp_path: Path, server: Server) -> None:
-    url = _serve(server, checkpoint("refine", "mmdet2"))
+    url = server.put(checkpoint("refine", "mmdet2"))
     path = tmp_path / "refine.safetensors"
 
     fetch_detector(url, path)
@@ -287,7 +224,7 @@ def test_the_backbone_is_fetched_and_loaded(tmp_path: Path, server: Server) -> N
     model = DeformableDetr(tiny().model)
     published = {name: torch.rand_like(x) for name, x in model.backbone.state_dict().items()}
     extra = {"fc.weight": torch.zeros(1), "bn1.num_batches_tracked": torch.tensor(0)}
-    url = _serve(server, published | extra)
+    url = server.put(published | extra)
 
     fetch_backbone(url, tmp_path / "resnet50.safetensors")
     load_backbone(backbone_weights(tmp_path), model)
@@ -300,7 +237,7 @@ def test_the_backbone_is_fetched_and_loaded(tmp_path: Path, server: Server) -> N
 
 def test_a_backbone_of_another_size_is_refused(tmp_path: Path, server: Server) -> None:
     published = DeformableDetr(tiny().model).backbone.state_dict()
-    fetch_backbone(_serve(server, published), tmp_path / "resnet50.safetensors")
+    fetch_backbone(server.put(published), tmp_path / "resnet50.safetensors")
     other = DeformableDetr(ModelConfig(num_classes=1, backbone_width=5))
 
     with pytest.raises(ValueError, match=r"does not fit the model's backbone: .*conv1\.weight"):

@@ -1,0 +1,99 @@
+"""A published detector as a bundle: downloaded, checked, converted and exported, once.
+
+python -m export.published base|refine|two_stage [--format mmdet2|mmdet3] [--out weights]
+
+Prints the bundle's directory, for `make serve VARIANT=`.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bundle.manifest import Bundle
+from engines.base import EngineFailure
+from model.checkpoints.published_urls import (
+    RELEASES,
+    VARIANTS,
+    WEIGHTS_DIR,
+    checkpoint_name,
+    digest_prefix,
+    published_url,
+)
+
+DATA_SET = "coco"  # that all of them were trained on
+# (checkpoint, directory of the new bundle)
+Export = Callable[[Path, Path], None]
+
+log = logging.getLogger(__name__)
+
+
+def published_bundle(url: str, checkpoint: Path, *, export: Export | None = None) -> Path:
+    """The directory of the bundle that is made of a published file; made if it is not there.
+
+    It is beside the checkpoint and has the digits of the file's SHA-256 in its name. What an
+    earlier call got done is not done again, and the download goes on where it stopped.
+
+    Args:
+        url: of a file whose name ends in the first digits of its SHA-256.
+        checkpoint: where the converted weights are written.
+        export: makes the bundle; by default `export_bundle`.
+
+    Raises:
+        ValueError, OSError: as `download`, `convert` and `export_bundle`.
+    """
+    directory = checkpoint.with_name(f"{checkpoint.stem}-{digest_prefix(url)}")
+    if directory.exists():
+        try:
+            Bundle.load(directory)
+        except ValueError as error:
+            log.warning("%s; it is made anew", error)
+        else:
+            return directory
+    # PyTorch takes seconds to import, and is needed for a new bundle only.
+    from model.weights import fetch_detector
+
+    log.info("downloading %s and converting it", url)
+    fetch_detector(url, checkpoint)
+    log.info("exporting it, which takes a few minutes and is done once")
+    (export or _export)(checkpoint, directory)
+    return directory
+
+
+def _export(checkpoint: Path, directory: Path) -> None:
+    from export.judge.verify import photograph_files
+    from export.recipe import export_bundle
+    from model.checkpoints.checkpoint_file import load_checkpoint
+
+    export_bundle(load_checkpoint(checkpoint), directory, name=DATA_SET, samples=photograph_files())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the directory of a published detector's bundle, made if it is not there yet."""
+    parser = argparse.ArgumentParser(prog="python -m export.published", description=main.__doc__)
+    parser.add_argument("variant", choices=VARIANTS)
+    parser.add_argument("--format", choices=tuple(RELEASES), default="mmdet2",
+                        help="whose published files, of 2021 or 2022")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=WEIGHTS_DIR,
+                        help="folder of download, checkpoint and bundle")  # fmt: skip
+    parser.add_argument("--base-url", help="a mirror of the place the files are published at")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("export").setLevel(logging.INFO)
+    log.setLevel(logging.INFO)
+    url = published_url(args.variant, file_format=args.format, base_url=args.base_url)
+    try:
+        name = checkpoint_name(args.variant, file_format=args.format)
+        print(published_bundle(url, args.out / name))
+    except (ValueError, OSError, EngineFailure) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where it was", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
