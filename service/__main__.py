@@ -61,9 +61,9 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C stop, a second Ctrl-C at once; SIGHUP reloads the bundle."""
+        """SIGTERM and Ctrl-C stop, a second Ctrl-C at once; SIGHUP reloads the bundles."""
         loop = asyncio.get_running_loop()
-        handlers = (self._stop, self._stop_or_hurry, self._serving.begin_reload)
+        handlers = (self._stop, self._stop_or_hurry, self._serving.reload_all)
         is_main = threading.current_thread() is threading.main_thread()
         for number, handler in zip(SIGNALS, handlers if is_main else (), strict=is_main):
             loop.add_signal_handler(number, handler)

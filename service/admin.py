@@ -19,13 +19,14 @@ router = APIRouter()
     tags=["operation"],
     summary="Serve the bundle that lies there now",
 )
-async def reload(request: Request) -> ModelRef:
-    """Read the bundle again, try it beside the one that serves, and swap them; names what serves
-    then. It needs `Authorization: Bearer KEY` with the key in `DETR_ADMIN_KEY`.
+async def reload(request: Request, model: str | None = None) -> ModelRef:
+    """Read the bundle of a model, or of the first one, again, try it beside the one that serves,
+    and swap them; names what serves then. It needs `Authorization: Bearer KEY` with the key in
+    `DETR_ADMIN_KEY`.
     """
     _require_key(request)
     serving: Serving = request.app.state.serving
-    return await asyncio.shield(serving.begin_reload())
+    return await asyncio.shield(serving.begin_reload(model))
 
 
 def _require_key(request: Request) -> None:

@@ -10,7 +10,6 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from bundle.manifest import Bundle
 from service import admin, pages, routes, routes_deepstack, routes_inference
 from service.access import KeyCheck, read_keys
 from service.body_limits import BodyLimits
@@ -32,10 +31,10 @@ def create_app(
     *,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
-    """The app for the bundle of the settings.
+    """The app for the bundles of the settings.
 
-    The port may open at once: the engine is opened and warmed up in the background, and /readyz
-    is red until it can run.
+    The port may open at once: the engines are opened and warmed up in the background, and /readyz
+    is red until all can run.
 
     Args:
         settings: of this app; nothing else is read from the environment.
@@ -43,9 +42,8 @@ def create_app(
         on_failure: see `Serving`, which is in `app.state.serving`.
 
     Raises:
-        ValueError: the bundle is missing or damaged.
+        ValueError: a bundle is missing or damaged.
     """
-    bundle = Bundle.load(settings.bundle)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -66,7 +64,6 @@ def create_app(
     app.state.settings = settings
     app.state.metrics = Metrics()
     app.state.serving = Serving(
-        bundle,
         settings,
         metrics=app.state.metrics,
         open_engine=open_engine,

@@ -45,22 +45,28 @@ class Detector:
         bundle: Bundle,
         settings: Settings,
         *,
+        name: str | None,
         metrics: Metrics,
         decoder: ImageDecoder,
+        depth_of_all: Callable[[], int],
         on_failure: Callable[["Detector", str], None],
     ) -> None:
         """Nothing is opened yet.
 
         Args:
+            name: that it is served under; by default the bundle's own.
+            depth_of_all: images admitted and not yet started, whichever model they are for.
             decoder: of the images of all requests.
             on_failure: told, on the event loop, why the engine is beyond help; it may `abort`.
         """
         self.bundle = bundle
         self.manifest = bundle.manifest
-        self.model_ref = ModelRef.from_manifest(self.manifest)
+        self.model_ref = ModelRef.from_manifest(self.manifest, name=name)
+        self.name = self.model_ref.name
         self._settings = settings
         self._metrics = metrics
         self.decoder = decoder
+        self._depth_of_all = depth_of_all
         self._on_failure = on_failure
         self._started: Started | None = None
         self._batcher: DynamicBatcher[Pixels, _Batch, ImageOutput] | None = None
@@ -89,6 +95,7 @@ class Detector:
             partial(_run, self._started.engine),
             max_batch_size=self.max_batch_size,
             max_queue=self._settings.max_queue,
+            depth_of_all=self._depth_of_all,
             patience=Patience(factor, floor_s),
             on_batch=self._record,
             on_hang=partial(self._on_failure, self),
@@ -113,18 +120,18 @@ class Detector:
         return self._batcher.depth if self._batcher else 0
 
     def publish(self) -> None:
-        """Tell the metrics what serves from now on."""
-        assert self._started is not None
-        engine, outcomes, _ = self._started
-        for gauge in (self._metrics.model, self._metrics.engine):
-            gauge.clear()
+        """Tell the metrics what serves, or is being loaded, from now on."""
         self._metrics.model.labels(*self.model_ref.model_dump().values()).set(1)
-        self._metrics.engine.labels(*engine.info).set(1)
-        self._metrics.gpu_memory.set(engine.gpu_memory_bytes)
-        for name in Errors._fields:
-            ratio = max(getattr(outcome.ratios, name) for outcome in outcomes)
-            self._metrics.selftest_error.labels(name).set(ratio)
-        self._metrics.selftest_passed.set(1)
+        self._metrics.queue_depth.labels(self.name).set_function(lambda: self.depth)
+        self._metrics.selftest_passed.labels(self.name).set(self._started is not None)
+        if self._started is None:
+            return
+        engine, outcomes, _ = self._started
+        self._metrics.engine.labels(self.name, *engine.info).set(1)
+        self._metrics.gpu_memory.labels(self.name).set(engine.gpu_memory_bytes)
+        for error in Errors._fields:
+            ratio = max(getattr(outcome.ratios, error) for outcome in outcomes)
+            self._metrics.selftest_error.labels(self.name, error).set(ratio)
 
     def admit(self, num_images: int) -> Ticket[Pixels, ImageOutput]:
         """Reserve places for the images of a request.
@@ -155,7 +162,7 @@ class Detector:
             outputs = await ticket.run(pixels, buckets)
             stopwatch.seconds[Stage.QUEUE] = ticket.wait_s
             stopwatch.seconds[Stage.INFER] = ticket.run_s
-        self._metrics.images.inc(len(uploads))
+        self._metrics.images.labels(self.name).inc(len(uploads))
         return [
             Found(output, geometry) for output, (_, geometry) in zip(outputs, prepared, strict=True)
         ]
@@ -183,7 +190,9 @@ class Detector:
     def _assemble(self, images: list[Pixels]) -> _Batch:
         batch = _Batch(*pad_batch(images, self.manifest.preprocess.min_side))
         num_pixels = sum(image.shape[0] * image.shape[1] for image in images)
-        self._metrics.padding_ratio.observe(1 - num_pixels / batch.padding_mask.size)
+        self._metrics.padding_ratio.labels(self.name).observe(
+            1 - num_pixels / batch.padding_mask.size
+        )
         return batch
 
     def _bucket(self, image: Pixels) -> Hashable:
@@ -193,11 +202,11 @@ class Detector:
         return bucket(height, width, short_side=self.manifest.preprocess.short_side)
 
     def _record(self, report: BatchReport) -> None:
-        self._metrics.batch_size.observe(report.size)
-        self._metrics.batch_seconds.observe(report.run_s)
-        self._metrics.engine_failures.inc(report.num_failed)
+        self._metrics.batch_size.labels(self.name).observe(report.size)
+        self._metrics.batch_seconds.labels(self.name).observe(report.run_s)
+        self._metrics.engine_failures.labels(self.name).inc(report.num_failed)
         for wait_s in report.waits_s:
-            self._metrics.batch_wait_seconds.observe(wait_s)
+            self._metrics.batch_wait_seconds.labels(self.name).observe(wait_s)
         self._count_failures(report)
 
     def _count_failures(self, report: BatchReport) -> None:

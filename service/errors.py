@@ -11,6 +11,7 @@ ServiceError
 ├── RequestTimeout         408  headers or body come too slowly
 ├── TooManyConnections     503  every connection that there may be is in use
 ├── NotFound               404  nothing at that path
+│   └── UnknownModel       404  a model that is not served here
 ├── Unauthorized           401  no API key, or one that is not known
 ├── Forbidden              403  the administrator's key is missing or wrong
 ├── MethodNotAllowed       405  something, but not for that method
@@ -121,6 +122,12 @@ class NotFound(ServiceError):
 
     status = 404
     code = "not_found"
+
+
+class UnknownModel(NotFound):
+    """No model of that name, or of that version, is served here."""
+
+    code = "unknown_model"
 
 
 class Unauthorized(ServiceError):

@@ -7,19 +7,24 @@ from fastapi.responses import Response
 from starlette.requests import ClientDisconnect, Request
 
 from service.boundary import answer_unless_gone
-from service.detector import Detector
 from service.errors import ClientGone
 from service.metrics import Metrics, Stage, Stopwatch
-from service.serving import Answered, Serving, State
+from service.served_model import Answered, ServedModel
+from service.serving import Serving, State
 from service.settings import Settings
 from service.uploads import Upload
 
 Sent = TypeVar("Sent")
 
 
-def detector_of(request: Request) -> Detector:
-    """What serves now."""
-    return _serving(request).detector
+def model_of(request: Request, name: str | None = None) -> ServedModel:
+    """The model of a name, or the first. Raises UnknownModel."""
+    return _serving(request).model(name)
+
+
+def names_of(request: Request) -> list[str]:
+    """The names of all models that are served."""
+    return _serving(request).names
 
 
 def client_of(request: Request) -> str | None:
@@ -33,7 +38,11 @@ def is_ready(request: Request) -> bool:
 
 
 async def read_request(
-    request: Request, read: Callable[[Request, Settings], Awaitable[Sent]], *, stopwatch: Stopwatch
+    request: Request,
+    read: Callable[[Request, Settings], Awaitable[Sent]],
+    *,
+    model: ServedModel,
+    stopwatch: Stopwatch,
 ) -> Sent:
     """What `read` makes of the body, which is not read where a refusal can be foreseen.
 
@@ -41,7 +50,7 @@ async def read_request(
         NotReady, Overloaded: see `Detector.admit` and `ImageDecoder.refuse_if_late`.
         ClientGone: the client closed the connection before the body was whole.
     """
-    detector = detector_of(request)
+    detector = model.detector
     detector.decoder.refuse_if_late(client_of(request))
     with detector.admit(1):
         pass
@@ -55,7 +64,7 @@ async def read_request(
 
 
 async def run_images(
-    request: Request, uploads: Sequence[Upload], *, stopwatch: Stopwatch
+    request: Request, uploads: Sequence[Upload], *, model: ServedModel, stopwatch: Stopwatch
 ) -> Answered:
     """What is found in the images, and by which detector.
 
@@ -64,7 +73,7 @@ async def run_images(
         As `Detector.detect`.
     """
     request.state.log_fields["images"] = len(uploads)
-    work = _serving(request).detect(uploads, stopwatch, client=client_of(request))
+    work = model.detect(uploads, stopwatch, client=client_of(request))
     return await answer_unless_gone(request, work)
 
 
@@ -73,8 +82,8 @@ def _serving(request: Request) -> Serving:
     return serving
 
 
-def tell_times(request: Request, response: Response, *, stopwatch: Stopwatch) -> None:
+def tell_times(request: Request, response: Response, *, model: str, stopwatch: Stopwatch) -> None:
     """Hand the stages to the metrics, and to the client as Server-Timing."""
     metrics: Metrics = request.app.state.metrics
-    stopwatch.observe(lambda stage, s: metrics.stage_seconds.labels(stage).observe(s))
+    stopwatch.observe(lambda stage, s: metrics.stage_seconds.labels(model, stage).observe(s))
     response.headers["Server-Timing"] = stopwatch.server_timing

@@ -46,40 +46,56 @@ class Metrics:
         self.stage_seconds = Histogram(
             "detr_stage_seconds",
             "Stages of answered POST /detect requests; of several images, the slowest.",
-            ["stage"],
+            ["model", "stage"],
             buckets=_SECONDS,
             registry=registry,
         )
         self.rejects = Counter(
             "detr_rejects", "Requests answered with an error, by code.", ["code"], registry=registry
         )
-        self.images = Counter("detr_images", "Images answered.", registry=registry)
+        self.images = Counter("detr_images", "Images answered.", ["model"], registry=registry)
         self.image_pixels = Histogram(
             "detr_image_pixels", "Pixels of decoded images.", buckets=_PIXELS, registry=registry
         )
         self.batch_size = Histogram(
-            "detr_batch_size", "Images in a batch.", buckets=_COUNTS, registry=registry
+            "detr_batch_size",
+            "Images in a batch.",
+            ["model"],
+            buckets=_COUNTS,
+            registry=registry,
         )
         self.batch_seconds = Histogram(
-            "detr_batch_seconds", "One run of the engine.", buckets=_SECONDS, registry=registry
+            "detr_batch_seconds",
+            "One run of the engine.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.batch_wait_seconds = Histogram(
             "detr_batch_wait_seconds",
             "Wait of one image from joining the queue to the start of its batch.",
+            ["model"],
             buckets=_SECONDS,
             registry=registry,
         )
         self.padding_ratio = Histogram(
             "detr_padding_ratio",
             "Part of a batch's pixels that is padding.",
+            ["model"],
             buckets=_FRACTIONS,
             registry=registry,
         )
         self.engine_failures = Counter(
-            "detr_engine_failures", "Images that the engine failed on.", registry=registry
+            "detr_engine_failures",
+            "Images that the engine failed on.",
+            ["model"],
+            registry=registry,
         )
         self.queue_depth = Gauge(
-            "detr_queue_depth", "Images admitted and not yet started.", registry=registry
+            "detr_queue_depth",
+            "Images admitted and not yet started.",
+            ["model"],
+            registry=registry,
         )
         self.ready = Gauge(
             "detr_ready", "1 while the service takes requests, else 0.", registry=registry
@@ -87,37 +103,47 @@ class Metrics:
         self.reloads = Counter(
             "detr_reloads",
             "Reloads of the bundle, by result: swapped or refused.",
-            ["result"],
+            ["model", "result"],
             registry=registry,
         )
         self.model = Gauge(
             "detr_model_info",
-            "The model that is served; always 1.",
-            ["name", "variant", "version"],
+            "A model that is served; always 1.",
+            ["model", "variant", "version"],
             registry=registry,
         )
         self.engine = Gauge(
             "detr_engine_info",
             "The engine that runs it; always 1.",
-            EngineInfo._fields,
+            ["model", *EngineInfo._fields],
             registry=registry,
         )
         self.selftest_passed = Gauge(
             "detr_selftest_passed",
             "1 once the engine has given the bundle's known answers, else 0.",
+            ["model"],
             registry=registry,
         )
         self.selftest_error = Gauge(
             "detr_selftest_error_ratio",
             "The engine's largest error on the known answers, as a part of what is tolerated.",
-            ["error"],
+            ["model", "error"],
             registry=registry,
         )
         self.gpu_memory = Gauge(
             "detr_gpu_memory_bytes",
             "Memory of the GPU that the engine has taken at start.",
+            ["model"],
             registry=registry,
         )
+
+    def forget(self, model: str) -> None:
+        """Remove what describes a model that is served no more; what was counted stays."""
+        for gauge in (
+            *(self.queue_depth, self.model, self.engine, self.gpu_memory),
+            *(self.selftest_passed, self.selftest_error),
+        ):
+            gauge.remove_by_labels({"model": model})
 
 
 class Stopwatch:

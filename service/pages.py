@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 
 from service.errors import NotFound
-from service.serving import Serving
+from service.exchange import model_of
 
 router = APIRouter(include_in_schema=False)
 
@@ -48,10 +48,9 @@ async def asset(name: str) -> FileResponse:
 
 
 @router.get("/samples/{name:path}")
-async def sample(request: Request, name: str) -> FileResponse:
-    """A sample image of the bundle."""
-    serving: Serving = request.app.state.serving
-    bundle = serving.detector.bundle
+async def sample(request: Request, name: str, *, model: str | None = None) -> FileResponse:
+    """A sample image of the bundle of a model, or of the first."""
+    bundle = model_of(request, model).detector.bundle
     path = f"samples/{name}"
     if path not in bundle.manifest.samples:
         raise NotFound(f"the bundle has no {path[:100]!r}; GET /model lists its samples")

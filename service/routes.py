@@ -15,7 +15,7 @@ from bundle.postprocess import Detections, to_detections
 from service.description import ANSWERS, BINARY, DETECT_BODY, error_responses
 from service.detector import Detector
 from service.errors import NotAcceptable, UnknownClass
-from service.exchange import client_of, detector_of, read_request, run_images, tell_times
+from service.exchange import client_of, model_of, names_of, read_request, run_images, tell_times
 from service.metrics import Stage, Stopwatch
 from service.names import did_you_mean
 from service.render import ImageFormat, render
@@ -23,6 +23,7 @@ from service.schemas import (
     CocoResult,
     DetectQuery,
     DetectResponse,
+    ErrorResponse,
     Health,
     ImageResult,
     ModelInfo,
@@ -59,12 +60,13 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     """The answer is JSON, or the image with its boxes drawn where `Accept` asks for `image/png` or
     `image/jpeg` and one image was sent. A bad image fails the whole request.
     """
-    # Before the body is read; once it has been, another model may serve.
-    find_labels(query.classes, detector_of(request).manifest.classes)
+    # Before the body is read; once it has been, another bundle may serve.
+    model = model_of(request, query.model)
+    find_labels(query.classes, model.detector.manifest.classes)
     stopwatch = Stopwatch()
-    images = await read_request(request, read_images, stopwatch=stopwatch)
+    images = await read_request(request, read_images, model=model, stopwatch=stopwatch)
     image_format = _wanted_image(request.headers.get("accept", ""), len(images.uploads))
-    detector, found = await run_images(request, images.uploads, stopwatch=stopwatch)
+    detector, found = await run_images(request, images.uploads, model=model, stopwatch=stopwatch)
     with stopwatch.stage(Stage.POST):
         labels_kept = find_labels(query.classes, detector.manifest.classes)
         detections = [_filter(one, query, labels_kept) for one in found]
@@ -82,7 +84,7 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
                 images.uploads[0], draw, client=client_of(request)
             )
             response = Response(content, media_type=f"image/{image_format.lower()}")
-    tell_times(request, response, stopwatch=stopwatch)
+    tell_times(request, response, model=detector.name, stopwatch=stopwatch)
     return response
 
 
@@ -120,13 +122,24 @@ async def metrics(request: Request) -> Response:
     )
 
 
-@router.get("/model", tags=["detection"], summary="The model that is served")
-async def model(request: Request) -> ModelInfo:
-    """The model that is served: its engine, classes, preprocessing, metrics and origin."""
-    detector = detector_of(request)
+@router.get(
+    "/model",
+    responses={"4XX": {"model": ErrorResponse, "description": "There is no such model."}},
+    tags=["detection"],
+    summary="A model that is served",
+)
+async def model(
+    request: Request,
+    model: Annotated[str | None, Query(description="Which one; else the first.")] = None,
+) -> ModelInfo:
+    """A model that is served: its engine, classes, preprocessing, metrics and origin; and the names
+    of all.
+    """
+    detector = model_of(request, model).detector
     manifest, engine = detector.manifest, detector.engine_info
     return ModelInfo(
         **detector.model_ref.model_dump(),
+        models=names_of(request),
         engine=RunningEngine(**engine._asdict()) if engine else None,
         classes=list(manifest.classes),
         preprocess=manifest.preprocess,

@@ -13,7 +13,7 @@ from bundle.manifest import ClassInfo
 from bundle.postprocess import Detections, to_detections
 from service.description import BINARY
 from service.errors import InvalidRequest, NoImage
-from service.exchange import read_request, run_images, tell_times
+from service.exchange import model_of, read_request, run_images, tell_times
 from service.form import read_form
 from service.metrics import Stage, Stopwatch
 from service.schemas import SCORE_DIGITS, DetectQuery
@@ -87,14 +87,16 @@ class _Sent(NamedTuple):
     tags=["other protocols"],
     summary="Detect objects in an image, as DeepStack and CodeProject.AI do",
 )
+@router.post("/v1/vision/custom/{name}", include_in_schema=False)
 async def detection(request: Request) -> Response:
     """For Frigate, Home Assistant and others that speak to DeepStack. Other fields, such as
-    `api_key`, are ignored.
+    `api_key`, are ignored. At `/v1/vision/custom/NAME` the model of that name answers.
     """
+    model = model_of(request, request.path_params.get("name"))
     started_s = time.perf_counter()
     stopwatch = Stopwatch()
-    sent = await read_request(request, _read, stopwatch=stopwatch)
-    detector, (found,) = await run_images(request, [sent.upload], stopwatch=stopwatch)
+    sent = await read_request(request, _read, model=model, stopwatch=stopwatch)
+    detector, (found,) = await run_images(request, [sent.upload], model=model, stopwatch=stopwatch)
     with stopwatch.stage(Stage.POST):
         detections = to_detections(*found, threshold=sent.threshold)
     with stopwatch.stage(Stage.ENCODE):
@@ -103,7 +105,7 @@ async def detection(request: Request) -> Response:
             duration=round((time.perf_counter() - started_s) * 1e3),
         )
         response = Response(answer.model_dump_json(), media_type="application/json")
-    tell_times(request, response, stopwatch=stopwatch)
+    tell_times(request, response, model=detector.name, stopwatch=stopwatch)
     return response
 
 

@@ -16,15 +16,16 @@ from service.errors import (
     InvalidImage,
     InvalidRequest,
     NoImage,
-    NotFound,
+    UnknownModel,
     UnsupportedMediaType,
 )
-from service.exchange import detector_of, is_ready, read_request, run_images, tell_times
+from service.exchange import is_ready, model_of, read_request, run_images, tell_times
 from service.form import too_many_images
 from service.json_body import parse_in_turn
 from service.metrics import Stage, Stopwatch
 from service.names import did_you_mean
 from service.schemas import BBOX_DIGITS, SCORE_DIGITS
+from service.served_model import ServedModel
 from service.settings import Settings
 from service.tensors import (
     HEADER_LENGTH,
@@ -111,8 +112,8 @@ async def server(request: Request) -> ServerMetadata:
 @router.get("/models/{name}", summary="The model's tensors")
 @router.get("/models/{name}/versions/{version}", include_in_schema=False)
 async def metadata(request: Request, name: str, *, version: str | None = None) -> ModelMetadata:
-    """The model by the name that GET /model tells."""
-    detector = _named(request, name, version)
+    """The model by one of the names that GET /model tells."""
+    detector = _named(request, name, version).detector
     num_detections = detector.manifest.num_detections
     return ModelMetadata(
         name=name,
@@ -159,11 +160,11 @@ async def infer(request: Request, name: str, *, version: str | None = None) -> R
     """`image` holds files (BYTES; base64 text in JSON), or `pixels` RGB values (UINT8). Each output
     has a row of `num_detections` entries for an image, best first, with no threshold.
     """
-    _named(request, name, version)
+    model = _named(request, name, version)
     stopwatch = Stopwatch()
-    sent = await read_request(request, _read, stopwatch=stopwatch)
+    sent = await read_request(request, _read, model=model, stopwatch=stopwatch)
     wanted = _wanted(sent.request)
-    detector, found = await run_images(request, sent.uploads, stopwatch=stopwatch)
+    detector, found = await run_images(request, sent.uploads, model=model, stopwatch=stopwatch)
     with stopwatch.stage(Stage.POST):
         detections = [to_detections(*one) for one in found]
         outputs = _outputs(detections, detector.manifest.classes)
@@ -171,19 +172,18 @@ async def infer(request: Request, name: str, *, version: str | None = None) -> R
         response = _response(sent.request, detector, [
             (one.name, outputs[one.name], sent.request.is_binary(one)) for one in wanted
         ])  # fmt: skip
-    tell_times(request, response, stopwatch=stopwatch)
+    tell_times(request, response, model=detector.name, stopwatch=stopwatch)
     return response
 
 
-def _named(request: Request, name: str, version: str | None) -> Detector:
-    detector = detector_of(request)
-    served = detector.model_ref
-    if name != served.name or version not in (None, served.version):
-        asked = f"{name[:100]!r}" + (f" in version {version[:100]!r}" if version else "")
-        raise NotFound(
-            f"no model {asked}: {served.name!r} in version {served.version!r} is served here"
+def _named(request: Request, name: str, version: str | None) -> ServedModel:
+    model = model_of(request, name)
+    served = model.detector.model_ref
+    if version not in (None, served.version):
+        raise UnknownModel(
+            f"no model {name!r} in version {version[:100]!r}: version {served.version!r} is served"
         )
-    return detector
+    return model
 
 
 # --- from tensors to images

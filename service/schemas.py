@@ -46,6 +46,10 @@ class DetectQuery(BaseModel):
             "answered; all are, unless it is given.",
         ),
     ] = None
+    model: Annotated[
+        str | None,
+        Field(description="Which of the models that are served (see GET /model); else the first."),
+    ] = None
     format: Annotated[
         OutputFormat,
         Field(description="`detections`, or `coco`: the flat list that COCO evaluators load."),
@@ -118,9 +122,11 @@ class ModelRef(BaseModel):
     version: str
 
     @classmethod
-    def from_manifest(cls, manifest: Manifest) -> Self:
-        """Name, variant and version of a bundle."""
-        return cls(name=manifest.name, variant=manifest.variant, version=version_of(manifest))
+    def from_manifest(cls, manifest: Manifest, *, name: str | None = None) -> Self:
+        """Name, variant and version of a bundle, which may be served under another name."""
+        return cls(
+            name=name or manifest.name, variant=manifest.variant, version=version_of(manifest)
+        )
 
 
 class DetectResponse(BaseModel):
@@ -166,8 +172,9 @@ class RunningEngine(BaseModel):
 
 
 class ModelInfo(ModelRef):
-    """Answer of GET /model; `engine` is null while it loads."""
+    """Answer of GET /model; `engine` is null while it loads, `models` names all that are served."""
 
+    models: list[str]
     engine: RunningEngine | None
     classes: list[ClassInfo]
     preprocess: Preprocess

@@ -1,8 +1,9 @@
 """How the service is configured: by environment variables, and only here."""
 
+import re
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -12,6 +13,14 @@ from engines.base import Mode
 from engines.load import DEFAULT_GPU_OPTIONS, EngineName
 
 MIB = 1024 * 1024
+_MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class BundlePlace(NamedTuple):
+    """Where a bundle lies, and the name that it is served under; by default its own."""
+
+    name: str | None
+    directory: Path
 
 
 class Settings(BaseSettings):
@@ -22,6 +31,13 @@ class Settings(BaseSettings):
     bundle: Annotated[Path, Field(description="Directory of the bundle to serve.")] = Path(
         "bundles/demo"
     )
+    bundles: Annotated[
+        str,
+        Field(
+            description="Bundles to serve in place of DETR_BUNDLE, each under a name, with commas: "
+            "small=bundles/a,large=bundles/b. A request that names none is answered by the first.",
+        ),
+    ] = ""
     host: Annotated[
         str, Field(description="Address to listen on; 0.0.0.0 for every interface.")
     ] = "127.0.0.1"
@@ -211,6 +227,22 @@ class Settings(BaseSettings):
             ip_network(proxy)
         return text
 
+    @field_validator("bundles")
+    @classmethod
+    def _check_bundles(cls, text: str) -> str:
+        names = []
+        for part in split_commas(text):
+            name, equals, directory = part.partition("=")
+            if not (_MODEL_NAME.fullmatch(name) and equals and directory):
+                raise ValueError(
+                    f"expected NAME=DIRECTORY with commas between them, got {part!r}; a name has "
+                    "letters, digits, '.', '_' and '-'"
+                )
+            names.append(name)
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected every name once, got {', '.join(names)}")
+        return text
+
     @model_validator(mode="after")
     def _check_queue(self) -> Self:
         if self.max_images > self.max_queue:
@@ -219,6 +251,13 @@ class Settings(BaseSettings):
                 "a request with so many images could never be admitted"
             )
         return self
+
+    @property
+    def bundle_places(self) -> list[BundlePlace]:
+        """The bundles to serve, the one for requests that name none first."""
+        parts = [part.partition("=") for part in split_commas(self.bundles)]
+        named = [BundlePlace(name, Path(directory)) for name, _, directory in parts]
+        return named or [BundlePlace(None, self.bundle)]
 
 
 def split_commas(text: str) -> list[str]:

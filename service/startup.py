@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -51,13 +52,13 @@ def open_served(bundle: Bundle, settings: Settings) -> Engine:
     )
 
 
-async def load_bundle(settings: Settings) -> Bundle:
-    """The bundle that lies where the settings say, every file checked.
+async def load_bundle(directory: Path, settings: Settings) -> Bundle:
+    """The bundle in a directory, every file checked.
 
     Raises:
         CannotStart: it is missing or damaged, or takes too long.
     """
-    load = partial(Bundle.load, settings.bundle)
+    load = partial(Bundle.load, directory)
     return await _within_limit(load, settings.start_timeout_s, fault="the bundle is not read")
 
 

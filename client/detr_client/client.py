@@ -36,6 +36,7 @@ class DetrClient:
 
     Args:
         base_url: where it is, such as "http://localhost:8000".
+        model: which one, where the service has several; by default its first.
         retries: when and how often a request is sent again.
         batching: how many images share a request.
         api_key: where the service asks for one.
@@ -49,6 +50,7 @@ class DetrClient:
         self,
         base_url: str = "http://localhost:8000",
         *,
+        model: str | None = None,
         retries: Retries = _RETRIES,
         batching: Batching = _BATCHING,
         api_key: str | None = None,
@@ -57,6 +59,7 @@ class DetrClient:
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._model = model
         self._retries = retries
         self._batching = batching
         self._sleep = sleep
@@ -103,7 +106,13 @@ class DetrClient:
                 given, all.
             image_ids: of the images in the results; by default their index.
         """
-        params = {"threshold": threshold, "top_k": top_k, "classes": classes, "nms_iou": nms_iou}
+        params = {
+            "model": self._model,
+            "threshold": threshold,
+            "top_k": top_k,
+            "classes": classes,
+            "nms_iou": nms_iou,
+        }
         return self._take(
             ask_detections(
                 images, image_ids, params=params, batching=self._batching, retries=self._retries
@@ -112,7 +121,7 @@ class DetrClient:
 
     def model(self) -> dict[str, Any]:
         """The model that is served: name, variant, version, classes and more."""
-        return self._take(ask_model(self._retries))
+        return self._take(ask_model(self._model, self._retries))
 
     def close(self) -> None:
         """Close the connections."""
@@ -151,6 +160,7 @@ class AsyncDetrClient:
         self,
         base_url: str = "http://localhost:8000",
         *,
+        model: str | None = None,
         retries: Retries = _RETRIES,
         batching: Batching = _BATCHING,
         api_key: str | None = None,
@@ -159,6 +169,7 @@ class AsyncDetrClient:
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        self._model = model
         self._retries = retries
         self._batching = batching
         self._sleep = sleep
@@ -195,7 +206,13 @@ class AsyncDetrClient:
         image_ids: Sequence[int] | None = None,
     ) -> list[ImageResult]:
         """The detections in any number of images, in their order; see `DetrClient.detect_many`."""
-        params = {"threshold": threshold, "top_k": top_k, "classes": classes, "nms_iou": nms_iou}
+        params = {
+            "model": self._model,
+            "threshold": threshold,
+            "top_k": top_k,
+            "classes": classes,
+            "nms_iou": nms_iou,
+        }
         return await self._take(
             ask_detections(
                 images, image_ids, params=params, batching=self._batching, retries=self._retries
@@ -204,7 +221,7 @@ class AsyncDetrClient:
 
     async def model(self) -> dict[str, Any]:
         """The model that is served: name, variant, version, classes and more."""
-        return await self._take(ask_model(self._retries))
+        return await self._take(ask_model(self._model, self._retries))
 
     async def close(self) -> None:
         """Close the connections."""

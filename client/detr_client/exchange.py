@@ -59,9 +59,10 @@ def ask(send: Send, retries: Retries) -> Conversation[httpx.Response]:
     raise AssertionError("count never ends")
 
 
-def ask_model(retries: Retries) -> Conversation[dict[str, Any]]:
-    """What GET /model answers."""
-    response = yield from ask(Send("GET", "/model", {}), retries)
+def ask_model(model: str | None, retries: Retries) -> Conversation[dict[str, Any]]:
+    """What GET /model answers, of this model or of the first that is served."""
+    params = {} if model is None else {"model": model}
+    response = yield from ask(Send("GET", "/model", {"params": params}), retries)
     answer: dict[str, Any] = response.json()
     return answer
 

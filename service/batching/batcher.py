@@ -61,6 +61,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         run: one result for every item, in order.
         max_batch_size: most items in one batch.
         max_queue: most items admitted and not yet started.
+        depth_of_all: such items, where other batchers share max_queue; by default its own.
         patience: with a run of the engine.
         on_batch: told of every batch after it ran, on the event loop.
         on_hang: told, in words, of a run for which there is no patience left; it may `abort`.
@@ -74,6 +75,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         *,
         max_batch_size: int,
         max_queue: int,
+        depth_of_all: Callable[[], int] | None = None,
         patience: Patience = DEFAULT_PATIENCE,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
         on_hang: Callable[[str], None] = lambda message: None,
@@ -81,6 +83,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
     ) -> None:
         self._max_batch_size = max_batch_size
         self._max_queue = max_queue
+        self._depth_of_all = depth_of_all or (lambda: self.depth)
         self._patience = patience
         self._on_batch = on_batch
         self._on_hang = on_hang
@@ -111,9 +114,10 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         if self._is_closing:
             raise NotReady("the service is shutting down; send the request again", retry_after_s=1)
         wait_s = self.expected_wait_s(count)
-        if self.depth + count > self._max_queue:
+        depth = self._depth_of_all()
+        if depth + count > self._max_queue:
             raise Overloaded(
-                f"the queue is full: {self.depth} of {self._max_queue} places are taken, "
+                f"the queue is full: {depth} of {self._max_queue} places are taken, "
                 f"the request needs {count}",
                 retry_after_s=wait_s,
             )

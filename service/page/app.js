@@ -5,6 +5,8 @@ const SMALLEST_PX = 480; // a smaller image is enlarged to this, or its labels w
 const GOLDEN_RATIO = 0.618034; // steps of it spread any number of hues over the circle
 const $ = (id) => document.getElementById(id);
 
+const MODEL = new URLSearchParams(location.search).get("model"); // else the first that is served
+
 let answer = null; // the last response, all scores
 let pending = null; // AbortController of the request in flight
 let labels = new Map(); // class id -> its position, which gives the colour
@@ -16,13 +18,16 @@ async function main() {
   document.addEventListener("paste", (event) => pickFile(event.clipboardData.files[0]));
   listenForDrops($("drop"));
   $("curl").textContent =
-    `curl -F images=@photo.jpg '${new URL("detect", document.baseURI)}?threshold=0.3'`;
+    `curl -F images=@photo.jpg '${new URL("detect", document.baseURI)}?${query({ threshold: 0.3 })}'`;
   await loadModel();
 }
 
 async function loadModel() {
   try {
-    const model = await (await fetch("model")).json();
+    const model = await (await fetch(`model?${query({})}`)).json();
+    if (model.error) return fail(model.error.message);
+    const others = model.models.filter((name) => name !== model.name);
+    if (others.length) $("others").append(" Others: ", ...others.flatMap((name) => [link(name), " "]));
     const ap = model.metrics.AP === undefined ? "" : `, AP ${model.metrics.AP.toFixed(3)}`;
     $("model").textContent =
       `${model.name} (${model.variant.replace("_", "-")}), ${model.classes.length} classes${ap}`;
@@ -34,15 +39,28 @@ async function loadModel() {
   }
 }
 
+/** Parameters of a request, with the model that this page is about. */
+function query(parameters) {
+  return new URLSearchParams(MODEL === null ? parameters : { ...parameters, model: MODEL });
+}
+
+function link(name) {
+  const anchor = document.createElement("a");
+  anchor.href = `?${new URLSearchParams({ model: name })}`;
+  anchor.textContent = name;
+  return anchor;
+}
+
 function sampleButton(path, index) {
   const button = document.createElement("button");
   const image = document.createElement("img");
+  const source = `${path}?${query({})}`;
   button.type = "button";
-  image.src = path;
+  image.src = source;
   image.alt = `Sample image ${index + 1}`;
   button.append(image);
   button.addEventListener("click", async () => {
-    const response = await fetch(path);
+    const response = await fetch(source);
     detect(await response.blob(), path.split("/").at(-1));
   });
   return button;
@@ -80,7 +98,7 @@ async function detect(blob, name) {
     const form = new FormData();
     form.append("images", blob, name);
     const started = performance.now();
-    const response = await fetch("detect?threshold=0", { method: "POST", body: form, signal });
+    const response = await fetch(`detect?${query({ threshold: 0 })}`, { method: "POST", body: form, signal });
     const body = await response.json();
     if (signal.aborted) return;
     if (!response.ok) {

@@ -100,7 +100,7 @@ async def test_an_engine_failure_hits_only_the_guilty_request(
 
     assert [response.status_code for response in responses] == [200, 200, 500, 200]
     assert code_of(responses[2]) == "engine_failure"
-    assert "detr_engine_failures_total 1.0" in (await client.get("/metrics")).text
+    assert 'detr_engine_failures_total{model="toy"} 1.0' in (await client.get("/metrics")).text
 
 
 async def test_a_full_queue_is_overloaded(
@@ -108,7 +108,7 @@ async def test_a_full_queue_is_overloaded(
 ) -> None:
     held = await begin_and_hold(client, engine, png_bytes)
 
-    with app.state.serving.detector.admit(4):
+    with app.state.serving.model().detector.admit(4):
         response = await client.post("/detect", content=png_bytes)
 
     assert (response.status_code, code_of(response)) == (503, "overloaded")
@@ -128,7 +128,7 @@ async def test_an_overloaded_service_does_not_read_the_body_it_refuses(
         num_read += 1
         yield b"x" * 1000
 
-    with app.state.serving.detector.admit(4):
+    with app.state.serving.model().detector.admit(4):
         response = await client.post("/detect", content=body())
 
     assert (response.status_code, code_of(response)) == (503, "overloaded")
@@ -164,7 +164,7 @@ async def test_a_client_that_leaves_is_not_computed_for(
 
     assert (await held).status_code == 200
     assert engine.batch_shapes == []
-    assert app.state.serving.detector._batcher.depth == 0
+    assert app.state.serving.model().detector._batcher.depth == 0
     assert 'detr_rejects_total{code="client_gone"} 1.0' in (await client.get("/metrics")).text
 
 

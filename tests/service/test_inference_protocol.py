@@ -165,7 +165,7 @@ def test_a_model_or_output_of_another_name_is_refused(
 ) -> None:
     pixels = [tensor("pixels", scene, binary=True)]
 
-    with pytest.raises(InferenceServerException, match="no model 'other': 'toy' in version"):
+    with pytest.raises(InferenceServerException, match="no model 'other': served here: 'toy'"):
         client.infer("other", pixels)
     with pytest.raises(InferenceServerException, match="no model 'toy' in version '1'"):
         client.infer("toy", pixels, model_version="1")

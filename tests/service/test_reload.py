@@ -113,8 +113,8 @@ async def test_a_reload_serves_the_new_bundle_and_releases_the_old_one(
     assert answer.json()["version"] == model["version"] == found["model"]["version"]
     assert (model["name"], found["model"]["name"]) == ("second", "second")
     assert [engine.is_closed for engine in engines] == [True, False]
-    assert re.findall(r'detr_model_info{name="(\w+)"', metrics) == ["second"]
-    assert 'detr_reloads_total{result="swapped"} 1.0' in metrics
+    assert re.findall(r'detr_model_info{model="(\w+)"', metrics) == ["second"]
+    assert 'detr_reloads_total{model="second",result="swapped"} 1.0' in metrics
 
 
 @pytest.mark.anyio
@@ -166,7 +166,10 @@ async def test_a_damaged_bundle_is_refused_and_the_old_one_serves_on(
     assert "weights.bin: expected SHA-256" in message_of(answer)
     assert found.json()["model"]["name"] == "first"
     assert [engine.is_closed for engine in engines] == [False]
-    assert 'detr_reloads_total{result="refused"} 1.0' in (await client.get("/metrics")).text
+    assert (
+        'detr_reloads_total{model="first",result="refused"} 1.0'
+        in (await client.get("/metrics")).text
+    )
 
 
 @pytest.mark.anyio

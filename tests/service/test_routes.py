@@ -161,7 +161,7 @@ async def test_every_stage_is_timed(client: httpx.AsyncClient, png_bytes: bytes)
     assert stages == ["read", "decode", "queue", "infer", "post", "encode", "total"]
     exposition = (await client.get("/metrics")).text
     for stage in stages[:-1]:
-        assert f'detr_stage_seconds_count{{stage="{stage}"}} 1.0' in exposition
+        assert f'detr_stage_seconds_count{{model="toy",stage="{stage}"}} 1.0' in exposition
 
 
 async def test_images_of_one_request_share_a_batch(
@@ -213,7 +213,7 @@ async def test_the_model_is_described(client: httpx.AsyncClient) -> None:
 async def test_the_engine_that_runs_is_named(client: httpx.AsyncClient) -> None:
     exposition = (await client.get("/metrics")).text
 
-    labels = 'graph="standard",precision="fp32",runtime="fake",streams="1",threads="2"'
+    labels = 'graph="standard",model="toy",precision="fp32",runtime="fake",streams="1",threads="2"'
     assert f"detr_engine_info{{{labels}}} 1.0" in exposition
 
 

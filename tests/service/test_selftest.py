@@ -48,7 +48,7 @@ async def test_an_engine_that_is_silently_wrong_is_never_ready(
     assert ready.status_code == 503
     assert is_stopped.is_set()
     assert "does not give the bundle's known answers; image 1" in app.state.serving.failure
-    assert "detr_selftest_passed 0.0" in metrics
+    assert 'detr_selftest_passed{model="toy"} 0.0' in metrics
 
 
 @pytest.mark.anyio
@@ -60,8 +60,8 @@ async def test_the_metrics_tell_how_close_the_answers_were(toy_bundle: Path) -> 
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             metrics = (await client.get("/metrics")).text
 
-    ratios = re.findall(r'detr_selftest_error_ratio\{error="(\w+)"\} (\S+)', metrics)
-    assert "detr_selftest_passed 1.0" in metrics
+    ratios = re.findall(r'detr_selftest_error_ratio\{error="(\w+)",model="toy"\} (\S+)', metrics)
+    assert 'detr_selftest_passed{model="toy"} 1.0' in metrics
     assert [name for name, _ in ratios] == ["score", "shift", "box_px", "lost"]
     assert max(float(ratio) for _, ratio in ratios) < 0.01
 

@@ -1,0 +1,143 @@
+"""One of the models that are served: its detector, and how another takes its place."""
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
+
+from bundle.detect import Found
+from bundle.manifest import Bundle
+from service.detector import Detector
+from service.errors import NotReady, ServiceError
+from service.image_decoder import ImageDecoder
+from service.metrics import Metrics, Stopwatch
+from service.settings import BundlePlace, Settings
+from service.startup import CannotStart, OpenEngine, load_bundle
+from service.uploads import Upload
+
+logger = logging.getLogger(__name__)
+
+
+class Answered(NamedTuple):
+    """What was found in the images of a request, and by which detector."""
+
+    detector: Detector
+    found: list[Found]
+
+
+class Shared(NamedTuple):
+    """What all models have in common.
+
+    Attributes:
+        depth_of_all: images admitted and not yet started, for any model.
+        on_failure: called when a model can be served no more, with the reason.
+    """
+
+    settings: Settings
+    metrics: Metrics
+    decoder: ImageDecoder
+    open_engine: OpenEngine
+    depth_of_all: Callable[[], int]
+    on_failure: Callable[[str], None]
+
+
+class ServedModel:
+    """A model under its name: the detector that serves it now, and its successors.
+
+    Args:
+        place: where its bundle lies, and the successors of that.
+        shared: with the other models.
+
+    Raises:
+        ValueError: the bundle is missing or damaged.
+    """
+
+    def __init__(self, place: BundlePlace, shared: Shared) -> None:
+        self._place = place
+        self._shared = shared
+        try:
+            bundle = Bundle.load(place.directory)
+        except ValueError as error:
+            raise ValueError(self._tell(error)) from error
+        self.detector = self._detector_for(bundle)
+        self.detector.publish()
+
+    @property
+    def name(self) -> str:
+        """What requests call it."""
+        return self.detector.name
+
+    async def start(self) -> None:
+        """Start the first engine.
+
+        Raises:
+            CannotStart: see `Detector.start`.
+        """
+        try:
+            await self.detector.start(self._shared.open_engine)
+        except CannotStart as error:
+            raise CannotStart(self._tell(error)) from error
+        self.detector.publish()
+
+    async def detect(
+        self, uploads: Sequence[Upload], stopwatch: Stopwatch, *, client: Hashable = None
+    ) -> Answered:
+        """See `Detector.detect`; by the detector that serves at this moment."""
+        detector = self.detector  # it closes after what it has admitted, which happens next
+        return Answered(detector, await detector.detect(uploads, stopwatch, client=client))
+
+    async def successor(self) -> Detector:
+        """A detector for the bundle that lies there now, started beside the one that serves.
+
+        Raises:
+            CannotStart: the bundle or its engine is no good.
+        """
+        try:
+            bundle = await load_bundle(self._place.directory, self._shared.settings)
+            new = self._detector_for(bundle)
+            await new.start(self._shared.open_engine)
+        except CannotStart as error:
+            raise CannotStart(self._tell(error)) from error
+        return new
+
+    async def swap(self, new: Detector) -> None:
+        """Serve with another detector from now on; return once the old one has ended its work."""
+        old, self.detector = self.detector, new
+        self._shared.metrics.forget(old.name)
+        new.publish()
+        logger.info(
+            "%s %s serves in place of %s %s",
+            *(new.model_ref.name, new.model_ref.version),
+            *(old.model_ref.name, old.model_ref.version),
+        )
+        await old.close()
+
+    def abort(self, error: ServiceError) -> None:
+        """Answer every request with an error and take no more."""
+        self.detector.abort(error)
+
+    async def close(self) -> None:
+        """Refuse what comes, finish what was admitted, release the engine."""
+        await self.detector.close()
+
+    def _detector_for(self, bundle: Bundle) -> Detector:
+        return Detector(
+            bundle,
+            self._shared.settings,
+            name=self._place.name,
+            metrics=self._shared.metrics,
+            decoder=self._shared.decoder,
+            depth_of_all=self._shared.depth_of_all,
+            on_failure=self._give_up,
+        )
+
+    def _give_up(self, detector: Detector, message: str) -> None:
+        """Take no more requests for a detector, and none at all if it is the one that serves."""
+        detector.abort(NotReady("the engine failed; try again soon", retry_after_s=5))
+        if detector is self.detector:
+            self._shared.on_failure(self._tell(message))
+        else:
+            logger.error("the engine before the reload is given up: %s", self._tell(message))
+
+    def _tell(self, fault: object) -> str:
+        """A fault of one of several models names it."""
+        return f"model {self._place.name!r}: {fault}" if self._place.name else str(fault)
