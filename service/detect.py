@@ -23,6 +23,7 @@ from engines.self_check import require_known_answers
 from service.image_ids import read_image_ids
 from service.render import ImageFormat, render
 from service.schemas import (
+    DEFAULT_NUM_DETECTIONS,
     CocoResult,
     DetectQuery,
     DetectResponse,
@@ -42,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         query = DetectQuery(
-            threshold=args.threshold, top_k=args.top_k, nms_iou=args.nms_iou, format=args.format
+            threshold=args.threshold,
+            num_detections=args.num_detections,
+            nms_iou=args.nms_iou,
+            format=args.format,
         )
     except ValidationError as error:
         parser.error("; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors()))
@@ -99,9 +103,10 @@ def _run(
     for directory in (draw_dir, out and out.parent):
         if directory:  # before the work, not after it
             directory.mkdir(parents=True, exist_ok=True)
+    manifest = bundle.manifest
+    most_detections = query.most_detections(manifest)
     engine = open_engine(bundle)
     require_known_answers(engine, bundle)
-    manifest = bundle.manifest
     results: list[ImageResult] = []
     for image_id, path in tqdm(images, unit="image"):
         try:
@@ -111,7 +116,7 @@ def _run(
                 [image],
                 preprocess=manifest.preprocess,
                 threshold=query.threshold,
-                top_k=query.top_k,
+                top_k=most_detections,
                 nms_iou=query.nms_iou,
             )
         except (UndecodableImage, UnsupportedImage, OSError, EngineFailure) as error:
@@ -178,10 +183,12 @@ def _parser() -> argparse.ArgumentParser:
         help="lowest score kept (default: %(default)s)",
     )
     parser.add_argument(
+        "--num-detections",
         "--top-k",
         type=int,
-        default=defaults.top_k,
-        help="most detections kept per image (default: %(default)s)",
+        metavar="N",
+        help="most detections kept per image, up to what the model has (default: "
+        f"{DEFAULT_NUM_DETECTIONS}, or what it has)",
     )
     parser.add_argument(
         "--nms-iou",

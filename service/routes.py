@@ -14,7 +14,7 @@ from bundle.manifest import ClassInfo
 from bundle.postprocess import Detections, to_detections
 from service.description import ANSWERS, BINARY, DETECT_BODY, error_responses
 from service.detector import Detector
-from service.errors import NotAcceptable, UnknownClass
+from service.errors import InvalidRequest, NotAcceptable, UnknownClass
 from service.exchange import client_of, model_of, names_of, read_request, run_images, tell_times
 from service.metrics import Stage, Stopwatch
 from service.names import did_you_mean
@@ -63,13 +63,16 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     # Before the body is read; once it has been, another bundle may serve.
     model = model_of(request, query.model)
     find_labels(query.classes, model.detector.manifest.classes)
+    most_detections = _most_detections(query, model.detector)
     stopwatch = Stopwatch()
     images = await read_request(request, read_images, model=model, stopwatch=stopwatch)
     image_format = _wanted_image(request.headers.get("accept", ""), len(images.uploads))
     detector, found = await run_images(request, images.uploads, model=model, stopwatch=stopwatch)
     with stopwatch.stage(Stage.POST):
         labels_kept = find_labels(query.classes, detector.manifest.classes)
-        detections = [_filter(one, query, labels_kept) for one in found]
+        detections = [
+            _filter(one, query, labels_kept=labels_kept, most=most_detections) for one in found
+        ]
     with stopwatch.stage(Stage.ENCODE):
         if image_format is None:
             response = _as_json(detector, images, found, detections, query.format)
@@ -199,11 +202,20 @@ def _quality(text: str) -> float:
         return 0.0
 
 
-def _filter(found: Found, query: DetectQuery, labels_kept: set[int] | None) -> Detections:
+def _most_detections(query: DetectQuery, detector: Detector) -> int:
+    try:
+        return query.most_detections(detector.manifest)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from error
+
+
+def _filter(
+    found: Found, query: DetectQuery, *, labels_kept: set[int] | None, most: int
+) -> Detections:
     return to_detections(
         *found,
         threshold=query.threshold,
-        top_k=query.top_k,
+        top_k=most,
         labels_kept=labels_kept,
         nms_iou=query.nms_iou,
     )

@@ -13,6 +13,7 @@ from bundle.preprocess import Preprocess
 
 FILE_FIELDS = ("images", "image", "file")  # what a form and a JSON body may call their images
 ID_FIELD = "image_ids"
+DEFAULT_NUM_DETECTIONS = 100  # as COCO's AP counts
 BBOX_DIGITS = 3  # a thousandth of a pixel: far below what COCO AP can see
 SCORE_DIGITS = 6
 
@@ -32,7 +33,22 @@ class DetectQuery(BaseModel):
     threshold: Annotated[
         float, Field(ge=0, le=1, description="Lowest score of a detection that is answered.")
     ] = 0.3
-    top_k: Annotated[int, Field(ge=1, description="At most so many detections an image.")] = 100
+    num_detections: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="At most so many detections an image, up to the `num_detections` of the "
+            f"model (see GET /model); else {DEFAULT_NUM_DETECTIONS}, or what it has.",
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            json_schema_extra={"deprecated": True},
+            description="An older name of `num_detections`, which may be larger than the model's.",
+        ),
+    ] = None
     classes: Annotated[
         list[str],
         Field(description="Only these classes: dataset ids or names (see GET /model); repeatable."),
@@ -54,6 +70,16 @@ class DetectQuery(BaseModel):
         OutputFormat,
         Field(description="`detections`, or `coco`: the flat list that COCO evaluators load."),
     ] = OutputFormat.DETECTIONS
+
+    def most_detections(self, manifest: Manifest) -> int:
+        """Of one image. Raises ValueError where more are asked for than the model has."""
+        limit = manifest.num_detections
+        if self.num_detections is not None and self.num_detections > limit:
+            raise ValueError(
+                f"num_detections: expected at most {limit}, which is what {manifest.name!r} finds "
+                f"in an image, got {self.num_detections}"
+            )
+        return self.num_detections or self.top_k or DEFAULT_NUM_DETECTIONS
 
 
 class Detection(BaseModel):

@@ -70,8 +70,8 @@ COMMANDS = {
     "plugins.build": [],
     "service.selftest": ["--bundle"],
     "service.detect": [
-        *("--annotations", "--bundle", "--draw", "--format", "--nms-iou", "--out"),
-        *("--threshold", "--top-k"),
+        *("--annotations", "--bundle", "--draw", "--format", "--nms-iou"),
+        *("--num-detections", "--out", "--threshold", "--top-k"),
     ],
 }
 

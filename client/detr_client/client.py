@@ -75,13 +75,17 @@ class DetrClient:
         image: ImageLike,
         *,
         threshold: float | None = None,
-        top_k: int | None = None,
+        num_detections: int | None = None,
         classes: Sequence[str] | None = None,
         nms_iou: float | None = None,
     ) -> ImageResult:
         """The detections in one image; see `detect_many`."""
         (result,) = self.detect_many(
-            [image], threshold=threshold, top_k=top_k, classes=classes, nms_iou=nms_iou
+            [image],
+            threshold=threshold,
+            num_detections=num_detections,
+            classes=classes,
+            nms_iou=nms_iou,
         )
         return result
 
@@ -90,7 +94,7 @@ class DetrClient:
         images: Sequence[ImageLike],
         *,
         threshold: float | None = None,
-        top_k: int | None = None,
+        num_detections: int | None = None,
         classes: Sequence[str] | None = None,
         nms_iou: float | None = None,
         image_ids: Sequence[int] | None = None,
@@ -100,7 +104,7 @@ class DetrClient:
         Args:
             images: paths, bytes of files, uint8 arrays (H, W[, 3 or 4]) in RGB, Pillow images.
             threshold: lowest score; the service's own unless it is given.
-            top_k: most detections an image.
+            num_detections: most of an image, up to what the model has.
             classes: names or ids of those wanted.
             nms_iou: of boxes of one class that overlap by more, only the best; unless it is
                 given, all.
@@ -109,7 +113,7 @@ class DetrClient:
         params = {
             "model": self._model,
             "threshold": threshold,
-            "top_k": top_k,
+            "num_detections": num_detections,
             "classes": classes,
             "nms_iou": nms_iou,
         }
@@ -185,13 +189,17 @@ class AsyncDetrClient:
         image: ImageLike,
         *,
         threshold: float | None = None,
-        top_k: int | None = None,
+        num_detections: int | None = None,
         classes: Sequence[str] | None = None,
         nms_iou: float | None = None,
     ) -> ImageResult:
         """The detections in one image; see `DetrClient.detect_many`."""
         (result,) = await self.detect_many(
-            [image], threshold=threshold, top_k=top_k, classes=classes, nms_iou=nms_iou
+            [image],
+            threshold=threshold,
+            num_detections=num_detections,
+            classes=classes,
+            nms_iou=nms_iou,
         )
         return result
 
@@ -200,7 +208,7 @@ class AsyncDetrClient:
         images: Sequence[ImageLike],
         *,
         threshold: float | None = None,
-        top_k: int | None = None,
+        num_detections: int | None = None,
         classes: Sequence[str] | None = None,
         nms_iou: float | None = None,
         image_ids: Sequence[int] | None = None,
@@ -209,7 +217,7 @@ class AsyncDetrClient:
         params = {
             "model": self._model,
             "threshold": threshold,
-            "top_k": top_k,
+            "num_detections": num_detections,
             "classes": classes,
             "nms_iou": nms_iou,
         }

@@ -8,6 +8,7 @@ const $ = (id) => document.getElementById(id);
 const MODEL = new URLSearchParams(location.search).get("model"); // else the first that is served
 
 let answer = null; // the last response, all scores
+const everything = { threshold: 0 }; // asked for, so that the slider only has to filter
 let pending = null; // AbortController of the request in flight
 let labels = new Map(); // class id -> its position, which gives the colour
 
@@ -31,6 +32,7 @@ async function loadModel() {
     const ap = model.metrics.AP === undefined ? "" : `, AP ${model.metrics.AP.toFixed(3)}`;
     $("model").textContent =
       `${model.name} (${model.variant.replace("_", "-")}), ${model.classes.length} classes${ap}`;
+    everything.num_detections = model.num_detections;
     labels = new Map(model.classes.map((info, label) => [info.id, label]));
     model.samples.forEach((path, index) => $("samples").append(sampleButton(path, index)));
     $("samples-view").hidden = model.samples.length === 0;
@@ -98,7 +100,7 @@ async function detect(blob, name) {
     const form = new FormData();
     form.append("images", blob, name);
     const started = performance.now();
-    const response = await fetch(`detect?${query({ threshold: 0 })}`, { method: "POST", body: form, signal });
+    const response = await fetch(`detect?${query(everything)}`, { method: "POST", body: form, signal });
     const body = await response.json();
     if (signal.aborted) return;
     if (!response.ok) {

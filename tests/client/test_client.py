@@ -69,14 +69,14 @@ def test_many_images_share_requests_and_keep_their_order(
 
 def test_parameters_reach_the_service(address: str, photo: Path) -> None:
     with DetrClient(address) as client:
-        result = client.detect(photo, threshold=0, top_k=1, classes=["green", "30"])
+        result = client.detect(photo, threshold=0, num_detections=1, classes=["green", "30"])
 
     assert names(result) == ["green"]
 
 
 def test_results_become_those_of_coco(address: str, photo: Path) -> None:
     with DetrClient(address) as client:
-        results = client.detect_many([photo], image_ids=[7], top_k=1)
+        results = client.detect_many([photo], image_ids=[7], num_detections=1)
 
     (entry,) = coco_results(results)
     assert entry == {

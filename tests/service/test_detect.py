@@ -235,7 +235,7 @@ def test_a_folder_is_no_output_file(
     ("args", "message"),
     [
         (["--threshold", "1.5"], "threshold: Input should be less than or equal to 1"),
-        (["--top-k", "0"], "top_k: Input should be greater than or equal to 1"),
+        (["--num-detections", "0"], "num_detections: Input should be greater than or equal to 1"),
         (["--format", "xml"], "invalid choice"),
     ],
 )
@@ -259,3 +259,12 @@ def test_a_folder_without_images_is_refused(
         run(tmp_path)
 
     assert "no .jpeg, .jpg, .png, .webp files in" in capsys.readouterr().err
+
+
+def test_more_detections_than_the_model_has_are_refused_at_once(
+    run: Callable[..., int], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = run(photos, "--num-detections", "4")
+
+    assert status == 2
+    assert "expected at most 3, which is what 'toy' finds" in capsys.readouterr().err

@@ -103,7 +103,10 @@ async def test_coco_results_carry_the_ids_of_the_client(
     [
         ("", ["red"]),
         ("threshold=0", ["red", "green"]),
+        ("threshold=0&num_detections=1", ["red"]),
+        ("threshold=0&num_detections=3", ["red", "green"]),
         ("threshold=0&top_k=1", ["red"]),
+        ("threshold=0&top_k=1000", ["red", "green"]),
         ("threshold=0.95", []),
         ("threshold=0&classes=green", ["green"]),
         ("threshold=0&classes=20", ["green"]),
