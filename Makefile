@@ -37,7 +37,7 @@ home = $(if $(filter ~/%,$(firstword $(1))),$(patsubst ~/%,$(HOME)/%,$(1)),$(1))
 quote = '$(subst ','\'',$(call home,$(1)))'
 option = $(if $($(1)),--$(2) $(call quote,$($(1))))
 
-.PHONY: help serve detect train evaluate export weights install plugins browser test test-fast test-gpu bench-gpu lint check lock clean
+.PHONY: help serve detect train evaluate export weights install plugins browser peers test test-fast test-gpu bench-gpu lint check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -116,6 +116,15 @@ browser: ## install Chromium for the test of the page, where apt-get may be used
 	fi; \
 	echo 'no Chromium: the tests of the page will be skipped'
 
+peers: ## install HAProxy and Prometheus for the tests of deployment, where apt-get may be used
+	@command -v prometheus >/dev/null && PATH="$$PATH:/usr/sbin" command -v haproxy >/dev/null && exit; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo 'installing HAProxy and Prometheus'; \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends haproxy prometheus \
+			>/dev/null && exit; \
+	fi; \
+	echo 'no HAProxy or no Prometheus: the tests that need them will be skipped'
+
 RESOLVE = $(BIN)/pip install --quiet --dry-run --ignore-installed
 
 lock: $(VENV)/pip.stamp ## resolve the newest allowed version of everything into constraints.txt
@@ -136,7 +145,7 @@ lock: $(VENV)/pip.stamp ## resolve the newest allowed version of everything into
 SIDE_BY_SIDE = --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # All tests are held to the coverage that pyproject.toml asks for; a part of them covers a part.
-test: install browser ## run all tests and measure their coverage, or run some [ARGS=]
+test: install browser peers ## run all tests and measure their coverage, or run some [ARGS=]
 	$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE) --cov)
 
 test-fast: install ## run the tests that take less than ten seconds each [ARGS=]

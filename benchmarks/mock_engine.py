@@ -21,12 +21,23 @@ class MockEngine:
     name = "mock"
     info = EngineInfo("mock", "fp32", STANDARD_FORM, threads=1, streams=1)
     gpu_memory_bytes = 0
-    max_batch_size = MAX_BATCH_SIZE
+
+    def __init__(
+        self,
+        fixed_ms: float = FIXED_MS,
+        image_ms: float = IMAGE_MS,
+        *,
+        max_batch_size: int = MAX_BATCH_SIZE,
+    ) -> None:
+        """A batch of b images takes fixed_ms + b * image_ms."""
+        self.fixed_ms = fixed_ms
+        self.image_ms = image_ms
+        self.max_batch_size = max_batch_size
 
     def run(self, images: np.ndarray, padding_mask: np.ndarray) -> RawOutput:
         """The same answer for every image, after the time that the batch takes."""
         batch_size = len(images)
-        time.sleep((FIXED_MS + IMAGE_MS * batch_size) / 1e3)
+        time.sleep((self.fixed_ms + self.image_ms * batch_size) / 1e3)
         return RawOutput(
             scores=np.tile(np.linspace(0.9, 0.1, 100, dtype=np.float32), (batch_size, 1)),
             labels=np.zeros((batch_size, 100), np.int64),

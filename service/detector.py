@@ -19,6 +19,7 @@ from bundle.preprocess import (
 from engines.base import Engine, EngineInfo
 from service.batching.batcher import BatchReport, DynamicBatcher, Patience
 from service.batching.ticket import Ticket
+from service.drift import count_found
 from service.errors import EngineFailure, NotReady, Overloaded, ServiceError
 from service.image_decoder import ImageDecoder
 from service.metrics import Metrics, Stage, Stopwatch
@@ -163,6 +164,7 @@ class Detector:
             stopwatch.seconds[Stage.QUEUE] = ticket.wait_s
             stopwatch.seconds[Stage.INFER] = ticket.run_s
         self._metrics.images.labels(self.name).inc(len(uploads))
+        count_found(self._metrics, outputs, model=self.name, classes=self.manifest.classes)
         return [
             Found(output, geometry) for output, (_, geometry) in zip(outputs, prepared, strict=True)
         ]

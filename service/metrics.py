@@ -14,6 +14,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _PIXELS = (1e4, 1e5, 3e5, 1e6, 2e6, 5e6, 1e7, 2e7, 5e7, 1e8)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64)
 _FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1)
+_SCORES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 
 class Stage(StrEnum):
@@ -83,6 +84,19 @@ class Metrics:
             "Part of a batch's pixels that is padding.",
             ["model"],
             buckets=_FRACTIONS,
+            registry=registry,
+        )
+        self.scores = Histogram(
+            "detr_score",
+            "Scores of detections from 0.1 on, by model, whatever the request's threshold.",
+            ["model"],
+            buckets=_SCORES,
+            registry=registry,
+        )
+        self.detections = Counter(
+            "detr_detections",
+            "Detections with a score of 0.3 or more, by model and class.",
+            ["model", "class_name"],
             registry=registry,
         )
         self.engine_failures = Counter(

@@ -73,17 +73,17 @@ def test_every_compose_service_is_confined(name):
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["deploy"]["resources"]["limits"]["memory"]
-    assert service["profiles"] in (["cpu"], ["gpu"])
+    assert service["profiles"] in (["cpu"], ["replicas"], ["gpu"])
 
 
-@pytest.mark.parametrize("name", ["service", "service-gpu"])
-def test_the_service_is_reachable_from_this_machine_only_until_told_otherwise(name):
-    (port,) = SERVICES[name]["ports"]
+def test_the_services_are_reachable_from_this_machine_only_until_told_otherwise():
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
 
-    assert port.startswith("127.0.0.1:")
+    assert published.keys() == {"service", "service-gpu", "proxy", "prometheus", "grafana"}
+    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
 
 
-@pytest.mark.parametrize("name", ["service", "service-gpu"])
+@pytest.mark.parametrize("name", ["service", "replica", "service-gpu"])
 def test_compose_gives_the_service_settings_that_it_has(name):
     # What compose makes of ${NAME:-default} where NAME is not set.
     given = {name.lower().removeprefix("detr_"): re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)

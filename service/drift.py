@@ -1,0 +1,25 @@
+"""What a model finds, counted by score and class, so that a change in what it is shown is seen."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bundle.manifest import ClassInfo
+from bundle.postprocess import ImageOutput
+from service.metrics import Metrics
+
+SCORE_FLOOR = 0.1  # below it lies what a model is nearly sure is nothing
+COUNTED_SCORE = 0.3  # of a detection that counts for its class
+
+
+def count_found(
+    metrics: Metrics, outputs: Sequence[ImageOutput], *, model: str, classes: Sequence[ClassInfo]
+) -> None:
+    """Count what was found in some images, whatever the threshold of their request."""
+    for output in outputs:
+        scores = metrics.scores.labels(model)
+        for score in output.scores[output.scores >= SCORE_FLOOR].tolist():
+            scores.observe(score)
+        counted = output.labels[output.scores >= COUNTED_SCORE]
+        for label, count in zip(*np.unique(counted, return_counts=True), strict=True):
+            metrics.detections.labels(model, classes[label].name).inc(int(count))
