@@ -3,7 +3,13 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
-from bundle.postprocess import Detections, ImageOutput, RawOutput, to_detections
+from bundle.postprocess import (
+    Detections,
+    Float32Array,
+    ImageOutput,
+    RawOutput,
+    to_detections,
+)
 from bundle.preprocess import BoolArray, Geometry, Preprocess, Uint8Array, pad_batch, prepare
 
 # images (B, H, W, 3) uint8 RGB and padding_mask (B, H, W) bool, True on padding -> their output.
@@ -54,7 +60,7 @@ def detect(
     images: Sequence[Uint8Array],
     *,
     preprocess: Preprocess,
-    threshold: float = 0.0,
+    threshold: float | Float32Array = 0.0,
     top_k: int | None = None,
     labels_kept: Collection[int] | None = None,
     nms_iou: float | None = None,

@@ -9,6 +9,7 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal, NamedTuple, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bundle.atomic import write_atomically
@@ -22,6 +23,7 @@ from bundle.layout import (
 )
 from bundle.preprocess import Preprocess
 from bundle.tensorrt_plan import TensorRTPlan
+from bundle.thresholds import DEFAULT_THRESHOLD, Float32Array, Thresholds
 
 FORMAT_VERSION: Final = 3
 REMEDY = "rebuild the bundle with `make export`"
@@ -85,6 +87,7 @@ class Manifest(_Frozen):
     # Which images may share a batch. "any": export found that padding changes no answer.
     batches: Batches = "equal_shapes"
     metrics: dict[str, float] = {}  # AP, AP50, ... on the validation set
+    thresholds: Thresholds | None = None  # None: it was not evaluated, or found nothing
     provenance: dict[str, Any] = {}
     samples: tuple[str, ...] = ()
     files: dict[str, str] = {}  # every other file -> SHA-256; filled in by `save`
@@ -94,7 +97,21 @@ class Manifest(_Frozen):
         ids = [info.id for info in self.classes]
         if len(set(ids)) != len(ids):
             raise ValueError(f"expected distinct class ids, got {ids}")
+        if self.thresholds and (unknown := set(self.thresholds.by_class) - set(ids)):
+            raise ValueError(f"expected thresholds of classes {ids}, got {sorted(unknown)}")
         return self
+
+    @property
+    def threshold(self) -> float:
+        """The lowest score that is shown of a class without a threshold of its own."""
+        return self.thresholds.overall.threshold if self.thresholds else DEFAULT_THRESHOLD
+
+    def lowest_scores(self, threshold: float | None = None) -> Float32Array:
+        """(K,) float32, by label: the lowest score that is shown; that asked for, if one is."""
+        if threshold is None and self.thresholds:
+            return self.thresholds.lowest_scores([info.id for info in self.classes])
+        fixed = self.threshold if threshold is None else threshold
+        return np.full(len(self.classes), fixed, np.float32)
 
     @property
     def assumed(self) -> tuple[str, ...]:

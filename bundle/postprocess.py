@@ -62,7 +62,7 @@ def to_detections(
     output: ImageOutput,
     geometry: Geometry,
     *,
-    threshold: float = 0.0,
+    threshold: float | Float32Array = 0.0,
     top_k: int | None = None,
     labels_kept: Collection[int] | None = None,
     nms_iou: float | None = None,
@@ -71,13 +71,13 @@ def to_detections(
 
     Args:
         geometry: of the image.
-        threshold: lowest score kept.
+        threshold: lowest score kept, of all labels or (K,) by label; see `Manifest.lowest_scores`.
         top_k: most detections kept, counted after the other filters; None keeps all.
         labels_kept: labels of interest; None keeps all.
         nms_iou: see `without_duplicates`; None keeps all.
     """
     scores, labels, boxes = output
-    is_kept = scores >= threshold
+    is_kept = scores >= (threshold[labels] if isinstance(threshold, np.ndarray) else threshold)
     if labels_kept is not None:
         is_kept &= np.isin(labels, list(labels_kept))
     kept = np.flatnonzero(is_kept)

@@ -73,6 +73,7 @@ def write_exact(
         num_detections=num_detections,
         max_batch_size=batch_limit(model.preprocess),
         metrics=checkpoint.metrics,
+        thresholds=checkpoint.thresholds,
         provenance=_provenance(checkpoint),
         samples=tuple(samples),
     )

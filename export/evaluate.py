@@ -10,7 +10,7 @@ from bundle.manifest import Bundle
 from engines.base import EngineFailure
 from engines.load import open_engine
 from engines.self_check import require_known_answers
-from model.evaluate import add_arguments, evaluate_command
+from model.evaluate import add_arguments, evaluate_command, found_thresholds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with closing(open_engine(bundle)) as engine:
             require_known_answers(engine, bundle)
             manifest = bundle.manifest
-            evaluate_command(engine.run, manifest.preprocess, classes=manifest.classes, args=args)
+            metrics = evaluate_command(
+                engine.run, manifest.preprocess, classes=manifest.classes, args=args
+            )
+        if args.save_thresholds:
+            bundle.with_manifest(thresholds=found_thresholds(metrics)).save()
     except (ValueError, OSError, EngineFailure) as error:
         print(error, file=sys.stderr)
         return 1

@@ -165,7 +165,8 @@ def _judge_ap(made: Bundle, materials: Materials) -> Verdict:
     after = ap.measure(made, val)
     ap.require_kept(before, after, precision=precision)
     report = ap.compare(before, after, precision=precision, num_images=len(val))
-    return Verdict({"ap": report}, {"metrics": after.metrics.defined})
+    changes = {"metrics": after.metrics.defined, "thresholds": after.metrics.thresholds}
+    return Verdict({"ap": report}, changes)
 
 
 RECIPES: Mapping[Precision, Recipe] = {

@@ -100,6 +100,14 @@ def make_bundle(
         raise ValueError(
             f"{refusal}, so the bundle was not written; export with {recipe.instead}"
         ) from refusal
+    if made.manifest.thresholds:
+        log.info("detections start at the best F1, %s", made.manifest.thresholds.overall)
+    else:
+        log.warning(
+            "detections start at a score of %s for every class: the checkpoint was not evaluated; "
+            "make evaluate ARGS=--save-thresholds writes better ones into the bundle",
+            made.manifest.threshold,
+        )
     if made.manifest.batches == "equal_shapes":
         log.warning(
             "an engine gives an image another answer beside larger ones: the bundle is going to be "

@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ from bundle.atomic import write_atomically
 from bundle.detect import Predict
 from bundle.manifest import ClassInfo
 from bundle.preprocess import Preprocess
-from model.checkpoints.checkpoint_file import build_model, load_checkpoint
+from bundle.thresholds import Thresholds
+from model.checkpoints.checkpoint_file import build_model, load_checkpoint, write_checkpoint
 from model.data import digits
 from model.data.evaluation_data import open_evaluation_data
 from model.evaluation.coco_metrics import Metrics, format_report, score
@@ -43,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=(0, 0),
         metavar="ROWSxCOLUMNS",
         help="of pixels, added to every batch at the bottom and on the right; default: 0x0",
+    )
+    parser.add_argument(
+        "--save-thresholds",
+        action="store_true",
+        help="write the scores of the best F1 into what is evaluated, for detections to start from",
     )
     parser.add_argument("--limit", type=_positive, help="evaluate the first so many images only")
 
@@ -87,6 +94,14 @@ def evaluate_command(
     return metrics
 
 
+def found_thresholds(metrics: Metrics) -> Thresholds:
+    """The thresholds to be saved; ValueError where no detection is right."""
+    if metrics.thresholds is None:
+        raise ValueError("no detection is right, so there are no thresholds to save")
+    print(f"saved: best F1 at {metrics.thresholds.overall}")
+    return metrics.thresholds
+
+
 def _print_report(metrics: Metrics) -> None:
     print(format_report(metrics))
     for sentence in explain(metrics):
@@ -101,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     source.add_argument("--results", type=Path, help="detections in COCO's results format")
     add_arguments(parser)
     args = parser.parse_args(argv)
+    if args.results is not None and args.save_thresholds:
+        parser.error("--save-thresholds writes into a checkpoint; --results has none")
     try:
         if args.results is not None:
             dataset = open_evaluation_data(args.data, args.split, classes=digits.CLASSES)
@@ -110,9 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             checkpoint = load_checkpoint(args.checkpoint)
             model = DetectionModel(build_model(checkpoint), checkpoint.config.preprocess)
             model.to("cuda" if torch.cuda.is_available() else "cpu")
-            evaluate_command(
+            metrics = evaluate_command(
                 torch_predictor(model), model.preprocess, classes=checkpoint.classes, args=args
             )
+            if args.save_thresholds:
+                with_thresholds = replace(checkpoint, thresholds=found_thresholds(metrics))
+                write_checkpoint(with_thresholds, args.checkpoint)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -161,8 +161,11 @@ def train(
                         classes=data.classes,
                         provenance=_provenance(config, data, state),
                         metrics=metrics.defined,
+                        thresholds=metrics.thresholds,
                     )
                 save_state()
+                if progress.epoch == config.epochs and metrics.thresholds:
+                    log.info("best F1 at %s", metrics.thresholds.overall)
                 if progress.epoch == config.epochs and "AP" in metrics.defined:
                     log.info(
                         padding_report(

@@ -115,7 +115,7 @@ def _run(
                 engine.run,
                 [image],
                 preprocess=manifest.preprocess,
-                threshold=query.threshold,
+                threshold=manifest.lowest_scores(query.threshold),
                 top_k=most_detections,
                 nms_iou=query.nms_iou,
             )
@@ -179,8 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threshold",
         type=float,
-        default=defaults.threshold,
-        help="lowest score kept (default: %(default)s)",
+        help="lowest score kept (default: the bundle's own, for each class)",
     )
     parser.add_argument(
         "--num-detections",

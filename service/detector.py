@@ -87,6 +87,12 @@ class Detector:
                 "only images of equal shape share a batch: export did not find that padding "
                 "changes no answer of this bundle; rebuild it with `make export`"
             )
+        if self.manifest.thresholds is None:
+            logger.info(
+                "a request without a threshold gets scores from %s on: the bundle has no "
+                "thresholds of its own; make evaluate ARGS=--save-thresholds writes them",
+                self.manifest.threshold,
+            )
         for sentence in self.manifest.assumed:
             logger.warning("assumed when the weights were converted: %s", sentence)
         factor = self._settings.hang_factor

@@ -70,8 +70,16 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     detector, found = await run_images(request, images.uploads, model=model, stopwatch=stopwatch)
     with stopwatch.stage(Stage.POST):
         labels_kept = find_labels(query.classes, detector.manifest.classes)
+        lowest_scores = detector.manifest.lowest_scores(query.threshold)
         detections = [
-            _filter(one, query, labels_kept=labels_kept, most=most_detections) for one in found
+            to_detections(
+                *one,
+                threshold=lowest_scores,
+                top_k=most_detections,
+                labels_kept=labels_kept,
+                nms_iou=query.nms_iou,
+            )
+            for one in found
         ]
     with stopwatch.stage(Stage.ENCODE):
         if image_format is None:
@@ -150,6 +158,8 @@ async def model(
         max_batch_size=detector.max_batch_size,
         batches=manifest.batches,
         metrics=manifest.metrics,
+        threshold=manifest.threshold,
+        thresholds=manifest.thresholds,
         provenance=manifest.provenance,
         samples=list(manifest.samples),
     )
@@ -207,18 +217,6 @@ def _most_detections(query: DetectQuery, detector: Detector) -> int:
         return query.most_detections(detector.manifest)
     except ValueError as error:
         raise InvalidRequest(str(error)) from error
-
-
-def _filter(
-    found: Found, query: DetectQuery, *, labels_kept: set[int] | None, most: int
-) -> Detections:
-    return to_detections(
-        *found,
-        threshold=query.threshold,
-        top_k=most,
-        labels_kept=labels_kept,
-        nms_iou=query.nms_iou,
-    )
 
 
 def _as_json(

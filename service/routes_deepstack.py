@@ -16,7 +16,7 @@ from service.errors import InvalidRequest, NoImage
 from service.exchange import model_of, read_request, run_images, tell_times
 from service.form import read_form
 from service.metrics import Stage, Stopwatch
-from service.schemas import SCORE_DIGITS, DetectQuery
+from service.schemas import SCORE_DIGITS
 from service.settings import Settings
 from service.uploads import Upload
 
@@ -36,7 +36,7 @@ _BODY = {
                         "type": "number",
                         "minimum": 0,
                         "maximum": 1,
-                        "default": DetectQuery().threshold,
+                        "description": "The model's own for each class, unless it is given.",
                     },
                 },
             }
@@ -76,7 +76,7 @@ class Failure(BaseModel):
 
 class _Sent(NamedTuple):
     upload: Upload
-    threshold: float
+    threshold: float | None
 
 
 @router.post(
@@ -98,7 +98,9 @@ async def detection(request: Request) -> Response:
     sent = await read_request(request, _read, model=model, stopwatch=stopwatch)
     detector, (found,) = await run_images(request, [sent.upload], model=model, stopwatch=stopwatch)
     with stopwatch.stage(Stage.POST):
-        detections = to_detections(*found, threshold=sent.threshold)
+        detections = to_detections(
+            *found, threshold=detector.manifest.lowest_scores(sent.threshold)
+        )
     with stopwatch.stage(Stage.ENCODE):
         answer = Predictions(
             predictions=_predictions(detections, detector.manifest.classes),
@@ -138,8 +140,10 @@ def _what_is_there(form: FormData) -> str:
     )
 
 
-def _threshold(form: FormData) -> float:
-    text = form.get(_THRESHOLD_FIELD, str(DetectQuery().threshold))
+def _threshold(form: FormData) -> float | None:
+    if _THRESHOLD_FIELD not in form:
+        return None
+    text = form[_THRESHOLD_FIELD]
     try:
         threshold = float(text) if isinstance(text, str) else -1.0
     except ValueError:

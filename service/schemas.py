@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bundle.manifest import Batches, ClassInfo, Manifest, version_of
 from bundle.postprocess import Detections
 from bundle.preprocess import Preprocess
+from bundle.thresholds import Thresholds
 
 FILE_FIELDS = ("images", "image", "file")  # what a form and a JSON body may call their images
 ID_FIELD = "image_ids"
@@ -31,8 +32,14 @@ class DetectQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     threshold: Annotated[
-        float, Field(ge=0, le=1, description="Lowest score of a detection that is answered.")
-    ] = 0.3
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="Lowest score of a detection that is answered. Unless it is given, each "
+            "class has the one that is best for it: see `thresholds` of GET /model.",
+        ),
+    ] = None
     num_detections: Annotated[
         int | None,
         Field(
@@ -208,6 +215,16 @@ class ModelInfo(ModelRef):
     max_batch_size: int
     batches: Batches
     metrics: dict[str, float]
+    threshold: Annotated[
+        float, Field(description="What a request starts from for classes without their own.")
+    ]
+    thresholds: Annotated[
+        Thresholds | None,
+        Field(
+            description="The best F1 on the validation images, of all classes and by category id; "
+            "null where the model was not evaluated."
+        ),
+    ]
     provenance: dict[str, Any]
     samples: list[str]
 

@@ -52,11 +52,15 @@ def test_the_demo_bundle_has_the_ap_that_its_manifest_says(tmp_path: Path) -> No
     _run("export.evaluate", "--bundle", DEMO, "--out", tmp_path / "results.json")
 
     results = json.loads((tmp_path / "results.json").read_text())
-    measured = score(DigitsDataset("val").ground_truth(), results).numbers["AP"]
+    measured = score(DigitsDataset("val").ground_truth(), results)
     manifest = Manifest.load(DEMO)
     # The manifest's is that of the checkpoint, measured in PyTorch.
-    assert measured == pytest.approx(manifest.metrics["AP"], abs=1e-3)
-    assert measured >= 0.60
+    assert measured.numbers["AP"] == pytest.approx(manifest.metrics["AP"], abs=1e-3)
+    assert measured.numbers["AP"] >= 0.60
+    assert measured.thresholds is not None
+    assert manifest.thresholds is not None
+    f1 = measured.thresholds.overall.f1
+    assert f1 == pytest.approx(manifest.thresholds.overall.f1, abs=2e-3)
 
 
 def test_results_collected_over_http_have_that_ap_too(

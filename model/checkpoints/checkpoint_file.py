@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bundle.atomic import write_atomically
 from bundle.manifest import ClassInfo
+from bundle.thresholds import Thresholds
 from model.checkpoints.file_kind import name_foreign_kind, require_checkpoint
 from model.config import TrainConfig
 from model.network.deformable_detr import DeformableDetr
@@ -32,6 +33,7 @@ class _Header(BaseModel):
     classes: tuple[ClassInfo, ...]
     provenance: dict[str, Any]
     metrics: dict[str, float]
+    thresholds: Thresholds | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Checkpoint:
         provenance: where the weights come from; free-form JSON.
         metrics: measured accuracy, e.g. {"AP": 0.44}.
         state_dict: tensors under the names of `DeformableDetr`, on the CPU.
+        thresholds: the scores of the best F1 where it was evaluated.
     """
 
     path: Path
@@ -52,6 +55,7 @@ class Checkpoint:
     provenance: dict[str, Any]
     metrics: dict[str, float]
     state_dict: dict[str, Tensor]
+    thresholds: Thresholds | None = None
 
     def __post_init__(self) -> None:
         if len(self.classes) != self.config.model.num_classes:
@@ -68,6 +72,7 @@ class Checkpoint:
             classes=self.classes,
             provenance=self.provenance,
             metrics=self.metrics,
+            thresholds=self.thresholds,
         ).model_dump(mode="json")
 
 
@@ -79,6 +84,7 @@ def save_checkpoint(
     classes: Iterable[ClassInfo],
     provenance: Mapping[str, Any],
     metrics: Mapping[str, float],
+    thresholds: Thresholds | None = None,
 ) -> None:
     """Writes the model's state; the file appears whole or not at all.
 
@@ -87,8 +93,9 @@ def save_checkpoint(
         OSError: the disk is full or not writable; a file that was there before is untouched.
     """
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    origin = dict(provenance), dict(metrics)
     write_checkpoint(
-        Checkpoint(Path(path), config, tuple(classes), dict(provenance), dict(metrics), state), path
+        Checkpoint(Path(path), config, tuple(classes), *origin, state, thresholds), path
     )
 
 
@@ -150,7 +157,8 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     except SafetensorError as error:
         kind = name_foreign_kind(path) or f"not a whole safetensors file ({error}); {advice}"
         raise ValueError(f"{path} is {kind}") from error
-    return Checkpoint(path, header.config, header.classes, header.provenance, header.metrics, state)
+    origin = header.provenance, header.metrics
+    return Checkpoint(path, header.config, header.classes, *origin, state, header.thresholds)
 
 
 def _parse_header(path: Path, text: str) -> _Header:

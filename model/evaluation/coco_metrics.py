@@ -8,6 +8,8 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from bundle.manifest import ClassInfo
+from bundle.thresholds import OperatingPoint, Thresholds
+from model.evaluation.best_thresholds import best_thresholds
 
 # (name, what it is over), in the order in which COCO's evaluation gives them
 _NUMBERS = (
@@ -39,12 +41,14 @@ class Metrics:
         per_class: in the order of the ground truth's categories.
         results: detections in COCO's results format.
         ground_truth: what they were scored against, in COCO's format.
+        thresholds: the scores of the best F1; None where no detection is right.
     """
 
     numbers: dict[str, float]
     per_class: tuple[ClassMetrics, ...]
     results: list[dict[str, Any]]
     ground_truth: dict[str, Any]
+    thresholds: Thresholds | None
 
     @property
     def defined(self) -> dict[str, float]:
@@ -60,17 +64,17 @@ def score(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> Metric
         for number, entry in enumerate(ground_truth["annotations"], start=1)
     ]
     truth = COCO({**ground_truth, "annotations": annotations})
-    evaluation = COCOeval_faster(
-        truth, truth.loadRes([dict(result) for result in results]), "bbox",
-        print_function=_say_nothing,
-    )  # fmt: skip
+    detections = truth.loadRes([dict(result) for result in results])
+    evaluation = COCOeval_faster(truth, detections, "bbox", print_function=_say_nothing)
     evaluation.run()
     values = [float(value) for value in evaluation.stats]
     numbers = {
         name: value if value >= 0 else math.nan
         for (name, _), value in zip(_NUMBERS, values, strict=True)
     }
-    return Metrics(numbers, _score_classes(evaluation, ground_truth), results, ground_truth)
+    per_class = _score_classes(evaluation, ground_truth)
+    thresholds = best_thresholds(truth, detections)
+    return Metrics(numbers, per_class, results, ground_truth, thresholds)
 
 
 def _score_classes(
@@ -99,16 +103,29 @@ def _mean_defined(precision: np.ndarray) -> float:
 
 
 def format_report(metrics: Metrics) -> str:
-    """The table of AP by class and the twelve numbers, as text."""
+    """The table of AP and best threshold by class, and the twelve numbers, as text."""
     width = max((len(entry.info.name) for entry in metrics.per_class), default=5)
-    lines = [f"{'class':<{width}}  {'boxes':>6}  {'AP':>5}  {'AP50':>5}"]
+    by_class = metrics.thresholds.by_class if metrics.thresholds else {}
+    header = f"{'class':<{width}}  {'boxes':>6}  {'AP':>5}  {'AP50':>5}"
+    lines = [f"{header}  best F1  at score  precision  recall"]
     for entry in metrics.per_class:
         values = f"{_format(entry.ap):>5}  {_format(entry.ap50):>5}"
-        lines.append(f"{entry.info.name:<{width}}  {entry.num_boxes:>6}  {values}")
+        point = _format_point(by_class.get(entry.info.id))
+        lines.append(f"{entry.info.name:<{width}}  {entry.num_boxes:>6}  {values}  {point}")
+    overall = _format_point(metrics.thresholds.overall if metrics.thresholds else None)
+    lines.append(f"{'all':<{width}}  {sum(entry.num_boxes for entry in metrics.per_class):>6}"
+                 f"  {'':5}  {'':5}  {overall}")  # fmt: skip
     lines.append("")
     for name, meaning in _NUMBERS:
         lines.append(f"{name:<5}  {_format(metrics.numbers[name]):>5}  {meaning}")
     return "\n".join(lines)
+
+
+def _format_point(point: OperatingPoint | None) -> str:
+    if point is None:
+        return f"{'n/a':>7}  {'n/a':>8}  {'n/a':>9}  {'n/a':>6}"
+    numbers = f"{point.f1:>7.3f}  {point.threshold:>8.2f}"
+    return f"{numbers}  {point.precision:>9.3f}  {point.recall:>6.3f}"
 
 
 def _format(value: float) -> str:

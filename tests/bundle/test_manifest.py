@@ -9,6 +9,7 @@ import pytest
 from bundle.manifest import ClassInfo, Manifest
 from bundle.preprocess import Preprocess
 from bundle.tensorrt_plan import Fingerprint, TensorRTPlan, default_profiles
+from bundle.thresholds import OperatingPoint, Thresholds
 from tests.toy_bundle import TOY_CLASSES, make_toy_bundle
 
 
@@ -33,6 +34,38 @@ def test_a_saved_manifest_loads_as_it_was(tmp_path: Path) -> None:
     saved = make_toy_bundle(tmp_path / "toy")
 
     assert Manifest.load(tmp_path / "toy") == saved
+
+
+def test_thresholds_come_back_as_they_were(bundle: Path) -> None:
+    thresholds = Thresholds(
+        overall=OperatingPoint(threshold=0.4, precision=0.5, recall=1),
+        by_class={20: OperatingPoint(threshold=0.7, precision=1, recall=0.25)},
+    )
+
+    Manifest.load(bundle).model_copy(update={"thresholds": thresholds}).save(bundle)
+
+    loaded = Manifest.load(bundle)
+    assert loaded.thresholds == thresholds
+    assert loaded.lowest_scores().tolist() == pytest.approx([0.4, 0.7, 0.4])
+    assert loaded.lowest_scores(0.1).tolist() == pytest.approx([0.1] * 3)
+
+
+def test_a_bundle_from_before_there_were_thresholds_starts_at_a_fixed_one(bundle: Path) -> None:
+    content = json.loads((bundle / "manifest.json").read_text())
+    del content["thresholds"]
+    (bundle / "manifest.json").write_text(json.dumps(content))
+
+    assert Manifest.load(bundle).lowest_scores().tolist() == pytest.approx([0.3] * 3)
+
+
+def test_a_threshold_of_an_unknown_class_is_refused(
+    bundle: Path, edit: Callable[..., None]
+) -> None:
+    point = {"threshold": 0.4, "precision": 0.5, "recall": 1}
+    edit(thresholds={"overall": point, "by_class": {"40": point}})
+
+    with pytest.raises(ValueError, match=r"thresholds of classes \[10, 20, 30\], got \[40\]"):
+        Manifest.load(bundle)
 
 
 def test_every_file_is_hashed(toy_bundle: Path) -> None:

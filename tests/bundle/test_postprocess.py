@@ -30,6 +30,12 @@ def test_the_threshold_is_inclusive() -> None:
     np.testing.assert_array_equal(found.scores, SCORES[:3])
 
 
+def test_every_label_may_have_its_own_threshold() -> None:
+    found = to_detections(OUTPUT, GEOMETRY, threshold=np.array([0, 1, 0.5], np.float32))
+
+    np.testing.assert_array_equal(found.scores, SCORES[(LABELS == 0) | (SCORES >= 0.5)])
+
+
 def test_top_k_counts_only_the_labels_kept() -> None:
     found = to_detections(OUTPUT, GEOMETRY, top_k=2, labels_kept={2, 1})
 

@@ -13,6 +13,7 @@ from filelock import FileLock
 from onnxscript import optimizer
 
 from bundle.manifest import Bundle, ClassInfo, Manifest
+from bundle.thresholds import OperatingPoint, Thresholds
 from export.recipe import export_bundle
 from model.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint
 from model.config import TrainConfig, Variant
@@ -118,7 +119,13 @@ def write_checkpoint(variant: Variant, path: Path) -> None:
         classes = list(digits.CLASSES)
     metrics = {"AP": 0.25}
     save_checkpoint(
-        path, detector, config=config, classes=classes, provenance={"seed": 5}, metrics=metrics
+        path,
+        detector,
+        config=config,
+        classes=classes,
+        provenance={"seed": 5},
+        metrics=metrics,
+        thresholds=Thresholds(overall=OperatingPoint(threshold=0.4, precision=0.5, recall=0.5)),
     )
 
 

@@ -125,6 +125,7 @@ def test_a_bundle_loads_and_tells_where_it_comes_from(exported, variant):
     assert manifest.variant == variant
     assert manifest.classes == checkpoint.classes
     assert manifest.metrics == checkpoint.metrics
+    assert manifest.thresholds == checkpoint.thresholds is not None
     assert manifest.provenance["weights"] == checkpoint.provenance
     assert manifest.provenance["config"] == "tiny"
     assert manifest.provenance["versions"]["torch"].startswith(torch.__version__.split("+")[0])

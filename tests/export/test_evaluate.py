@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import model.evaluate
+from bundle.manifest import Bundle
 from export.evaluate import main
 from model.config import Variant
 
@@ -42,3 +43,16 @@ def test_a_damaged_bundle_is_named(exported, tmp_path, capsys):
 
     assert status == 1
     assert "weights.bin: the manifest names it, but it is missing" in capsys.readouterr().err
+
+
+def test_thresholds_are_saved_in_the_bundle(tmp_path, capsys):
+    directory = shutil.copytree("bundles/demo", tmp_path / "demo")
+    Bundle.load(directory).with_manifest(thresholds=None).save()
+
+    status = main(["--bundle", str(directory), "--limit", "10", "--save-thresholds"])
+
+    thresholds = Bundle.load(directory).manifest.thresholds
+    assert status == 0
+    assert thresholds is not None
+    assert f"saved: best F1 at {thresholds.overall}" in capsys.readouterr().out
+    assert thresholds.overall.f1 > 0.7

@@ -1,6 +1,7 @@
 """Evaluation end to end: preparation, prediction, scaling back, scoring."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from bundle.manifest import ClassInfo
 from bundle.postprocess import RawOutput
 from bundle.preprocess import Preprocess
-from model.checkpoints.checkpoint_file import save_checkpoint
+from model.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint
 from model.configs import demo, tiny
 from model.data.coco import CocoDataset
 from model.data.digits import CLASSES, DigitsDataset
@@ -210,9 +211,42 @@ def test_the_command_prints_the_report_and_writes_coco_results(checkpoint, tmp_p
     results = json.loads(out.read_text())
     assert status == 0
     assert "\nAP     0." in printed
-    assert printed.count("\n") == 1 + 80 + 1 + 12 + 1
+    assert printed.count("\n") == 1 + 80 + 1 + 1 + 12 + 1
     assert len(results) == 3 * tiny().model.num_detections
     assert set(results[0]) == {"image_id", "category_id", "bbox", "score"}
+
+
+def test_no_thresholds_are_saved_where_no_detection_is_right(checkpoint, tmp_path, capsys):
+    path = Path(shutil.copy(checkpoint, tmp_path))
+
+    status = main([
+        "--checkpoint", str(path), "--data", str(FIXTURE), "--limit", "1", "--save-thresholds",
+    ])  # fmt: skip
+
+    assert status == 1
+    assert "no detection is right, so there are no thresholds" in capsys.readouterr().err
+    assert path.read_bytes() == checkpoint.read_bytes()
+
+
+def test_thresholds_are_saved_in_the_checkpoint(checkpoint, tmp_path, capsys):
+    path, out = Path(shutil.copy(checkpoint, tmp_path)), tmp_path / "results.json"
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    content = json.loads((FIXTURE / "instances.json").read_text())
+    content |= {"images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 48}]}
+    arguments = ["--checkpoint", str(path), "--data", str(tmp_path)]
+    (tmp_path / "val.json").write_text(json.dumps(content | {"annotations": []}))
+    main([*arguments, "--out", str(out)])
+    (best,) = json.loads(out.read_text())[:1]
+    (tmp_path / "val.json").write_text(json.dumps(content | {"annotations": [{"id": 1, **best}]}))
+
+    status = main([*arguments, "--save-thresholds"])
+
+    thresholds = load_checkpoint(path).thresholds
+    assert status == 0
+    assert thresholds is not None
+    assert f"saved: best F1 at {thresholds.overall}" in capsys.readouterr().out
+    assert thresholds.overall.recall == 1
+    assert 0 < thresholds.overall.threshold <= best["score"]
 
 
 def test_written_results_have_the_same_ap_again(checkpoint, tmp_path, capsys):

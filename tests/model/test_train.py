@@ -180,4 +180,7 @@ def test_two_images_are_learnt_by_heart(tmp_path: Path) -> None:
 
     train(config, open_data(config, directory), out_dir=tmp_path / "out")
 
-    assert load_checkpoint(tmp_path / "out" / "best.safetensors").metrics["AP"] > 0.8
+    best = load_checkpoint(tmp_path / "out" / "best.safetensors")
+    assert best.metrics["AP"] > 0.8
+    assert best.thresholds is not None
+    assert best.thresholds.overall.f1 > 0.8

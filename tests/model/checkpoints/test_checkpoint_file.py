@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from bundle.manifest import ClassInfo
+from bundle.thresholds import OperatingPoint, Thresholds
 from model.checkpoint import main
 from model.checkpoints.checkpoint_file import (
     METADATA_KEY,
@@ -64,6 +65,25 @@ def test_every_configuration_comes_back_equal(tmp_path: Path, config: TrainConfi
     write_checkpoint(Checkpoint(path, config, _classes(config.model.num_classes), {}, {}, {}), path)
 
     assert load_checkpoint(path).config == config
+
+
+def test_thresholds_come_back(saved: Path) -> None:
+    point = OperatingPoint(threshold=0.4, precision=0.5, recall=1)
+    thresholds = Thresholds(overall=point, by_class={1: point})
+
+    write_checkpoint(replace(load_checkpoint(saved), thresholds=thresholds), saved)
+
+    assert load_checkpoint(saved).thresholds == thresholds
+
+
+def test_a_checkpoint_from_before_there_were_thresholds_has_none(saved: Path) -> None:
+    checkpoint = load_checkpoint(saved)
+    header = checkpoint.header()
+    del header["thresholds"]
+    metadata = {METADATA_KEY: json.dumps(header)}
+    saved.write_bytes(safetensors.torch.save(checkpoint.state_dict, metadata))
+
+    assert load_checkpoint(saved).thresholds is None
 
 
 def test_a_loaded_model_detects_what_the_saved_one_did(tmp_path: Path) -> None:

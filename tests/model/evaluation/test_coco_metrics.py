@@ -82,7 +82,7 @@ def test_without_any_ground_truth_every_number_is_undefined(one_box):
     metrics = score(ground_truth, results)
 
     assert metrics.defined == {}
-    assert format_report(metrics).count("n/a") == 12 + 2
+    assert format_report(metrics).count("n/a") == 12 + 2 + 2 * 4
 
 
 def test_no_detection_at_all_is_an_ap_of_zero(one_box):

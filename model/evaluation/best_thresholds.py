@@ -1,0 +1,91 @@
+"""The scores with the best F1, from COCO's matching at an IoU of 0.5."""
+
+from collections import Counter, defaultdict
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from faster_coco_eval import COCO, COCOeval_faster
+
+from bundle.thresholds import OperatingPoint, Thresholds
+
+IOU = 0.5
+MIN_BOXES = 10  # of a class: from fewer, its own threshold would be chance
+# The steps of the page's slider. Whole hundredths also say how finely F1 can tell.
+_CANDIDATES = np.arange(1, 100, dtype=np.float32) / 100
+
+
+class _Scored(NamedTuple):
+    """Detections of some classes: scores (N,) float32 and whether each is right (N,) bool."""
+
+    scores: npt.NDArray[np.float32]
+    is_right: npt.NDArray[np.bool_]
+    num_boxes: int
+
+
+def best_thresholds(truth: COCO, detections: COCO) -> Thresholds | None:
+    """The best thresholds of detections, for all classes and for each; None where none is right.
+
+    As in COCO's AP, a box is found by one detection, the surest first; boxes that are marked as
+    crowds count neither way.
+    """
+    scored = _match(truth, detections)
+    everything = _Scored(
+        np.concatenate([one.scores for one in scored.values()]),
+        np.concatenate([one.is_right for one in scored.values()]),
+        sum(one.num_boxes for one in scored.values()),
+    )
+    overall = _best(everything)
+    if overall is None:
+        return None
+    points = {
+        category_id: _best(one) for category_id, one in scored.items() if one.num_boxes >= MIN_BOXES
+    }
+    by_class = {category_id: point for category_id, point in points.items() if point}
+    return Thresholds(overall=overall, by_class=by_class)
+
+
+def _best(scored: _Scored) -> OperatingPoint | None:
+    """The candidate with the best F1, the middle one of neighbours that are equally good."""
+    ascending = np.argsort(scored.scores)
+    right_from = np.append(np.cumsum(scored.is_right[ascending][::-1])[::-1], 0)
+    first = np.searchsorted(scored.scores[ascending], _CANDIDATES)
+    num_right, num_shown = right_from[first], len(scored.scores) - first
+    f1 = 2 * num_right / np.maximum(num_shown + scored.num_boxes, 1)
+    if not f1.any():
+        return None
+    ties = np.flatnonzero(f1 == f1.max())
+    run = ties[: np.flatnonzero(np.diff(ties, append=len(f1) + 1) > 1)[0] + 1]
+    best = run[len(run) // 2]
+    return OperatingPoint(
+        threshold=round(float(_CANDIDATES[best]), 2),
+        precision=num_right[best] / num_shown[best],
+        recall=num_right[best] / scored.num_boxes,
+    )
+
+
+def _match(truth: COCO, detections: COCO) -> dict[int, _Scored]:
+    """Category id -> its detections, without those that lie on crowds."""
+    evaluation = COCOeval_faster(truth, detections, "bbox", print_function=lambda *_: None)
+    evaluation.params.iouThrs = np.array([IOU])
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+    evaluation.params.maxDets = [len(detections.anns) or 1]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    # "detection_truth", by the ids of both
+    pairs = [tuple(map(int, pair.split("_"))) for pair in evaluation.eval["matched"]]
+    on_crowds = {found for found, box in pairs if truth.anns[box]["iscrowd"]}
+    right = {found for found, _ in pairs} - on_crowds
+    kept: dict[int, list[tuple[float, bool]]] = defaultdict(list)
+    for detection_id, entry in detections.anns.items():
+        if detection_id not in on_crowds:
+            kept[entry["category_id"]].append((entry["score"], detection_id in right))
+    counts = Counter(entry["category_id"] for entry in truth.anns.values() if not entry["iscrowd"])
+    return {
+        category_id: _Scored(
+            np.array([score for score, _ in kept[category_id]], np.float32),
+            np.array([is_right for _, is_right in kept[category_id]], np.bool_),
+            counts[category_id],
+        )
+        for category_id in truth.getCatIds()
+    }
