@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +43,23 @@ def watched(
 ) -> Iterator[Prometheus]:
     """Two replicas that have had traffic of every kind while Prometheus was watching."""
     folder = tmp_path_factory.mktemp("prometheus")
-    with proxy() as front:
-        hosts = [replica_host(index) for index in range(2)]
-        replicas = [Process(bundle=toy_bundle, host=host, port=front.port) for host in hosts]
+    with ExitStack() as stack:
+        front = stack.enter_context(proxy())
+        front.hosts.extend([replica_host(0), replica_host(1)])
+        replicas = [Process(bundle=toy_bundle, host=host, port=front.port) for host in front.hosts]
         for replica in replicas:
-            replica.start()
-        front.hosts.extend(hosts)
+            stack.callback(replica.end)
+            stack.callback(replica.popen.kill)
+        found = stack.enter_context(prometheus(front, folder))
         front.wait_for(2)
-        with prometheus(front, folder) as found:
-            found.wait_for("count(detr_ready) == 2")
-            for replica in replicas:
-                replica.popen.send_signal(signal.SIGHUP)
-            _send_traffic(front.address, png_bytes)
-            found.wait_for('sum(rate(detr_requests_total{path="/detect",status="200"}[1m])) > 0')
-            yield found
         for replica in replicas:
-            replica.popen.kill()
-            replica.end()
+            replica.popen.send_signal(signal.SIGHUP)
+        found.wait_for("count(detr_ready) == 2")
+        _send_traffic(front.address, png_bytes)
+        found.wait_for("count(detr_images_total) == 2")
+        _send_traffic(front.address, png_bytes)  # a rate is that of two scrapes
+        found.wait_for("count(rate(detr_images_total[1m]) > 0) == 2")
+        yield found
 
 
 def _send_traffic(address: str, image: bytes) -> None:
