@@ -11,6 +11,7 @@ from bundle.postprocess import (
     to_detections,
 )
 from bundle.preprocess import BoolArray, Geometry, Preprocess, Uint8Array, pad_batch, prepare
+from bundle.tiles import cut, merge
 
 # images (B, H, W, 3) uint8 RGB and padding_mask (B, H, W) bool, True on padding -> their output.
 # `Engine.run` is one.
@@ -64,6 +65,7 @@ def detect(
     top_k: int | None = None,
     labels_kept: Collection[int] | None = None,
     nms_iou: float | None = None,
+    tile_px: int | None = None,
 ) -> list[Detections]:
     """Detections in images (H, W, 3) uint8 RGB, which are run as one batch.
 
@@ -71,13 +73,28 @@ def detect(
         predict: runs the batch; `engine.run` of an opened bundle.
         preprocess: of that bundle's manifest.
         threshold, top_k, labels_kept, nms_iou: see `to_detections`.
+        tile_px: side of the tiles that larger images are cut into; then parts are run one by one.
 
     Raises:
         Whatever `predict` raises.
     """
+    if tile_px is None:
+        everything = run_images(predict, images, preprocess=preprocess)
+    else:
+        everything = [_run_parts(predict, image, preprocess, tile_px) for image in images]
     return [
         to_detections(
             *found, threshold=threshold, top_k=top_k, labels_kept=labels_kept, nms_iou=nms_iou
         )
-        for found in run_images(predict, images, preprocess=preprocess)
+        for found in everything
     ]
+
+
+def _run_parts(predict: Predict, image: Uint8Array, preprocess: Preprocess, tile_px: int) -> Found:
+    windows = cut((image.shape[0], image.shape[1]), tile_px)
+    parts = [
+        found
+        for window in windows
+        for found in run_images(predict, [window.of(image)], preprocess=preprocess)
+    ]
+    return Found(merge(windows, [part.output for part in parts]), parts[0].geometry)

@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             threshold=args.threshold,
             num_detections=args.num_detections,
             nms_iou=args.nms_iou,
+            tile=args.tile,
             format=args.format,
         )
     except ValidationError as error:
@@ -118,6 +119,7 @@ def _run(
                 threshold=manifest.lowest_scores(query.threshold),
                 top_k=most_detections,
                 nms_iou=query.nms_iou,
+                tile_px=query.tile,
             )
         except (UndecodableImage, UnsupportedImage, OSError, EngineFailure) as error:
             _say(f"{path}: {error}")
@@ -194,6 +196,12 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="IOU",
         help="keep only the best of boxes of one class that overlap by more (default: keep all)",
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="cut larger images into tiles of this side, to find small objects (default: do not)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write there, not to stdout")
     parser.add_argument(

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +17,13 @@ from bundle.postprocess import ImageOutput
 from bundle.preprocess import (
     pad_batch,
 )
+from bundle.tiles import cut, merge
 from engines.base import Engine, EngineInfo
 from service.batching.batcher import BatchReport, DynamicBatcher, Patience
 from service.batching.ticket import Ticket
 from service.drift import count_found
 from service.errors import EngineFailure, NotReady, Overloaded, ServiceError
-from service.image_decoder import ImageDecoder
+from service.image_decoder import ImageDecoder, Parts
 from service.metrics import Metrics, Stage, Stopwatch
 from service.schemas import ModelRef
 from service.settings import Settings
@@ -150,30 +152,51 @@ class Detector:
         return self._require_batcher().admit(num_images, deadline_s=self._settings.deadline_s)
 
     async def detect(
-        self, uploads: Sequence[Upload], stopwatch: Stopwatch, *, client: Hashable = None
+        self,
+        uploads: Sequence[Upload],
+        stopwatch: Stopwatch,
+        *,
+        client: Hashable = None,
+        tile_px: int | None = None,
+        num_parts: int | None = None,
     ) -> list[Found]:
         """Run the model on the images of one request; clients take turns in decoding.
+
+        Args:
+            tile_px: side of the tiles that larger images are cut into; each counts as an image.
+            num_parts: then, how many parts there are: see `ImageDecoder.count_parts`.
 
         Raises:
             InvalidImage, UnsupportedMediaType, ImageTooLarge: names the first bad image; none is
                 run.
             NotReady, Overloaded, DeadlineExceeded, EngineFailure: see the batcher.
         """
-        with self.admit(len(uploads)) as ticket:
+        with self.admit(num_parts or len(uploads)) as ticket:
             with stopwatch.stage(Stage.DECODE):
                 prepared = await self.decoder.prepare(
-                    uploads, self.manifest.preprocess, client=client, deadline=ticket.deadline
+                    uploads,
+                    self.manifest.preprocess,
+                    client=client,
+                    deadline=ticket.deadline,
+                    tile_px=tile_px,
                 )
-            pixels = [image for image, _ in prepared]
+            pixels = [image for parts in prepared for image, _ in parts]
             buckets = [self._bucket(image) for image in pixels]
             outputs = await ticket.run(pixels, buckets)
             stopwatch.seconds[Stage.QUEUE] = ticket.wait_s
             stopwatch.seconds[Stage.INFER] = ticket.run_s
         self._metrics.images.labels(self.name).inc(len(uploads))
-        count_found(self._metrics, outputs, model=self.name, classes=self.manifest.classes)
-        return [
-            Found(output, geometry) for output, (_, geometry) in zip(outputs, prepared, strict=True)
-        ]
+        if tile_px is None:
+            found = _join(prepared, outputs, tile_px)
+        else:  # merging may take a while
+            found = await asyncio.to_thread(_join, prepared, outputs, tile_px)
+        count_found(
+            self._metrics,
+            [one.output for one in found],
+            model=self.name,
+            classes=self.manifest.classes,
+        )
+        return found
 
     async def close(self) -> None:
         """Refuse what comes, finish what was admitted, release the engine, unless it is aborted."""
@@ -254,6 +277,19 @@ def bucket(height: int, width: int, *, short_side: int) -> tuple[int, int, bool]
     """
     step_px = -(-short_side // 3)
     return -(-height // step_px), -(-width // step_px), height > short_side
+
+
+def _join(
+    prepared: Sequence[Parts], outputs: Sequence[ImageOutput], tile_px: int | None
+) -> list[Found]:
+    """What was found in each image, from what was found in its parts."""
+    remaining = iter(outputs)
+    found = []
+    for parts in prepared:
+        _, geometry = parts[0]
+        merged = merge(cut(geometry.original, tile_px), list(islice(remaining, len(parts))))
+        found.append(Found(merged, geometry))
+    return found
 
 
 def _run(engine: Engine, batch: _Batch) -> list[ImageOutput]:

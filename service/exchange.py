@@ -64,7 +64,12 @@ async def read_request(
 
 
 async def run_images(
-    request: Request, uploads: Sequence[Upload], *, model: ServedModel, stopwatch: Stopwatch
+    request: Request,
+    uploads: Sequence[Upload],
+    *,
+    model: ServedModel,
+    stopwatch: Stopwatch,
+    tile_px: int | None = None,
 ) -> Answered:
     """What is found in the images, and by which detector.
 
@@ -73,7 +78,7 @@ async def run_images(
         As `Detector.detect`.
     """
     request.state.log_fields["images"] = len(uploads)
-    work = model.detect(uploads, stopwatch, client=client_of(request))
+    work = model.detect(uploads, stopwatch, client=client_of(request), tile_px=tile_px)
     return await answer_unless_gone(request, work)
 
 

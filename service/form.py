@@ -48,6 +48,15 @@ def too_many_images(arrived: str, settings: Settings) -> TooManyImages:
     )
 
 
+def too_many_tiles(num_images: int, num_parts: int, *, settings: Settings) -> TooManyImages:
+    """The error for a request whose images have too many tiles."""
+    return TooManyImages(
+        f"expected at most {settings.max_images} images in one request, tiles included, got "
+        f"{num_images} and {num_parts - num_images} tiles; give a larger tile=, or raise the "
+        "service's DETR_MAX_IMAGES"
+    )
+
+
 class _FormParser(MultiPartParser):
     """Starlette's, which also knows whether the form ended, and says why a file is none."""
 

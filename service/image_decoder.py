@@ -19,10 +19,12 @@ from bundle.preprocess import (
     prepare,
     read_header,
 )
+from bundle.tiles import cut
 from engines.cores import allowed_cores
 from engines.memory import allowed_memory_bytes
 from service.decoding import DecodePool, Job
 from service.errors import ImageTooLarge, InvalidImage, Overloaded, UnsupportedMediaType
+from service.form import too_many_tiles
 from service.metrics import Metrics
 from service.settings import MIB, Settings
 from service.uploads import Upload
@@ -30,6 +32,7 @@ from service.uploads import Upload
 Outcome = TypeVar("Outcome")
 Pixels = npt.NDArray[np.uint8]
 Prepared = tuple[Pixels, Geometry]
+Parts = list[Prepared]  # of one image: the whole, and its tiles if it has any
 
 BYTES_A_THREAD = 96 * MIB  # each thread decodes a photograph of 12 megapixels
 LEAST_BUDGET_BYTES = 256 * MIB  # a photograph of 36 megapixels
@@ -71,8 +74,9 @@ class ImageDecoder:
         *,
         client: Hashable,
         deadline: float | None,
-    ) -> list[Prepared]:
-        """The images of one request, resized, in their order.
+        tile_px: int | None = None,
+    ) -> list[Parts]:
+        """The images of one request and their tiles (see `cut`), resized, in their order.
 
         Raises:
             InvalidImage, UnsupportedMediaType, ImageTooLarge: names the first bad image.
@@ -82,18 +86,33 @@ class ImageDecoder:
         headers = await asyncio.to_thread(self._read_headers, uploads)
         self.refuse_if_late(client, sum(header.decoding_bytes for header in headers))
         jobs = [
-            Job(partial(self._prepare, upload, preprocess), header.decoding_bytes)
+            Job(partial(self._prepare, upload, preprocess, tile_px), header.decoding_bytes)
             for upload, header in zip(uploads, headers, strict=True)
         ]
         outcomes = await self._pool.run(jobs, client=client, deadline=deadline)
-        prepared: list[Prepared] = []
+        prepared: list[Parts] = []
         for index, outcome in enumerate(outcomes):
             if isinstance(outcome, BaseException):
                 raise _translate(outcome, index, uploads) from outcome
             prepared.append(outcome)
-        for _, geometry in prepared:
+        for (_, geometry), *_ in prepared:
             self._metrics.image_pixels.observe(math.prod(geometry.original))
         return prepared
+
+    async def count_parts(self, uploads: Sequence[Upload], tile_px: int | None) -> int:
+        """How many parts `prepare` makes of the images, told from their headers.
+
+        Raises:
+            InvalidImage, UnsupportedMediaType, ImageTooLarge: names the first bad image.
+            TooManyImages: with their tiles they are too many.
+        """
+        if tile_px is None:
+            return len(uploads)
+        headers = await asyncio.to_thread(self._read_headers, uploads)
+        num_parts = sum(len(cut(header.size, tile_px)) for header in headers)
+        if num_parts > max(len(uploads), self._settings.max_images):
+            raise too_many_tiles(len(uploads), num_parts, settings=self._settings)
+        return num_parts
 
     async def work_on(
         self, upload: Upload, work: Callable[[Pixels], Outcome], *, client: Hashable
@@ -145,8 +164,10 @@ class ImageDecoder:
         height, width = upload.data.shape[:2]
         return ImageHeader((height, width), orientation=1)  # decoded, so it takes no more
 
-    def _prepare(self, upload: Upload, preprocess: Preprocess) -> Prepared:
-        return prepare(self._decode(upload), preprocess)
+    def _prepare(self, upload: Upload, preprocess: Preprocess, tile_px: int | None) -> Parts:
+        image = self._decode(upload)
+        windows = cut((image.shape[0], image.shape[1]), tile_px)
+        return [prepare(window.of(image), preprocess) for window in windows]
 
     def _decode(self, upload: Upload) -> Pixels:
         if isinstance(upload.data, bytes):

@@ -67,7 +67,9 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     stopwatch = Stopwatch()
     images = await read_request(request, read_images, model=model, stopwatch=stopwatch)
     image_format = _wanted_image(request.headers.get("accept", ""), len(images.uploads))
-    detector, found = await run_images(request, images.uploads, model=model, stopwatch=stopwatch)
+    detector, found = await run_images(
+        request, images.uploads, model=model, stopwatch=stopwatch, tile_px=query.tile
+    )
     with stopwatch.stage(Stage.POST):
         labels_kept = find_labels(query.classes, detector.manifest.classes)
         lowest_scores = detector.manifest.lowest_scores(query.threshold)
@@ -212,7 +214,7 @@ def _quality(text: str) -> float:
         return 0.0
 
 
-def _most_detections(query: DetectQuery, detector: Detector) -> int:
+def _most_detections(query: DetectQuery, detector: Detector) -> int | None:
     try:
         return query.most_detections(detector.manifest)
     except ValueError as error:

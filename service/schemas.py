@@ -11,6 +11,7 @@ from bundle.manifest import Batches, ClassInfo, Manifest, version_of
 from bundle.postprocess import Detections
 from bundle.preprocess import Preprocess
 from bundle.thresholds import Thresholds
+from bundle.tiles import MIN_TILE_PX
 
 FILE_FIELDS = ("images", "image", "file")  # what a form and a JSON body may call their images
 ID_FIELD = "image_ids"
@@ -73,13 +74,27 @@ class DetectQuery(BaseModel):
         str | None,
         Field(description="Which of the models that are served (see GET /model); else the first."),
     ] = None
+    tile: Annotated[
+        int | None,
+        Field(
+            ge=MIN_TILE_PX,
+            description="Side in pixels of the tiles that a larger image is cut into, so that "
+            "small objects are seen larger; each counts as an image.",
+        ),
+    ] = None
     format: Annotated[
         OutputFormat,
         Field(description="`detections`, or `coco`: the flat list that COCO evaluators load."),
     ] = OutputFormat.DETECTIONS
 
-    def most_detections(self, manifest: Manifest) -> int:
-        """Of one image. Raises ValueError where more are asked for than the model has."""
+    def most_detections(self, manifest: Manifest) -> int | None:
+        """Of one image; None for any number. Each tile has what the model has.
+
+        Raises:
+            ValueError: more are asked for than there can be.
+        """
+        if self.tile is not None:
+            return self.num_detections or self.top_k
         limit = manifest.num_detections
         if self.num_detections is not None and self.num_detections > limit:
             raise ValueError(

@@ -79,11 +79,20 @@ class ServedModel:
         self.detector.publish()
 
     async def detect(
-        self, uploads: Sequence[Upload], stopwatch: Stopwatch, *, client: Hashable = None
+        self,
+        uploads: Sequence[Upload],
+        stopwatch: Stopwatch,
+        *,
+        client: Hashable = None,
+        tile_px: int | None = None,
     ) -> Answered:
         """See `Detector.detect`; by the detector that serves at this moment."""
+        num_parts = await self._shared.decoder.count_parts(uploads, tile_px)
         detector = self.detector  # it closes after what it has admitted, which happens next
-        return Answered(detector, await detector.detect(uploads, stopwatch, client=client))
+        found = await detector.detect(
+            uploads, stopwatch, client=client, tile_px=tile_px, num_parts=num_parts
+        )
+        return Answered(detector, found)
 
     async def successor(self) -> Detector:
         """A detector for the bundle that lies there now, started beside the one that serves.

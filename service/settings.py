@@ -55,7 +55,9 @@ class Settings(BaseSettings):
     deadline_s: Annotated[
         float, Field(gt=0, description="Longest time in seconds that a request may be queued.")
     ] = 10.0
-    max_images: Annotated[int, Field(ge=1, description="Most images in one request.")] = 16
+    max_images: Annotated[
+        int, Field(ge=1, description="Most images in one request, tiles included.")
+    ] = 16
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest body of a request.")] = (
         32 * MIB
     )

@@ -73,7 +73,7 @@ COMMANDS = {
     "service.selftest": ["--bundle"],
     "service.detect": [
         *("--annotations", "--bundle", "--draw", "--format", "--nms-iou"),
-        *("--num-detections", "--out", "--threshold", "--top-k"),
+        *("--num-detections", "--out", "--threshold", "--tile", "--top-k"),
     ],
 }
 

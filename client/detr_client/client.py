@@ -78,6 +78,7 @@ class DetrClient:
         num_detections: int | None = None,
         classes: Sequence[str] | None = None,
         nms_iou: float | None = None,
+        tile: int | None = None,
     ) -> ImageResult:
         """The detections in one image; see `detect_many`."""
         (result,) = self.detect_many(
@@ -86,6 +87,7 @@ class DetrClient:
             num_detections=num_detections,
             classes=classes,
             nms_iou=nms_iou,
+            tile=tile,
         )
         return result
 
@@ -97,6 +99,7 @@ class DetrClient:
         num_detections: int | None = None,
         classes: Sequence[str] | None = None,
         nms_iou: float | None = None,
+        tile: int | None = None,
         image_ids: Sequence[int] | None = None,
     ) -> list[ImageResult]:
         """The detections in any number of images, in their order.
@@ -108,6 +111,7 @@ class DetrClient:
             classes: names or ids of those wanted.
             nms_iou: of boxes of one class that overlap by more, only the best; unless it is
                 given, all.
+            tile: side in pixels of the tiles that larger images are cut into, for small objects.
             image_ids: of the images in the results; by default their index.
         """
         params = {
@@ -116,6 +120,7 @@ class DetrClient:
             "num_detections": num_detections,
             "classes": classes,
             "nms_iou": nms_iou,
+            "tile": tile,
         }
         return self._take(
             ask_detections(
@@ -192,6 +197,7 @@ class AsyncDetrClient:
         num_detections: int | None = None,
         classes: Sequence[str] | None = None,
         nms_iou: float | None = None,
+        tile: int | None = None,
     ) -> ImageResult:
         """The detections in one image; see `DetrClient.detect_many`."""
         (result,) = await self.detect_many(
@@ -200,6 +206,7 @@ class AsyncDetrClient:
             num_detections=num_detections,
             classes=classes,
             nms_iou=nms_iou,
+            tile=tile,
         )
         return result
 
@@ -211,6 +218,7 @@ class AsyncDetrClient:
         num_detections: int | None = None,
         classes: Sequence[str] | None = None,
         nms_iou: float | None = None,
+        tile: int | None = None,
         image_ids: Sequence[int] | None = None,
     ) -> list[ImageResult]:
         """The detections in any number of images, in their order; see `DetrClient.detect_many`."""
@@ -220,6 +228,7 @@ class AsyncDetrClient:
             "num_detections": num_detections,
             "classes": classes,
             "nms_iou": nms_iou,
+            "tile": tile,
         }
         return await self._take(
             ask_detections(

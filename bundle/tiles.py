@@ -1,0 +1,129 @@
+"""Large images with small objects: cut into tiles that overlap, and their detections merged.
+
+The model shrinks every image to its own size, and what is a few pixels then is not found. A tile is
+seen larger. The whole image is looked at, too, for what is larger than a tile.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.postprocess import ImageOutput
+from bundle.preprocess import Uint8Array
+
+MIN_TILE_PX: Final = 64
+OVERLAP: Final = 0.25  # of a tile: what is no larger is whole in one of them
+SAME: Final = 0.5  # overlap from which two boxes of a class are one object
+# A box that ends where its tile does is perhaps half an object: it ranks behind a whole one of half
+# its score. "Where" allows for how exactly boxes are found.
+EDGE: Final = 0.02  # of the tile's side
+CUT_FACTOR: Final = 0.5
+
+Float64Array = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+class Window(NamedTuple):
+    """A part of an image, in pixels; bottom and right are the first row and column outside it."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    def of(self, image: Uint8Array) -> Uint8Array:
+        """The pixels of this part of an image (H, W, 3); a copy, unless it is the whole."""
+        return np.ascontiguousarray(image[self.top : self.bottom, self.left : self.right])
+
+
+def cut(size: tuple[int, int], tile_px: int | None) -> list[Window]:
+    """The whole image first, and then, where it is larger than a tile, its tiles row by row.
+
+    Args:
+        size: (height, width) of the image.
+        tile_px: side of a tile; None for the whole image alone.
+    """
+    height, width = size
+    whole = Window(0, 0, height, width)
+    if tile_px is None or max(size) <= tile_px:
+        return [whole]
+    return [whole] + [
+        Window(top, left, min(top + tile_px, height), min(left + tile_px, width))
+        for top in _starts(height, tile_px)
+        for left in _starts(width, tile_px)
+    ]
+
+
+def _starts(length: int, tile_px: int) -> list[int]:
+    """Where tiles begin, evenly spaced, so that neighbours share `OVERLAP` of a tile or more."""
+    room = length - tile_px
+    if room <= 0:
+        return [0]
+    num_steps = -(-room // max(1, int(tile_px * (1 - OVERLAP))))
+    return [step * room // num_steps for step in range(num_steps + 1)]
+
+
+def merge(windows: Sequence[Window], outputs: Sequence[ImageOutput]) -> ImageOutput:
+    """What was found in an image, from what was found in its parts.
+
+    Non-maximum suppression by class, between boxes of different parts only: what the model finds
+    twice in one part stays. A box that is cut by its tile goes where half of it is covered by a
+    better one. Weighted fusion would average the box of an object with those of its halves.
+
+    Args:
+        windows: of `cut`, the whole image first.
+        outputs: for each of them.
+
+    Returns:
+        Any number of detections, best first; boxes normalised by the whole image.
+    """
+    if len(windows) == 1:
+        return outputs[0]
+    size = windows[0]
+    scores = np.concatenate([output.scores for output in outputs])
+    labels = np.concatenate([output.labels for output in outputs])
+    boxes_px, is_cut, parts = _placed(windows, outputs)
+    rank = scores * np.where(is_cut, CUT_FACTOR, 1.0)
+    kept: list[int] = []
+    for label in np.unique(labels):
+        left = np.flatnonzero(labels == label)
+        left = left[np.argsort(-rank[left], kind="stable")]
+        while len(left):
+            best, left = left[0], left[1:]
+            kept.append(int(best))
+            covered = _overlap(boxes_px[best], boxes_px[left], is_cut[left]) > SAME
+            left = left[~(covered & (parts[left] != parts[best]))]
+    order = np.array(kept, np.intp)[np.argsort(-scores[kept], kind="stable")]
+    boxes = boxes_px[order] / (size.right, size.bottom, size.right, size.bottom)
+    return ImageOutput(scores[order], labels[order], boxes.clip(0, 1).astype(np.float32))
+
+
+def _placed(
+    windows: Sequence[Window], outputs: Sequence[ImageOutput]
+) -> tuple[Float64Array, BoolArray, npt.NDArray[np.intp]]:
+    """Boxes (N, 4) xyxy in pixels of the image, whether each is cut, and its part's number."""
+    whole = windows[0]
+    boxes_px, is_cut, parts = [], [], []
+    for number, (window, output) in enumerate(zip(windows, outputs, strict=True)):
+        height, width = window.bottom - window.top, window.right - window.left
+        corner = np.array([window.left, window.top])
+        sides = np.array([width, height])
+        low, high = np.split(output.boxes.astype(np.float64), 2, axis=1)
+        at_low = (low < EDGE) & (corner > 0)
+        at_high = (high > 1 - EDGE) & (corner + sides < (whole.right, whole.bottom))
+        boxes_px.append(np.concatenate([low * sides + corner, high * sides + corner], axis=1))
+        is_cut.append((at_low | at_high).any(axis=1))
+        parts.append(np.full(len(output.scores), number))
+    return np.concatenate(boxes_px), np.concatenate(is_cut), np.concatenate(parts)
+
+
+def _overlap(box: Float64Array, others: Float64Array, is_cut: BoolArray) -> Float64Array:
+    """Of one box (4,) with others (N, 4) -> (N,): IoU, or the covered share of one that is cut."""
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    common: Float64Array = np.maximum(high - low, 0).prod(axis=1)
+    areas = (others[:, 2:] - others[:, :2]).prod(axis=1)
+    total = np.where(is_cut, areas, (box[2:] - box[:2]).prod() + areas - common)
+    share: Float64Array = common / np.maximum(total, np.finfo(np.float64).tiny)
+    return share
