@@ -34,6 +34,7 @@ import uvicorn
 from PIL import Image
 
 from benchmarks.mock_engine import MAX_BATCH_SIZE, PREPROCESS, MockEngine, as_json
+from benchmarks.replicas import wait_until_ready
 from bundle.detect import make_batch
 from bundle.known_answers import write_known_answers
 from bundle.layout import GRAPH_FILES, STANDARD_FORM
@@ -194,7 +195,7 @@ def running(serve: Callable[[int, Served], None], served: Served) -> Iterator[in
     )
     process.start()
     try:
-        wait_until_ready(port)
+        wait_until_ready(f"http://127.0.0.1:{port}")
         yield port
     finally:
         assert process.pid is not None
@@ -208,21 +209,6 @@ def lead_group(serve: Callable[[int, Served], None], port: int, *, served: Serve
     """Serve as the leader of a process group, which is ended whole."""
     os.setpgrp()
     serve(port, served)
-
-
-def wait_until_ready(port: int) -> None:
-    """Ask until the server is ready. Raises TimeoutError after a minute."""
-    import httpx
-
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise TimeoutError(f"nothing is ready on port {port}")
 
 
 def apart(function: Callable[[], Result], *, timeout_s: float) -> Result:

@@ -46,6 +46,12 @@ class Proxy:
     port: int  # of every replica
     hosts: list[str] = field(default_factory=list)
 
+    @property
+    def endpoint(self) -> tuple[str, int]:
+        """Host and port for clients."""
+        host, port = self.address.removeprefix("http://").split(":")
+        return host, int(port)
+
     def sessions(self) -> dict[str, int]:
         """Requests in flight, by the address of the replica that is up."""
         stats = httpx.get(f"{self.metrics_address}/metrics").text
@@ -120,6 +126,23 @@ def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
     raise TimeoutError(f"{process.args!r} does not listen on port {port}")
 
 
+def wait_until_ready(address: str) -> None:
+    """Until the service at an address takes requests.
+
+    Raises:
+        TimeoutError: it does not within a minute.
+    """
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{address}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise TimeoutError(f"nothing is ready at {address}")
+
+
 @contextmanager
 def name_server(hosts: Sequence[str]) -> Iterator[int]:
     """Answers every question for an address with these hosts, as they are by then; its port."""
@@ -150,18 +173,23 @@ def _answer(server: socket.socket, hosts: Sequence[str], is_over: threading.Even
 
 @contextmanager
 def mock_replica(
-    host: str, port: int, *, bundle: Path, arguments: Sequence[str] = ()
+    host: str, port: int, *, bundle: Path, arguments: Sequence[str], **variables: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The service with a mock engine, in a process of its own; it is killed in the end."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("DETR_")
-    }
+    """The service with a mock engine, in a process of its own; it is killed in the end.
+
+    Args:
+        bundle: see `benchmarks.bench_service.make_bundle`.
+        arguments: of benchmarks.mock_service.
+        variables: of its environment.
+    """
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("DETR_")}
     environment |= {
         "DETR_HOST": host,
         "DETR_PORT": str(port),
         "DETR_BUNDLE": str(bundle),
         "DETR_LOG_LEVEL": "warning",
         "OMP_NUM_THREADS": "1",
+        **variables,
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.mock_service", *arguments], env=environment
