@@ -1,4 +1,4 @@
-// The page: sends an image to POST /detect with threshold 0, so that the slider only has to filter.
+// The page: sends images to POST /detect with threshold 0, so that the slider only has to filter.
 
 const SVG = "http://www.w3.org/2000/svg";
 const SMALLEST_PX = 480; // a smaller image is enlarged to this, or its labels would cover it
@@ -7,19 +7,21 @@ const $ = (id) => document.getElementById(id);
 
 const MODEL = new URLSearchParams(location.search).get("model"); // else the first that is served
 
-let answer = null; // the last response, all scores
 const everything = { threshold: 0 }; // asked for, so that the slider only has to filter
-let pending = null; // AbortController of the request in flight
+let shots = []; // the images at hand: their files, and what was answered
+let current = null; // the one that is shown
+let pending = null; // AbortController of the requests in flight
 let labels = new Map(); // class id -> its position, which gives the colour
+let thresholds = null; // the model's own, if it has them
 
 async function main() {
-  $("file").addEventListener("change", () => pickFile($("file").files[0]));
-  $("threshold").addEventListener("input", show);
+  $("file").addEventListener("change", () => pickFiles($("file").files));
+  $("threshold").addEventListener("input", () => { $("best").checked = false; show(); });
+  $("best").addEventListener("change", show);
   $("copy").addEventListener("click", copyJson);
-  document.addEventListener("paste", (event) => pickFile(event.clipboardData.files[0]));
+  document.addEventListener("paste", (event) => pickFiles(event.clipboardData.files));
   listenForDrops($("drop"));
-  $("curl").textContent =
-    `curl -F images=@photo.jpg '${new URL("detect", document.baseURI)}?${query({ threshold: 0.3 })}'`;
+  show();
   await loadModel();
 }
 
@@ -34,6 +36,7 @@ async function loadModel() {
       `${model.name} (${model.variant.replace("_", "-")}), ${model.classes.length} classes${ap}`;
     everything.num_detections = model.num_detections;
     labels = new Map(model.classes.map((info, label) => [info.id, label]));
+    startFrom(model);
     model.samples.forEach((path, index) => $("samples").append(sampleButton(path, index)));
     $("samples-view").hidden = model.samples.length === 0;
   } catch {
@@ -53,18 +56,32 @@ function link(name) {
   return anchor;
 }
 
+/** What a request starts from that names no threshold. */
+function startFrom(model) {
+  $("threshold").value = model.threshold;
+  thresholds = model.thresholds;
+  $("best").checked = thresholds !== null;
+  $("best-view").hidden = thresholds === null;
+  show();
+}
+
 function sampleButton(path, index) {
+  const source = `${path}?${query({})}`;
+  return pictureButton(source, `Sample image ${index + 1}`, async () => {
+    const response = await fetch(source);
+    detect([{ name: path.split("/").at(-1), blob: await response.blob() }]);
+  });
+}
+
+function pictureButton(source, name, onClick) {
   const button = document.createElement("button");
   const image = document.createElement("img");
-  const source = `${path}?${query({})}`;
   button.type = "button";
+  button.title = name;
   image.src = source;
-  image.alt = `Sample image ${index + 1}`;
+  image.alt = name;
   button.append(image);
-  button.addEventListener("click", async () => {
-    const response = await fetch(source);
-    detect(await response.blob(), path.split("/").at(-1));
-  });
+  button.addEventListener("click", onClick);
   return button;
 }
 
@@ -77,50 +94,69 @@ function listenForDrops(area) {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     set(false);
-    pickFile(event.dataTransfer.files[0]);
+    pickFiles(event.dataTransfer.files);
   });
 }
 
-function pickFile(file) {
-  if (file) detect(file, file.name);
+function pickFiles(files) {
+  if (files.length) detect([...files].map((file) => ({ name: file.name, blob: file })));
   $("file").value = ""; // so that the same file can be chosen again
 }
 
-async function detect(blob, name) {
+/** Ask for the images one by one, so that a bad one fails alone. */
+async function detect(images) {
   pending?.abort();
   pending = new AbortController();
   const { signal } = pending;
-  answer = null;
-  show();
-  $("error").hidden = true;
-  $("status").textContent = `Looking at ${name} …`;
-  $("drop").setAttribute("aria-busy", "true");
-  await showImage(blob, name);
-  try {
-    const form = new FormData();
-    form.append("images", blob, name);
-    const started = performance.now();
-    const response = await fetch(`detect?${query(everything)}`, { method: "POST", body: form, signal });
-    const body = await response.json();
+  for (const shot of shots) URL.revokeObjectURL(shot.url);
+  shots = images.map((image) => ({ ...image, url: URL.createObjectURL(image.blob) }));
+  for (const shot of shots) shot.button = pictureButton(shot.url, shot.name, () => look(shot));
+  $("shots").replaceChildren(...shots.map((shot) => shot.button));
+  $("shots").hidden = shots.length < 2;
+  await look(shots[0]);
+  for (const shot of shots) {
+    await ask(shot, signal);
     if (signal.aborted) return;
-    if (!response.ok) {
-      fail(body.error.message);
-      return;
-    }
-    answer = body;
-    $("status").textContent = `${name}: ${Math.round(performance.now() - started)} ms`;
-    show();
-  } catch (error) {
-    if (!signal.aborted) fail(`the service does not answer (${error.message})`);
-  } finally {
-    if (!signal.aborted) $("drop").removeAttribute("aria-busy");
+    shot.button.classList.toggle("failed", shot.error !== undefined);
+    if (shot === current) tell();
   }
 }
 
-async function showImage(blob, name) {
+async function ask(shot, signal) {
+  try {
+    const form = new FormData();
+    form.append("images", shot.blob, shot.name);
+    const started = performance.now();
+    const response = await fetch(`detect?${query(everything)}`, { method: "POST", body: form, signal });
+    const body = await response.json();
+    if (response.ok) shot.answer = body;
+    else shot.error = body.error.message;
+    shot.took = `${shot.name}: ${Math.round(performance.now() - started)} ms`;
+  } catch (error) {
+    shot.error = `the service does not answer (${error.message})`;
+  }
+}
+
+async function look(shot) {
+  current = shot;
+  for (const { button } of shots) button.setAttribute("aria-pressed", button === shot.button);
+  tell();
+  await showImage(shot);
+}
+
+/** What is known of the image that is shown. */
+function tell() {
+  const isWaiting = current.answer === undefined && current.error === undefined;
+  $("drop").toggleAttribute("aria-busy", isWaiting);
+  $("error").hidden = true;
+  $("status").textContent = isWaiting ? `Looking at ${current.name} …` : current.took;
+  if (current.error !== undefined) fail(current.error);
+  show();
+}
+
+async function showImage({ url, name }) {
   const image = $("image");
-  URL.revokeObjectURL(image.src);
-  image.src = URL.createObjectURL(blob);
+  image.src = url;
   image.alt = name;
   $("figure").hidden = false;
   $("drop").classList.add("filled");
@@ -130,16 +166,24 @@ async function showImage(blob, name) {
     const scale = Math.max(1, SMALLEST_PX / Math.max(width, height));
     image.style.width = `min(${width * scale}px, ${(68 * width) / height}vh)`;
   } catch {
+    if (current?.url !== url) return; // another image took its place
     $("figure").hidden = true; // the browser cannot show it; the service will say why it cannot
     $("drop").classList.remove("filled");
   }
 }
 
 function show() {
+  const isBest = $("best").checked;
   const threshold = Number($("threshold").value);
-  $("threshold-value").textContent = threshold.toFixed(2);
+  const lowest = (id) => (isBest ? (thresholds.by_class[id] ?? thresholds.overall).threshold : threshold);
+  $("threshold-value").textContent = isBest ? "best" : threshold.toFixed(2);
+  const parameters = query(isBest ? {} : { threshold });
+  const address = new URL("detect", document.baseURI);
+  address.search = parameters;
+  $("curl").textContent = `curl -F images=@photo.jpg \\\n  '${address}'`;
+  const answer = current?.answer;
   const result = answer?.results[0];
-  const kept = result?.detections.filter((found) => found.score >= threshold) ?? [];
+  const kept = result?.detections.filter((found) => found.score >= lowest(found.category_id)) ?? [];
   const parts = kept.map((found, index) => drawn(found, result, index));
   $("boxes").setAttribute("viewBox", `0 0 ${result?.width ?? 1} ${result?.height ?? 1}`);
   $("boxes").replaceChildren(...parts.map((part) => part.box).reverse()); // the best on top

@@ -67,9 +67,13 @@ def page(browser: Browser, address: str, complaints: list[str]) -> Iterator[Page
     page.close()
 
 
-def choose(page: Page, name: str, data: bytes) -> None:
-    file = FilePayload(name=name, mimeType="application/octet-stream", buffer=data)
-    page.set_input_files("#file", files=[file])
+def choose(page: Page, name: str, data: bytes, **others: bytes) -> None:
+    """Choose a file, or several at once."""
+    files = [
+        FilePayload(name=name, mimeType="application/octet-stream", buffer=content)
+        for name, content in {name: data, **others}.items()
+    ]
+    page.set_input_files("#file", files=files)
 
 
 def move_threshold(page: Page, value: float) -> None:
@@ -163,6 +167,80 @@ def test_a_file_that_is_no_image_shows_the_message_of_the_service(page: Page) ->
     expect(page.locator("#figure")).to_be_hidden()
 
 
+def test_several_images_are_looked_at_one_by_one(
+    page: Page, png_bytes: bytes, jpeg_bytes: bytes, complaints: list[str]
+) -> None:
+    choose(page, "a.png", png_bytes, second=jpeg_bytes, third=png_bytes)
+    expect(page.locator("#boxes rect")).to_have_count(2)
+    expect(page.locator("#status")).to_have_text(re.compile(r"^a\.png: \d+ ms$"))
+
+    page.click("#shots button >> nth=1")
+
+    expect(page.locator("#status")).to_have_text(re.compile(r"^second: \d+ ms$"))
+    expect(page.locator("#boxes rect")).to_have_count(2)
+    expect(page.locator("#shots button")).to_have_count(3)
+    assert complaints == []
+
+
+def test_a_bad_image_among_several_fails_alone(page: Page, png_bytes: bytes) -> None:
+    choose(page, "letter.pdf", b"%PDF-1.7 not an image", second=png_bytes)
+    expect(page.locator("#error")).to_contain_text("letter.pdf")
+
+    page.click("#shots button >> nth=1")
+
+    expect(page.locator("#boxes rect")).to_have_count(2)
+    expect(page.locator("#error")).to_be_hidden()
+    expect(page.locator("#shots button.failed")).to_have_count(1)
+
+
+def test_another_choice_takes_the_place_of_several_images(page: Page, png_bytes: bytes) -> None:
+    choose(page, "a.png", png_bytes, second=png_bytes)
+    expect(page.locator("#shots")).to_be_visible()
+
+    page.click("#samples button")
+
+    expect(page.locator("#boxes rect")).to_have_count(1)
+    expect(page.locator("#shots")).to_be_hidden()
+
+
+def test_several_images_may_be_dropped_at_once(page: Page, png_bytes: bytes) -> None:
+    page.evaluate(
+        """(bytes) => {
+        const transfer = new DataTransfer();
+        for (const name of ["a.png", "b.png"]) {
+            transfer.items.add(new File([new Uint8Array(bytes)], name));
+        }
+        document.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, cancelable: true}));
+    }""",
+        list(png_bytes),
+    )
+
+    expect(page.locator("#shots button")).to_have_count(2)
+    expect(page.locator("#boxes rect")).to_have_count(2)
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_line_for_the_shell_is_whole_and_asks_for_the_threshold(
+    page: Page, address: str, width: int
+) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    page.click("text=The same from a shell")
+    move_threshold(page, 0.85)
+
+    line = page.locator("#curl")
+    expect(line).to_have_text(
+        re.compile(rf"^curl -F images=@photo\.jpg \\\s+'{address}/detect\?threshold=0\.85'$")
+    )
+    assert line.evaluate("line => line.scrollWidth <= line.clientWidth")
+
+
+def test_a_model_without_thresholds_starts_at_the_fixed_one(page: Page) -> None:
+    expect(page.locator("#model")).to_contain_text("toy")
+
+    expect(page.locator("#threshold-value")).to_have_text("0.30")
+    expect(page.locator("#best-view")).to_be_hidden()
+
+
 def test_an_error_goes_away_with_the_next_image(page: Page, png_bytes: bytes) -> None:
     choose(page, "letter.pdf", b"%PDF-1.7 not an image")
     expect(page.locator("#error")).to_be_visible()
@@ -222,7 +300,7 @@ def test_the_docs_show_no_nulls_for_the_model(page: Page, address: str) -> None:
 
 
 @pytest.mark.skipif(not DEMO.is_dir(), reason="there is no bundles/demo")
-def test_the_first_click_on_the_demo_shows_detections(
+def test_the_first_click_on_the_demo_shows_the_best_detections_of_each_class(
     start: Callable[..., Any], browser: Browser
 ) -> None:
     process = start(bundle=DEMO)
@@ -231,7 +309,14 @@ def test_the_first_click_on_the_demo_shows_detections(
     page = browser.new_page()
     page.goto(address)
 
-    page.click("#samples button")
+    page.click("#samples button >> nth=2")
 
-    expect(page.locator("#count")).to_have_text(re.compile(r"^[1-9]\d* of"))
+    # Of its class 0.49 is enough; of all classes 0.56 is the best.
+    expect(page.locator("#list")).to_contain_text("0.49")
+    expect(page.locator("#threshold-value")).to_have_text("best")
+    move_threshold(page, 0.56)
+    expect(page.locator("#list")).not_to_contain_text("0.49")
+    expect(page.locator("#best")).not_to_be_checked()
+    page.check("#best")
+    expect(page.locator("#list")).to_contain_text("0.49")
     page.close()
