@@ -22,7 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--name", help="of the model; default: that of its data set, else of its file"
     )
     parser.add_argument(
-        "--samples", type=Path, nargs="*", default=(), help="images that the web page offers"
+        "--samples",
+        type=Path,
+        nargs="*",
+        help="images that the web page offers; default: four of the split val of --data; without "
+        "a name, none",
     )
     parser.add_argument(
         "--precision",
@@ -35,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--data",
         type=Path,
         help="data set in COCO's format: int8 is calibrated on its split train, AP is measured, "
-        "and fp16 is tried, on its split val; default: the demo's, for fp16 photographs",
+        "and fp16 is tried, on its split val, which gives samples, too; default: the demo's, for "
+        "fp16 photographs",
     )
     parser.add_argument(
         "--runtime",
@@ -52,8 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "and in batches",
     )
     args = parser.parse_args(argv)
-    if args.precision == "fp32" and args.data is not None:
-        parser.error("--data is of use with another --precision only; fp32 is exact")
     if args.shapes and args.runtime != "tensorrt":
         parser.error("--shapes is of use with --runtime tensorrt only")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

@@ -21,6 +21,7 @@ from export.judge.verify import photographs
 from model.checkpoints.checkpoint_file import Checkpoint
 from model.config import ModelConfig, Variant
 from model.data.digits import DigitsDataset
+from model.data.evaluation_data import EvaluationData
 from model.network.inference import DetectionModel, torch_predictor
 
 SIDE_STEP_PX = 32
@@ -28,6 +29,8 @@ SIDE_STEP_PX = 32
 # batches of 1, 2 and 4 ran 0.25, 0.31 and 0.29 images/s, each further image for 0.4 GB of memory.
 MAX_BATCH_SIZE = 8
 MAX_BATCH_PIXELS = 1_000_000
+NUM_SAMPLES = 4  # of a data set
+_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}
 _DIGIT_SAMPLES = (5, 23, 31, 39)  # validation images over photographs that are CC0
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
 
@@ -80,27 +83,57 @@ def write_exact(
     return Bundle(directory, manifest)
 
 
-def read_samples(checkpoint: Checkpoint, files: Sequence[Path]) -> dict[str, bytes]:
-    """Sample images by their name in the bundle; without files those of the demo, if it is one.
+def read_samples(
+    checkpoint: Checkpoint, files: Sequence[Path] | None, *, data: EvaluationData | None
+) -> dict[str, bytes]:
+    """Sample images by their name in the bundle.
+
+    Args:
+        files: images; if None, a few of `data`, else of the demo's if the model knows its digits.
+        data: a validation set.
 
     Raises:
-        ValueError: a file is not an image.
+        ValueError: a file is not an image, or an image of `data` cannot be read.
         OSError: a file cannot be read.
     """
+    if files is not None:
+        return _read_files(files)
+    if data is not None:
+        return _encoded(data, _with_boxes(data), image_format="JPEG")
+    if checkpoint.classes == DigitsDataset.classes:
+        return _encoded(DigitsDataset("val"), _DIGIT_SAMPLES, image_format="PNG")
+    return {}
+
+
+def _read_files(files: Sequence[Path]) -> dict[str, bytes]:
     samples = {}
     for number, file in enumerate(files, start=1):
-        data = file.read_bytes()
+        content = file.read_bytes()
         try:
-            decode_image(data)
+            decode_image(content)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
-        samples[f"{SAMPLES_FOLDER}/{number}{file.suffix.lower()}"] = data
-    if not files and checkpoint.classes == DigitsDataset.classes:
-        digits = DigitsDataset("val")
-        for number, index in enumerate(_DIGIT_SAMPLES, start=1):
-            buffer = io.BytesIO()
-            Image.fromarray(digits.read_image(index)).save(buffer, "PNG")
-            samples[f"{SAMPLES_FOLDER}/{number}.png"] = buffer.getvalue()
+        samples[f"{SAMPLES_FOLDER}/{number}{file.suffix.lower()}"] = content
+    return samples
+
+
+def _with_boxes(data: EvaluationData) -> list[int]:
+    """A few images that have boxes, evenly spread, or any where none has."""
+    boxed = {entry["image_id"] for entry in data.ground_truth()["annotations"]}
+    indices = [index for index in range(len(data)) if data.image_id(index) in boxed]
+    indices = indices or list(range(len(data)))
+    count = min(NUM_SAMPLES, len(indices))
+    return [indices[number * len(indices) // count] for number in range(count)]
+
+
+def _encoded(
+    data: EvaluationData, indices: Sequence[int], *, image_format: str
+) -> dict[str, bytes]:
+    samples = {}
+    for number, index in enumerate(indices, start=1):
+        buffer = io.BytesIO()
+        Image.fromarray(data.read_image(index)).save(buffer, image_format, quality=90)
+        samples[f"{SAMPLES_FOLDER}/{number}{_SUFFIXES[image_format]}"] = buffer.getvalue()
     return samples
 
 

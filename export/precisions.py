@@ -64,8 +64,12 @@ class Recipe(NamedTuple):
 # --- fp32
 
 
-def _open_nothing(data_dir: Path | None, classes: Sequence[ClassInfo]) -> Data:
-    return Data()
+def _open_val(data_dir: Path | None, classes: Sequence[ClassInfo]) -> Data:
+    if data_dir is None:
+        return Data()
+    val = open_evaluation_data(data_dir, "val", classes=classes)
+    require_classes(classes, val.classes)
+    return Data(val=val)
 
 
 def _write_fp32(copy: Bundle, materials: Materials) -> Bundle:
@@ -88,10 +92,6 @@ def _judge_fp32(made: Bundle, materials: Materials) -> Verdict:
 
 
 # --- fp16: for TensorRT; the graphs for CPUs stay float32
-
-
-def _open_val(data_dir: Path | None, classes: Sequence[ClassInfo]) -> Data:
-    return Data(val=open_evaluation_data(data_dir, "val", classes=classes) if data_dir else None)
 
 
 def _write_fp16(copy: Bundle, materials: Materials) -> Bundle:
@@ -170,7 +170,7 @@ def _judge_ap(made: Bundle, materials: Materials) -> Verdict:
 
 
 RECIPES: Mapping[Precision, Recipe] = {
-    "fp32": Recipe(_open_nothing, _write_fp32, _judge_fp32, "RUNTIME=onnx"),
+    "fp32": Recipe(_open_val, _write_fp32, _judge_fp32, "RUNTIME=onnx"),
     "fp16": Recipe(_open_val, _write_fp16, _judge_fp16, "PRECISION=bf16 or fp32"),
     "bf16": Recipe(open_splits, _write_bf16, _judge_ap, "PRECISION=fp32"),
     "int8": Recipe(

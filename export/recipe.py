@@ -35,7 +35,7 @@ def export_bundle(
     precision: Precision = "fp32",
     data_dir: Path | None = None,
     name: str | None = None,
-    samples: Sequence[Path] = (),
+    samples: Sequence[Path] | None = None,
     planner: Planner | None = None,
 ) -> Manifest:
     """Export, verify, judge and write a bundle to the directory `out`; a bundle there is replaced.
@@ -43,9 +43,10 @@ def export_bundle(
     Args:
         data_dir: data set in COCO's format: int8 is calibrated on its split train, AP is measured
             and fp16 is tried on its split val. If None, the demo's; for fp16 photographs.
+            Without `samples`, a few of its split val are taken for them.
         name: of the model; if None, see `default_name`.
-        samples: image files that the page offers and the graph is verified on; if none and the
-            model knows the demo's digits, a few of their validation images.
+        samples: image files that the page offers and the graph is verified on; if None, a few
+            validation images of the data set, or of the demo if the model knows its digits.
         planner: for a TensorRT plan, too, which is then what is judged.
 
     Raises:
@@ -57,7 +58,8 @@ def export_bundle(
     """
     require_replaceable(out)
     data = RECIPES[precision].open_data(data_dir, checkpoint.classes)
-    sample_files = read_samples(checkpoint, samples)
+    chosen = data.val if data_dir is not None else None
+    sample_files = read_samples(checkpoint, samples, data=chosen)
     model = DetectionModel(build_model(checkpoint), preprocess_of(checkpoint)).eval()
     with (
         staged(out) as directory,

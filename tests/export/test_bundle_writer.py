@@ -11,9 +11,9 @@ import torch
 
 from bundle.known_answers import read_known_answers
 from bundle.manifest import ClassInfo, Manifest, Precision
-from bundle.preprocess import pad_batch
+from bundle.preprocess import decode_image, pad_batch
 from export.__main__ import main
-from export.bundle_writer import batch_limit, default_name, smallest_side
+from export.bundle_writer import batch_limit, default_name, read_samples, smallest_side
 from export.precisions import RECIPES
 from model.checkpoints.checkpoint_file import (
     Checkpoint,
@@ -24,8 +24,11 @@ from model.checkpoints.checkpoint_file import (
 from model.config import Variant
 from model.configs import CONFIGS, tiny
 from model.data import digits
+from model.data.evaluation_data import open_evaluation_data
 from model.network.deformable_detr import DeformableDetr
 from model.network.inference import torch_predictor
+
+FIXTURE = Path("tests/data/coco_fixture12")
 
 
 def names_in(directory):
@@ -99,6 +102,47 @@ def test_a_sample_that_is_no_image_is_named_before_anything_is_written(
     assert status == 1
     assert str(text) in capsys.readouterr().err
     assert names_in(tmp_path) == ["notes.jpg", "tiny.safetensors"]
+
+
+def test_samples_are_validation_images_with_boxes(checkpoint):
+    data = open_evaluation_data(FIXTURE, "val", classes=())
+
+    samples = read_samples(load_checkpoint(checkpoint), None, data=data)
+
+    boxed = {entry["image_id"] for entry in data.ground_truth()["annotations"]}
+    sizes = {data.read_image(i).shape for i in range(len(data)) if data.image_id(i) in boxed}
+    assert list(samples) == [f"samples/{number}.jpg" for number in (1, 2, 3, 4)]
+    assert len(set(samples.values())) == 4
+    assert {decode_image(content).shape for content in samples.values()} <= sizes
+
+
+def test_export_takes_samples_from_its_data(checkpoint, tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    names = [{"id": info.id, "name": info.name} for info in load_checkpoint(checkpoint).classes]
+    image = {"id": 1, "file_name": "cut-short.png", "width": 128, "height": 128}
+    content = {"images": [image], "annotations": [], "categories": names}
+    (data / "val.json").write_text(json.dumps(content))
+    (data / "cut-short.png").write_bytes(Path("bundles/demo/samples/1.png").read_bytes()[:-2000])
+
+    status = main([str(checkpoint), "--out", str(tmp_path / "bundle"), "--data", str(data)])
+
+    assert status == 1
+    assert "cut-short.png" in capsys.readouterr().err
+    assert names_in(tmp_path) == ["data", "tiny.safetensors"]
+
+
+def test_there_are_no_samples_where_none_are_named(checkpoint):
+    data = open_evaluation_data(FIXTURE, "val", classes=())
+
+    assert read_samples(load_checkpoint(checkpoint), [], data=data) == {}
+
+
+def test_data_of_other_classes_is_refused(checkpoint, tmp_path, capsys):
+    status = main([str(checkpoint), "--out", str(tmp_path / "bundle"), "--data", str(FIXTURE)])
+
+    assert status == 1
+    assert "of the data set's 80 classes are none of the model's" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_model_is_refused(checkpoint, tmp_path, capsys):

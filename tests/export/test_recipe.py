@@ -242,13 +242,6 @@ def test_a_model_of_other_things_needs_data(checkpoint_of, tmp_path, capsys):
     assert names_in(tmp_path) == []
 
 
-def test_float32_takes_no_data(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main(["any.safetensors", "--out", str(tmp_path / "bundle"), "--data", str(tmp_path)])
-
-    assert "fp32 is exact" in capsys.readouterr().err
-
-
 def test_a_split_that_is_missing_or_empty_is_named(tmp_path):
     write_coco(DigitsDataset("val", num_images=2), tmp_path)
 
