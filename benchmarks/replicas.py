@@ -12,12 +12,11 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import httpx
 
 CONFIG = Path(__file__).parents[1] / "docker/haproxy/haproxy.cfg"
 LIMIT_S = 60
@@ -54,7 +53,7 @@ class Proxy:
 
     def sessions(self) -> dict[str, int]:
         """Requests in flight, by the address of the replica that is up."""
-        stats = httpx.get(f"{self.metrics_address}/metrics").text
+        stats = self._stats()
         return {
             name: int(float(value))
             for name, value in _samples(stats, "haproxy_server_current_sessions")
@@ -63,7 +62,7 @@ class Proxy:
 
     def num_up(self) -> int:
         """Replicas that pass the proxy's checks."""
-        return len(self._up(httpx.get(f"{self.metrics_address}/metrics").text))
+        return len(self._up(self._stats()))
 
     def wait_for(self, num_replicas: int) -> None:
         """Until so many replicas are up.
@@ -76,6 +75,10 @@ class Proxy:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"expected {num_replicas} replicas, got {self.num_up()}")
             time.sleep(0.05)
+
+    def _stats(self) -> str:
+        with urllib.request.urlopen(f"{self.metrics_address}/metrics", timeout=LIMIT_S) as answer:
+            return str(answer.read(), "utf-8")
 
     @staticmethod
     def _up(stats: str) -> set[str]:
@@ -135,11 +138,9 @@ def wait_until_ready(address: str) -> None:
     deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline:
         try:
-            if httpx.get(f"{address}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.05)
+            return urllib.request.urlopen(f"{address}/readyz", timeout=LIMIT_S).close()
+        except OSError:  # refused, or an error status
+            time.sleep(0.05)
     raise TimeoutError(f"nothing is ready at {address}")
 
 

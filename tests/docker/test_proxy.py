@@ -93,9 +93,9 @@ def test_what_belongs_to_one_replica_is_not_to_be_had_through_the_proxy(fleet):
 
 @pytest.mark.timeout(60)
 def test_of_a_killed_replica_only_the_requests_in_flight_fail(fleet, jpeg_bytes):
-    with ThreadPoolExecutor(6) as pool:
+    with httpx.Client(timeout=30) as client, ThreadPoolExecutor(6) as pool:
         asked = [
-            pool.submit(httpx.post, f"{fleet.address}/detect", content=jpeg_bytes, timeout=30)
+            pool.submit(client.post, f"{fleet.address}/detect", content=jpeg_bytes)
             for _ in range(6)
         ]
         fleet.wait_until_in_flight(6)
