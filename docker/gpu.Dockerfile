@@ -20,7 +20,7 @@ WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 RUN python -m venv /venv \
     && /venv/bin/python -m pip install --no-cache-dir -c constraints.txt --upgrade pip \
-    && /venv/bin/python -m pip install --no-cache-dir -c constraints.txt --group service --group tensorrt \
+    && /venv/bin/python -m pip install --no-cache-dir -c constraints.txt --group service --group tracing --group tensorrt \
     && /venv/bin/python -m pip install --no-cache-dir -c constraints.txt tensorrt-cu13==11.2.1.2 \
     && /venv/bin/python -m pip uninstall --yes pip
 COPY plugins/ plugins/

@@ -7,7 +7,7 @@ WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 RUN python -m venv /venv \
     && /venv/bin/python -m pip install --no-cache-dir -c constraints.txt --upgrade pip \
-    && /venv/bin/python -m pip install --no-cache-dir -c constraints.txt --group service \
+    && /venv/bin/python -m pip install --no-cache-dir -c constraints.txt --group service --group tracing \
     && /venv/bin/python -m pip uninstall --yes pip
 COPY plugins/ plugins/
 RUN /venv/bin/python -m plugins.build

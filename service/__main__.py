@@ -23,6 +23,7 @@ from service import farewell
 from service.app import create_app, stop_taking_requests
 from service.errors import NotReady
 from service.http_protocol import bounded_protocol
+from service.logs import set_up_logging
 from service.settings import Settings
 from service.startup import OpenEngine, open_served
 
@@ -117,7 +118,7 @@ def main() -> int:
 
 def serve(settings: Settings, open_engine: OpenEngine = open_served) -> int:
     """`main` with settings in hand, and perhaps another way to open engines."""
-    _set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, log_format=settings.log_format)
     for number in (signal.SIGTERM, signal.SIGINT):  # until the server runs
         signal.signal(number, lambda *_: sys.exit(0))
     try:
@@ -180,17 +181,6 @@ def _describe(fault: object) -> str:
 def _fail(message: str) -> int:
     sys.stderr.write(f"error: {message}\n")
     return 1
-
-
-def _set_up_logging(level: str) -> None:
-    formatter = logging.Formatter(
-        "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S"
-    )
-    formatter.converter = time.gmtime
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # ours say the same
 
 
 if __name__ == "__main__":

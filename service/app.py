@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -21,6 +22,9 @@ from service.serving import Serving
 from service.settings import Settings, split_commas
 from service.startup import OpenEngine, open_served
 from service.validation import invalid_request
+
+if TYPE_CHECKING:
+    from service.tracing import Traces
 
 API_VERSION = "1.0.0"
 
@@ -42,8 +46,10 @@ def create_app(
         on_failure: see `Serving`, which is in `app.state.serving`.
 
     Raises:
-        ValueError: a bundle is missing or damaged.
+        ValueError: a bundle is missing or damaged, or what sends traces is not installed.
     """
+
+    traces = _open_traces(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -52,6 +58,8 @@ def create_app(
         app.state.startup.cancel()
         await asyncio.wait([app.state.startup])
         await app.state.serving.close()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
     app = FastAPI(
         title="detr-serve",
@@ -86,7 +94,12 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["Retry-After", "Server-Timing", REQUEST_ID],
         )
-    app.add_middleware(Boundary, metrics=app.state.metrics, limits=BodyLimits.of(settings))
+    app.add_middleware(
+        Boundary,
+        metrics=app.state.metrics,
+        limits=BodyLimits.of(settings),
+        on_answer=traces.record if traces else None,
+    )
     return app
 
 
@@ -94,6 +107,19 @@ def stop_taking_requests(app: FastAPI) -> None:
     """Turn /readyz red and ask clients to leave; requests are answered until the lifespan ends."""
     app.state.is_stopping = True
     app.state.serving.drain()
+
+
+def _open_traces(settings: Settings) -> "Traces | None":
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        from service.tracing import Traces
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"DETR_OTLP_ENDPOINT is set, and {error.name} is not installed: "
+            "pip install -c constraints.txt --group tracing"
+        ) from error
+    return Traces(str(settings.otlp_endpoint))
 
 
 async def _answer_service_error(request: Request, error: Exception) -> Response:

@@ -6,8 +6,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.body_limits import BodyLimits, limited_body
 from service.error_bodies import error_body
 from service.errors import ClientGone, ServiceError
-from service.metrics import Metrics
+from service.metrics import Metrics, Stopwatch
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("service.access")
@@ -30,13 +30,34 @@ _PLAIN = re.compile(r"[!#-<>-~]+")  # printable ASCII but space, quote and equal
 _QUIET_PATHS = {"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 
 
-class Boundary:
-    """ASGI middleware around the whole app."""
+class AnsweredRequest(NamedTuple):
+    """A request that is over."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, limits: BodyLimits) -> None:
+    method: str
+    route: str  # the template
+    status: int
+    started: float  # of time.perf_counter
+    seconds: float
+    headers: Mapping[str, str]
+    fields: Mapping[str, Any]  # request_id, and what else stands in its log line
+    stopwatch: Stopwatch | None  # of its stages, where it has any
+
+
+class Boundary:
+    """ASGI middleware around the whole app; `on_answer` is told of every request but health."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        limits: BodyLimits,
+        on_answer: Callable[[AnsweredRequest], None] | None = None,
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._limits = limits
+        self._on_answer = on_answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; anything but HTTP is passed on as it is."""
@@ -73,11 +94,13 @@ class Boundary:
                 error = ServiceError("an internal error; the log says more")
                 await _send_error(error, scope["path"], send_marked)
         finally:
-            self._account(scope, status, time.perf_counter() - started, request_id, log_fields)
+            fields = {"request_id": request_id, **log_fields}
+            self._account(scope, status, started=started, fields=fields)
 
     def _account(
-        self, scope: Scope, status: int, seconds: float, request_id: str, fields: dict[str, Any]
+        self, scope: Scope, status: int, *, started: float, fields: dict[str, Any]
     ) -> None:
+        seconds = time.perf_counter() - started
         route = scope.get("route")
         path = getattr(route, "path", "other")  # the template: labels stay few
         self._metrics.requests.labels(path, str(status)).inc()
@@ -88,11 +111,19 @@ class Boundary:
             "path": scope["path"][:200],
             "status": status,
             "duration_ms": round(seconds * 1e3, 2),
-            "request_id": request_id,
+            "request_id": fields["request_id"],
             "client": client[0] if client else None,
             **fields,
         }
         log_access(record, logging.DEBUG if path in _QUIET_PATHS else logging.INFO)
+        if self._on_answer is not None and path not in _QUIET_PATHS:
+            stopwatch = scope["state"].get("stopwatch")
+            headers = Headers(scope=scope)
+            self._on_answer(
+                AnsweredRequest(
+                    scope["method"], path, status, started, seconds, headers, fields, stopwatch
+                )
+            )
 
 
 def _without_trailing_slash(scope: Scope) -> Scope:
@@ -103,10 +134,10 @@ def _without_trailing_slash(scope: Scope) -> Scope:
 
 
 def log_access(record: Mapping[str, object], level: int = logging.INFO) -> None:
-    """The line of one request, as key=value."""
+    """The line of one request, as key=value; lines of JSON have the record itself."""
     if access_logger.isEnabledFor(level):
         line = " ".join(f"{key}={_logfmt(value)}" for key, value in record.items())
-        access_logger.log(level, "%s", line)
+        access_logger.log(level, "%s", line, extra={"fields": record})
 
 
 async def answer_unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:

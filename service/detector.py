@@ -183,8 +183,8 @@ class Detector:
             pixels = [image for parts in prepared for image, _ in parts]
             buckets = [self._bucket(image) for image in pixels]
             outputs = await ticket.run(pixels, buckets)
-            stopwatch.seconds[Stage.QUEUE] = ticket.wait_s
-            stopwatch.seconds[Stage.INFER] = ticket.run_s
+            stopwatch.add(Stage.QUEUE, ticket.wait_s, ended_ago_s=ticket.run_s)
+            stopwatch.add(Stage.INFER, ticket.run_s)
         self._metrics.images.labels(self.name).inc(len(uploads))
         if tile_px is None:
             found = _join(prepared, outputs, tile_px)

@@ -54,6 +54,7 @@ async def read_request(
     detector.decoder.refuse_if_late(client_of(request))
     with detector.admit(1):
         pass
+    request.state.stopwatch = stopwatch
     with stopwatch.stage(Stage.READ):
         try:
             return await read(request, request.app.state.settings)

@@ -161,10 +161,11 @@ class Metrics:
 
 
 class Stopwatch:
-    """The seconds that one request spent in each stage."""
+    """The seconds that one request spent in each stage, and when each began."""
 
     def __init__(self) -> None:
         self.seconds: dict[Stage, float] = {}
+        self.starts: dict[Stage, float] = {}  # of time.perf_counter
         self._started = time.perf_counter()
 
     @contextmanager
@@ -174,7 +175,12 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.seconds[stage] = time.perf_counter() - started
+            self.add(stage, time.perf_counter() - started)
+
+    def add(self, stage: Stage, seconds: float, *, ended_ago_s: float = 0.0) -> None:
+        """A stage that has taken so long, and ended now or some seconds ago."""
+        self.seconds[stage] = seconds
+        self.starts[stage] = time.perf_counter() - ended_ago_s - seconds
 
     def observe(self, observe: Callable[[Stage, float], None]) -> None:
         """Hand every stage to a histogram."""

@@ -5,12 +5,13 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, HttpUrl, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bundle.preprocess import MAX_PIXELS
 from engines.base import Mode
 from engines.load import DEFAULT_GPU_OPTIONS, EngineName
+from service.logs import LogFormat
 
 MIB = 1024 * 1024
 _MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -221,6 +222,16 @@ class Settings(BaseSettings):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")
     ] = "info"
+    log_format: Annotated[
+        LogFormat, Field(description="text, for people, or json, an object a line.")
+    ] = "text"
+    otlp_endpoint: Annotated[
+        HttpUrl | None,
+        Field(
+            description="Where traces are sent to, as OTLP over HTTP, such as "
+            "http://collector:4318/v1/traces; without it none are made."
+        ),
+    ] = None
 
     @field_validator("trusted_proxies")
     @classmethod

@@ -1,5 +1,6 @@
 """HAProxy as it ships, before replicas that are killed and drained, and clients that dawdle."""
 
+import json
 import socket
 import subprocess
 import time
@@ -166,7 +167,11 @@ def test_a_client_that_dawdles_is_cut_by_the_proxy(sent, tmp_path):
 def test_replicas_are_told_the_address_of_the_client_and_of_no_other(toy_bundle, jpeg_bytes):
     with proxy() as front:
         replica = Process(
-            bundle=toy_bundle, host=replica_host(0), port=front.port, trusted_proxies="127.0.0.1"
+            bundle=toy_bundle,
+            host=replica_host(0),
+            port=front.port,
+            trusted_proxies="127.0.0.1",
+            log_format="json",
         )
         replica.start()
         front.hosts.append(replica_host(0))
@@ -181,5 +186,6 @@ def test_replicas_are_told_the_address_of_the_client_and_of_no_other(toy_bundle,
         _, log = replica.end()
 
     assert answer.status_code == 200
-    assert " client=127.0.0.9" in log
+    (line,) = [line for line in map(json.loads, log.splitlines()) if line.get("method") == "POST"]
+    assert line["client"] == "127.0.0.9"
     assert "203.0.113.7" not in log

@@ -1,0 +1,42 @@
+"""Log lines: for people, or as one JSON object a line for programs."""
+
+import json
+import logging
+import time
+from typing import Literal
+
+LogFormat = Literal["text", "json"]
+
+
+def set_up_logging(level: str, *, log_format: LogFormat) -> None:
+    """Log to stderr from now on, in UTC."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if log_format == "json" else _text_lines())
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # ours say the same
+
+
+class JsonLines(logging.Formatter):
+    """A record as an object: time, level, logger, message, and the fields of a request's line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, whatever is in the message."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        fields = getattr(record, "fields", None)
+        line = {
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            **({"message": record.getMessage()} if fields is None else fields),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def _text_lines() -> logging.Formatter:
+    formatter = logging.Formatter(
+        "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S"
+    )
+    formatter.converter = time.gmtime
+    return formatter
