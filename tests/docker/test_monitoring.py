@@ -83,6 +83,22 @@ def test_every_panel_of_the_dashboard_shows_what_was_measured(watched, panel):
 
 
 @needs_prometheus
+def test_the_autoscaler_gets_the_wait_of_every_replica(watched):
+    adapter = yaml.safe_load((DOCKER / "kubernetes/prometheus-adapter.yaml").read_text())
+    (rule,) = adapter["rules"]["custom"]
+    query = (
+        rule["metricsQuery"]
+        .replace("<<.LabelMatchers>>", 'job="detr"')
+        .replace("<<.GroupBy>>", "instance")
+    )
+
+    waits = [float(one["value"][1]) for one in watched.ask(query)]
+
+    assert len(waits) == 2
+    assert all(0 <= wait < 10 for wait in waits)
+
+
+@needs_prometheus
 def test_no_alert_is_raised_by_a_service_that_is_well(watched):
     watched.wait_for("detr_ready == 1")
 
