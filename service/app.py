@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from service import admin, pages, routes, routes_deepstack, routes_inference
+from service import admin, openapi, pages, routes, routes_deepstack, routes_inference
 from service.access import KeyCheck, read_keys
 from service.body_limits import BodyLimits
 from service.boundary import REQUEST_ID, Boundary
@@ -27,6 +27,17 @@ if TYPE_CHECKING:
     from service.tracing import Traces
 
 API_VERSION = "1.0.0"
+
+
+class App(FastAPI):
+    """FastAPI, with a description that knows what is served; made anew, since that changes."""
+
+    def openapi(self) -> dict[str, Any]:
+        """See `service.openapi`."""
+        self.openapi_schema = None
+        description = super().openapi()
+        openapi.complete(description, serving=self.state.serving, settings=self.state.settings)
+        return description
 
 
 def create_app(
@@ -61,7 +72,7 @@ def create_app(
         if traces is not None:
             await asyncio.to_thread(traces.close)
 
-    app = FastAPI(
+    app = App(
         title="detr-serve",
         summary="Object detection with Deformable DETR",
         version=API_VERSION,

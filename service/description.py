@@ -14,6 +14,7 @@ from service.errors import (
 from service.schemas import FILE_FIELDS, ID_FIELD, ErrorResponse
 
 BINARY = {"type": "string", "format": "binary"}
+BASE64 = {"type": "string", "format": "byte"}
 DETECT_BODY = {
     "required": True,
     "description": "A form with one or more JPEG, PNG or WebP files, JSON with their base64 text, "
@@ -48,14 +49,14 @@ DETECT_BODY = {
                 "additionalProperties": False,
                 "properties": {
                     FILE_FIELDS[0]: {
-                        "type": "array",
-                        "items": {"type": "string", "format": "byte"},
-                        "minItems": 1,
+                        "anyOf": [{"type": "array", "items": BASE64, "minItems": 1}, BASE64],
                         "description": "The files' contents as base64 text; URLs are not fetched.",
                     },
                     ID_FIELD: {
-                        "type": "array",
-                        "items": {"type": "integer"},
+                        "anyOf": [
+                            {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+                            {"type": "integer"},
+                        ],
                         "description": "Their ids in the answer; by default their index.",
                     },
                 },

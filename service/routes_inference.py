@@ -24,6 +24,7 @@ from service.form import too_many_images
 from service.json_body import parse_in_turn
 from service.metrics import Stage, Stopwatch
 from service.names import did_you_mean
+from service.openapi import infer_request
 from service.schemas import BBOX_DIGITS, SCORE_DIGITS
 from service.served_model import ServedModel
 from service.settings import Settings
@@ -151,7 +152,7 @@ async def model_ready(
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": InferRequest.model_json_schema()}},
+            "content": {"application/json": {"schema": infer_request()}},
         }
     },
 )
