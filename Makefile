@@ -73,8 +73,8 @@ export: $(VENV)/full.stamp $(NATIVE) ## turn a checkpoint into a bundle [CHECKPO
 	$(BIN)/python -m export $(call quote,$(CHECKPOINT)) --out $(call quote,$(BUNDLE)) \
 	$(call option,PRECISION,precision) $(call option,DATA,data) $(call option,RUNTIME,runtime) $(if $(SHAPES),--shapes $(SHAPES)) $(ARGS)
 
-weights: $(VENV)/full.stamp ## download and convert published weights: VARIANT=base|refine|two_stage|resnet50 [FORMAT= OUT=]
-	$(BIN)/python -m model.weights $(VARIANT) $(call option,FORMAT,format) $(call option,OUT,out)
+weights: $(VENV)/full.stamp ## download and convert published weights: VARIANT=base|refine|two_stage|resnet50 [FORMAT= OUT= ARGS=]
+	$(BIN)/python -m model.weights $(VARIANT) $(call option,FORMAT,format) $(call option,OUT,out) $(ARGS)
 
 # --- install
 

@@ -45,4 +45,6 @@ def require_replaceable(out: Path) -> None:
     if not out.exists() or (out / MANIFEST_FILE).is_file():
         return
     if not out.is_dir() or any(out.iterdir()):
-        raise ValueError(f"{out} is there and is no bundle; name a new directory with --out")
+        raise ValueError(
+            f"{out} is there and is no bundle; name a new directory by BUNDLE= (--out)"
+        )

@@ -11,6 +11,7 @@ from bundle.manifest import Precision
 from engines.base import EngineFailure
 from export.graph.tensorrt_plan import SHAPE_FORMAT, find_planner
 from model.checkpoints.file_kind import require_checkpoint
+from model.data.layouts import locate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     if args.shapes and args.runtime != "tensorrt":
-        parser.error("--shapes is of use with --runtime tensorrt only")
+        parser.error("SHAPES= (--shapes) is of use with RUNTIME=tensorrt (--runtime) only")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("export").setLevel(logging.INFO)
     try:
@@ -75,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _export(args: argparse.Namespace) -> None:
     require_checkpoint(args.checkpoint)
+    if args.data is not None:
+        locate(args.data, "val")
     # PyTorch takes seconds to import: what is mistyped is told before.
     from export.bundle_writer import preprocess_of
     from export.recipe import export_bundle

@@ -10,7 +10,7 @@ from bundle.manifest import Bundle
 from engines.base import EngineFailure
 from engines.load import open_engine
 from engines.self_check import require_known_answers
-from model.evaluate import add_arguments, evaluate_command, found_thresholds
+from model.evaluate import add_arguments, require_data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv)
     try:
+        require_data(args)
         bundle = Bundle.load(args.bundle)
+        # PyTorch takes seconds to import: what is mistyped is told before.
+        from model.evaluation.report import evaluate_command, found_thresholds
+
         with closing(open_engine(bundle)) as engine:
             require_known_answers(engine, bundle)
             manifest = bundle.manifest

@@ -52,7 +52,7 @@ def published_bundle(url: str, checkpoint: Path, *, export: Export | None = None
         else:
             return directory
     # PyTorch takes seconds to import, and is needed for a new bundle only.
-    from model.weights import fetch_detector
+    from model.checkpoints.fetch import fetch_detector
 
     log.info("downloading %s and converting it", url)
     fetch_detector(url, checkpoint)

@@ -8,29 +8,14 @@ the demo's validation set. `--results FILE` scores detections that are already i
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from bundle.atomic import write_atomically
-from bundle.detect import Predict
-from bundle.manifest import ClassInfo
-from bundle.preprocess import Preprocess
-from bundle.thresholds import Thresholds
-from model.checkpoints.checkpoint_file import build_model, load_checkpoint, write_checkpoint
-from model.data import digits
-from model.data.evaluation_data import open_evaluation_data
-from model.evaluation.coco_metrics import Metrics, format_report, score
-from model.evaluation.diagnosis import explain
-from model.evaluation.evaluation import evaluate
-from model.evaluation.padding import with_padding
-from model.evaluation.results_format import read_results, with_text_ids
-from model.network.inference import DetectionModel, torch_predictor
+from model.checkpoints.file_kind import require_checkpoint
+from model.data.layouts import locate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,46 +53,6 @@ def _sides(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def evaluate_command(
-    predict: Predict,
-    preprocess: Preprocess,
-    *,
-    classes: Sequence[ClassInfo],
-    args: argparse.Namespace,
-) -> Metrics:
-    """Evaluate as `add_arguments` says: print the report, write the results."""
-    dataset = open_evaluation_data(args.data, args.split, classes=classes)
-    rows, columns = args.padding
-    metrics = evaluate(
-        with_padding(predict, rows, columns=columns),
-        dataset,
-        preprocess=preprocess,
-        classes=classes,
-        batch_size=args.batch_size,
-        limit=args.limit,
-    )
-    _print_report(metrics)
-    if args.out is not None:
-        results = with_text_ids(metrics.results, metrics.ground_truth)
-        write_atomically(args.out, json.dumps(results).encode())
-        print(f"{len(metrics.results)} detections in {args.out}")
-    return metrics
-
-
-def found_thresholds(metrics: Metrics) -> Thresholds:
-    """The thresholds to be saved; ValueError where no detection is right."""
-    if metrics.thresholds is None:
-        raise ValueError("no detection is right, so there are no thresholds to save")
-    print(f"saved: best F1 at {metrics.thresholds.overall}")
-    return metrics.thresholds
-
-
-def _print_report(metrics: Metrics) -> None:
-    print(format_report(metrics))
-    for sentence in explain(metrics):
-        print(f"\nnote: {sentence}")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the COCO metrics of a checkpoint, or of detections made before."""
     parser = argparse.ArgumentParser(prog="python -m model.evaluate", description=main.__doc__)
@@ -119,24 +64,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.results is not None and args.save_thresholds:
         parser.error("--save-thresholds writes into a checkpoint; --results has none")
     try:
-        if args.results is not None:
-            dataset = open_evaluation_data(args.data, args.split, classes=digits.CLASSES)
-            ground_truth = dataset.ground_truth()
-            _print_report(score(ground_truth, read_results(args.results, ground_truth)))
+        require_data(args)
+        if args.results is None:
+            require_checkpoint(args.checkpoint)
+            _evaluate_checkpoint(args)
         else:
-            checkpoint = load_checkpoint(args.checkpoint)
-            model = DetectionModel(build_model(checkpoint), checkpoint.config.preprocess)
-            model.to("cuda" if torch.cuda.is_available() else "cpu")
-            metrics = evaluate_command(
-                torch_predictor(model), model.preprocess, classes=checkpoint.classes, args=args
-            )
-            if args.save_thresholds:
-                with_thresholds = replace(checkpoint, thresholds=found_thresholds(metrics))
-                write_checkpoint(with_thresholds, args.checkpoint)
+            from model.evaluation.report import score_results
+
+            score_results(args)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def require_data(args: argparse.Namespace) -> None:
+    """Raise ValueError where a data set is named and there is none."""
+    if args.data is not None:
+        locate(args.data, args.split)
+
+
+def _evaluate_checkpoint(args: argparse.Namespace) -> None:
+    # PyTorch takes seconds to import: what is mistyped is told before.
+    import torch
+
+    from model.checkpoints.checkpoint_file import build_model, load_checkpoint, write_checkpoint
+    from model.evaluation.report import evaluate_command, found_thresholds
+    from model.network.inference import DetectionModel, torch_predictor
+
+    checkpoint = load_checkpoint(args.checkpoint)
+    model = DetectionModel(build_model(checkpoint), checkpoint.config.preprocess)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    metrics = evaluate_command(
+        torch_predictor(model), model.preprocess, classes=checkpoint.classes, args=args
+    )
+    if args.save_thresholds:
+        with_thresholds = replace(checkpoint, thresholds=found_thresholds(metrics))
+        write_checkpoint(with_thresholds, args.checkpoint)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         parser.error("; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors()))
     if args.out and args.out.is_dir():
-        parser.error(f"--out: expected a file, got the folder {args.out}")
+        parser.error(f"OUT= (--out): expected a file, got the folder {args.out}")
     missing = [str(path) for path in args.paths if not path.exists()]
     if missing:
         hint = (

@@ -79,7 +79,7 @@ def _continue(client: httpx.Client, url: str, part: Path) -> None:
             raise _Interrupted(f"the server answers {status}")
         if status not in (httpx.codes.OK, httpx.codes.PARTIAL_CONTENT):
             raise ValueError(f"cannot download {url}: the server answers {status}; give another "
-                             "place by --base-url")  # fmt: skip
+                             "place by --base-url (make: ARGS='--base-url URL')")  # fmt: skip
         if status == httpx.codes.OK:
             have = 0  # the server sends the whole file, asked for a part or not
         elif span is None or span[1] != str(have):
@@ -104,7 +104,7 @@ def _append(response: httpx.Response, part: Path, *, have: int, total: int | Non
         raise OSError(
             error.errno,
             f"cannot write {part} ({error.strerror}): free "
-            f"{(total or 2e8) / 1e6:.0f} MB or choose another directory by --out; "
+            f"{(total or 2e8) / 1e6:.0f} MB or choose another directory by OUT= (--out); "
             "run this again and the download goes on",
         ) from error
 

@@ -55,8 +55,8 @@ def open_evaluation_data(
     if data_dir is None:
         if tuple(classes) != digits.CLASSES:
             raise ValueError(
-                "expected --data DIR, a data set in COCO's format; only a model of the demo's "
-                f"{len(digits.CLASSES)} digits is evaluated without, this one has "
+                "expected DATA=DIR (--data), a data set in COCO's format; only a model of the "
+                f"demo's {len(digits.CLASSES)} digits is evaluated without, this one has "
                 f"{len(classes)} classes"
             )
         return digits.DigitsDataset("val")

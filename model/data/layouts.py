@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from model.config import TrainConfig
+
 ROBOFLOW_FILE = "_annotations.coco.json"
 _OTHER_NAMES = {"val": ("valid",)}  # of a split
 
@@ -35,6 +37,27 @@ def locate(data_dir: Path, split: str) -> tuple[Path, Path]:
         places = "\n".join(f"  {path}" for path in annotation_files)
         raise ValueError(f"no annotations of split {split!r}; looked for\n{places}")
     return annotation_file, _image_dir(data_dir, annotation_file, names)
+
+
+def locate_run(config: TrainConfig, data_dir: Path | None) -> list[tuple[Path, Path]]:
+    """The splits train and val of a run (see `locate`), or none where it makes its own images.
+
+    Raises:
+        ValueError: the configuration asks for a directory and there is none, or it takes none.
+    """
+    if config.dataset == "digits":
+        if data_dir is not None:
+            raise ValueError(
+                f"config {config.name} makes its own images and takes no DATA= (--data); "
+                "choose a config with dataset='coco' to train on a directory"
+            )
+        return []
+    if data_dir is None:
+        raise ValueError(
+            f"config {config.name} needs DATA=DIR (--data), a data set in COCO's format with the "
+            "splits train and val"
+        )
+    return [locate(data_dir, split) for split in ("train", "val")]
 
 
 def _image_dir(data_dir: Path, annotation_file: Path, names: list[str]) -> Path:

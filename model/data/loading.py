@@ -17,7 +17,7 @@ from model.data.coco import CocoDataset
 from model.data.collate import collate
 from model.data.digits import DigitsDataset
 from model.data.evaluation_data import report_faults
-from model.data.layouts import locate
+from model.data.layouts import locate_run
 from model.data.split import open_split
 from model.data.transforms import make_transform
 from model.data.workers import work_ahead
@@ -50,14 +50,10 @@ def open_data(config: TrainConfig, data_dir: Path | None) -> RunData:
     Raises:
         ValueError: there is no such data set, or training on it would be wrong; says why.
     """
-    if config.dataset == "digits":
-        return _open_digits(config, data_dir)
+    places = locate_run(config, data_dir)
     if data_dir is None:
-        raise ValueError(
-            f"config {config.name} needs --data DIR, a data set in COCO's format with the splits "
-            "train and val"
-        )
-    train_split, val_split = (open_split(*locate(data_dir, name)) for name in ("train", "val"))
+        return _open_digits(config)
+    train_split, val_split = (open_split(*place) for place in places)
     report_faults(train_split, check_split(train_split, config.model))
     report_faults(val_split, check_validation(val_split, train_split))
     transform = make_transform(config.augment, config.preprocess)
@@ -75,12 +71,7 @@ def open_data(config: TrainConfig, data_dir: Path | None) -> RunData:
     return RunData(train, val, train.classes, summary)
 
 
-def _open_digits(config: TrainConfig, data_dir: Path | None) -> RunData:
-    if data_dir is not None:
-        raise ValueError(
-            f"config {config.name} makes its own images and takes no --data; "
-            "choose a config with dataset='coco' to train on a directory"
-        )
+def _open_digits(config: TrainConfig) -> RunData:
     num_images = config.epoch_images or DIGITS_EPOCH_IMAGES
     train, val = (
         DigitsDataset("train", seed=config.seed, num_images=num_images),

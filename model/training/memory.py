@@ -12,7 +12,7 @@ ADVICE = (
     "no memory left: lower batch_size and raise accumulation_steps by as much, which trains the "
     "same, or lower short_sides and long_side"
 )
-_SMALLER = "a smaller batch goes on from its last.safetensors with --init"
+_SMALLER = "a smaller batch goes on from its last.safetensors with INIT= (--init)"
 OUT_OF_MEMORY = f"{ADVICE}; what was saved last is whole, and {_SMALLER}"
 
 

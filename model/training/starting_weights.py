@@ -19,7 +19,7 @@ def check_start(config: TrainConfig, init: Path | None) -> None:
     """Refuse, with ValueError, a start that cannot lead anywhere."""
     if init is None and config.backbone_init == "checkpoint":
         raise ValueError(
-            f"config {config.name} starts from trained weights: add --init CHECKPOINT "
+            f"config {config.name} starts from trained weights: add INIT=CHECKPOINT (--init) "
             "(make weights VARIANT=two_stage makes one)"
         )
     if init is None and config.backbone_init == "imagenet":
@@ -58,7 +58,7 @@ def backbone_weights(directory: Path) -> Path:
     if not path.is_file():
         raise ValueError(
             f"{path} is missing: training starts from ImageNet weights; get them by "
-            "make weights VARIANT=resnet50, or start from a checkpoint by --init"
+            "make weights VARIANT=resnet50, or start from a checkpoint by INIT= (--init)"
         )
     return path
 

@@ -132,7 +132,7 @@ def read_training_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, An
         ValueError: saved by a run with another configuration or data set; names what differs.
     """
     if not path.is_file():
-        raise DamagedState(f"there is no {path} to resume from; --resume auto starts over")
+        raise DamagedState(f"there is no {path} to resume from; RESUME=auto (--resume) starts over")
     try:
         with zipfile.ZipFile(path) as archive:  # whose checksums torch does not compare
             if (damaged := archive.testzip()) is not None:
@@ -156,7 +156,7 @@ def read_training_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, An
         raise ValueError(
             f"{path} was saved by another run and cannot be continued by this one:\n  "
             + "\n  ".join(lines)
-            + "\ngo back to the saved values, or start over with another --out"
+            + "\ngo back to the saved values, or start over with another OUT= (--out)"
         )
     return saved
 

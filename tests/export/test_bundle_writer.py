@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -232,33 +230,6 @@ def test_a_model_of_digits_comes_with_sample_images(exported):
 def test_a_model_of_other_things_has_no_samples_of_its_own(exported):
     assert exported(Variant.BASE).manifest.samples == ()
     assert not (exported(Variant.BASE).directory / "samples").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["none.safetensors"], "none.safetensors: no such checkpoint"),
-        (["any.safetensors", "--precision", "int9"], "invalid choice: 'int9'"),
-        (["any.safetensors", "--runtime", "tensort"], "invalid choice: 'tensort'"),
-    ],
-)
-def test_what_is_mistyped_is_told_before_pytorch_is_imported(words, message, tmp_path):
-    program = (
-        "import sys\n"
-        "sys.modules['torch'] = None  # importing it fails\n"
-        "from export.__main__ import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-
-    done = subprocess.run(
-        [sys.executable, "-c", program, *words, "--out", tmp_path / "bundle"],
-        capture_output=True,
-        text=True,
-    )
-
-    assert done.returncode in (1, 2)
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_every_precision_of_a_bundle_has_its_recipe():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model.data.loading import open_data
-from model.train import train
+from model.training.loop import train
 from tests.model.runs import run_config, write_images
 
 

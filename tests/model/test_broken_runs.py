@@ -20,7 +20,7 @@ from model.configs import tiny
 from model.data.loading import open_data
 from model.data.workers import LoadingFailed
 from model.network.deformable_detr import DeformableDetr
-from model.train import train
+from model.training.loop import train
 from model.training.memory import MemoryRanOut
 from tests.model.runs import (
     ROOT,

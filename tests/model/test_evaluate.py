@@ -150,7 +150,7 @@ def test_a_torch_model_predicts_arrays_of_the_graphs_shapes():
 
 def test_only_a_model_of_the_digits_is_evaluated_without_data():
     assert len(open_evaluation_data(None, "val", classes=CLASSES)) == 200
-    with pytest.raises(ValueError, match="--data DIR"):
+    with pytest.raises(ValueError, match="DATA=DIR"):
         open_evaluation_data(None, "val", classes=CLASSES[:9])
 
 

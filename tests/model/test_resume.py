@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from model.data.loading import open_data
-from model.train import train
+from model.training.loop import train
 from tests.model.runs import (
     PowerCut,
     assert_equal,

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from model.checkpoints.checkpoint_file import load_checkpoint
 from model.configs import finetune, tiny
 from model.data.loading import open_data
-from model.train import main, train
+from model.train import main
+from model.training.loop import train
 from tests.model.runs import (
     COLOURS,
     assert_equal,
@@ -109,7 +110,7 @@ def test_training_starts_from_a_checkpoint_of_other_classes(
 def test_fine_tuning_needs_a_checkpoint(images: Path, tmp_path: Path) -> None:
     config = finetune()
 
-    with pytest.raises(ValueError, match="--init CHECKPOINT"):
+    with pytest.raises(ValueError, match="INIT=CHECKPOINT"):
         train(config, open_data(config, images), out_dir=tmp_path / "out")
 
 
@@ -150,8 +151,8 @@ def test_a_validation_set_without_boxes_keeps_the_last_epoch(
     ("arguments", "message"),
     [
         (["--config", "huge"], "there are: base, refine, two_stage"),
-        (["--config", "tiny"], "needs --data DIR"),
-        (["--config", "demo", "--data", "."], "takes no --data"),
+        (["--config", "tiny"], "needs DATA=DIR"),
+        (["--config", "demo", "--data", "."], "takes no DATA="),
         (["--config", "tiny", "--data", "nowhere"], "no annotations of split 'train'"),
     ],
 )

@@ -11,12 +11,13 @@ import torch
 
 from model.checkpoints.checkpoint_file import load_checkpoint
 from model.checkpoints.download import download
+from model.checkpoints.fetch import fetch_backbone, fetch_detector
 from model.checkpoints.published_urls import published_url
 from model.config import ModelConfig
 from model.configs import tiny
 from model.network.deformable_detr import DeformableDetr
 from model.training.starting_weights import backbone_weights, load_backbone
-from model.weights import fetch_backbone, fetch_detector, main
+from model.weights import main
 from tests.data.parity.make_checkpoint import checkpoint
 from tests.file_server import Server
 

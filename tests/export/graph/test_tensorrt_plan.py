@@ -163,7 +163,7 @@ def test_shapes_are_of_use_with_tensorrt_only(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path / "x"), "--out", str(tmp_path / "out"), "--shapes", "8x800x800"])
 
-    assert "--shapes is of use with --runtime tensorrt only" in capsys.readouterr().err
+    assert "SHAPES= (--shapes) is of use with RUNTIME=tensorrt" in capsys.readouterr().err
 
 
 # --- the plan in the bundle

@@ -1,0 +1,37 @@
+"""Published weights, downloaded and turned into files of this project."""
+
+import time
+from pathlib import Path
+
+from model.checkpoints.checkpoint_file import load_checkpoint, write_checkpoint, write_tensors
+from model.checkpoints.convert import convert, sha256
+from model.checkpoints.download import Sleep, download
+from model.checkpoints.published_file import read_content
+from model.checkpoints.published_urls import digest_prefix
+
+
+def fetch_detector(url: str, checkpoint: Path, *, sleep: Sleep = time.sleep) -> None:
+    """Downloads a published file to the checkpoint's directory and converts it.
+
+    Does nothing if the checkpoint made of that file is there already.
+    """
+    source = checkpoint.with_name(url.rsplit("/", 1)[1])
+    if checkpoint.is_file():
+        digest = load_checkpoint(checkpoint).provenance.get("sha256", "")
+        if digest.startswith(digest_prefix(source.name)):
+            return
+    download(url, source, sleep=sleep)
+    write_checkpoint(convert(source), checkpoint)
+
+
+def fetch_backbone(url: str, path: Path, *, sleep: Sleep = time.sleep) -> None:
+    """Downloads torchvision's ResNet-50 and writes its tensors as `backbone.*` to `path`."""
+    source = path.with_name(url.rsplit("/", 1)[1])
+    download(url, source, sleep=sleep)
+    tensors = {
+        f"backbone.{name}": tensor
+        for name, tensor in read_content(source).items()
+        if not name.startswith("fc.") and not name.endswith(".num_batches_tracked")
+    }
+    metadata = {"source": source.name, "sha256": sha256(source)}
+    write_tensors(path, tensors, metadata=metadata)

@@ -1,0 +1,66 @@
+"""What the commands that evaluate do: run, print the report, write the results."""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from bundle.atomic import write_atomically
+from bundle.detect import Predict
+from bundle.manifest import ClassInfo
+from bundle.preprocess import Preprocess
+from bundle.thresholds import Thresholds
+from model.data import digits
+from model.data.evaluation_data import open_evaluation_data
+from model.evaluation.coco_metrics import Metrics, format_report, score
+from model.evaluation.diagnosis import explain
+from model.evaluation.evaluation import evaluate
+from model.evaluation.padding import with_padding
+from model.evaluation.results_format import read_results, with_text_ids
+
+
+def evaluate_command(
+    predict: Predict,
+    preprocess: Preprocess,
+    *,
+    classes: Sequence[ClassInfo],
+    args: argparse.Namespace,
+) -> Metrics:
+    """Evaluate as `add_arguments` of model.evaluate says: print the report, write the results."""
+    dataset = open_evaluation_data(args.data, args.split, classes=classes)
+    rows, columns = args.padding
+    metrics = evaluate(
+        with_padding(predict, rows, columns=columns),
+        dataset,
+        preprocess=preprocess,
+        classes=classes,
+        batch_size=args.batch_size,
+        limit=args.limit,
+    )
+    print_report(metrics)
+    if args.out is not None:
+        results = with_text_ids(metrics.results, metrics.ground_truth)
+        write_atomically(args.out, json.dumps(results).encode())
+        print(f"{len(metrics.results)} detections in {args.out}")
+    return metrics
+
+
+def found_thresholds(metrics: Metrics) -> Thresholds:
+    """The thresholds to be saved; ValueError where no detection is right."""
+    if metrics.thresholds is None:
+        raise ValueError("no detection is right, so there are no thresholds to save")
+    print(f"saved: best F1 at {metrics.thresholds.overall}")
+    return metrics.thresholds
+
+
+def print_report(metrics: Metrics) -> None:
+    """The numbers, and what may be wrong where they are near 0."""
+    print(format_report(metrics))
+    for sentence in explain(metrics):
+        print(f"\nnote: {sentence}")
+
+
+def score_results(args: argparse.Namespace) -> None:
+    """Print the report on detections that were made before."""
+    dataset = open_evaluation_data(args.data, args.split, classes=digits.CLASSES)
+    ground_truth = dataset.ground_truth()
+    print_report(score(ground_truth, read_results(args.results, ground_truth)))

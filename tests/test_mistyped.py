@@ -1,0 +1,59 @@
+"""Mistyped names are told at once: before PyTorch is imported, which takes seconds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# In one process, for which importing PyTorch fails: the words of every command, and what it says.
+PROGRAM = """
+import contextlib, importlib, io, json, logging, sys
+sys.modules["torch"] = None
+told = []
+for module, *words in json.loads(sys.argv[1]):
+    logging.root.handlers.clear()  # they write where stderr was
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        try:
+            status = importlib.import_module(module).main(words)
+        except SystemExit as end:
+            status = end.code
+    told.append([status, err.getvalue()])
+print(json.dumps(told))
+"""
+CASES = [
+    (["model.train", "--config", "finetun"], "unknown config 'finetun'"),
+    (["model.train", "--config", "finetune"], "config finetune needs DATA=DIR (--data)"),
+    (["model.train", "--config", "finetune", "--data", "none"], "no annotations of split 'train'"),
+    (["model.train", "--init", "none.safetensors"], "none.safetensors: no such checkpoint"),
+    (["model.evaluate", "--checkpoint", "none.safetensors"], "no such checkpoint"),
+    (["model.evaluate", "--results", "x.json", "--data", "none"], "no annotations of split 'val'"),
+    (["model.weights", "to_stage"], "invalid choice: 'to_stage'"),
+    (["export.evaluate", "--bundle", "none"], "none/manifest.json: no bundle there"),
+    (["export.evaluate", "--bundle", "bundles/demo", "--data", "none"], "no annotations of split"),
+    (["export.published", "to_stage"], "invalid choice: 'to_stage'"),
+    (["export.__main__", "none.safetensors", "--out", "x"], "no such checkpoint"),
+    (["export.__main__", "a", "--out", "x", "--precision", "int9"], "invalid choice: 'int9'"),
+    (["export.__main__", "a", "--out", "x", "--runtime", "tensort"], "invalid choice: 'tensort'"),
+    (["service.detect", "none.jpg"], "no such file or folder: none.jpg"),
+    (["service.detect", "x", "--treshold", "1"], "unrecognized arguments: --treshold"),
+]
+
+
+@pytest.fixture(scope="module")
+def told() -> list[tuple[int, str]]:
+    """Exit status and words on stderr of every case."""
+    command = [sys.executable, "-c", PROGRAM, json.dumps([words for words, _ in CASES])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    return [(status, err) for status, err in json.loads(done.stdout)]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[" ".join(words) for words, _ in CASES])
+def test_it_is_told_before_pytorch_is_imported(told: list[tuple[int, str]], number: int) -> None:
+    status, err = told[number]
+
+    assert status in (1, 2)
+    assert CASES[number][1] in err
