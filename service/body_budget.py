@@ -4,6 +4,7 @@ All state belongs to the event loop.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Hashable
 
 from service.errors import Overloaded
@@ -37,6 +38,8 @@ class BodyBudget:
         self._most_bytes = most_bytes
         self._client_bytes = client_bytes
         self._bodies: dict[Hashable, set[Body]] = {}
+        self._held: Counter[Hashable] = Counter()  # bytes of each client
+        self._held_by_all = 0
 
     def open(self, client: Hashable) -> Body:
         """The body of a new request, empty so far."""
@@ -47,9 +50,12 @@ class BodyBudget:
     def close(self, body: Body) -> None:
         """The request is answered."""
         bodies = self._bodies.get(body.client, set())
-        bodies.discard(body)
+        if body in bodies:
+            bodies.remove(body)
+            self._hold(body.client, -body.num_bytes)
         if not bodies:
             self._bodies.pop(body.client, None)
+            self._held.pop(body.client, None)
 
     def take(self, body: Body, num_bytes: int) -> None:
         """Admit some more bytes of a body.
@@ -57,7 +63,10 @@ class BodyBudget:
         Raises:
             Overloaded: this body has to give way.
         """
+        if body.is_evicted:
+            raise self.refusal()
         body.num_bytes += COPIES * num_bytes
+        self._hold(body.client, COPIES * num_bytes)
         while (client := self._greedy_client(body.client)) is not None:
             unfinished = [one for one in self._bodies[client] if not one.is_whole]
             victim = max(unfinished, key=lambda one: one.num_bytes, default=body)
@@ -75,14 +84,15 @@ class BodyBudget:
 
     def _greedy_client(self, client: Hashable) -> Hashable | None:
         """The client that has to give something up, if any."""
-        if self._held_by(client) > self._client_bytes:
+        if self._held[client] > self._client_bytes:
             return client
-        if sum(map(self._held_by, self._bodies)) > self._most_bytes:
-            return max(self._bodies, key=self._held_by)
+        if self._held_by_all > self._most_bytes:
+            return max(self._held, key=self._held.__getitem__)
         return None
 
-    def _held_by(self, client: Hashable) -> int:
-        return sum(body.num_bytes for body in self._bodies[client])
+    def _hold(self, client: Hashable, num_bytes: int) -> None:
+        self._held[client] += num_bytes
+        self._held_by_all += num_bytes
 
     def _evict(self, body: Body) -> None:
         body.is_evicted = True

@@ -142,14 +142,25 @@ class Detector:
             ratio = max(getattr(outcome.ratios, error) for outcome in outcomes)
             self._metrics.selftest_error.labels(self.name, error).set(ratio)
 
-    def admit(self, num_images: int) -> Ticket[Pixels, ImageOutput]:
-        """Reserve places for the images of a request.
+    def admit(self, num_images: int, *, client: Hashable = None) -> Ticket[Pixels, ImageOutput]:
+        """Reserve places for the images of a request; clients take turns.
 
         Raises:
             NotReady: loading or closed.
             Overloaded: no room, or the deadline would pass before they are run.
         """
-        return self._require_batcher().admit(num_images, deadline_s=self._settings.deadline_s)
+        return self._require_batcher().admit(
+            num_images, client=client, deadline_s=self._settings.deadline_s
+        )
+
+    def refuse_if_full(self, client: Hashable) -> None:
+        """Refuse a request of which nothing is known yet but its client.
+
+        Raises:
+            NotReady, Overloaded: not even one image would be admitted.
+        """
+        deadline_s = self._settings.deadline_s
+        self._require_batcher().check(1, client=client, deadline_s=deadline_s)
 
     async def detect(
         self,
@@ -160,7 +171,7 @@ class Detector:
         tile_px: int | None = None,
         num_parts: int | None = None,
     ) -> list[Found]:
-        """Run the model on the images of one request; clients take turns in decoding.
+        """Run the model on the images of one request; clients take turns.
 
         Args:
             tile_px: side of the tiles that larger images are cut into; each counts as an image.
@@ -171,7 +182,7 @@ class Detector:
                 run.
             NotReady, Overloaded, DeadlineExceeded, EngineFailure: see the batcher.
         """
-        with self.admit(num_parts or len(uploads)) as ticket:
+        with self.admit(num_parts or len(uploads), client=client) as ticket:
             with stopwatch.stage(Stage.DECODE):
                 prepared = await self.decoder.prepare(
                     uploads,

@@ -47,13 +47,12 @@ async def read_request(
     """What `read` makes of the body, which is not read where a refusal can be foreseen.
 
     Raises:
-        NotReady, Overloaded: see `Detector.admit` and `ImageDecoder.refuse_if_late`.
+        NotReady, Overloaded: see `Detector.refuse_if_full` and `ImageDecoder.refuse_if_late`.
         ClientGone: the client closed the connection before the body was whole.
     """
     detector = model.detector
     detector.decoder.refuse_if_late(client_of(request))
-    with detector.admit(1):
-        pass
+    detector.refuse_if_full(client_of(request))
     request.state.stopwatch = stopwatch
     with stopwatch.stage(Stage.READ):
         try:

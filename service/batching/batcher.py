@@ -2,7 +2,7 @@
 
 A request is admitted whole or refused at the door, before any work is spent on it. Its items
 wait in the bucket of their shape. Whenever the engine is free, a batch is formed at once from
-the bucket whose head has waited longest; nothing waits for a batch to fill up. So that the engine
+the bucket of the item whose turn it is; nothing waits for a batch to fill up. So that the engine
 finds it ready, the next batch is assembled while one runs: as soon as it is full, or else shortly
 before the end that is to be expected. The batcher knows no images: it calls `assemble` on the
 items of one bucket in one thread, and `run` on the outcome in another.
@@ -12,7 +12,7 @@ All state belongs to the event loop.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple
 
@@ -103,40 +103,72 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         """Items admitted and not yet started, those still being decoded included."""
         return self._queue.depth
 
-    def admit(self, count: int, *, deadline_s: float | None = None) -> Ticket[Item, Result]:
+    def admit(
+        self, count: int, *, client: Hashable = None, deadline_s: float | None = None
+    ) -> Ticket[Item, Result]:
         """Reserve places for all `count` items of a request, or for none.
+
+        Clients take turns. Where the queue is full, the newest request of the client that holds
+        most gives way to one of a client that would hold less.
+
+        Raises:
+            NotReady, Overloaded: see `check`.
+        """
+        self.check(count, client=client, deadline_s=deadline_s)
+        while self._is_full(count):
+            greedy = self._queue.greedier(client, count)
+            if greedy is None:  # its other requests have begun
+                raise self._refusal(count, client)
+            greedy.fail(
+                Overloaded(
+                    "the queue is full, and the request gave way to one of a client with fewer "
+                    "images in it; send it again, or less at a time",
+                    retry_after_s=self.expected_wait_s(count, client=greedy.client),
+                )
+            )
+        deadline = None if deadline_s is None else self._clock() + deadline_s
+        return self._queue.admit(count, client=client, deadline=deadline)
+
+    def check(
+        self, count: int, *, client: Hashable = None, deadline_s: float | None = None
+    ) -> None:
+        """Refuse a request that could not be admitted now.
 
         Raises:
             NotReady: the batcher is draining.
-            Overloaded: the queue has no room for all of them, or the wait that is to be
+            Overloaded: the queue has no room for all of its items, or the wait that is to be
                 expected is longer than the deadline.
         """
         if self._is_closing:
             raise NotReady("the service is shutting down; send the request again", retry_after_s=1)
-        wait_s = self.expected_wait_s(count)
-        depth = self._depth_of_all()
-        if depth + count > self._max_queue:
-            raise Overloaded(
-                f"the queue is full: {depth} of {self._max_queue} places are taken, "
-                f"the request needs {count}",
-                retry_after_s=wait_s,
-            )
+        if self._is_full(count) and self._queue.greedier(client, count) is None:
+            raise self._refusal(count, client)
+        wait_s = self.expected_wait_s(count, client=client)
         if deadline_s is not None and wait_s > deadline_s:
             raise Overloaded(
                 f"the expected wait of {wait_s:.1f} s is longer than the deadline of "
                 f"{deadline_s:g} s",
                 retry_after_s=wait_s - deadline_s,
             )
-        return self._queue.admit(count, None if deadline_s is None else self._clock() + deadline_s)
 
-    def expected_wait_s(self, count: int) -> float:
-        """Seconds until the last of `count` further items would start."""
+    def _is_full(self, count: int) -> bool:
+        return self._depth_of_all() + count > self._max_queue
+
+    def _refusal(self, count: int, client: Hashable) -> Overloaded:
+        return Overloaded(
+            f"the queue is full: {self._depth_of_all()} of {self._max_queue} places are taken, "
+            f"the request needs {count}",
+            retry_after_s=self.expected_wait_s(count, client=client),
+        )
+
+    def expected_wait_s(self, count: int, *, client: Hashable = None) -> float:
+        """Seconds until the last of `count` further items of a client would start."""
         now = self._clock()
         wait_s = 0.0
         for run in self._runs:
             elapsed_s = 0.0 if run.started_at is None else now - run.started_at
             wait_s += max(0.0, self._run_times.expect(len(run.entries)) - elapsed_s)
-        num_batches_ahead = (self.depth + count - 1) // self._max_batch_size
+        num_batches_ahead = self._queue.num_ahead(client, count) // self._max_batch_size
         return wait_s + num_batches_ahead * self._run_times.expect(self._max_batch_size)
 
     async def close(self) -> None:

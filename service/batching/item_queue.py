@@ -1,7 +1,11 @@
-"""The items that wait for the engine, in buckets of like shape. Belongs to the event loop."""
+"""The items that wait for the engine, in buckets of like shape. Belongs to the event loop.
+
+Clients take turns, an item each: the items of one client have turns that follow each other, and
+another client begins with the turn that is next. So one that has many items delays only itself.
+"""
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic
 
@@ -21,19 +25,49 @@ class ItemQueue(Generic[Item, Result]):
         self._on_arrival = on_arrival
         self._clock = clock
         self._buckets: dict[Hashable, OrderedDict[Entry[Item, Result], None]] = {}
-        self._tickets: set[Ticket[Item, Result]] = set()
+        self._tickets: dict[Ticket[Item, Result], None] = {}  # in the order of their admission
         self._num_added = 0
+        self._next_turn = 0  # of a client that comes when nothing waits
+        self._last_turns: dict[Hashable, int] = {}  # of the items of each client that has places
+        self._num_held: Counter[Hashable] = Counter()  # places of each client
         self._all_left = asyncio.Event()
         self._all_left.set()
         self.depth = 0  # items that hold a place: admitted and not yet taken
 
-    def admit(self, count: int, deadline: float | None) -> Ticket[Item, Result]:
+    def admit(
+        self, count: int, *, client: Hashable, deadline: float | None
+    ) -> Ticket[Item, Result]:
         """Places for all items of a request; `deadline` is a time of the clock."""
-        ticket: Ticket[Item, Result] = Ticket(self, count, deadline=deadline)
-        self._tickets.add(ticket)
+        ticket: Ticket[Item, Result] = Ticket(self, count, client=client, deadline=deadline)
+        self._tickets[ticket] = None
         self._all_left.clear()
-        self.depth += count
+        self._hold(client, count)
         return ticket
+
+    def num_ahead(self, client: Hashable, count: int) -> int:
+        """Items that are taken before the last of so many further ones of a client.
+
+        Others have as many turns as the client needs, unless they have fewer items.
+        """
+        own = self._num_held[client]
+        others = sum(
+            min(held, own + count) for other, held in self._num_held.items() if other != client
+        )
+        return own + others + count - 1
+
+    def greedier(self, client: Hashable, count: int) -> Ticket[Item, Result] | None:
+        """The newest request of the client that holds most, if it can give way to this one.
+
+        The client would have fewer places than the other even with so many more, and nothing of
+        that request was taken.
+        """
+        other, held = max(self._num_held.items(), key=lambda item: item[1], default=(client, 0))
+        if other == client or held <= self._num_held[client] + count:
+            return None
+        for ticket in reversed(self._tickets):
+            if ticket.client == other and ticket.num_held == ticket.count:
+                return ticket
+        return None
 
     async def wait_until_all_left(self) -> None:
         """Return once no request holds a ticket."""
@@ -53,8 +87,7 @@ class ItemQueue(Generic[Item, Result]):
                 "queued; send fewer or smaller images"
             )
         for index, (item, bucket) in enumerate(zip(items, buckets, strict=True)):
-            entry = Entry(ticket, index, item, bucket, self._num_added, now)
-            self._num_added += 1
+            entry = Entry(ticket, index, item, bucket, self._take_turn(ticket.client), now)
             ticket.entries.append(entry)
             self._buckets.setdefault(bucket, OrderedDict())[entry] = None
         self._on_arrival()
@@ -67,9 +100,9 @@ class ItemQueue(Generic[Item, Result]):
         """See `Places.forget`."""
         for entry in ticket.entries:
             self._remove(entry)
-        self.depth -= ticket.num_held
+        self._hold(ticket.client, -ticket.num_held)
         ticket.num_held = 0
-        self._tickets.discard(ticket)
+        self._tickets.pop(ticket, None)
         if not self._tickets:
             self._all_left.set()
 
@@ -79,11 +112,9 @@ class ItemQueue(Generic[Item, Result]):
             ticket.fail(error)
 
     def oldest_bucket(self) -> Hashable | None:
-        """The bucket whose head has waited longest, once heads past their deadline have left."""
+        """The bucket of the item whose turn it is, once those past their deadline have left."""
         now = self._clock()
-        while self._buckets:
-            heads = [next(iter(bucket)) for bucket in self._buckets.values()]
-            head = min(heads, key=lambda entry: entry.order)
+        while (head := self._head()) is not None:
             if not head.ticket.is_late(now):
                 return head.bucket
             head.ticket.expire()
@@ -94,20 +125,43 @@ class ItemQueue(Generic[Item, Result]):
         return len(self._buckets.get(bucket, ()))
 
     def take(self, bucket: Hashable, most: int) -> list[Entry[Item, Result]]:
-        """Remove up to `most` items of a bucket, oldest first; late ones are expired instead."""
+        """Remove up to `most` items of a bucket, in turn; late ones are expired instead."""
         now = self._clock()
         taken: list[Entry[Item, Result]] = []
-        while self.num_in(bucket) and len(taken) < most:
-            entry = next(iter(self._buckets[bucket]))
+        for entry in sorted(self._buckets.get(bucket, ()), key=_order):
+            if len(taken) == most:
+                break
+            if not entry.ticket.is_alive:
+                continue  # it expired with an item before
             if entry.ticket.is_late(now):
                 entry.ticket.expire()
                 continue
+            self._next_turn = max(self._next_turn, entry.order[0] + 1)
             self._remove(entry)
             entry.ticket.num_held -= 1
-            self.depth -= 1
+            self._hold(entry.ticket.client, -1)
             taken.append(entry)
         # A request that expired above may have had earlier items in this very batch.
         return [entry for entry in taken if entry.ticket.is_alive]
+
+    def _take_turn(self, client: Hashable) -> tuple[int, int]:
+        head = self._head()
+        first = head.order[0] if head is not None else self._next_turn
+        turn = max(first, self._last_turns.get(client, -1) + 1)
+        self._last_turns[client] = turn
+        self._num_added += 1
+        return turn, self._num_added
+
+    def _head(self) -> Entry[Item, Result] | None:
+        entries = (entry for bucket in self._buckets.values() for entry in bucket)
+        return min(entries, key=_order, default=None)
+
+    def _hold(self, client: Hashable, count: int) -> None:
+        self.depth += count
+        self._num_held[client] += count
+        if not self._num_held[client]:
+            del self._num_held[client]
+            self._last_turns.pop(client, None)
 
     def _remove(self, entry: Entry[Item, Result]) -> None:
         bucket = self._buckets.get(entry.bucket)
@@ -115,3 +169,7 @@ class ItemQueue(Generic[Item, Result]):
             bucket.pop(entry, None)
             if not bucket:
                 del self._buckets[entry.bucket]
+
+
+def _order(entry: Entry[Item, Result]) -> tuple[int, int]:
+    return entry.order

@@ -19,7 +19,7 @@ class Entry(Generic[Item, Result]):
     index: int
     item: Item
     bucket: Hashable
-    order: int  # over all buckets; the smallest has waited longest
+    order: tuple[int, int]  # over all buckets, smallest first: turn of its client, then arrival
     queued_at: float
     is_started: bool = False
 
@@ -42,9 +42,17 @@ class Places(Protocol[Item, Result]):
 class Ticket(Generic[Item, Result]):
     """The place of one request: a context manager, so that leaving it always gives it back."""
 
-    def __init__(self, places: Places[Item, Result], count: int, *, deadline: float | None) -> None:
+    def __init__(
+        self,
+        places: Places[Item, Result],
+        count: int,
+        *,
+        client: Hashable,
+        deadline: float | None,
+    ) -> None:
         self._places = places
         self.count = count
+        self.client = client
         self.deadline = deadline  # of the clock
         self.is_alive = True  # someone still waits for the answer
         self.num_held = count  # items that still count as waiting

@@ -48,3 +48,13 @@ def test_bodies_that_are_done_hold_nothing(budget: BodyBudget) -> None:
         budget.close(body_of(budget, "a", 60))
 
     assert not body_of(budget, "a", 60).is_evicted
+
+
+def test_a_body_that_gave_way_takes_nothing_more(budget: BodyBudget) -> None:
+    large = body_of(budget, "a", 50)
+    body_of(budget, "a", 20)
+
+    with pytest.raises(Overloaded):
+        budget.take(large, 10)
+
+    assert not body_of(budget, "a", 40).is_evicted

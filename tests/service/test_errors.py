@@ -113,7 +113,7 @@ async def test_a_full_queue_is_overloaded(
 ) -> None:
     held = await begin_and_hold(client, engine, png_bytes)
 
-    with app.state.serving.model().detector.admit(4):
+    with app.state.serving.model().detector.admit(4, client="127.0.0.1"):
         response = await client.post("/detect", content=png_bytes)
 
     assert (response.status_code, code_of(response)) == (503, "overloaded")
@@ -133,7 +133,7 @@ async def test_an_overloaded_service_does_not_read_the_body_it_refuses(
         num_read += 1
         yield b"x" * 1000
 
-    with app.state.serving.model().detector.admit(4):
+    with app.state.serving.model().detector.admit(4, client="127.0.0.1"):
         response = await client.post("/detect", content=body())
 
     assert (response.status_code, code_of(response)) == (503, "overloaded")

@@ -145,7 +145,7 @@ async def test_each_model_has_an_engine_of_its_own(
 async def test_models_share_the_places_of_the_queue(
     client: httpx.AsyncClient, app: FastAPI, png_bytes: bytes
 ) -> None:
-    with app.state.serving.model("small").detector.admit(4):
+    with app.state.serving.model("small").detector.admit(4, client="127.0.0.1"):
         answer = await client.post("/detect?model=large", content=png_bytes)
 
     assert (answer.status_code, code_of(answer)) == (503, "overloaded")

@@ -47,9 +47,13 @@ Batcher = DynamicBatcher[str, tuple[str, ...], str]
 
 
 async def say(
-    batcher: Batcher, *words: str, bucket: str = "a", deadline_s: float | None = None
+    batcher: Batcher,
+    *words: str,
+    bucket: str = "a",
+    client: str | None = None,
+    deadline_s: float | None = None,
 ) -> list[str]:
-    with batcher.admit(len(words), deadline_s=deadline_s) as ticket:
+    with batcher.admit(len(words), client=client, deadline_s=deadline_s) as ticket:
         return await ticket.run(words, [bucket] * len(words))
 
 
