@@ -99,7 +99,6 @@ def _leave_process_group(worker_id: int) -> None:
     os.setsid()
     while signal.sigtimedwait(_STOP_SIGNALS, 0):
         pass  # what the group got while this process was starting
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
