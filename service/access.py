@@ -1,4 +1,4 @@
-"""Who may ask: whoever has an API key, where keys are asked for."""
+"""API keys: where they are configured, only requests that carry one are served."""
 
 import hashlib
 import hmac
@@ -13,16 +13,16 @@ from service.error_bodies import error_body
 from service.errors import Unauthorized
 from service.metrics import Metrics
 
-LEAST_CHARACTERS = 16  # of a key
+LEAST_CHARACTERS = 16  # in a key
 _OPEN_PATHS = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
-_ADMIN_PREFIX = "/admin/"  # has a key of its own
+_ADMIN_PREFIX = "/admin/"  # checks the administrator's key instead
 
 
 def read_keys(path: Path) -> list[bytes]:
-    """The digests of the keys in a file: one a line, but for empty lines and comments (#).
+    """The digests of the keys in a file: one key per line; empty lines and # comments are skipped.
 
     Raises:
-        ValueError: the file cannot be read, holds no key, or one that is too short.
+        ValueError: the file cannot be read, holds no key, or holds one that is too short.
     """
     try:
         lines = [line.strip() for line in path.read_text().splitlines()]
@@ -30,7 +30,7 @@ def read_keys(path: Path) -> list[bytes]:
         raise ValueError(f"DETR_API_KEYS_FILE: cannot read {path}: {error}") from error
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
-        raise ValueError(f"DETR_API_KEYS_FILE: expected one key a line in {path}, got none")
+        raise ValueError(f"DETR_API_KEYS_FILE: expected one key per line in {path}, got none")
     if min(map(len, keys)) < LEAST_CHARACTERS:
         raise ValueError(
             f"DETR_API_KEYS_FILE: expected keys of at least {LEAST_CHARACTERS} characters in "
@@ -40,7 +40,7 @@ def read_keys(path: Path) -> list[bytes]:
 
 
 class KeyCheck:
-    """ASGI middleware that answers 401 to whoever has no key, on every path but those of health."""
+    """ASGI middleware that answers 401 to requests without a key, except for health checks."""
 
     def __init__(self, app: ASGIApp, *, keys: list[bytes], metrics: Metrics) -> None:
         self._app = app
@@ -48,12 +48,12 @@ class KeyCheck:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what carries a key."""
+        """Pass the request on if it carries a key."""
         if scope["type"] != "http" or self._may_pass(scope):
             await self._app(scope, receive, send)
             return
         error = Unauthorized(
-            "expected an API key, got none that is known; send it as the header "
+            "expected a valid API key; send it as the header "
             "Authorization: Bearer KEY, or X-API-Key: KEY"
         )
         self._metrics.rejects.labels(error.code).inc()
@@ -71,7 +71,7 @@ class KeyCheck:
         kind, _, bearer = headers.get("authorization", "").partition(" ")
         given = bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
         digest = _digest(given)
-        # Digests of equal length, and all of them: time tells nothing of a key.
+        # Compares digests of equal length, and all of them, so that timing reveals nothing.
         return sum([hmac.compare_digest(digest, key) for key in self._keys]) > 0
 
 

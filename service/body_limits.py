@@ -1,4 +1,4 @@
-"""How large the body of a request may be, and how slowly it may come."""
+"""How large the body of a request may be, and how slowly it may arrive."""
 
 import asyncio
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ from service.body_budget import COPIES, Body, BodyBudget
 from service.errors import PayloadTooLarge, RequestTimeout
 from service.settings import Settings
 
-MEMORY_SHARE = 8  # of what the process may use, for bodies
+MEMORY_SHARE = 8  # bodies may use an eighth of the process's memory
 
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """Largest size, the time it may take, and the memory of all bodies together.
+    """Limits of size and time for one body, and of memory for all bodies together.
 
     Attributes:
-        max_bytes: of one body.
-        timeout_s: for one body, and a second more for every `min_bytes_per_s` that have come.
-        budget: for the bodies of all requests.
+        max_bytes: the size of one body.
+        timeout_s: the time for one body, plus a second for every `min_bytes_per_s` received.
+        budget: the memory for the bodies of all requests.
     """
 
     max_bytes: int
@@ -33,7 +33,7 @@ class BodyLimits:
 
     @classmethod
     def of(cls, settings: Settings) -> "BodyLimits":
-        """Those of the settings."""
+        """The limits that the settings state."""
         client_bytes = max(settings.client_body_memory_bytes, COPIES * settings.max_body_bytes)
         most_bytes = settings.body_memory_bytes or allowed_memory_bytes() // MEMORY_SHARE
         budget = BodyBudget(max(most_bytes, 2 * client_bytes), client_bytes=client_bytes)
@@ -44,10 +44,10 @@ class BodyLimits:
 
 @contextmanager
 def limited_body(scope: Scope, receive: Receive, *, limits: BodyLimits) -> Iterator[Receive]:
-    """`receive` that raises as soon as the body is known to break a limit.
+    """A `receive` that raises as soon as the body breaks a limit.
 
-    It raises PayloadTooLarge, RequestTimeout, Overloaded, and what the protocol found wrong with
-    the request after its headers.
+    It raises PayloadTooLarge, RequestTimeout or Overloaded, or the error that the HTTP protocol
+    found after the headers.
     """
     declared = Headers(scope=scope).get("content-length", "")
     client = scope.get("client")
@@ -60,7 +60,7 @@ def limited_body(scope: Scope, receive: Receive, *, limits: BodyLimits) -> Itera
         if declared.isdigit() and int(declared) > limits.max_bytes:
             raise _too_large(limits, f"{int(declared)} bytes")
         if body.is_whole:
-            return await receive()  # that the client has gone
+            return await receive()  # waits for the client to disconnect
         started = started or asyncio.get_running_loop().time()
         until = started + limits.timeout_s + num_bytes / limits.min_bytes_per_s
         message = await _wait(receive, body, until)
@@ -84,7 +84,7 @@ def limited_body(scope: Scope, receive: Receive, *, limits: BodyLimits) -> Itera
 
 
 async def _wait(receive: Receive, body: Body, until: float) -> Message | None:
-    """The next message, or None where it was not to be waited for any longer."""
+    """The next message, or None if it did not arrive in time."""
     if body.is_evicted:
         return None
     try:

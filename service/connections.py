@@ -1,4 +1,4 @@
-"""How many connections there may be, and which one makes room for another."""
+"""Limits the number of connections: at the limit, an idle one is closed for a new one."""
 
 import logging
 import resource
@@ -9,7 +9,7 @@ from typing import Protocol
 
 logger = logging.getLogger(__name__)
 
-OTHER_DESCRIPTORS = 128  # files of the bundle, libraries, threads: what is no connection
+OTHER_DESCRIPTORS = 128  # for everything but connections: files of the bundle, libraries, threads
 WARNING_INTERVAL_S = 10.0
 
 
@@ -17,14 +17,14 @@ class Waiting(Protocol):
     """A connection that has no request in progress."""
 
     def evict(self) -> None:
-        """Close, to make room."""
+        """Close the connection to make room."""
 
 
 class ConnectionTable:
-    """The connections that wait for a request, the one that has waited longest first.
+    """The idle connections, the one that has waited longest first.
 
     Args:
-        most: connections that may be open.
+        most: how many connections may be open.
         clock: monotonic seconds.
     """
 
@@ -35,7 +35,7 @@ class ConnectionTable:
         self._warned_at = -WARNING_INTERVAL_S
 
     def has_room(self, num_open: int) -> bool:
-        """Whether another connection may stay; at the limit, one that waits is closed for it."""
+        """Whether a new connection may stay; at the limit, an idle one is closed for it."""
         if num_open <= self.most:
             return True
         self._warn()
@@ -46,26 +46,26 @@ class ConnectionTable:
         return True
 
     def add(self, connection: Waiting) -> None:
-        """A connection waits for its next request, from now on."""
+        """Note that a connection now waits for its next request."""
         self._waiting[connection] = None
         self._waiting.move_to_end(connection)
 
     def remove(self, connection: Waiting) -> None:
-        """It has got one, or is closed."""
+        """Note that a connection received a request or was closed."""
         self._waiting.pop(connection, None)
 
     def _warn(self) -> None:
         if self._clock() - self._warned_at >= WARNING_INTERVAL_S:
             self._warned_at = self._clock()
             logger.warning(
-                "%d connections are open, the most that there may be: those without a request are "
+                "%d connections are open, which is the limit: idle ones are "
                 "closed for new ones; DETR_MAX_CONNECTIONS changes the limit",
                 self.most,
             )
 
 
 def possible_connections(wanted: int) -> int:
-    """As many of the connections wanted as there are descriptors for, raising their soft limit."""
+    """How many of the wanted connections the file descriptors allow, after raising their limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + OTHER_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < needed:

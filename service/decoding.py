@@ -1,8 +1,9 @@
 """The threads that decode images: bounded memory, fair turns, deadlines.
 
-An image of a few kB may take seconds to decode, and hundreds of MB. Its memory is estimated from
-its header, and no more is decoded at a time than fits a budget. Clients take turns, and so do the
-requests of one client: a client that sends many large images delays only itself.
+An image of a few kB may take seconds and hundreds of MB to decode. The memory it needs is
+estimated from its header, and images are decoded together only if they fit a budget. Clients take
+turns, and so do the requests of one client: a client that sends many large images delays only
+itself.
 
 All state belongs to the event loop.
 """
@@ -21,13 +22,13 @@ from service.errors import DeadlineExceeded
 
 Outcome = TypeVar("Outcome")
 
-DECAY = 0.9  # of what was learnt of earlier images, with each new one
-FIXED_BYTES = 1 << 20  # an image takes time as if it were at least this large
+DECAY = 0.9  # weight that earlier images keep with each new one
+FIXED_BYTES = 1 << 20  # smaller images count as this large when time is estimated
 TRIMMED_BYTES = 32 << 20  # after a job of that size, memory is given back to the system
 
 
 class Job(NamedTuple, Generic[Outcome]):
-    """Work for a thread, and the memory that it takes."""
+    """Work for a thread, and the memory it takes."""
 
     work: Callable[[], Outcome]
     num_bytes: int
@@ -42,11 +43,11 @@ class _Request:
 
 
 class DecodePool:
-    """Runs jobs in threads, as many at a time as the budget has memory for.
+    """Runs jobs in threads, as many at a time as fit the memory budget.
 
     Args:
-        num_threads: most jobs at a time.
-        budget_bytes: most memory of all jobs that run.
+        num_threads: most jobs that run at a time.
+        budget_bytes: most memory that running jobs may take together.
         clock: monotonic seconds.
     """
 
@@ -63,9 +64,9 @@ class DecodePool:
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
         self._num_running = 0
         self._free_bytes = budget_bytes
-        # The next to have its turn stands first, among clients and among the requests of each.
+        # In order of turns, for clients and for the requests of each.
         self._clients: OrderedDict[Hashable, OrderedDict[_Request, None]] = OrderedDict()
-        self._pending_bytes: dict[Hashable, int] = {}  # of a client: waiting and running
+        self._pending_bytes: dict[Hashable, int] = {}  # per client, waiting and running
         self._learnt_s = 0.0
         self._learnt_bytes = 0.0
 
@@ -76,12 +77,12 @@ class DecodePool:
 
         Args:
             jobs: none of them larger than the budget.
-            client: who takes turns with other clients.
-            deadline: of the clock.
+            client: takes turns with other clients.
+            deadline: a time on the clock.
 
         Raises:
-            DeadlineExceeded: it passed before all jobs were done. Those that have not started then,
-                or when the caller is cancelled, never will.
+            DeadlineExceeded: it passed before all jobs were done. Jobs that have not started by
+                then, or when the caller is cancelled, are dropped.
         """
         loop = asyncio.get_running_loop()
         request = _Request(client, deque((job, loop.create_future()) for job in jobs))
@@ -102,10 +103,10 @@ class DecodePool:
             self._forget(request)
 
     def expected_wait_s(self, client: Hashable, num_bytes: int) -> float:
-        """Seconds for which other work is done before so many further bytes of a client are done.
+        """Expected seconds before the work on `num_bytes` more from this client would begin.
 
-        Others have as many turns as the client needs, unless they have less to do. Before anything
-        was decoded it is 0.
+        Every other client gets as many turns meanwhile, as far as it has work. The estimate is 0
+        until something has been decoded.
         """
         if not self._learnt_bytes:
             return 0.0
@@ -118,11 +119,11 @@ class DecodePool:
         return (own + others) * self._learnt_s / self._learnt_bytes / self._num_threads
 
     def now(self) -> float:
-        """The time of the clock, for deadlines."""
+        """The time on the clock, for deadlines."""
         return self._clock()
 
     def shutdown(self) -> None:
-        """Start no further job; those that run end by themselves."""
+        """Start no further jobs; running ones finish by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _start_jobs(self) -> None:
@@ -138,7 +139,7 @@ class DecodePool:
             running.add_done_callback(partial(self._finish, job, future, found.client))
 
     def _startable(self) -> Iterator[_Request]:
-        """Requests whose next job fits the memory that is left, in the order of their turns."""
+        """Requests whose next job fits the remaining memory, in order of their turns."""
         for requests in self._clients.values():
             for request in requests:
                 if request.waiting and request.waiting[0][0].num_bytes <= self._free_bytes:
@@ -202,7 +203,7 @@ def _run(job: Job[Outcome]) -> tuple[Outcome, float]:
 
 
 def _give_memory_back() -> None:
-    """Return what was freed to the system: the C library would keep it for the next image."""
+    """Return freed memory to the system; the C library would keep it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""What the OpenAPI description says where FastAPI cannot tell: bodies, examples, errors."""
+"""Parts of the OpenAPI description that FastAPI cannot derive: bodies, examples, errors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +31,7 @@ DETECT_BODY = {
                         "items": BINARY,
                         "minItems": 1,
                         "description": f"The images; {FILE_FIELDS[1]!r} and {FILE_FIELDS[2]!r} "
-                        "are taken as well.",
+                        "are accepted as well.",
                     },
                     ID_FIELD: {
                         "type": "string",
@@ -93,12 +93,12 @@ ANSWERS = {
         "value": [{"image_id": 0, **{key: FOUND[key] for key in ("category_id", "bbox", "score")}}],
     },
 }
-# Of another path or method, or never seen: the client has gone.
+# Errors of other paths or methods, and one that no client sees because it has gone.
 _ELSEWHERE = (NotFound, MethodNotAllowed, Forbidden, ReloadRefused, ClientGone)
 
 
 def error_responses() -> dict[int | str, dict[str, Any]]:
-    """Every error that a request may be answered with, by status: its codes and what they mean."""
+    """Every error that a request may get, by status: its codes and what they mean."""
     by_status: dict[int | str, list[type[ServiceError]]] = {}
     for kind in sorted(_kinds(ServiceError), key=lambda kind: (kind.status, kind.code)):
         if kind not in _ELSEWHERE:

@@ -1,8 +1,8 @@
-"""python -m service.detect: images and folders of images to the same JSON as POST /detect.
+"""python -m service.detect: detect objects in files and folders, with the JSON of POST /detect.
 
-Exit status: 0, 1 if an image could not be read (the others are answered), 2 if a path is missing
-or nothing could be done at all, 130 after Ctrl-C. The output file is written once, at the end,
-whole or not at all.
+Exit status: 0 on success, 1 if some image could not be read (the others have results), 2 if a path
+is missing or there is no result at all, 130 after Ctrl-C. The output file is written once, at the
+end, completely or not at all.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from service.schemas import (
     coco_results,
 )
 
-# Of images in a folder; the name of a single file does not matter.
+# Only for folders: a file that is named itself may have any suffix.
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """The files given, and in their place among them the images under each folder, sorted."""
+    """The given paths in order, each folder replaced by the images below it, sorted."""
     images: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -140,7 +140,7 @@ def _run(
             write_atomically(draw_dir / f"{image_id:05d}-{path.stem}.jpg", drawing)
     engine.close()
     if not results:
-        _say("error: not one image could be read; no results written")
+        _say("error: no image could be read; no results written")
         return 2
     content = _to_json(results, manifest, query.format)
     if out:
@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="PATH",
-        help="image, or folder searched to its depths",
+        help="image, or folder searched recursively",
     )
     parser.add_argument(
         "--bundle", type=Path, default=Path("bundles/demo"), help="default: %(default)s"
@@ -195,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         "--nms-iou",
         type=float,
         metavar="IOU",
-        help="keep only the best of boxes of one class that overlap by more (default: keep all)",
+        help="of overlapping boxes of one class, keep only the best (default: keep all)",
     )
     parser.add_argument(
         "--tile",
@@ -211,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         "--annotations",
         type=Path,
         metavar="FILE.json",
-        help="COCO annotations that give the images their ids; by default they are counted from 0",
+        help="COCO annotations to take image ids from (default: ids count from 0)",
     )
     parser.add_argument(
         "--format",

@@ -1,4 +1,4 @@
-"""An error as the protocol writes it that the client speaks, told by the path."""
+"""The JSON of an error, in the protocol that the request's path belongs to."""
 
 import json
 

@@ -1,7 +1,7 @@
-"""How a server leaves its clients: the port closes, and nobody is cut off who has sent something.
+"""Closes the port and the connections of a stopping server without losing a request.
 
-A request is lost where a connection is closed that carries one. It may lie in the kernel and be
-unread, or be on its way: a client that has kept its connection sends without asking.
+Closing a connection loses a request that is on its way or that the kernel holds unread: a client
+with an open connection may send at any time.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
-IDLE_S = 2.0  # without a word, before a connection is closed that the client keeps
+IDLE_S = 2.0  # a connection silent for this long is closed
 ACCEPT_S = 0.1  # for handshakes that have begun
-MOST_ACCEPT_S = 5.0  # for connections that the kernel has taken and we have not
+MOST_ACCEPT_S = 5.0  # for connections that the kernel has accepted and we have not
 STEP_S = 0.05
 
 SO_ATTACH_FILTER = 26  # of Linux; Python's socket module does not name it
-# In the language of packet filters: take what is no SYN. What begins at offset 0 is the TCP header.
+# A packet filter that drops SYNs. The TCP header starts at offset 0.
 _NO_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFF))
 _NUM_WAITING = struct.Struct("24xI")  # in struct tcp_info of a listener: connections to be accepted
 
@@ -29,7 +29,7 @@ _NUM_WAITING = struct.Struct("24xI")  # in struct tcp_info of a listener: connec
 async def close_port(
     servers: Collection[asyncio.AbstractServer], listeners: Collection[socket.socket]
 ) -> None:
-    """Take the connections that have come, then close the listening sockets."""
+    """Accept the connections that have arrived, then close the listening sockets."""
     for listener in listeners:
         _let_nobody_in(listener)
     latest = time.monotonic() + MOST_ACCEPT_S
@@ -49,14 +49,14 @@ async def wait_until_gone(
     patience_s: float,
     is_hurried: Callable[[], bool],
 ) -> bool:
-    """Wait until no client is left, and tell whether that is so.
+    """Wait until no client is left; returns False if time ran out first.
 
-    Every answer asks its client to close the connection; those that stay idle are closed.
+    Every answer asks its client to close the connection; connections that stay idle are closed.
 
     Args:
         connections: uvicorn's protocols, a set that changes.
-        tasks: the requests that are being answered, likewise.
-        is_hurried: whether to wait no longer.
+        tasks: the requests being answered, a set that changes.
+        is_hurried: says whether to stop waiting.
     """
     started = time.monotonic()
     heard_at: dict[Any, float] = {}
@@ -74,7 +74,7 @@ async def wait_until_gone(
 
 
 def _is_idle(connection: Any) -> bool:
-    """Whether a connection has nothing to answer, and nothing that we have not read."""
+    """Whether a connection has no request to answer and no bytes that we have not read."""
     is_busy = connection.cycle is not None and not connection.cycle.response_complete
     if is_busy or connection.transport.is_closing():
         return False
@@ -84,20 +84,20 @@ def _is_idle(connection: Any) -> bool:
 
 
 def _let_nobody_in(listener: socket.socket) -> None:
-    """Ignore new clients: who connects in the moment before the port closes would be reset.
+    """Ignore new clients, as one that connects just before the port closes would be reset.
 
-    Handshakes that have begun end as usual. The kernel of a new client tries again in a second, and
-    is then refused.
+    Handshakes that have begun complete. The kernel of a new client tries again after a second and
+    is refused then.
     """
     code = b"".join(struct.pack("HBBI", *step) for step in _NO_SYN)
     steps = ctypes.create_string_buffer(code)
     program = struct.pack("HP", len(_NO_SYN), ctypes.addressof(steps))
-    with contextlib.suppress(OSError):  # not Linux: the moment is short
+    with contextlib.suppress(OSError):  # not on Linux; the window is short
         listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 def _has_waiting(listener: socket.socket) -> bool:
-    """Whether the kernel has connections for us that we have not taken."""
+    """Whether the kernel holds connections that we have not accepted."""
     if sys.platform != "linux" or listener.fileno() < 0:
         return False
     info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _NUM_WAITING.size)

@@ -1,4 +1,4 @@
-"""A multipart form, read so that what is wrong with it can be told."""
+"""Reads a multipart form, and says precisely what is wrong with a bad one."""
 
 import re
 from collections.abc import AsyncGenerator
@@ -10,8 +10,8 @@ from starlette.requests import Request
 from service.errors import MalformedBody, TooManyImages
 from service.settings import Settings
 
-_MAX_COUNTED = 1000  # files up to here are counted, to tell how many are too many
-_MAX_FIELDS = 1000  # image_ids may be repeated once an image
+_MAX_COUNTED = 1000  # files are counted up to here, for the message about too many
+_MAX_FIELDS = 1000  # image_ids may be repeated, once per image
 _FIELD_BYTES = 64 * 1024  # of one field that is not a file
 _CHARSETS = {"utf-8", "ascii", "iso8859-1"}  # by the names of Python's codecs
 _EXTENDED_NAME = re.compile(rb";\s*filename\*", re.IGNORECASE)
@@ -21,8 +21,8 @@ async def read_form(request: Request, settings: Settings) -> FormData:
     """The fields and files of the body; close it when done.
 
     Raises:
-        TooManyImages: so many that they are not even counted.
-        MalformedBody: broken, or cut short.
+        TooManyImages: more files than are counted.
+        MalformedBody: broken or truncated.
     """
     parser = _FormParser(
         request.headers,
@@ -41,7 +41,7 @@ async def read_form(request: Request, settings: Settings) -> FormData:
 
 
 def too_many_images(arrived: str, settings: Settings) -> TooManyImages:
-    """The error for a request with more images than it may have."""
+    """The error for a request with too many images."""
     return TooManyImages(
         f"expected at most {settings.max_images} images in one request, got {arrived}; send them "
         "in several requests, or raise the service's DETR_MAX_IMAGES"
@@ -58,7 +58,7 @@ def too_many_tiles(num_images: int, num_parts: int, *, settings: Settings) -> To
 
 
 class _FormParser(MultiPartParser):
-    """Starlette's, which also knows whether the form ended, and says why a file is none."""
+    """Starlette's parser, which also notices truncated forms and misdeclared files."""
 
     def __init__(
         self, headers: Headers, stream: AsyncGenerator[bytes, None], **limits: int
@@ -67,7 +67,7 @@ class _FormParser(MultiPartParser):
         self._is_whole = False
 
     def on_part_begin(self) -> None:
-        """Refuse names in an unusual charset: some codecs raise errors of their own."""
+        """Refuse unusual charsets, as some codecs raise errors that Starlette does not expect."""
         if self._charset not in _CHARSETS:
             raise MultiPartException(
                 f"expected UTF-8, got {self.headers['content-type'][:100]!r}; leave charset= away"
@@ -75,7 +75,7 @@ class _FormParser(MultiPartParser):
         super().on_part_begin()
 
     def on_headers_finished(self) -> None:
-        """Tell a file from a field, now that its headers are known."""
+        """Decide whether the part is a file or a field, now that its headers are known."""
         super().on_headers_finished()
         part = self._current_part
         if part.file is None and _EXTENDED_NAME.search(part.content_disposition or b""):
@@ -85,7 +85,7 @@ class _FormParser(MultiPartParser):
             )
 
     def on_end(self) -> None:
-        """Take note of the closing boundary."""
+        """Note the closing boundary."""
         self._is_whole = True
 
     async def _whole(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
@@ -93,5 +93,5 @@ class _FormParser(MultiPartParser):
             yield chunk
         if not self._is_whole:
             raise MultiPartException(
-                "it is cut short: the boundary that ends it is missing; send it again, whole"
+                "it is truncated: its closing boundary is missing; send the whole form again"
             )

@@ -1,7 +1,7 @@
-"""uvicorn's HTTP protocol with limits to what a client may send, and for how long.
+"""uvicorn's HTTP protocol, with limits on what a client may send and how long it may take.
 
-uvicorn bounds neither headers nor the time that they take, reads on while answers to pipelined
-requests wait, and answers what it cannot parse as plain text.
+uvicorn limits neither the size of headers nor the time for them, keeps reading while pipelined
+requests wait for their answers, and reports invalid HTTP as plain text.
 """
 
 import asyncio
@@ -29,19 +29,19 @@ from service.errors import (
 from service.metrics import Metrics
 from service.settings import Settings
 
-STEP_BYTES = 4096  # parsed at a time: no more than 228 of the shortest requests
-LINGER_S = 2.0  # for a client to read why it was refused: closed at once, it would see a reset
+STEP_BYTES = 4096  # parsed at a time; at most 228 of the shortest requests
+LINGER_S = 2.0  # for a client to read why it was refused; closing at once would reset it
 
 
 def bounded_protocol(settings: Settings, metrics: Metrics) -> type[asyncio.Protocol]:
-    """What uvicorn takes as `http`, with the limits of the settings."""
+    """The class to pass to uvicorn as `http`, with the limits of the settings."""
     table = ConnectionTable(possible_connections(settings.max_connections))
     protocol = partial(BoundedProtocol, settings=settings, metrics=metrics, table=table)
     return cast(type[asyncio.Protocol], protocol)
 
 
 class Reading(Enum):
-    """What the next bytes of a connection belong to."""
+    """What the next bytes on a connection are."""
 
     NOTHING = 0  # between requests
     HEADERS = 1
@@ -59,13 +59,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._settings = settings
         self._metrics = metrics
         self._table = table
-        self._held = b""  # received, and not parsed while answers are due
+        self._held = b""  # received, but not parsed while answers are due
         self._reading = Reading.NOTHING
         self._header_bytes = 0  # of this request, trailers included
-        self._silent_bytes = 0  # since the parser last told of anything
+        self._silent_bytes = 0  # since the parser's last callback
         self._fault: ServiceError | None = None  # why a callback stopped the parser
-        self._is_refused = False  # whatever comes is thrown away
-        self._answered: RequestResponseCycle | None = None  # of those pipelined, the first
+        self._is_refused = False  # further bytes are discarded
+        self._answered: RequestResponseCycle | None = None  # the first of pipelined requests
         self._stall_timer: asyncio.TimerHandle | None = None
 
     # --- the connection
@@ -82,7 +82,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
-        self._drop_answer()  # uvicorn does so for the last request only, not for the one answered
+        self._drop_answer()  # uvicorn does so only for the last request, not the one in progress
         super().connection_lost(exc)
         self._table.remove(self)
         self._unset_keepalive_if_required()
@@ -90,16 +90,16 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stall_timer.cancel()
 
     def evict(self) -> None:
-        """Make room for another connection: this one waits for its next request."""
+        """Close this idle connection to make room for another."""
         self.transport.close()
 
     def timeout_keep_alive_handler(self) -> None:
-        """No request has come, or only part of its headers."""
+        """Close the connection: no request arrived in time, or only part of its headers."""
         if self.transport.is_closing():
             return
         if self._reading is not Reading.HEADERS:
             self.transport.close()
-        elif self.flow.read_paused:  # it is us who do not read on
+        elif self.flow.read_paused:  # we stopped reading ourselves
             self._start_timer(self._settings.header_timeout_s)
         else:
             self._refuse(
@@ -110,7 +110,7 @@ class BoundedProtocol(HttpToolsProtocol):
             )
 
     def pause_writing(self) -> None:
-        """The client reads its answers more slowly than they are made."""
+        """The client reads its answers more slowly than they are produced."""
         super().pause_writing()
         self._watch_writing(self.transport.get_write_buffer_size())
 
@@ -134,7 +134,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _drop_answer(self) -> None:
-        """Nobody reads the answer that is being made."""
+        """Cancel the answer in progress, since nobody reads it."""
         if self._answered is not None and not self._answered.response_complete:
             self._answered.disconnected = True
             self._answered.message_event.set()
@@ -152,7 +152,7 @@ class BoundedProtocol(HttpToolsProtocol):
     # --- what is received
 
     def data_received(self, data: bytes) -> None:
-        """Parse until a request has to wait for the answers before its own."""
+        """Parse until a request has to wait for earlier answers."""
         if not self._is_refused:
             self._held += data
             self._parse_held()
@@ -171,7 +171,7 @@ class BoundedProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            return  # no other protocol is spoken: the request is answered as it is
+            return  # no other protocol is supported: answer the request as plain HTTP
         except httptools.HttpParserError as error:
             self._refuse(self._fault or MalformedRequest(f"expected HTTP/1.1, got: {error}"))
             return
@@ -191,13 +191,13 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer of a body in chunks."""
+        """A header, or a trailer of a chunked body."""
         self._count(len(name) + len(value))
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The request can be answered."""
-        super().on_headers_complete()  # raises where the path is none
+        """The headers are complete, so the request can be answered."""
+        super().on_headers_complete()  # raises for an invalid path
         self._reading = Reading.BODY
         self._unset_keepalive_if_required()
         self._table.remove(self)
@@ -207,7 +207,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body; how long it may take is up to service.body_limits."""
+        """A part of the body; service.body_limits limits the time for it."""
         self._silent_bytes = 0
         super().on_body(body)
 
@@ -218,7 +218,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """The next request has its turn."""
+        """The answer is sent; continue with the next request."""
         super().on_response_complete()
         if self.transport.is_closing():
             return
@@ -238,13 +238,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def _too_large(self) -> HeadersTooLarge:
         return HeadersTooLarge(
             f"expected at most {self._settings.max_header_bytes} bytes of path and headers, got "
-            "more; parameters of images belong in the body"
+            "more; send images and their ids in the body"
         )
 
     # --- what is refused
 
     def _refuse(self, error: ServiceError) -> None:
-        """Read no more; what was read before is still answered, and then the connection closes."""
+        """Read no more; answer the requests already read, then close the connection."""
         self._is_refused = True
         is_answering = self.cycle is not None and not self.cycle.response_complete
         if is_answering:
@@ -254,13 +254,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.more_body = False
             self.cycle.message_event.set()
         elif self._reading is Reading.BODY:
-            self.transport.close()  # of a request that has its answer
+            self.transport.close()  # the request already has its answer
         elif not is_answering:
             self._answer(error)
             self._linger()
 
     def _answer(self, error: ServiceError) -> None:
-        """An answer to what never became a request."""
+        """Send an error for input that never became a request."""
         self._is_refused = True
         self._metrics.requests.labels("other", str(error.status)).inc()
         self._metrics.rejects.labels(error.code).inc()
@@ -288,13 +288,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class _Flow(FlowControl):
-    """Reads nothing while requests wait for the answers before theirs."""
+    """Pauses reading while requests wait for earlier answers."""
 
     def __init__(self, protocol: BoundedProtocol, transport: asyncio.Transport) -> None:
         super().__init__(transport)
         self._protocol = protocol
 
     def resume_reading(self) -> None:
-        """Read on, if there is nothing left to be answered first."""
+        """Resume reading, unless earlier answers are still due."""
         if not self._protocol.pipeline and not self._protocol._held:
             super().resume_reading()

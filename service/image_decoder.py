@@ -36,33 +36,33 @@ Parts = list[Prepared]  # of one image: the whole, and its tiles if it has any
 
 BYTES_A_THREAD = 96 * MIB  # each thread decodes a photograph of 12 megapixels
 LEAST_BUDGET_BYTES = 256 * MIB  # a photograph of 36 megapixels
-MEMORY_SHARE = 8  # of what the process may use, for images that are decoded
+MEMORY_SHARE = 8  # decoding may use an eighth of the process's memory
 
 
 class ImageDecoder:
-    """Decodes the images of all requests, as `DecodePool` does: in turns, within a budget."""
+    """Decodes the images of all requests in a `DecodePool`: in turns, within a budget."""
 
     def __init__(self, settings: Settings, *, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        # At the priority of the engine: when they had to wait for it (nice 10), the demo's batches
-        # shrank from 7.9 images to 5.1, and an image took 8.2 CPU-ms in place of 6.9; one thread
-        # or two made no difference (32 clients, 2 cores that had other work as well).
+        # Same priority as the engine: at nice 10 the demo's batches shrank from 7.9 images to 5.1
+        # and an image took 8.2 CPU-ms instead of 6.9, with one thread or two (32 clients, 2 cores
+        # that had other work as well).
         num_threads = settings.decode_threads or allowed_cores()
         budget_bytes = settings.decode_memory_bytes or default_budget_bytes(num_threads)
         self._pool = DecodePool(num_threads, budget_bytes)
         self.budget_bytes = budget_bytes
 
     def refuse_if_late(self, client: Hashable, num_bytes: int = 0) -> None:
-        """Refuse a request that would only be decoded after its deadline.
+        """Refuse a request that would be decoded only after its deadline.
 
         Raises:
-            Overloaded: decoding what comes before takes longer than the deadline.
+            Overloaded: decoding the images ahead of it takes longer than the deadline.
         """
         wait_s = self._pool.expected_wait_s(client, num_bytes)
         if wait_s > self._settings.deadline_s:
             raise Overloaded(
-                f"the images before these take about {wait_s:.1f} s to decode, longer than the "
+                f"the images ahead of these take about {wait_s:.1f} s to decode, longer than the "
                 f"deadline of {self._settings.deadline_s:g} s",
                 retry_after_s=wait_s - self._settings.deadline_s,
             )
@@ -79,7 +79,7 @@ class ImageDecoder:
         """The images of one request and their tiles (see `cut`), resized, in their order.
 
         Raises:
-            InvalidImage, UnsupportedMediaType, ImageTooLarge: names the first bad image.
+            InvalidImage, UnsupportedMediaType, ImageTooLarge: for the first bad image.
             Overloaded: see `refuse_if_late`.
             DeadlineExceeded: see `DecodePool.run`.
         """
@@ -117,12 +117,12 @@ class ImageDecoder:
     async def work_on(
         self, upload: Upload, work: Callable[[Pixels], Outcome], *, client: Hashable
     ) -> Outcome:
-        """What some work gives that needs all pixels of an image that was decoded before.
+        """Decode an image again, in full size, and run `work` on its pixels.
 
         `work` may take as much memory as decoding does.
 
         Raises:
-            DeadlineExceeded: as `prepare`, with a deadline of its own.
+            DeadlineExceeded: as for `prepare`; the deadline starts again.
         """
         (header,) = await asyncio.to_thread(self._read_headers, [upload])
 
@@ -137,7 +137,7 @@ class ImageDecoder:
         return outcome
 
     def shutdown(self) -> None:
-        """Decode no more."""
+        """Start no more decoding."""
         self._pool.shutdown()
 
     def _read_headers(self, uploads: Sequence[Upload]) -> list[ImageHeader]:
@@ -162,7 +162,7 @@ class ImageDecoder:
         if isinstance(upload.data, bytes):
             return read_header(upload.data, max_pixels=self._settings.max_pixels)
         height, width = upload.data.shape[:2]
-        return ImageHeader((height, width), orientation=1)  # decoded, so it takes no more
+        return ImageHeader((height, width), orientation=1)  # already decoded, so this suffices
 
     def _prepare(self, upload: Upload, preprocess: Preprocess, tile_px: int | None) -> Parts:
         image = self._decode(upload)
@@ -176,13 +176,13 @@ class ImageDecoder:
 
 
 def default_budget_bytes(num_threads: int) -> int:
-    """Memory for decoding where no setting says it: enough for the threads, if there is so much."""
+    """The default memory for decoding: what the threads need, within the process's share."""
     wanted = max(LEAST_BUDGET_BYTES, num_threads * BYTES_A_THREAD)
     return min(wanted, allowed_memory_bytes() // MEMORY_SHARE)
 
 
 def _translate(error: BaseException, index: int, uploads: Sequence[Upload]) -> BaseException:
-    """The service's error for a decoder's, naming the file it is about."""
+    """Turn a decoder's error into the service's, naming the file."""
     message = f"{_subject(index, uploads)}: {error}"
     if isinstance(error, UnsupportedImage):
         return UnsupportedMediaType(message)

@@ -1,4 +1,4 @@
-"""The ids that a COCO annotation file gives to image files."""
+"""Image ids from a COCO annotation file."""
 
 import json
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from service.names import did_you_mean
 
 
 def read_image_ids(annotation_file: Path, paths: Sequence[Path]) -> list[int]:
-    """The id of every path: of the entry in `images` whose `file_name` it ends with.
+    """The id of every path: that of the entry in `images` whose `file_name` the path ends with.
 
-    Where `file_name` has folders that the path has not, their last part decides.
+    If a `file_name` has folders that the path lacks, the last part alone has to match.
 
     Raises:
-        ValueError: not such a file, or a path that has none of its names, or more than one.
+        ValueError: not such a file, or a path that matches no entry or several.
         OSError: it cannot be read.
     """
     by_name = _read_names(annotation_file)
@@ -45,7 +45,7 @@ def _id_of(
     path: Path, by_name: dict[str, int], by_last_part: dict[str, set[int]], *, file: Path
 ) -> int:
     parts = path.absolute().parts
-    for start in range(len(parts)):  # the longest name that fits
+    for start in range(len(parts)):  # the longest matching name
         image_id = by_name.get(str(PurePath(*parts[start:])))
         if image_id is not None:
             return image_id

@@ -1,4 +1,4 @@
-"""Images in a JSON body: base64 text under the names that a form has for its files."""
+"""Images in a JSON body: base64 text under the field names of the form."""
 
 import asyncio
 import base64
@@ -18,11 +18,11 @@ _SHAPE = f'{{"{FILE_FIELDS[0]}": ["<base64>"]}}'
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DATA_URI = re.compile(r"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
 _WHITE_SPACE = re.compile(r"\s")
-_MAX_VALUES = 10_000  # far above any honest body; parsing millions would hold up everyone
+_MAX_VALUES = 10_000  # far above any honest body; parsing millions would delay everyone
 
 
-# One body after another: parsing holds Python's lock, so that side by side they would take as long
-# and hold all their memory, up to three times the body, at once.
+# One body at a time: parsing holds the GIL, so in parallel it would take as long and use all the
+# memory at once, up to three times the size of each body.
 _PARSER = ThreadPoolExecutor(1, thread_name_prefix="json")
 
 
@@ -34,7 +34,7 @@ class JsonImages(NamedTuple):
 
 
 async def parse_in_turn(parse: Callable[[], Parsed]) -> Parsed:
-    """Run what parses a JSON body off the event loop, after the bodies that came before."""
+    """Run the parser of a JSON body off the event loop, one body after another."""
     return await asyncio.get_running_loop().run_in_executor(_PARSER, parse)
 
 
@@ -43,7 +43,7 @@ def read_json(body: bytes, *, max_values: int = _MAX_VALUES) -> dict[str, Any]:
 
     Raises:
         MalformedBody: not JSON.
-        InvalidRequest: not an object, or one of more values than allowed.
+        InvalidRequest: not an object, or one with too many values.
     """
     if body.count(b",") >= max_values:
         raise InvalidRequest(f"expected at most {max_values} values in a JSON body, got more")
@@ -61,7 +61,7 @@ def read_json_images(body: bytes) -> JsonImages:
 
     Raises:
         MalformedBody: not JSON.
-        InvalidRequest: URLs, unknown names, or values of another kind.
+        InvalidRequest: URLs, unknown names, or values of the wrong type.
         NoImage: none under a known name.
         InvalidImage: text that is not base64.
     """
@@ -80,7 +80,7 @@ def decode_base64(text: object, subject: str) -> bytes:
 
     Raises:
         InvalidRequest: not text.
-        InvalidImage: not base64; `subject` says of what.
+        InvalidImage: not base64; the message names `subject`.
     """
     if not isinstance(text, str):
         raise InvalidRequest(f"{subject}: expected base64 text, got {kind_of(text)}")
@@ -97,7 +97,7 @@ def decode_base64(text: object, subject: str) -> bytes:
 
 
 def kind_of(value: object) -> str:
-    """What JSON calls the kind of a value."""
+    """The JSON type of a value."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     kinds = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
@@ -114,7 +114,7 @@ def _refuse_urls(fields: dict[str, Any]) -> None:
 
 
 def _texts(values: list[Any]) -> Iterator[str]:
-    """The texts of the values, and of lists and objects among them, one level down."""
+    """All strings among the values, also one level down in lists and objects."""
     for value in values:
         inner = value.values() if isinstance(value, dict) else _as_list(value)
         yield from (text for text in inner if isinstance(text, str))
@@ -125,7 +125,7 @@ def _check_names(fields: dict[str, Any]) -> None:
     for name in fields:
         if name in DetectQuery.model_fields:
             raise InvalidRequest(
-                f"{name!r} stands in the query and not in the body: /detect?{name}=..."
+                f"{name!r} belongs in the query, not in the body: /detect?{name}=..."
             )
         if name not in known:
             kind = InvalidRequest if set(fields) & set(FILE_FIELDS) else NoImage

@@ -1,11 +1,11 @@
-"""A name that nobody knows: which known one was probably meant."""
+"""Suggests the known name that a mistyped one probably meant."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The known names nearest to a mistyped one, as a question; empty where none is near."""
+    """A question with the known names nearest to a mistyped one; empty if none is near."""
     by_lower = {one.lower(): one for one in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=3)
     return f"did you mean {' or '.join(repr(by_lower[one]) for one in close)}? " if close else ""

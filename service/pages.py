@@ -1,4 +1,4 @@
-"""What is served to a browser: the page, its assets, the API docs and the sample images."""
+"""Serves the page, its assets, the API docs and the sample images to browsers."""
 
 from importlib import resources
 from pathlib import Path
@@ -29,13 +29,13 @@ _POLICY = (
 
 @router.get("/")
 async def index() -> FileResponse:
-    """The page where an image can be tried."""
+    """The page for trying the model on an image."""
     return _html("index.html", "")
 
 
 @router.get("/docs")
 async def docs() -> FileResponse:
-    """The API docs, from local files only."""
+    """The API docs, built from local files only."""
     return _html("docs.html", " 'unsafe-inline'")  # Swagger UI styles its elements inline
 
 

@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from bundle.manifest import ClassInfo
 from bundle.postprocess import Detections
 
-# Long side of the drawing, in pixels: text on a smaller one hides what it names, and a larger one
-# takes seconds to compress and shows no more on a screen.
+# Long side of the drawing in pixels: on a smaller one the labels cover the objects, and a larger
+# one takes seconds to compress and shows no more on a screen.
 _SMALLEST_PX = 512
 _LARGEST_PX = 4096
-_GOLDEN_RATIO = 0.618034  # steps of it spread any number of hues over the circle
+_GOLDEN_RATIO = 0.618034  # steps of this size spread any number of hues around the circle
 
 Colour = tuple[int, int, int]
 
@@ -37,7 +37,7 @@ def render(
 ) -> bytes:
     """The image (H, W, 3) RGB with a labelled box for each detection, as a file.
 
-    An image whose long side is under 512 or over 4096 pixels is scaled to that.
+    An image whose long side is under 512 or over 4096 pixels is scaled to that limit.
     """
     canvas, scale_xy = _viewing_size(Image.fromarray(image))
     draw = ImageDraw.Draw(canvas)
@@ -77,7 +77,7 @@ def _draw_label(
     colour: Colour,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
-    """A plate with text above the box's top left corner, moved so far that the image holds it."""
+    """Draw a label above the box's top left corner, moved as needed to fit into the image."""
     right, bottom = draw.textbbox((0, 0), text, font=font)[2:]
     padding = bottom // 5 + 1
     width, height = right + 2 * padding, bottom + 2 * padding

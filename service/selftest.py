@@ -1,7 +1,7 @@
-"""python -m service.selftest: whether the engine that serves a bundle gives its known answers.
+"""python -m service.selftest: check the engine that serves a bundle against its known answers.
 
-The engine is the one that the service would open: the settings in the environment decide. Exit
-status: 0 where every answer was given, 1 where one was not, 2 where nothing could be tried.
+The engine is the one that the service would open, from the settings in the environment. Exit
+status: 0 if every answer is right, 1 if one is not, 2 if nothing could be tried.
 """
 
 import argparse

@@ -25,7 +25,7 @@ class BundlePlace(NamedTuple):
 
 
 class Settings(BaseSettings):
-    """Every setting; `bundle` is read from DETR_BUNDLE, and so on."""
+    """Every setting, read from the environment: `bundle` from DETR_BUNDLE, and so on."""
 
     model_config = SettingsConfigDict(env_prefix="DETR_", frozen=True, env_ignore_empty=True)
 
@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     ] = 8000
     max_batch_size: Annotated[
         int | None,
-        Field(ge=1, description="Most images in a batch; as the bundle says unless it is given."),
+        Field(ge=1, description="Most images in a batch; the bundle's limit by default."),
     ] = None
     max_queue: Annotated[
         int,
@@ -66,19 +66,19 @@ class Settings(BaseSettings):
         int | None,
         Field(
             ge=1 * MIB,
-            description="Most memory for bodies that are being sent or worked on, each counted "
-            "twice; by default an eighth of what the process may use.",
+            description="Most memory for request bodies in flight, each counted twice; by default "
+            "an eighth of what the process may use.",
         ),
     ] = None
     client_body_memory_bytes: Annotated[
         int,
         Field(
             ge=1 * MIB,
-            description="Most of it that one client may hold; at least twice DETR_MAX_BODY_BYTES.",
+            description="Most of that memory for one client; at least twice DETR_MAX_BODY_BYTES.",
         ),
     ] = 128 * MIB
     max_pixels: Annotated[
-        int, Field(ge=1, description="Most pixels of one image, told from its header.")
+        int, Field(ge=1, description="Most pixels of one image, as stated in its header.")
     ] = MAX_PIXELS
     decode_threads: Annotated[
         int | None,
@@ -88,15 +88,15 @@ class Settings(BaseSettings):
         int | None,
         Field(
             ge=16 * MIB,
-            description="Most memory for images while they are decoded; by default an eighth of "
-            "what the process may use, and no more than its decode threads need.",
+            description="Most memory for decoding images; by default what the decode threads need, "
+            "but at most an eighth of what the process may use.",
         ),
     ] = None
     engine: Annotated[
         EngineName,
         Field(
             description="What runs the graph; auto takes TensorRT if the bundle has a plan and "
-            "there is a GPU, else OpenVINO if it is there."
+            "the machine a GPU, else OpenVINO if it is installed."
         ),
     ] = "auto"
     engine_threads: Annotated[
@@ -105,12 +105,14 @@ class Settings(BaseSettings):
     ] = None
     engine_mode: Annotated[
         Mode,
-        Field(description="latency: all threads on one batch; throughput: one for each part of it"),
+        Field(
+            description="latency: all threads on one batch; throughput: one thread per part of it"
+        ),
     ] = "latency"
     rebuild_engine: Annotated[
         bool,
         Field(
-            description="Whether TensorRT may build a plan at start, where the bundle has none for "
+            description="Whether TensorRT may build a plan at start if the bundle has none for "
             "this machine."
         ),
     ] = DEFAULT_GPU_OPTIONS.may_build
@@ -118,16 +120,14 @@ class Settings(BaseSettings):
         int,
         Field(
             ge=0,
-            description="Most CUDA graphs that TensorRT keeps, one for each shape of batch; 0 for "
-            "none.",
+            description="Most CUDA graphs that TensorRT keeps, one per batch shape; 0 for none.",
         ),
     ] = DEFAULT_GPU_OPTIONS.max_graphs
     max_connections: Annotated[
         int,
         Field(
             ge=1,
-            description="Most connections; at the limit, one without a request is closed for "
-            "another.",
+            description="Most connections; at the limit, an idle one is closed for a new one.",
         ),
     ] = 1000
     max_header_bytes: Annotated[
@@ -140,27 +140,30 @@ class Settings(BaseSettings):
         float,
         Field(
             gt=0,
-            description="Longest time in seconds for the body of a request, besides what "
-            "DETR_MIN_BODY_BYTES_PER_S allows.",
+            description="Longest time in seconds for the body of a request, extended by "
+            "DETR_MIN_BODY_BYTES_PER_S.",
         ),
     ] = 20.0
     min_body_bytes_per_s: Annotated[
-        int, Field(ge=1, description="Bytes that make the time for a body a second longer.")
+        int,
+        Field(ge=1, description="Bytes received that extend the time for a body by one second."),
     ] = 16 * 1024
     write_timeout_s: Annotated[
         float,
-        Field(gt=0, description="Longest time in seconds that a client may not read its answer."),
+        Field(
+            gt=0, description="Longest time in seconds that a client may leave its answer unread."
+        ),
     ] = 20.0
     keep_alive_timeout_s: Annotated[
         float,
-        Field(gt=0, description="Longest time in seconds that a connection waits between requests"),
+        Field(gt=0, description="Longest time in seconds that a connection may stay idle."),
     ] = 5.0
     start_timeout_s: Annotated[
         float,
         Field(
             gt=0,
-            description="Longest time in seconds for opening an engine, its known answers and its "
-            "warm-up; then the start, or the reload, fails.",
+            description="Longest time in seconds for opening an engine, testing it and warming it "
+            "up; after that, the start or the reload fails.",
         ),
     ] = 600.0
     hang_floor_s: Annotated[
@@ -171,7 +174,7 @@ class Settings(BaseSettings):
         float,
         Field(
             ge=1,
-            description="A batch counts as hung after so many times what it should take, but not "
+            description="A batch counts as hung after this many times its expected time, but not "
             "before the floor.",
         ),
     ] = 10.0
@@ -179,48 +182,55 @@ class Settings(BaseSettings):
         int,
         Field(
             ge=1,
-            description="Batches in a row that fail as a whole before a known image is tried; if "
+            description="Batches in a row that may fail entirely before a known image is tried; if "
             "the engine fails on that too, the process ends.",
         ),
     ] = 5
     api_keys_file: Annotated[
         Path | None,
         Field(
-            description="File with API keys, one a line; without it no key is asked for. It is "
-            "read at start.",
+            description="File with API keys, one per line, read at start; without it, no key is "
+            "required.",
         ),
     ] = None
     trusted_proxies: Annotated[
         str,
         Field(
-            description="Addresses or networks of proxies, with commas, whose X-Forwarded-For and "
-            "X-Forwarded-Proto are believed.",
+            description="Comma-separated addresses or networks of proxies whose X-Forwarded-For "
+            "and X-Forwarded-Proto are trusted.",
         ),
     ] = ""
     cors_origins: Annotated[
         str,
         Field(
-            description="Origins, with commas, whose web pages may ask the service; * for all.",
+            description="Comma-separated origins whose web pages may use the service; * for all.",
         ),
     ] = ""
     admin_key: Annotated[
         SecretStr | None,
-        Field(min_length=8, description="Allows POST /admin/reload; without it there is none."),
+        Field(
+            min_length=8,
+            description="Key for POST /admin/reload; without it, that path does not exist.",
+        ),
     ] = None
     drain_delay_s: Annotated[
         float,
         Field(
             ge=0,
-            description="Seconds after SIGTERM during which /readyz is red and requests are still "
-            "taken, so that a balancer can look elsewhere first.",
+            description="Seconds after SIGTERM during which /readyz is red but requests are still "
+            "taken, so that a load balancer can react first.",
         ),
     ] = 0.0
     drain_timeout_s: Annotated[
         float,
-        Field(gt=0, description="Longest wait in seconds for requests in flight when stopping."),
+        Field(
+            gt=0,
+            description="Longest time in seconds to wait for requests in flight when stopping.",
+        ),
     ] = 30.0
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")
+        Literal["debug", "info", "warning", "error"],
+        Field(description="Lowest level that is logged."),
     ] = "info"
     log_format: Annotated[
         LogFormat, Field(description="text, for people, or json, an object a line.")
@@ -274,5 +284,5 @@ class Settings(BaseSettings):
 
 
 def split_commas(text: str) -> list[str]:
-    """The parts of a setting that may have several."""
+    """The parts of a comma-separated setting."""
     return [part.strip() for part in text.split(",") if part.strip()]

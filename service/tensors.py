@@ -1,8 +1,8 @@
 """Tensors of the Open Inference Protocol: requests read, answers written, as JSON or as bytes.
 
-In the binary form, `Inference-Header-Content-Length` tells how many bytes of JSON come first; the
-raw tensors follow in the order of that JSON. An element of BYTES is its length, 4 bytes little
-endian, and then itself.
+In the binary form, `Inference-Header-Content-Length` says how many bytes of JSON come first; the
+raw tensors follow in the order of that JSON. A BYTES element is preceded by its length, 4 bytes
+little endian.
 """
 
 import json
@@ -20,12 +20,12 @@ from service.json_body import decode_base64, read_json
 from service.validation import invalid_request
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-_MAX_JSON_VALUES = 1_000_000  # so many take 0.2 CPU-seconds, while others wait
+_MAX_JSON_VALUES = 1_000_000  # parsing this many takes 0.2 CPU-seconds, while others wait
 _LENGTH = struct.Struct("<I")
 
 
 class InputTensor(BaseModel):
-    """A tensor as it arrives: its values in `data`, or after the JSON."""
+    """A tensor as it arrives, with its values in `data` or after the JSON."""
 
     name: str
     datatype: str
@@ -42,7 +42,7 @@ class WantedOutput(BaseModel):
 
 
 class InferRequest(BaseModel):
-    """The JSON of a request for inference; no `outputs` are all of them."""
+    """The JSON of an inference request; without `outputs`, all of them are wanted."""
 
     id: str | None = None
     parameters: dict[str, Any] = {}
@@ -50,21 +50,21 @@ class InferRequest(BaseModel):
     outputs: list[WantedOutput] = []
 
     def is_binary(self, output: WantedOutput) -> bool:
-        """Whether an output is to follow the JSON of the answer as bytes."""
+        """Whether an output should follow the JSON of the answer as raw bytes."""
         return bool(
             output.parameters.get("binary_data", self.parameters.get("binary_data_output", False))
         )
 
 
 class Tensor(NamedTuple):
-    """A tensor of an answer; BYTES have an array of objects, which are texts."""
+    """A tensor of an answer; for BYTES, an object array of strings."""
 
     datatype: str
     array: npt.NDArray[Any]
 
 
 class ArrivedTensor(NamedTuple):
-    """An input with its raw bytes, where it came in the binary form."""
+    """An input, with its raw bytes if it came in the binary form."""
 
     head: InputTensor
     raw: memoryview | None
@@ -73,7 +73,7 @@ class ArrivedTensor(NamedTuple):
         """The elements of a BYTES tensor; in JSON they are base64 text.
 
         Raises:
-            InvalidRequest, InvalidImage: they do not fit the shape, or are no base64.
+            InvalidRequest, InvalidImage: they do not fit the shape, or are not base64.
         """
         if self.raw is not None:
             elements = _split_elements(self.raw, self.head.name)
@@ -124,11 +124,11 @@ class ArrivedTensor(NamedTuple):
 def read_infer_request(
     body: bytes, header_length: str | None
 ) -> tuple[InferRequest, list[ArrivedTensor]]:
-    """A request for inference and its tensors; `header_length` is that header's value.
+    """An inference request and its tensors; `header_length` is the value of that header.
 
     Raises:
         MalformedBody: not JSON, or lengths that do not fit the body.
-        InvalidRequest: JSON of another form.
+        InvalidRequest: JSON of the wrong structure.
     """
     num_json = len(body)
     if header_length is not None:
@@ -150,11 +150,11 @@ def read_infer_request(
 def write_infer_answer(
     answer: dict[str, Any], tensors: Sequence[tuple[str, Tensor, bool]]
 ) -> tuple[bytes, int | None]:
-    """The body of an answer, and the length of its JSON where raw tensors follow.
+    """The body of an answer, and the length of its JSON if raw tensors follow.
 
     Args:
-        answer: all but the outputs.
-        tensors: name, tensor and whether it goes as bytes, of every output.
+        answer: everything but the outputs.
+        tensors: for every output its name, its tensor, and whether to send it as raw bytes.
     """
     outputs, raws = [], []
     for name, (datatype, array), is_binary in tensors:
@@ -198,8 +198,8 @@ def _split_elements(raw: memoryview, name: str) -> list[bytes]:
         end = start + (_LENGTH.unpack_from(raw, at)[0] if start <= len(raw) else 0)
         if max(start, end) > len(raw):
             raise InvalidRequest(
-                f"input {name!r}: element {len(elements)} is longer than what was sent; each is "
-                "its length in 4 bytes, little endian, and then itself"
+                f"input {name!r}: element {len(elements)} is longer than what was sent; each "
+                "element follows its length in 4 bytes, little endian"
             )
         elements.append(bytes(raw[start:end]))
         at = end
@@ -207,7 +207,7 @@ def _split_elements(raw: memoryview, name: str) -> list[bytes]:
 
 
 def _as_list(array: npt.NDArray[Any]) -> list[Any]:
-    """Row by row; a float32 as short as it can be told from its neighbours at six digits."""
+    """The values in row-major order; floating-point values are rounded to six decimals."""
     is_float = array.dtype.kind == "f"
     return (array.astype(np.float64).round(6) if is_float else array).ravel().tolist()
 

@@ -1,4 +1,4 @@
-"""What a request to POST /detect carries: its images, and the ids the client gave them."""
+"""Reads the body of POST /detect: the images, and the ids the client gave them."""
 
 from functools import partial
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class Upload(NamedTuple):
 
 
 class Images(NamedTuple):
-    """The images of one request, and an id for each."""
+    """The images of one request, each with an id."""
 
     uploads: list[Upload]
     image_ids: list[int]
@@ -33,11 +33,11 @@ async def read_images(request: Request, settings: Settings) -> Images:
 
     Raises:
         ClientDisconnect: the client closed the connection before the body was whole.
-        NoImage: there is none, or in a field of another name.
+        NoImage: no image, or one in a field of another name.
         InvalidRequest: an unknown field, a URL, or image_ids that do not fit the images.
         InvalidImage: JSON whose text is not base64.
         TooManyImages, PayloadTooLarge: over a limit.
-        MalformedBody: broken multipart or JSON, or a part of one.
+        MalformedBody: broken or truncated multipart or JSON.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type.startswith("multipart/"):
@@ -90,7 +90,7 @@ def _check_names(names: list[str]) -> None:
         kind = InvalidRequest if set(names) & set(FILE_FIELDS) else NoImage
         raise kind(
             f"expected files in the field {accepted}, got {', '.join(map(repr, unknown))}; "
-            f"besides them only {ID_FIELD!r} is known, parameters stand in the query "
+            f"the only other field is {ID_FIELD!r}, parameters belong in the query "
             "(/detect?threshold=0.5)"
         )
     if not set(names) & set(FILE_FIELDS):
@@ -120,6 +120,6 @@ def _image_ids(ids: list[int] | None, num_images: int) -> list[int]:
         return list(range(num_images))
     if len(ids) != num_images:
         raise InvalidRequest(
-            f"expected one of {ID_FIELD!r} an image, got {len(ids)} for {num_images}"
+            f"expected one of {ID_FIELD!r} per image, got {len(ids)} for {num_images}"
         )
     return ids

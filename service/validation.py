@@ -1,4 +1,4 @@
-"""What FastAPI finds wrong with the parameters of a request, in our words."""
+"""Turns FastAPI's validation errors into ours."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

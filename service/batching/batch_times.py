@@ -1,4 +1,4 @@
-"""How long batches take, learnt from those that ran."""
+"""How long batches take, learnt from the ones that have run."""
 
 SMOOTHING = 0.2  # weight of the newest batch
 
@@ -15,10 +15,10 @@ class Durations:
         self._seconds[size] = known_s + SMOOTHING * (seconds - known_s)
 
     def expect(self, size: int) -> float:
-        """Seconds of a batch; of a size not seen yet, those of the nearest smaller one.
+        """Expected seconds for a batch of this size, or of the nearest smaller size seen.
 
-        That is too little rather than too much: better to answer late than to refuse in error.
-        Before any batch it is 0.
+        The estimate errs low: answering late is better than refusing by mistake. It is 0 before
+        the first batch.
         """
         if not self._seconds:
             return 0.0

@@ -67,7 +67,7 @@ class Runner(Generic[Item, Batch, Result]):
             await asyncio.wrap_future(last)
 
     def abandon(self) -> None:
-        """Start nothing any more, and leave the threads to what they do."""
+        """Start nothing more, and do not wait for the threads."""
         for executor in (self._assembler, self._engine):
             executor.shutdown(wait=False, cancel_futures=True)
 
@@ -104,7 +104,7 @@ class Runner(Generic[Item, Batch, Result]):
     def _outcomes(
         self, entries: list[Entry[Item, Result]], batch: Batch | None
     ) -> list[Result | ServiceError]:
-        """Run a batch; one that fails is split until the guilty item stands alone."""
+        """Run a batch; one that fails is split until the item that fails is alone."""
         if not entries:
             return []
         try:
@@ -116,7 +116,7 @@ class Runner(Generic[Item, Batch, Result]):
             return [*results]
         except (
             BaseException
-        ) as error:  # SystemExit in this thread would end nothing but the answers
+        ) as error:  # SystemExit in this thread would not end the process, only lose the answers
             if len(entries) == 1:
                 logger.exception("the engine failed on an item")
                 return [_translate(error)]
@@ -126,13 +126,13 @@ class Runner(Generic[Item, Batch, Result]):
 
 
 def _claim(entry: Entry[Item, Result], now: float) -> bool:
-    """Mark an item as started, unless its request has left or is late."""
+    """Mark an item as started, unless its request was abandoned or is late."""
     entry.is_started = entry.ticket.is_alive and not entry.ticket.is_late(now)
     return entry.is_started
 
 
 def _translate(error: BaseException) -> EngineFailure:
-    """The message for the client; only messages of the engines themselves are meant for it."""
+    """The error for the client, who is shown no messages but those of the engines."""
     if isinstance(error, RuntimeFailure):
         return EngineFailure(str(error))
-    return EngineFailure("the engine failed on this image; the log says more")
+    return EngineFailure("the engine failed on this image; see the log for details")
