@@ -68,7 +68,7 @@ async def test_without_a_known_key_only_health_is_answered(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("# none\n", "one key a line .*got none"), ("short\n", "at least 16")]
+    ("text", "message"), [("# none\n", "one key per line .*got none"), ("short\n", "at least 16")]
 )
 async def test_a_file_without_good_keys_is_refused_at_start(
     settings: Settings, tmp_path: Path, text: str, message: str

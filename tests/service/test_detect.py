@@ -116,7 +116,7 @@ def test_without_one_image_that_can_be_read_there_are_no_results(
     status = run(photos / "notes.txt", "--out", tmp_path / "found.json")
 
     assert status == 2
-    assert "not one image could be read" in capsys.readouterr().err
+    assert "no image could be read" in capsys.readouterr().err
     assert not (tmp_path / "found.json").exists()
 
 

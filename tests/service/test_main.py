@@ -113,7 +113,7 @@ def test_a_stalled_upload_and_a_second_sigterm_do_not_hold_the_process(start: St
         status, log = process.end()
 
     assert status == 0
-    assert "1 connections are cut: not done within 1 s" in log
+    assert "closing 1 connections that did not finish within 1 s" in log
     assert "Traceback" not in log
 
 

@@ -240,6 +240,6 @@ def test_sighup_reloads_and_a_bad_bundle_is_one_line_of_log(
 
     status, log = process.end()
     assert (status, ready.status_code) == (0, 200)
-    (line,) = re.findall("not reloaded, and the one before serves on: (.*)", log)
+    (line,) = re.findall("not reloaded, the old one keeps serving: (.*)", log)
     assert "no bundle there" in line
     assert "Traceback" not in log

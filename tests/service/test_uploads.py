@@ -152,7 +152,7 @@ async def test_a_form_that_is_cut_short_is_told_so(
     response = await client.post("/detect", content=body[:-num_missing], headers=FORM)
 
     assert (response.status_code, code_of(response)) == (400, "malformed_body")
-    assert "cut short" in message_of(response)
+    assert "truncated" in message_of(response)
 
 
 @pytest.mark.parametrize("content_type", [b"image/png", b"multipart/form-data; boundary=b"])
