@@ -1,13 +1,13 @@
-"""Files that are either the old version or the new one, whatever happens while they are written."""
+"""Writes files atomically: whatever happens, a file is its old version or its new one."""
 
 import os
 from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path` through a temporary file beside it, which a rename puts in place.
+    """Write `data` to a temporary file beside `path`, then rename it to `path`.
 
-    On any failure, a full disk and Ctrl-C included, `path` is untouched and nothing is left over.
+    On any failure, even a full disk or Ctrl-C, `path` is untouched and no file is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""Pairs the detections of two outputs for one image; equal scores may come in any order."""
+"""Pairs the detections of two outputs for one image; equal scores may be in any order."""
 
 from typing import NamedTuple
 
@@ -11,11 +11,11 @@ ANOTHER_BOX = 0.01  # two boxes farther apart than this are not one box computed
 
 
 class Match(NamedTuple):
-    """Which detection of another output each of the N expected ones is.
+    """The counterpart of each of N expected detections in another output.
 
     counterparts (N,) int64: positions in the other output, -1 for none. is_at_cut (N,) bool: the
     detections displaced from the end of the list by others of the same score. If more than half of
-    the list seems displaced, the lists differ, and none is marked.
+    the list seems displaced, the lists really differ and none is marked.
     """
 
     counterparts: npt.NDArray[np.int64]
@@ -23,10 +23,10 @@ class Match(NamedTuple):
 
 
 def match(expected: ImageOutput, found: ImageOutput, *, slack: float) -> Match:
-    """Pair every expected detection with the nearest free one of its label and, nearly, score.
+    """Pair every expected detection with the nearest unpaired one of its label and about its score.
 
     Args:
-        slack: scores that are closer than this may have changed places.
+        slack: detections whose scores differ by less may be in either order.
     """
     is_free = np.ones(len(found.scores), np.bool_)
     counterparts = np.full(len(expected.scores), -1)

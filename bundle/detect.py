@@ -1,4 +1,4 @@
-"""From images to detections, whatever runs the graph: an engine, PyTorch, or a stand-in."""
+"""From images to detections, with an engine, PyTorch or a fake running the graph."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
@@ -19,10 +19,10 @@ Predict = Callable[[Uint8Array, BoolArray], RawOutput]
 
 
 class Batch(NamedTuple):
-    """Images as the graph takes them.
+    """The input of the graph.
 
     images (B, H, W, 3) uint8 RGB, padded at the bottom and right. padding_mask (B, H, W) bool,
-    True on padding. geometries: what the resize did to each of the B images.
+    True on padding. geometries: how each of the B images was resized.
     """
 
     images: Uint8Array
@@ -67,11 +67,11 @@ def detect(
     nms_iou: float | None = None,
     tile_px: int | None = None,
 ) -> list[Detections]:
-    """Detections in images (H, W, 3) uint8 RGB, which are run as one batch.
+    """Detect objects in images (H, W, 3) uint8 RGB, run as one batch.
 
     Args:
         predict: runs the batch; `engine.run` of an opened bundle.
-        preprocess: of that bundle's manifest.
+        preprocess: from that bundle's manifest.
         threshold, top_k, labels_kept, nms_iou: see `to_detections`.
         tile_px: side of the tiles that larger images are cut into; then parts are run one by one.
 

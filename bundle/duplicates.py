@@ -1,6 +1,6 @@
-"""Non-maximum suppression: of boxes of one class that overlap much, only the best stays.
+"""Non-maximum suppression: of boxes of one class that overlap much, keep only the best.
 
-The model is trained to find every object once; where it was trained on little, it does not always.
+The model is trained to find every object once, but with little training it finds some twice.
 """
 
 import numpy as np
@@ -12,12 +12,12 @@ Boxes = npt.NDArray[np.floating]
 def without_duplicates(
     boxes: Boxes, labels: npt.NDArray[np.int64], *, iou: float
 ) -> npt.NDArray[np.intp]:
-    """Positions of the boxes that stay, ascending.
+    """Positions of the boxes to keep, ascending.
 
     Args:
         boxes: (N, 4) xyxy, best first.
-        labels: (N,) int64; boxes of different labels are no duplicates.
-        iou: a box goes that overlaps one that stays by more than this.
+        labels: (N,) int64; boxes of different labels are never duplicates.
+        iou: a box is dropped if it overlaps a kept one by more than this.
     """
     kept: list[int] = []
     for at in range(len(boxes)):
@@ -28,7 +28,7 @@ def without_duplicates(
 
 
 def _iou(box: Boxes, others: Boxes) -> Boxes:
-    """IoU of one box (4,) with others (N, 4) -> (N,); of boxes without area it is 0."""
+    """IoU of one box (4,) with others (N, 4) -> (N,); 0 for boxes without area."""
     sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     shared = np.maximum(sides, 0).prod(axis=1)
     both = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - shared

@@ -1,9 +1,9 @@
-"""What a file is, by its first bytes: enough to tell a client why it is refused, and what to do."""
+"""Recognises files that are not accepted by their first bytes, to tell the client what to do."""
 
 import re
 
 _CONVERT = "convert it to JPEG"
-# What a file starts with, what that is, and what to do. The first that fits is taken.
+# First bytes of a file, its format, and what to do. The first match counts.
 _SIGNATURES = (
     (rb"....ftyp(?:hei[cxms]|hev[cxms])", "HEIC", _CONVERT),
     (rb"....ftypavi[fs]", "AVIF", _CONVERT),
@@ -32,14 +32,14 @@ _SIGNATURES = (
     (rb"/9j/|iVBORw0KGgo|UklGR", "an image in base64", "send the decoded bytes"),
     (rb"\s*[{\[]", "JSON", "send the image as a form file or as the body"),
 )
-_START_BYTES = 1024  # of a file that are looked at
+_START_BYTES = 1024  # examined at the start of a file
 _PATTERNS = [(re.compile(start, re.DOTALL), name, advice) for start, name, advice in _SIGNATURES]
 
 
 def describe_content(data: bytes) -> str:
-    """What the bytes are, and what to do about it: "HEIC; convert it to JPEG"."""
+    """The format of the bytes and what to do, as in "HEIC; convert it to JPEG"."""
     start = data[:_START_BYTES]
     for pattern, name, advice in _PATTERNS:
         if pattern.match(start):
             return f"{name}; {advice}"
-    return f"content of another kind (it starts with {start[:8]!r})"
+    return f"content of an unknown kind (it starts with {start[:8]!r})"

@@ -1,8 +1,7 @@
-"""JPEG files that lack nothing but their end marker, which some cameras and copies leave off.
+"""Accepts JPEG files that lack only their end marker, which some cameras and copies omit.
 
-A decoder cannot tell such a file from one that breaks off, and would fill up both. Here they are
-told apart by what they are filled up with: where all blocks of the image are there, it makes no
-difference.
+A decoder cannot tell such a file from a truncated one and would fill up both. Here each is filled
+up in two ways: if all blocks of the image are present, both decode to the same pixels.
 """
 
 import hashlib
@@ -17,10 +16,10 @@ _STRIP_PX = 64
 END = b"\xff\xd9"
 _FRAMES = range(0xC0, 0xC3)  # baseline, extended, progressive
 _SCAN = 0xDA
-_COEFFICIENTS = 64  # of a block
-_NEXT_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")  # not one that belongs to a scan's data
-# Blocks are also missing where a file breaks off before a restart marker. A decoder takes up data
-# behind any marker but the two that follow the one it expects, so each of 8 comes early enough.
+_COEFFICIENTS = 64  # in a block
+_NEXT_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")  # except those within a scan's data
+# Blocks are also missing if a file is truncated before a restart marker. A decoder resumes at any
+# restart marker but the two after the one it expects, so one of the 8 takes effect early enough.
 _FILLINGS = (
     b"",
     *(
@@ -32,7 +31,7 @@ _FILLINGS = (
 
 
 def complete_jpeg(data: bytes) -> bytes | None:
-    """The file with its end marker, or None where more than that is missing.
+    """The file with its end marker, or None if more than that is missing.
 
     Raises whatever Pillow raises on damaged data.
     """
@@ -44,7 +43,7 @@ def complete_jpeg(data: bytes) -> bytes | None:
 
 
 def _digest(data: bytes) -> bytes:
-    """A hash of the pixels, taken by the strip: a large image is in memory once."""
+    """A hash of the pixels, computed in strips, so that a large image is in memory only once."""
     image = Image.open(io.BytesIO(data), formats=["JPEG"])
     image.load()
     digest = hashlib.sha256()
@@ -55,7 +54,7 @@ def _digest(data: bytes) -> bytes:
 
 
 def _has_every_scan(data: bytes) -> bool:
-    """Whether the scans bring every coefficient of every component in full precision.
+    """Whether the scans contain every coefficient of every component in full precision.
 
     Layout of the segments: https://www.w3.org/Graphics/JPEG/itu-t81.pdf, B.2.2 and B.2.3.
     """
@@ -73,8 +72,8 @@ def _has_every_scan(data: bytes) -> bool:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and content of every segment that is whole; the data of scans is passed over."""
-    position = 2  # behind the start marker
+    """Marker and content of every complete segment; the data of scans is skipped."""
+    position = 2  # after the start marker
     while found := _NEXT_MARKER.search(data, position):
         start = found.end() + 2
         position = found.end() + int.from_bytes(data[found.end() : start])

@@ -1,7 +1,7 @@
-"""Known answers: small images in a bundle, with what the model says of each.
+"""Known answers: small images in a bundle, with the model's output for each.
 
-An engine is tried on them before it serves. They find out one that gives no scores or scaled ones,
-shifted boxes, other classes or random boxes, also for a model whose scores are low everywhere.
+An engine is tested on them before it serves. They expose missing or scaled scores, shifted boxes,
+wrong classes and random boxes, even for a model whose scores are all low.
 """
 
 import io
@@ -23,13 +23,13 @@ from bundle.postprocess import ImageOutput
 from bundle.preprocess import Preprocess, Uint8Array, pad_batch, resized_size
 
 NUM_IMAGES: Final = 3
-_NUM_CANDIDATES: Final = 8  # of which these are chosen
-SIDE_PX: Final = 128  # of the first image, the short one: a few percent of a full-size run
+_NUM_CANDIDATES: Final = 8  # that the answers are chosen from
+SIDE_PX: Final = 128  # short side of the first image: a few percent of a full-size run
 _LOWEST_SCORE = 1e-7  # logits of scores are finite from here
 
 
 class KnownAnswer(NamedTuple):
-    """An image (H, W, 3) uint8 RGB, run as it is, and the model's output for it alone."""
+    """An image (H, W, 3) uint8 RGB, not resized, and the model's output for it alone."""
 
     image: Uint8Array
     expected: ImageOutput
@@ -39,9 +39,9 @@ class Errors(NamedTuple):
     """How far an output is from a known answer.
 
     score: the largest difference of scores of equal rank. shift: how far the median logit has
-    moved, which tells scaled scores also where all are low. box_px: the median distance of boxes
-    from their counterparts, in the coordinate that is farthest. lost: the part of the sum of scores
-    whose detections have no counterpart.
+    moved, which reveals scaled scores even if all are low. box_px: the median distance of boxes
+    from their counterparts, in the coordinate farthest off. lost: the share of the sum of scores
+    that belongs to detections without a counterpart.
     """
 
     score: float
@@ -50,16 +50,16 @@ class Errors(NamedTuple):
     lost: float
 
     def is_within(self, tolerance: "Errors") -> bool:
-        """Whether every one is tolerated; none that is NaN is."""
+        """Whether every error is tolerated; NaN never is."""
         return all(error <= most for error, most in zip(self, tolerance, strict=True))
 
     def relative_to(self, tolerance: "Errors") -> "Errors":
-        """Every one as a part of what is tolerated."""
+        """Every error as a fraction of its tolerance."""
         return Errors(*(error / most for error, most in zip(self, tolerance, strict=True)))
 
 
-# What an engine may be off, by the precision that it computes in. Engines in float32 were off by
-# less than a hundredth of it; docs/numerics.md has what was measured in the other precisions.
+# How far an engine may be off, by the precision it computes in. Engines in float32 were off by less
+# than a hundredth of this; docs/numerics.md has the measurements for the other precisions.
 TOLERANCES: Final[dict[str, Errors]] = {
     "fp32": Errors(score=0.001, shift=0.01, box_px=0.05, lost=0.01),
     "fp16": Errors(score=0.05, shift=0.08, box_px=0.5, lost=0.05),
@@ -84,10 +84,10 @@ REACHES: Final[dict[str, Reach]] = {
 
 
 def errors(answer: KnownAnswer, found: ImageOutput, *, precision: str) -> Errors:
-    """How far an engine's output is from a known answer; infinite for another number of detections.
+    """How far an engine's output is from a known answer; infinite if it has another length.
 
     Args:
-        precision: that the engine computes in; it decides how near a counterpart has to be.
+        precision: what the engine computes in; decides how near a counterpart has to be.
     """
     expected = answer.expected
     if expected.scores.shape != found.scores.shape:
@@ -107,8 +107,8 @@ def errors(answer: KnownAnswer, found: ImageOutput, *, precision: str) -> Errors
 class Pairs(NamedTuple):
     """The counterparts of N expected detections; see `Match`.
 
-    distances_px (N,) float64: of the boxes, in the coordinate that is farthest, infinite where
-    there is no counterpart.
+    distances_px (N,) float64: between the boxes, in the coordinate farthest off; infinite without
+    a counterpart.
     """
 
     counterparts: npt.NDArray[np.int64]
@@ -117,7 +117,7 @@ class Pairs(NamedTuple):
 
 
 def pair(answer: KnownAnswer, found: ImageOutput, *, precision: str) -> Pairs:
-    """Find every expected detection in an output with as many."""
+    """Find every expected detection in an output of the same length."""
     by_logit = (output._replace(scores=_logits(output)) for output in (answer.expected, found))
     matched = match(*by_logit, slack=REACHES[precision].logit)
     height, width = answer.image.shape[:2]
@@ -134,16 +134,16 @@ def write_known_answers(
     images: Sequence[Uint8Array],
     rounded: Predict | None = None,
 ) -> None:
-    """Ask a model about small images, each alone, and write its answers into a bundle.
+    """Run a model on small images, each alone, and write its answers into a bundle.
 
     Args:
         predict: the model in float32, in PyTorch.
         preprocess: of the bundle.
-        images: (H, W, 3) uint8 RGB of any sizes; three of the first eight are cropped and made
-            small.
-        rounded: the model with less exact numbers. The images it agrees on best are taken, because
-            a lower precision says little of an engine on an image at the edge of a decision. None
-            takes the first three.
+        images: (H, W, 3) uint8 RGB of any sizes; three of the first eight are used, cropped and
+            scaled down.
+        rounded: the model with less exact numbers. The images on which it agrees best are used:
+            where a decision is close, any lower precision deviates and says little about an
+            engine. None uses the first three.
     """
     height, width = _first_size(preprocess)
     smaller = max(1, height * 3 // 4), max(1, width * 5 // 8)
@@ -183,13 +183,13 @@ def read_known_answers(directory: Path) -> tuple[KnownAnswer, ...]:
                 for number in range(NUM_IMAGES)
             )
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: cannot be read as known answers ({error}); {REMEDY}") from error
+        raise ValueError(f"{path}: not readable as known answers ({error}); {REMEDY}") from error
 
 
 def _steadiest_first(
     answers: Sequence[KnownAnswer], rounded: Predict, min_side: int
 ) -> Sequence[int]:
-    """Positions of answers: those that find something first, then as a rounded model is nearer."""
+    """Positions of answers: those with a detection first, then by how near a rounded model is."""
     best = [float(answer.expected.scores.max(initial=0)) for answer in answers]
 
     def rank(place: int) -> tuple[bool, float]:
@@ -208,7 +208,7 @@ def _ask(predict: Predict, image: Uint8Array, size: tuple[int, int], min_side: i
 
 
 def _first_size(preprocess: Preprocess) -> tuple[int, int]:
-    """Of a 4:3 photograph, as the service warms up with where the model's images are that small."""
+    """The size of a 4:3 photograph, which for small models is also the size of the warm-up."""
     short = min(preprocess.short_side, max(SIDE_PX, preprocess.min_side))
     return resized_size(3, 4, short_side=short, long_side=preprocess.long_side)
 

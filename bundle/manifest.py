@@ -37,7 +37,7 @@ class _Frozen(BaseModel):
 
 
 class TensorSpec(_Frozen):
-    """One input or output of the graph; dimensions are sizes or the names of free ones."""
+    """One input or output of the graph; a dimension is a size, or the name of a free one."""
 
     name: str
     dtype: str
@@ -52,7 +52,7 @@ INPUT_SPECS: Final = (
 
 
 def output_specs(num_detections: int) -> tuple[TensorSpec, ...]:
-    """The outputs of a graph that gives so many detections an image."""
+    """The outputs of a graph with this many detections per image."""
     shape = ("batch", num_detections)
     scores, labels, boxes = OUTPUTS
     return (
@@ -75,7 +75,7 @@ class Manifest(_Frozen):
     format_version: Literal[3] = FORMAT_VERSION
     name: str
     variant: Literal["base", "refine", "two_stage"]
-    precision: Precision = "fp32"  # that the engine computes in
+    precision: Precision = "fp32"  # what the engine computes in
     graphs: dict[str, str]  # form -> file; see `bundle.layout`
     tensorrt: TensorRTPlan | None = None  # a plan for one kind of GPU, beside the graphs
     inputs: tuple[TensorSpec, ...]
@@ -115,7 +115,7 @@ class Manifest(_Frozen):
 
     @property
     def assumed(self) -> tuple[str, ...]:
-        """Sentences: what published weights left open, and what was taken for granted."""
+        """What published weights left open and the conversion assumed, in sentences."""
         weights = self.provenance.get("weights")
         given = weights.get("assumed") if isinstance(weights, dict) else None
         return tuple(map(str, given)) if isinstance(given, list) else ()
@@ -143,9 +143,9 @@ class Manifest(_Frozen):
         return manifest
 
     def save(self, directory: Path) -> Self:
-        """Hash every file of the directory but its cache, and write the manifest last, atomically.
+        """Hash every file in the directory but the cache, then write the manifest atomically.
 
-        Returns the manifest as written. Raises ValueError where a graph or sample is missing.
+        Returns the manifest as written. Raises ValueError if a graph or sample is missing.
         """
         path = directory / MANIFEST_FILE
         kept_out = {path, *(directory / CACHE_FOLDER).rglob("*")}
@@ -165,9 +165,9 @@ class Manifest(_Frozen):
         try:
             content = json.loads(path.read_bytes())
         except FileNotFoundError:
-            raise ValueError(f"{path}: no bundle there; {REMEDY}") from None
+            raise ValueError(f"{path}: not found, so this is no bundle; {REMEDY}") from None
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: cannot be read as JSON ({error}); {REMEDY}") from error
+            raise ValueError(f"{path}: not valid JSON ({error}); {REMEDY}") from error
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != FORMAT_VERSION:
             raise ValueError(
@@ -190,14 +190,14 @@ class Manifest(_Frozen):
 
 
 class Bundle(NamedTuple):
-    """A bundle: its directory, and its manifest, which was checked or is being written."""
+    """A bundle: its directory and its manifest, either checked or being written."""
 
     directory: Path
     manifest: Manifest
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """The bundle in a directory, every file checked; raises ValueError as `Manifest.load`."""
+        """Load a bundle and check every file; raises ValueError like `Manifest.load`."""
         return cls(directory, Manifest.load(directory))
 
     def save(self) -> Self:
@@ -205,11 +205,11 @@ class Bundle(NamedTuple):
         return self._replace(manifest=self.manifest.save(self.directory))
 
     def with_manifest(self, **changes: Any) -> Self:
-        """The same directory, described by a manifest with some fields changed; not yet saved."""
+        """The same directory with some fields of the manifest changed, not saved yet."""
         return self._replace(manifest=self.manifest.model_copy(update=changes))
 
     def graph(self, form: str) -> Path:
-        """The file of a graph. Raises ValueError where the bundle has none of this form."""
+        """The file of a graph. Raises ValueError if the bundle has none of this form."""
         graphs = self.manifest.graphs
         if form not in graphs:
             raise ValueError(
@@ -219,7 +219,7 @@ class Bundle(NamedTuple):
 
 
 def version_of(manifest: Manifest) -> str:
-    """Twelve hex digits that change with any byte of the bundle: its manifest hashes every file."""
+    """Twelve hex digits that change with any byte of the bundle, through the manifest's hashes."""
     return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()[:12]
 
 

@@ -15,7 +15,7 @@ Int64Array = npt.NDArray[np.int64]
 
 
 class ImageOutput(NamedTuple):
-    """The graph's answer for one image: its row of a `RawOutput`.
+    """The graph's output for one image: its row of a `RawOutput`.
 
     scores (N,) float32, descending. labels (N,) int64. boxes (N, 4) float32, xyxy, normalised by
     the un-padded image and clamped to 0..1.
@@ -27,7 +27,7 @@ class ImageOutput(NamedTuple):
 
 
 class RawOutput(NamedTuple):
-    """The graph's answer for a batch; the fields are named like the outputs of the graph.
+    """The graph's output for a batch; the fields have the names of the graph's outputs.
 
     scores (B, N) float32, descending. labels (B, N) int64. boxes (B, N, 4) float32, xyxy,
     normalised by the un-padded image and clamped to 0..1.
@@ -44,7 +44,7 @@ class RawOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, best first.
+    """The detections in one image, best first.
 
     boxes_xywh_px (N, 4) float32: left, top, width, height in pixels of the original image as
     displayed. scores (N,) float32 in 0..1. labels (N,) int64: positions in the bundle's classes.

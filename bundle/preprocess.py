@@ -45,7 +45,7 @@ _DECODER_ERRORS = (
     Warning,  # raised instead of printed where warnings are errors
 )
 SERVED_FORMATS = ("JPEG", "PNG", "WEBP")
-DATASET_FORMATS = (*SERVED_FORMATS, "BMP", "TIFF")  # what is trained on and evaluated, too
+DATASET_FORMATS = (*SERVED_FORMATS, "BMP", "TIFF")  # also accepted for training and evaluation
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -54,7 +54,7 @@ _SIGNATURES = (
     (b"MM\0*", "TIFF"),
 )
 _EXIF_ORIENTATION = 0x0112
-_FIRST_TURNED = 5  # from this orientation on, rows and columns change places
+_FIRST_TURNED = 5  # from this orientation on, rows and columns are swapped
 _UPRIGHT: dict[int, Callable[[MatLike], MatLike]] = {
     2: lambda pixels: cv2.flip(pixels, 1),
     3: lambda pixels: cv2.flip(pixels, -1),
@@ -64,7 +64,7 @@ _UPRIGHT: dict[int, Callable[[MatLike], MatLike]] = {
     7: lambda pixels: cv2.flip(cv2.transpose(pixels), -1),
     8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
-_STRIP_PIXELS = 1 << 20  # converted at a time, so that a large image is in memory once
+_STRIP_PIXELS = 1 << 20  # converted at a time, so that a large image is in memory only once
 
 Uint8Array = npt.NDArray[np.uint8]
 BoolArray = npt.NDArray[np.bool_]
@@ -79,7 +79,7 @@ class UnsupportedImage(ValueError):
 
 
 class Preprocess(BaseModel):
-    """How images are sized and normalised; written into every checkpoint and bundle."""
+    """How images are resized and normalised; stored in every checkpoint and bundle."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -92,12 +92,12 @@ class Preprocess(BaseModel):
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image says of itself before its pixels.
+    """What the header of an image says.
 
     Attributes:
-        size: (height, width) as displayed: what `decode_image` gives.
-        orientation: of EXIF, 1 to 8; 1 is upright.
-        decoding_bytes: memory that `decode_image` needs at most, its result included.
+        size: (height, width) as displayed, which is the size `decode_image` returns.
+        orientation: the EXIF orientation, 1 to 8; 1 is upright.
+        decoding_bytes: most memory that `decode_image` needs, including its result.
     """
 
     size: tuple[int, int]
@@ -113,7 +113,7 @@ class ImageHeader:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the resize did to one image; sizes are (height, width)."""
+    """How one image was resized; sizes are (height, width)."""
 
     original: tuple[int, int]
     resized: tuple[int, int]
@@ -124,12 +124,12 @@ def decode_image(
 ) -> Uint8Array:
     """Pixels (H, W, 3) uint8 RGB of an image in one of `formats`, as a viewer displays it.
 
-    The format is told from the content. EXIF orientation is applied, transparency is laid over
-    white, 16-bit samples are scaled by the largest that is there, and of an animation the first
-    frame is taken. A JPEG may lack its end marker, and nothing else.
+    The format is recognised by content. EXIF orientation is applied, transparency becomes white,
+    16-bit samples are scaled by the largest one present, and animations yield their first frame. A
+    JPEG may lack its end marker, but nothing else.
 
     Raises:
-        UnsupportedImage: the content is of no accepted format.
+        UnsupportedImage: the content is not of an accepted format.
         UndecodableImage: empty, truncated or corrupt, or more than `max_pixels` by its header.
     """
     if not data:
@@ -151,24 +151,24 @@ def read_header(
     """Size and orientation of an image, without decoding its pixels.
 
     Raises:
-        UnsupportedImage, UndecodableImage: as `decode_image`, as far as the header tells.
+        UnsupportedImage, UndecodableImage: as `decode_image`, as far as the header shows it.
     """
     image_format = _sniff_format(data, formats)
     with _decoding(image_format):
         image = _open(data, image_format, max_pixels)
         orientation = _orientation(image, data)
         num_bytes = _decoding_bytes(image, data)
-    if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size Pillow gives as displayed
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow reports its size as displayed
         orientation = image.tag_v2.get(_EXIF_ORIENTATION, 1)
         return ImageHeader((image.height, image.width), orientation, num_bytes)
     stored = ImageHeader((image.height, image.width), orientation)
-    # Changing places twice changes nothing.
+    # Swapping twice changes nothing.
     return ImageHeader(stored.stored_size, orientation, num_bytes)
 
 
 @contextmanager
 def _decoding(image_format: str) -> Iterator[None]:
-    """Turns what decoders raise into UndecodableImage."""
+    """Turns the exceptions of decoders into UndecodableImage."""
     try:
         yield
     except UndecodableImage:
@@ -180,17 +180,17 @@ def _decoding(image_format: str) -> Iterator[None]:
 
 
 def resized_size(height: int, width: int, *, short_side: int, long_side: int) -> tuple[int, int]:
-    """(height, width) after the resize that keeps the aspect ratio; never less than 1 pixel.
+    """(height, width) after resizing with the aspect ratio kept; at least 1 pixel each.
 
-    The short side becomes `short_side` unless the long one would exceed `long_side`; halves are
-    rounded up, as mmdetection does and the published weights expect.
+    The short side becomes `short_side` unless the long one would exceed `long_side`; halves round
+    up, as in mmdetection, which the published weights expect.
     """
     scale = min(long_side / max(height, width), short_side / min(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def prepare(image: Uint8Array, preprocess: Preprocess) -> tuple[Uint8Array, Geometry]:
-    """Resize one image (H, W, 3) uint8 RGB to (h, w, 3) uint8, by bilinear interpolation.
+    """Resize one image (H, W, 3) uint8 RGB to (h, w, 3) uint8 by bilinear interpolation.
 
     No antialiasing: the published weights were trained and evaluated without it.
     """
@@ -242,9 +242,9 @@ def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
 
 
 def _decoding_bytes(image: Image.Image, data: bytes) -> int:
-    """Largest bytes a pixel seen while images of 6 megapixels of every kind were decoded."""
+    """An estimate from the largest bytes per pixel seen when decoding 6-megapixel images."""
     if image.format == "WEBP":
-        bytes_per_pixel = 20  # Pillow decodes as if it were animated, which takes three canvases
+        bytes_per_pixel = 20  # Pillow decodes it like an animation, with three canvases
     elif image.format == "PNG" and is_deep_colour(data):
         bytes_per_pixel = 36
     elif image.mode.startswith("I"):
@@ -273,9 +273,9 @@ def _load(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
-    """The EXIF orientation, 1 if it is missing or unreadable: viewers ignore it too.
+    """The EXIF orientation; 1 if it is missing or unreadable, as viewers ignore it too.
 
-    1 for TIFF as well, which Pillow turns by itself.
+    Also 1 for TIFF, which Pillow rotates by itself.
     """
     exif = Image.Exif()
     try:
@@ -287,7 +287,7 @@ def _orientation(image: Image.Image, data: bytes) -> int:
 
 
 def _png_exif(data: bytes) -> bytes:
-    """The first EXIF chunk, which may stand after the pixels, where Pillow's header ends."""
+    """The first EXIF chunk, which may follow the pixels, where Pillow's header does not reach."""
     position = 8  # of a chunk: length, type, content, checksum
     while position + 8 <= len(data):
         (length,) = struct.unpack_from(">I", data, position)
@@ -298,7 +298,7 @@ def _png_exif(data: bytes) -> bytes:
 
 
 def _to_rgb(image: Image.Image, data: bytes) -> Uint8Array:
-    if image.mode.startswith("I;16"):  # 16-bit grey, which Pillow's convert would clip at 255
+    if image.mode.startswith("I;16"):  # 16-bit grey: Pillow's convert would clip it at 255
         image = scale_grey(image)
     elif image.format == "PNG":
         image = scale_colour(image, data)

@@ -1,8 +1,8 @@
-"""Images of 16 bits a sample, many of which hold no more than the 10, 12 or 14 bits of a sensor.
+"""Images with 16 bits per sample, many of which hold only the 10, 12 or 14 bits of a sensor.
 
-Their high bytes alone would be black, so samples are scaled by the largest one that is there. The
-chunk sBIT of a PNG is no help: it tells how many bits the samples had before they were scaled to
-all 16, and files whose samples were not scaled carry it too.
+Their high bytes alone would be black, so samples are scaled by the largest one present. The PNG
+chunk sBIT does not help: it says how many bits the samples had before they were scaled to 16, but
+files with unscaled samples carry it too.
 """
 
 import cv2
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 _SENSOR_BITS = (8, 10, 12, 14, 16)
-_PNG_DEPTH, _PNG_COLOUR = 24, 25  # where the header has them
+_PNG_DEPTH, _PNG_COLOUR = 24, 25  # offsets in the header
 _COLOUR_TYPES = {2, 4, 6}  # RGB, grey with alpha, RGBA
 
 Uint8Array = npt.NDArray[np.uint8]
@@ -19,7 +19,7 @@ Uint16Array = npt.NDArray[np.uint16]
 
 
 def scale_grey(image: Image.Image) -> Image.Image:
-    """An image of mode I;16 in mode L; what its colour key names becomes white."""
+    """Convert an image from mode I;16 to L; its transparent colour becomes white."""
     samples = np.asarray(image)
     is_key = samples == image.info.get("transparency", -1)
     grey = samples >> _excess_bits(samples[~is_key])
@@ -27,12 +27,12 @@ def scale_grey(image: Image.Image) -> Image.Image:
 
 
 def is_deep_colour(png: bytes) -> bool:
-    """Whether the header of a PNG says that its colours have 16 bits."""
+    """Whether the header of a PNG declares colours of 16 bits."""
     return png[_PNG_DEPTH] == 16 and png[_PNG_COLOUR] in _COLOUR_TYPES
 
 
 def scale_colour(image: Image.Image, png: bytes) -> Image.Image:
-    """A decoded PNG; in RGBA, made from all bits, where the high ones that Pillow keeps say little.
+    """A decoded PNG; if the high bytes that Pillow keeps hold too little, RGBA from all 16 bits.
 
     Raises:
         ValueError: OpenCV cannot decode what Pillow could.
@@ -55,6 +55,6 @@ def scale_colour(image: Image.Image, png: bytes) -> Image.Image:
 
 
 def _excess_bits(samples: Uint16Array) -> int:
-    """How far samples are shifted to fit into a byte."""
+    """How far to shift samples so that they fit into a byte."""
     largest = int(samples.max(initial=0))
     return next(bits for bits in _SENSOR_BITS if largest < 1 << bits) - 8

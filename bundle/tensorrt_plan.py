@@ -1,7 +1,7 @@
 """The TensorRT part of a manifest: the plan, what it was built for, and the shapes it takes.
 
-A plan is a serialized TensorRT engine. It runs on the kind of GPU and the version of TensorRT that
-it was built with, and on no other.
+A plan is a serialized TensorRT engine. It runs only on the kind of GPU and with the version of
+TensorRT that it was built with.
 """
 
 from collections.abc import Collection
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bundle.layout import HALF_FORM, PLUGIN_FORM, STANDARD_FORM
 from bundle.preprocess import Preprocess, resized_size
 
-GPU_BATCH_SIZE = 8  # images in a batch on a GPU, where nothing else is asked for
+GPU_BATCH_SIZE = 8  # images in a batch on a GPU, by default
 
 
 class BatchShape(NamedTuple):
@@ -23,12 +23,12 @@ class BatchShape(NamedTuple):
     width: int
 
     def fits(self, limit: "BatchShape") -> bool:
-        """Whether no dimension is above the limit's."""
+        """Whether no dimension exceeds the limit's."""
         return all(size <= most for size, most in zip(self, limit, strict=True))
 
 
 class ShapeProfile(BaseModel):
-    """The batches that a plan takes, from `min` to `max`, and the one it was tuned for."""
+    """The batches that a plan takes, from `min` to `max`, and the one it is tuned for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,7 +48,7 @@ class ShapeProfile(BaseModel):
 
 
 class Fingerprint(BaseModel):
-    """What a plan depends on, besides the graph."""
+    """What a plan depends on besides the graph."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,13 +58,15 @@ class Fingerprint(BaseModel):
     plugin_sha256: str | None = None  # of the library with MSDeformAttn; None if it uses none
 
     def differences(self, here: "Fingerprint") -> list[str]:
-        """What is not alike on this machine, in words; empty where the plan may run."""
+        """What differs on this machine, in words; empty if the plan may run."""
         named = {
             "GPU": (self.gpu, here.gpu),
             "compute capability": (self.compute_capability, here.compute_capability),
             "TensorRT": (self.tensorrt, here.tensorrt),
         }
-        if self.plugin_sha256 and here.plugin_sha256:  # where one is missing, loading it says more
+        if (
+            self.plugin_sha256 and here.plugin_sha256
+        ):  # if one is missing, loading it gives a better message
             named["plugin"] = (self.plugin_sha256[:12], here.plugin_sha256[:12])
         return [
             f"{name}: built for {built}, found {found}"
@@ -85,15 +87,15 @@ class TensorRTPlan(BaseModel):
 
 
 def form_for_tensorrt(forms: Collection[str]) -> str:
-    """Which of a bundle's graphs a plan is built from."""
+    """The form of a bundle's graph from which a plan is built."""
     return next(form for form in (HALF_FORM, PLUGIN_FORM, STANDARD_FORM) if form in forms)
 
 
 def max_batch(profiles: tuple[ShapeProfile, ...], preprocess: Preprocess) -> int:
-    """Most images in a batch such that every batch that preprocessing can give fits a profile.
+    """The largest batch size at which every batch of preprocessed images fits a profile.
 
     Smaller images are padded up to a profile, so only the largest landscape and the largest
-    portrait count. 0 where one of them fits no profile.
+    portrait count. 0 if one of them fits no profile.
     """
     short = max(preprocess.short_side, preprocess.min_side)
     long = max(preprocess.long_side, short)
@@ -111,7 +113,7 @@ def default_profiles(
 ) -> tuple[ShapeProfile, ...]:
     """Profiles for landscapes and portraits, each for single images and for batches.
 
-    They are tuned for photographs of 4:3, and take everything that preprocessing can give.
+    They are tuned for 4:3 photographs, and take every size that preprocessing can produce.
     """
     least = preprocess.min_side
     short = max(preprocess.short_side, least)

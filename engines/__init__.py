@@ -1,7 +1,7 @@
-"""Engines; importing any of them first takes OpenVINO its telemetry.
+"""Engines; importing any of them first disables OpenVINO's telemetry.
 
-`import openvino` sends an event to its makers and writes an id into the home directory, unless this
-package cannot be imported.
+`import openvino` sends an event to its makers and writes an id into the home directory, unless the
+package openvino_telemetry cannot be imported.
 """
 
 import sys

@@ -18,17 +18,17 @@ Mode = Literal["latency", "throughput"]
 
 
 class EngineFailure(RuntimeError):
-    """The runtime failed on a batch, or gave numbers that are not finite."""
+    """The runtime failed on a batch, or its output was not finite."""
 
 
 class EngineInfo(NamedTuple):
-    """What runs a bundle: the runtime, and what was chosen for it."""
+    """What runs a bundle: the runtime and its options."""
 
     runtime: str
-    precision: str  # that it computes in, which the bundle's may not be possible here
-    graph: str  # its form; see `bundle.layout`
-    threads: int  # in all
-    streams: int  # parts of a batch that run side by side
+    precision: str  # what it computes in; fp32 if the bundle's is not possible here
+    graph: str  # the form of the graph; see `bundle.layout`
+    threads: int  # in total
+    streams: int  # parts of a batch that run in parallel
 
 
 class Engine(Protocol):
@@ -37,7 +37,7 @@ class Engine(Protocol):
     name: str
     info: EngineInfo
     max_batch_size: int
-    gpu_memory_bytes: int  # that it has taken at start
+    gpu_memory_bytes: int  # that it took at start
 
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
         """Detections of images (B, H, W, 3) RGB with padding_mask (B, H, W), True on padding.
@@ -53,21 +53,21 @@ class Engine(Protocol):
 def check_names(
     path: Path, side: str, *, specs: Iterable[TensorSpec], names: Iterable[str]
 ) -> None:
-    """Raise ValueError unless the inputs or outputs of a graph are those of the manifest."""
+    """Raise ValueError unless the inputs or outputs of a graph match the manifest."""
     expected, found = sorted(spec.name for spec in specs), sorted(names)
     if expected != found:
         raise ValueError(f"{path}: expected {side} {expected}, got {found}; {REMEDY}")
 
 
 def choose_precision(manifest: Manifest, possible: Collection[str]) -> str:
-    """The bundle's precision, or fp32 where the engine cannot compute in it here."""
+    """The bundle's precision, or fp32 if the engine cannot compute in it here."""
     if manifest.precision in possible:
         return manifest.precision
-    logger.warning("%s is not possible here: the bundle is run in fp32", manifest.precision)
+    logger.warning("%s is not possible here: the bundle runs in fp32", manifest.precision)
     return "fp32"
 
 
 def reason(error: Exception) -> str:
-    """What a runtime says went wrong, in one line, without places in its source."""
+    """A runtime's error in one line, without locations in its source."""
     lines = (line.strip() for line in str(error).splitlines())
     return " ".join(line for line in lines if line and not line.startswith("Exception from"))

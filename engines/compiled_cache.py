@@ -1,7 +1,7 @@
-"""Compiled graphs, kept in a bundle's cache so that its next start need not compile.
+"""Keeps compiled graphs in a bundle's cache, so that the next start need not compile.
 
-A file beside each has a SHA-256 of it and of what it was made for: the bundle's hashes do not
-cover its cache, and a runtime may not notice that weights were changed.
+A file beside each holds a SHA-256 of the graph and of what it was compiled for: the bundle's
+hashes do not cover its cache, and a runtime may not notice that weights changed.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_compiled(bundle: Path, name: str, *, key: str) -> bytes | None:
-    """What was kept under this name; None where it was made for another key, or is damaged."""
+    """The graph kept under this name; None if there is none for this key or it is damaged."""
     path = bundle / CACHE_FOLDER / name
     try:
         compiled, digest = path.read_bytes(), _digest_path(path).read_bytes()
@@ -26,7 +26,7 @@ def read_compiled(bundle: Path, name: str, *, key: str) -> bytes | None:
 
 
 def keep_compiled(bundle: Path, name: str, *, key: str, export: Callable[[], memoryview]) -> None:
-    """Keep what `export` returns, in place of what there is, if the bundle can be written to."""
+    """Keep what `export` returns, replacing an older graph, if the bundle is writable."""
     path = bundle / CACHE_FOLDER / name
     try:
         path.parent.mkdir(exist_ok=True)
@@ -34,7 +34,7 @@ def keep_compiled(bundle: Path, name: str, *, key: str, export: Callable[[], mem
         write_atomically(path, compiled)
         write_atomically(_digest_path(path), _digest(key, compiled))
     except OSError as error:
-        logger.info("the compiled graph is not kept for the next start: %s", error)
+        logger.info("the compiled graph cannot be kept for the next start: %s", error)
 
 
 def _digest_path(path: Path) -> Path:

@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 
 class ControlGroup(NamedTuple):
-    """Where the limits of a group can be read."""
+    """A control group, and where its limits can be read."""
 
     directory: Path
     is_unified: bool  # version 2 of control groups
 
 
 class _Mount(NamedTuple):
-    """A hierarchy of control groups, where it can be seen."""
+    """A mounted hierarchy of control groups."""
 
     root: Path  # the group that is seen at `point`
     point: Path
@@ -21,7 +21,7 @@ class _Mount(NamedTuple):
 
 
 def control_groups(controller: str, file_system: Path = Path("/")) -> Iterator[ControlGroup]:
-    """The groups whose limits of one controller (`cpu`, `memory`) this process has to keep."""
+    """The groups whose limits on one controller (`cpu`, `memory`) apply to this process."""
     try:
         groups = (file_system / "proc/self/cgroup").read_text().splitlines()
         mounts = list(_mounts(controller, (file_system / "proc/self/mountinfo").read_text()))
@@ -49,9 +49,9 @@ def _mounts(controller: str, mountinfo: str) -> Iterator[_Mount]:
 
 
 def _directories(mount: _Mount, group: Path) -> Iterator[Path]:
-    """Directories of the group and of its parents, the mount's own last.
+    """Directories of the group and its parents, ending with the mount itself.
 
-    A container may see its own group as the root of the mount, but be given its outside name.
+    A container may see its group as the root of the mount but know it by its name outside.
     """
     inside = group.relative_to(mount.root) if group.is_relative_to(mount.root) else Path()
     yield mount.point / inside

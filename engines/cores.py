@@ -1,7 +1,7 @@
-"""How many cores this process may use: fewer than the machine has, in a container or under taskset.
+"""How many cores this process may use: in a container or under taskset, fewer than there are.
 
-A limit of CPU time does not show as fewer cores. A process with more threads than its quota has
-cores is stopped for the rest of every period, all threads at once.
+A limit on CPU time does not show as fewer cores. A process with more threads than its quota has
+cores is stopped, with all its threads, for the rest of every period.
 """
 
 import math
@@ -13,7 +13,7 @@ from engines.control_groups import control_groups
 
 
 def allowed_cores(file_system: Path = Path("/")) -> int:
-    """Cores by affinity, or by the CPU quota of the control groups if that is less, rounded up."""
+    """The cores allowed by affinity, or by the CPU quota (rounded up) if that is lower."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -22,7 +22,7 @@ def allowed_cores(file_system: Path = Path("/")) -> int:
 
 
 def _quotas(file_system: Path) -> Iterator[float]:
-    """The quotas, in cores, of the process's groups and of all their parents."""
+    """The quotas of the process's groups and all their parents, in cores."""
     for group in control_groups("cpu", file_system):
         yield from _quota(group.directory, group.is_unified)
 

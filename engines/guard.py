@@ -1,4 +1,4 @@
-"""The seam between an engine and what runs it: whatever goes wrong in one is an EngineFailure."""
+"""Guards every engine: whatever goes wrong in it becomes an EngineFailure."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +8,7 @@ from engines.base import Engine, EngineFailure
 
 
 class GuardedEngine:
-    """An engine whose failures are all EngineFailure, and whose output is from 0 to 1."""
+    """An engine that raises only EngineFailure, and whose output is always from 0 to 1."""
 
     def __init__(self, engine: Engine) -> None:
         self.name, self.info = engine.name, engine.info
@@ -20,15 +20,15 @@ class GuardedEngine:
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
         """See `Engine.run`. Scores and boxes are finite and from 0 to 1.
 
-        NaN is found, and what becomes of it: some runtimes clamp it to their lowest number.
+        The check catches NaN, and also the lowest number, to which some runtimes clamp NaN.
         """
         try:
             output = self._engine.run(images, padding_mask)
         except EngineFailure:
             raise
-        except (Exception, SystemExit) as error:  # that no engine knows of, so it is named as it is
+        except (Exception, SystemExit) as error:  # unexpected, so its type is named
             raise EngineFailure(
-                f"the engine raised {type(error).__name__} on {images.shape}; the log says more"
+                f"the engine raised {type(error).__name__} on {images.shape}; see the log"
             ) from error
         numbers = output.scores, output.boxes
         if not all(((values >= 0) & (values <= 1)).all() for values in numbers):
@@ -39,5 +39,5 @@ class GuardedEngine:
 
 
 def guard(engine: Engine) -> Engine:
-    """The engine behind the seam; one that is there already is returned as it is."""
+    """The engine, guarded; one that is already guarded is returned unchanged."""
     return engine if isinstance(engine, GuardedEngine) else GuardedEngine(engine)

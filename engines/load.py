@@ -1,4 +1,4 @@
-"""From a bundle to the engine that runs it."""
+"""Opens the engine that runs a bundle."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -15,10 +15,10 @@ EngineName = Literal["auto", Runtime]
 
 
 class GpuOptions(NamedTuple):
-    """What concerns TensorRT only."""
+    """Options for TensorRT only."""
 
-    may_build: bool = False  # a plan at start, where the bundle has none for this machine
-    max_graphs: int = 16  # CUDA graphs that are kept
+    may_build: bool = False  # a plan at start, if the bundle has none for this machine
+    max_graphs: int = 16  # CUDA graphs kept
 
 
 class _Options(NamedTuple):
@@ -41,10 +41,10 @@ def open_engine(
     """Open an engine on a bundle.
 
     Args:
-        bundle: whose files have been checked: `Bundle.load`.
-        engine: "auto" takes TensorRT where the bundle has a plan and there is a GPU, else OpenVINO
-            where it can be imported, else ONNX Runtime.
-        threads: of the engine in all; None takes one for each core that the process may use.
+        bundle: with its files checked by `Bundle.load`.
+        engine: "auto" takes TensorRT if the bundle has a plan and the machine a GPU, else OpenVINO
+            if it can be imported, else ONNX Runtime.
+        threads: of the engine in total; None for one per core that the process may use.
         mode: what the threads do; see `Mode`. OpenVINO only.
         gpu: for TensorRT.
 
@@ -53,7 +53,7 @@ def open_engine(
     """
     name = _fastest_here(bundle) if engine == "auto" else engine
     if mode == "throughput" and name != "openvino":
-        logger.warning("%s has no mode throughput: all threads run one batch", name)
+        logger.warning("%s has no throughput mode: all threads run one batch", name)
     return guard(_OPENERS[name](bundle, _Options(threads, mode, gpu)))
 
 
@@ -66,18 +66,20 @@ def _fastest_here(bundle: Bundle) -> Runtime:
             load_tensorrt()
             load_cuda()
         except ValueError as error:
-            logger.warning("the bundle's TensorRT plan is not used, but the CPU: %s", error)
+            logger.warning("using the CPU instead of the bundle's TensorRT plan: %s", error)
         else:
             return "tensorrt"
     try:
         import openvino  # noqa: F401
     except ImportError as error:
-        logger.warning("OpenVINO cannot be imported (%s): ONNX Runtime is used, slower", error)
+        logger.warning(
+            "OpenVINO cannot be imported (%s): using ONNX Runtime, which is slower", error
+        )
         return "onnxruntime"
     return "openvino"
 
 
-# --- one function a runtime, which is imported when it is chosen
+# --- one function per runtime, which is imported only when chosen
 
 
 def _open_openvino(bundle: Bundle, options: _Options) -> Engine:

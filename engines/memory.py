@@ -1,4 +1,4 @@
-"""How much memory this process may use: less than the machine has, in a container."""
+"""How much memory this process may use; in a container, less than the machine has."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from engines.control_groups import control_groups
 
 
 def allowed_memory_bytes(file_system: Path = Path("/")) -> int:
-    """Memory of the machine, or the limit of the control groups if that is less."""
+    """The memory of the machine, or the limit of the control groups if that is lower."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([physical, *_limits(file_system)])
 

@@ -1,4 +1,4 @@
-"""Whether an engine gives a bundle's known answers: tried at every start, before it serves."""
+"""Tests at every start, before serving, whether an engine gives the bundle's known answers."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -21,16 +21,16 @@ from engines.base import Engine, EngineFailure
 
 
 class WrongAnswers(ValueError):
-    """The engine runs, but what it says is not what the model says.
+    """The engine runs, but its answers are not the model's.
 
-    `fault` is the message without what to run.
+    `fault` is the message without the advice on what to run.
     """
 
     def __init__(self, fault: str, bundle: Bundle) -> None:
         directory = bundle.directory
         super().__init__(
             f"{directory}: {fault}; see all with `python -m service.selftest --bundle {directory}`"
-            f"; remove {directory / CACHE_FOLDER} if there is one, choose another DETR_ENGINE, or "
+            f"; remove {directory / CACHE_FOLDER} if it exists, choose another DETR_ENGINE, or "
             f"{REMEDY}"
         )
         self.fault = fault
@@ -39,23 +39,23 @@ class WrongAnswers(ValueError):
 class Outcome(NamedTuple):
     """How an engine did on one known answer."""
 
-    image: str  # which one, its size, and whether alone or in a batch
+    image: str  # which image, its size, and whether alone or in a batch
     errors: Errors
     tolerance: Errors
-    worst: str  # if it failed, the detection that is farthest off, as expected and as it came
+    worst: str  # if it failed: the detection farthest off, expected and actual
 
     @property
     def ratios(self) -> Errors:
-        """The errors as parts of what is tolerated."""
+        """The errors as fractions of their tolerances."""
         return self.errors.relative_to(self.tolerance)
 
     @property
     def has_passed(self) -> bool:
-        """Whether no error is above what is tolerated."""
+        """Whether every error is within its tolerance."""
         return self.errors.is_within(self.tolerance)
 
     def describe(self) -> str:
-        """One line on it."""
+        """The outcome in one line."""
         parts = (
             f"{name} {error:.2g}/{most:g}"
             for name, error, most in zip(Errors._fields, self.errors, self.tolerance, strict=True)
@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
 def self_check(engine: Engine, bundle: Bundle) -> list[Outcome]:
     """Run an engine on the known answers of its bundle.
 
-    On each image alone, and on the first two padded to one size where the bundle allows that.
+    Each image runs alone; the first two also run padded to one size, if the bundle allows it.
 
     Raises:
         ValueError: the bundle has no readable known answers.
@@ -92,12 +92,12 @@ def self_check(engine: Engine, bundle: Bundle) -> list[Outcome]:
 
 
 def require_known_answers(engine: Engine, bundle: Bundle) -> list[Outcome]:
-    """`self_check`, which has to be passed.
+    """Run `self_check` and require that it passes.
 
     Raises:
         ValueError, EngineFailure: as `self_check`.
-        WrongAnswers: names the first image that failed, what was expected, what came, and what to
-            run.
+        WrongAnswers: names the first image that failed, what was expected, what was found, and
+            what to run.
     """
     outcomes = self_check(engine, bundle)
     for outcome in outcomes:
@@ -124,7 +124,7 @@ def _run_alone(engine: Engine, answers: Sequence[KnownAnswer], min_side: int) ->
 
 
 def _run_padded(engine: Engine, answers: Sequence[KnownAnswer], min_side: int) -> Iterator[_Run]:
-    """In one batch, or one by one where the engine takes no more."""
+    """In one batch, or one by one if the engine takes only single images."""
     names = _names(answers)
     images, padding_mask = pad_batch([answer.image for answer in answers], min_side)
     step = min(len(answers), engine.max_batch_size)
@@ -154,7 +154,7 @@ def _run(
 def _worst(
     answer: KnownAnswer, found: ImageOutput, *, precision: str, classes: Sequence[ClassInfo]
 ) -> str:
-    """The detection that matters most and is farthest off, in words."""
+    """The most important wrong detection, in words."""
     expected = answer.expected
     if expected.scores.shape != found.scores.shape:
         return f"expected {len(expected.scores)} detections, got {len(found.scores)}"

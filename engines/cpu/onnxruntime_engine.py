@@ -1,4 +1,4 @@
-"""ONNX Runtime: on the CPU the portable engine, and the oracle for every other one."""
+"""ONNX Runtime: the portable engine on the CPU, and the reference for every other engine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +22,8 @@ from engines.base import (
 )
 from engines.cores import allowed_cores
 
-# ONNX Runtime's own exceptions have no common base, and their list grows with its versions.
-# The other two are what C++ exceptions become that it does not know.
+# ONNX Runtime's own exceptions have no common base, and newer versions add some. The other two are
+# what unknown C++ exceptions become.
 RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     *(
         kind
@@ -36,7 +36,7 @@ RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 
 
 class Provider(NamedTuple):
-    """What ONNX Runtime runs nodes of a graph with, and its options."""
+    """An execution provider of ONNX Runtime, with its options."""
 
     name: str
     options: dict[str, str]
@@ -48,7 +48,7 @@ CPU = Provider("CPUExecutionProvider", {})
 class OnnxRuntimeEngine:
     """A bundle's ONNX graph in an ONNX Runtime session."""
 
-    gpu_memory_bytes = 0  # ONNX Runtime does not tell, and takes more as it needs it
+    gpu_memory_bytes = 0  # ONNX Runtime does not report it, and takes more as needed
 
     def __init__(
         self,
@@ -61,13 +61,13 @@ class OnnxRuntimeEngine:
         """Load a graph of the bundle.
 
         Args:
-            threads: on the CPU; None takes one for each core that the process may use.
-            graph: its form.
-            providers: the first runs what it can, the next the rest; the CPU comes last anyway.
+            threads: on the CPU; None for one per core that the process may use.
+            graph: the form of the graph.
+            providers: each runs the nodes that the ones before cannot; the CPU is always last.
 
         Raises:
             ValueError: the bundle has no such graph, the graph does not load, its inputs and
-                outputs are not those of the manifest, or the first provider does not start.
+                outputs do not match the manifest, or the first provider does not start.
         """
         path, manifest = bundle.graph(graph), bundle.manifest
         threads = threads or allowed_cores()
@@ -106,29 +106,29 @@ def _require_available(providers: Sequence[Provider]) -> None:
     if missing:
         raise ValueError(
             f"ONNX Runtime {ort.__version__} has no {' and no '.join(missing)}, only {available}; "
-            "install onnxruntime-gpu in place of onnxruntime, or choose another DETR_ENGINE"
+            "install onnxruntime-gpu instead of onnxruntime, or choose another DETR_ENGINE"
         )
 
 
 def _open_session(path: Path, threads: int, providers: Sequence[Provider]) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors; warnings are about fusions that did not apply
-    # Spinning threads answer sooner but hold every core while they wait, which starves the
-    # threads that decode the next images.
+    options.log_severity_level = 3  # errors only; warnings are about fusions that did not apply
+    # Spinning threads react sooner but occupy every core while they wait, which starves the threads
+    # that decode the next images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     wanted = list(map(tuple, providers))
     try:
         session = ort.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
     except RUNTIME_ERRORS as error:
         remedy = (
-            REMEDY if providers[0] == CPU else "install what it lacks, or choose another engine"
+            REMEDY if providers[0] == CPU else "install what is missing, or choose another engine"
         )
         raise ValueError(
             f"{path}: ONNX Runtime cannot load it ({reason(error)}); {remedy}"
         ) from error
     used = session.get_providers()
-    if used[0] != providers[0].name:  # it goes on without, and says why on stderr only
+    if used[0] != providers[0].name:  # it continues without, and says why on stderr only
         raise ValueError(
             f"{providers[0].name} did not start, and {used[0]} took its place; the lines above say "
             "which library or driver is missing; install it, or choose another DETR_ENGINE"

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the fastest engine there, with the op as a native call where it is built."""
+"""OpenVINO, the fastest engine on a CPU; calls the native op if it is built."""
 
 import inspect
 import logging
@@ -29,20 +29,20 @@ from plugins import library
 
 logger = logging.getLogger(__name__)
 
-# What becomes of C++ exceptions: OpenVINO's own are RuntimeErrors, the others come from the
+# How C++ exceptions arrive in Python: OpenVINO's own as RuntimeError, the others are from the
 # standard library.
 RUNTIME_ERRORS: Final[tuple[type[Exception], ...]] = (
     *(RuntimeError, MemoryError, ValueError, IndexError, OverflowError),
 )
 
 # In bf16 with two threads or more, OpenVINO 2026.4 fails on the self-attention of the queries ("Jit
-# emitter is called when the shapes are unknown"). Without these fused kernels a two_stage of full
-# size takes 1% less time.
+# emitter is called when the shapes are unknown"). Without these fused kernels a full-size two_stage
+# takes 1% less time.
 _WORKAROUNDS: Final = {"bf16": {"SNIPPETS_MODE": "DISABLE"}}
 
-# Primitives of earlier shapes that each stream keeps. Every size of image is another shape: over
-# 1,000 random sizes of the demo the process grew to 861 MB at the runtime's default of 5,000, to
-# 310 MB at 300, and to 223 MB with none. Sizes that come again took 13.5 ms at 300, 18 with none.
+# How many primitives of earlier shapes each stream caches. Every image size is a new shape: over
+# 1,000 random sizes of the demo, the process grew to 861 MB at the runtime's default of 5,000, to
+# 310 MB at 300 and to 223 MB at 0. A repeated size took 13.5 ms at 300 and 18 ms at 0.
 _CACHED_PRIMITIVES: Final = 300
 
 
@@ -59,17 +59,17 @@ class OpenVinoEngine:
         mode: Mode = "latency",
         graph: str | None = None,
     ) -> None:
-        """Compile a graph of the bundle, or take it compiled from its cache.
+        """Compile a graph of the bundle, or load it compiled from the bundle's cache.
 
         Args:
-            threads: in all; None takes one for each core that the process may use.
+            threads: in total; None for one per core that the process may use.
             mode: what the threads do; see `Mode`.
-            graph: its form; None takes the plugin form where the native op is built, else the
-                standard one.
+            graph: the form of the graph; None takes the plugin form if the native op is built,
+                else the standard form.
 
         Raises:
             ValueError: the bundle has no such graph, the graph or the native op does not load, or
-                inputs and outputs are not those of the manifest; says what to run.
+                inputs and outputs do not match the manifest; says what to run.
         """
         manifest = bundle.manifest
         form = graph or _best_form(manifest)
@@ -77,15 +77,15 @@ class OpenVinoEngine:
         core = _open_core(form)
         precisions = _precisions(core, form)
         precision = choose_precision(manifest, precisions)
-        # In an int8 graph it is what is not quantised: 6% less time than in float32 of a full-size
-        # base at 800x1066, and no difference in AP (docs/numerics.md).
+        # In an int8 graph, this is for what is not quantised: a full-size base at 800x1066 takes 6%
+        # less time than with float32, at the same AP (docs/numerics.md).
         hint = "bf16" if precision != "fp32" and "bf16" in precisions else "f32"
         threads = threads or allowed_cores()
         properties = {
             "NUM_STREAMS": threads if mode == "throughput" else 1,
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": hint,  # OpenVINO defaults to bf16 on CPUs that have it
-            "ENABLE_CPU_PINNING": False,  # the cores are shared with threads that decode
+            "ENABLE_CPU_PINNING": False,  # decoding threads share the cores
             "CPU_RUNTIME_CACHE_CAPACITY": _CACHED_PRIMITIVES,
             **_WORKAROUNDS.get(hint, {}),
         }
@@ -120,7 +120,7 @@ class OpenVinoEngine:
         failures += [_attempt(request.wait) for request in requests]
         for error in filter(None, failures):
             raise EngineFailure(f"OpenVINO failed on {images.shape}: {reason(error)}") from error
-        # Joining copies also what is whole: the next run writes into the same buffers.
+        # Joining copies even a single part, which it must: the next run reuses the buffers.
         return RawOutput(
             *(
                 np.concatenate([request.get_tensor(name).data for request in requests])
@@ -134,7 +134,7 @@ class OpenVinoEngine:
 
 
 def _attempt(call: Callable[..., None], *args: Any, **options: Any) -> Exception | None:
-    """What the runtime raised, if it did: all parts of a batch end before one fails it."""
+    """The exception that the runtime raised, if any: all parts of a batch end before it fails."""
     try:
         call(*args, **options)
     except RUNTIME_ERRORS as error:
@@ -148,7 +148,7 @@ def _best_form(manifest: Manifest) -> str:
     name = library.openvino_extension()
     if library.find(name) is None:
         logger.warning(
-            "%s is not built: the graph in standard operators is run, which is slower; build it "
+            "%s is not built: running the graph in standard operators, which is slower; build it "
             "with `make plugins`, which needs a C++ compiler",
             name,
         )
@@ -157,7 +157,7 @@ def _best_form(manifest: Manifest) -> str:
 
 
 def _open_core(form: str) -> ov.Core:
-    """The runtime, with the native op where the form of the graph needs it."""
+    """The runtime, with the native op if the form of the graph needs it."""
     core = ov.Core()
     with kept_signal_stack():
         core.get_versions("CPU")  # loads the plugin
@@ -176,10 +176,10 @@ def _open_core(form: str) -> ov.Core:
 
 
 def _precisions(core: ov.Core, form: str) -> set[str]:
-    """Those that this CPU computes a graph in.
+    """The precisions in which this CPU can compute a graph.
 
-    bf16 only where the native op keeps coordinates in float32: those of GridSample would move in
-    steps of 0.65 pixels on a level 167 wide.
+    bf16 requires the native op, which keeps coordinates in float32: those of GridSample would move
+    in steps of 0.65 pixels on a level 167 wide.
     """
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     has_bf16 = form == PLUGIN_FORM and "BF16" in capabilities
@@ -189,7 +189,7 @@ def _precisions(core: ov.Core, form: str) -> set[str]:
 def _compile(
     core: ov.Core, bundle: Bundle, path: Path, properties: dict[str, Any]
 ) -> ov.CompiledModel:
-    """The graph compiled. The cache does not depend on the number of threads and streams."""
+    """Compile the graph, or load it. The cache does not depend on threads and streams."""
     hint = properties["INFERENCE_PRECISION_HINT"]
     made_from = (hint, inspect.getsource(openvino_graph), bundle.manifest.model_dump_json())
     name, key = f"{path.stem}.openvino", " ".join(made_from)

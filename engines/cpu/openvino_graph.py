@@ -1,4 +1,4 @@
-"""What is changed in a graph before OpenVINO compiles it: nothing in what it means."""
+"""Changes a graph before OpenVINO compiles it, to make it faster with the same meaning."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from plugins import library
 
 
 class Values(NamedTuple):
-    """What the values of a call are made from: a linear layer, set to zero on padding."""
+    """The linear layer that the values of a call come from; its output is zeroed on padding."""
 
     source: ov.Output  # (B, S, C)
     weights: ov.Output  # (C, M * D)
@@ -21,18 +21,18 @@ class Values(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What calls of one head sample: a source and 1, both zero on padding."""
+    """What the rewritten calls sample: the source and a constant 1, both zero on padding."""
 
     content: ov.Node  # (B, S, 1, C)
     validity: ov.Node  # (B, S, 1, 1)
 
 
 def prepare_graph(model: ov.Model, hint: str) -> None:
-    """Take the faster of equal ways, and say how the native op keeps its values.
+    """Replace parts by faster equivalents, and set the type of the native op's values.
 
     Args:
         model: changed in place.
-        hint: the precision that it is going to be compiled for, "f32" or "bf16".
+        hint: the precision it will be compiled for, "f32" or "bf16".
     """
     _sample_before_projecting(model)
     for node in model.get_ordered_ops():
@@ -45,18 +45,18 @@ def prepare_graph(model: ov.Model, hint: str) -> None:
 
 
 def _sample_before_projecting(model: ov.Model) -> None:
-    """Have the calls of the decoder sample what their values are projected from.
+    """Let the calls of the decoder sample first, and project the samples into values afterwards.
 
-    A weighted sum of W x + b is W times the weighted sum of x, plus b times the weights of all that
-    is neither padding nor outside. In the decoder that is less to project: 2,400 samples, one for
-    each query and head, in place of the 17,821 tokens of an image of 800x1066, in each layer. What
-    it saves is in docs/decisions/0007-the-decoder-samples-before-it-projects.md.
+    A weighted sum of W x + b is W times the weighted sum of x, plus b times the sum of the weights
+    that are neither on padding nor outside. In the decoder that means less to project: per layer,
+    2,400 samples (one per query and head) instead of the 17,821 tokens of an 800x1066 image.
+    docs/decisions/0007-the-decoder-samples-before-it-projects.md says what it saves.
     """
-    memories: dict[str, Memory] = {}  # by the name of the source: all layers sample one
+    memories: dict[str, Memory] = {}  # by the name of the source, which all layers share
     for call in model.get_ordered_ops():
         values = _values_of(call) if call.get_type_name() == OPERATOR else None
         if values is None or call.get_input_partial_shape(4)[1].is_dynamic:
-            continue  # in the encoder, queries are as many as tokens
+            continue  # in the encoder, there are as many queries as tokens
         name = values.source.get_node().get_friendly_name()
         if name not in memories:
             memories[name] = _memory_of(values)
@@ -66,7 +66,7 @@ def _sample_before_projecting(model: ov.Model) -> None:
 
 
 def _values_of(call: ov.Node) -> Values | None:
-    """What a call's values are made from, or None where they are not made as in our graphs."""
+    """The layer that a call's values come from; None if they are not made as in our graphs."""
     passed, node = {}, call.input_value(0).get_node()
     for kind, place in (("Reshape", 0), ("Select", 2), ("Add", 0), ("MatMul", 0)):
         if node.get_type_name() != kind:
@@ -87,7 +87,7 @@ def _memory_of(values: Values) -> Memory:
 
 
 def _attend(call: ov.Node, values: Values, memory: Memory) -> ov.Node:
-    """What a call answers, (B, Q, M * D), its values projected after they were sampled."""
+    """The output of a call, (B, Q, M * D), with values projected after sampling."""
     _, shapes, reference, offsets, logits = call.input_values()
     heads, levels, points = (logits.get_partial_shape()[axis].get_length() for axis in (2, 3, 4))
     reference_dim = reference.get_partial_shape()[3].get_length()
@@ -134,11 +134,11 @@ def _is_constant(value: ov.Output) -> bool:
 
 
 def _follow_with_nothing(matmul: ov.Node) -> None:
-    """Put a PRelu of slope 1, which changes no number, behind a linear layer without activation.
+    """Put a PRelu of slope 1, which changes no number, after a linear layer without activation.
 
-    The CPU plugin hands a float32 layer with nothing fused behind it to another library than one
-    with: for 17,821 x 256 x 256 that takes 26.2 ms against 23.7. A full-size base at 800x1066 takes
-    3.26 CPU-s with it and 3.40 without, a two_stage at 480x640 1.20 and 1.23.
+    The CPU plugin passes a float32 layer to a slower library if nothing is fused after it: for
+    17,821 x 256 x 256, 26.2 ms instead of 23.7. With the PRelu, a full-size base at 800x1066 takes
+    3.26 CPU-s instead of 3.40, a two_stage at 480x640 1.20 instead of 1.23.
     """
     output = matmul.output(0)
     users = list(output.get_target_inputs())

@@ -1,4 +1,4 @@
-"""The stack that this thread's signal handlers run on, kept while a library sets another one."""
+"""Preserves the stack of this thread's signal handlers while a library sets another one."""
 
 import ctypes
 import sys
@@ -18,11 +18,11 @@ class _Stack(ctypes.Structure):
 
 @contextmanager
 def kept_signal_stack() -> Iterator[None]:
-    """Put the thread's signal stack back afterwards; does nothing on other systems than Linux.
+    """Restore the thread's signal stack afterwards; does nothing except on Linux.
 
-    OpenVINO's CPU plugin sets a stack of its own when it is loaded, and the one that it found when
-    it is unloaded. Of two that overlap, the first to go frees the stack that the other puts back
-    later, and the next signal ends the process.
+    OpenVINO's CPU plugin installs its own stack when it is loaded, and restores the previous one
+    when it is unloaded. If the lifetimes of two plugins overlap, the first to be unloaded frees the
+    stack that the other restores later, and the next signal kills the process.
     """
     if sys.platform != "linux":
         yield

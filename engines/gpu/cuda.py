@@ -1,7 +1,7 @@
-"""The few calls of the CUDA runtime that an engine makes, each of them checked.
+"""The few calls of the CUDA runtime that an engine needs, each one checked.
 
-The only file that knows the Python binding, `cuda.bindings.runtime`: every function of it returns
-a tuple of an error code and what the C function writes through pointers.
+Only this file knows the Python binding, `cuda.bindings.runtime`. Each of its functions returns a
+tuple of an error code and the values that the C function writes through pointers.
 """
 
 import ctypes
@@ -39,10 +39,10 @@ class Cuda:
         self.runtime = runtime
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """Call a function of the binding; returns what it gives besides the error code.
+        """Call a function of the binding; returns its result without the error code.
 
         Raises:
-            CudaError: the code is not that of success.
+            CudaError: the code is not success.
         """
         code, *values = getattr(self.runtime, function)(*arguments)
         if code != self.runtime.cudaError_t.cudaSuccess:
@@ -52,7 +52,7 @@ class Cuda:
         return values[0] if len(values) == 1 else tuple(values)
 
     def device(self) -> Device:
-        """The GPU and the memory that is free on it now."""
+        """The GPU, and how much of its memory is free now."""
         self.call("cudaSetDevice", 0)
         properties = self.call("cudaGetDeviceProperties", 0)
         free_bytes, total_bytes = self.call("cudaMemGetInfo")
@@ -66,7 +66,7 @@ class Cuda:
 
 
 class DeviceMemory:
-    """Memory of the GPU."""
+    """Memory on the GPU."""
 
     def __init__(self, cuda: Cuda, num_bytes: int) -> None:
         self._cuda = cuda
@@ -79,7 +79,7 @@ class DeviceMemory:
 
 
 class PinnedMemory:
-    """Page-locked memory of the host, which the GPU copies from and to by itself."""
+    """Page-locked host memory, which the GPU can read and write by itself."""
 
     def __init__(self, cuda: Cuda, num_bytes: int) -> None:
         self._cuda = cuda
@@ -96,7 +96,7 @@ class PinnedMemory:
 
 
 class Graph:
-    """Work that was captured once and is launched as a whole."""
+    """Work captured once and launched as a whole."""
 
     def __init__(self, cuda: Cuda, handle: Any) -> None:
         self._cuda = cuda
@@ -108,14 +108,14 @@ class Graph:
 
 
 class Stream:
-    """A queue of work on the GPU; what is put into it runs in order."""
+    """A queue of GPU work that runs in order."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         runtime = cuda.runtime
         self._stream = cuda.call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
-        # Waiting on such an event sleeps; by default a thread that waits for the GPU spins on a
-        # core, which the threads that decode the next images need.
+        # Waiting on such an event sleeps. By default, a thread waiting for the GPU spins on a core
+        # that the decoding threads need.
         flags = runtime.cudaEventBlockingSync | runtime.cudaEventDisableTiming
         try:
             self._done = cuda.call("cudaEventCreateWithFlags", flags)
@@ -138,7 +138,7 @@ class Stream:
         """Record what `enqueue` puts into this stream, without running it.
 
         Raises:
-            CudaError: something in it cannot be captured.
+            CudaError: something cannot be captured.
         """
         mode = self._cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._cuda.call("cudaStreamBeginCapture", self._stream, mode)
@@ -158,7 +158,7 @@ class Stream:
         self._cuda.call("cudaGraphLaunch", graph.handle, self._stream)
 
     def synchronize(self) -> None:
-        """Wait, asleep, until everything in the stream has run.
+        """Sleep until everything in the stream has run.
 
         Raises:
             CudaError: something in it failed.
@@ -167,7 +167,7 @@ class Stream:
         self._cuda.call("cudaEventSynchronize", self._done)
 
     def close(self) -> None:
-        """Destroy it; nothing may be left in it."""
+        """Destroy the stream, which must be empty."""
         self._cuda.call("cudaEventDestroy", self._done)
         self._cuda.call("cudaStreamDestroy", self._stream)
 
@@ -176,7 +176,7 @@ class Stream:
             self._cuda.call(
                 "cudaGraphDestroy", self._cuda.call("cudaStreamEndCapture", self._stream)
             )
-        except CudaError:  # what failed inside has invalidated the capture, and left no graph
+        except CudaError:  # the failure invalidated the capture, so there is no graph
             return
 
     def _copy(self, target: int, source: int, num_bytes: int, kind: Any) -> None:
@@ -184,7 +184,7 @@ class Stream:
 
 
 def load_cuda() -> Cuda:
-    """The CUDA runtime of this machine, once it has been seen to work.
+    """The CUDA runtime of this machine, checked to work.
 
     Raises:
         ValueError: no Python binding, no driver or no GPU; says what to do.
@@ -209,5 +209,5 @@ def _explain(error: RuntimeError) -> str:
     if name == "cudaErrorInsufficientDriver":
         return f"no NVIDIA driver, or one too old for this version of CUDA: {error}; {remedy}"
     if name == "cudaErrorNoDevice":
-        return f"no GPU that this process may use: {error}; {remedy}"
+        return f"no GPU is available to this process: {error}; {remedy}"
     return f"CUDA cannot be used: {error}; {remedy}"

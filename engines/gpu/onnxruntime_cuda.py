@@ -1,10 +1,10 @@
-"""ONNX Runtime's CUDA provider: the same bundle on an NVIDIA GPU, to compare TensorRT with."""
+"""ONNX Runtime's CUDA provider, for comparing TensorRT with the same bundle on a GPU."""
 
 from bundle.manifest import Bundle
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine, Provider
 
-# Like with like: float32 is not rounded, no search for convolutions whenever an image of another
-# size arrives, and memory grows by what is needed instead of by doubling.
+# For a fair comparison: no rounding of float32, no search for convolutions at every new image size,
+# and memory grows by what is needed instead of doubling.
 CUDA = Provider(
     "CUDAExecutionProvider",
     {
@@ -16,5 +16,5 @@ CUDA = Provider(
 
 
 def open_on_cuda(bundle: Bundle, threads: int | None) -> OnnxRuntimeEngine:
-    """The standard graph with the CUDA provider. Raises ValueError as OnnxRuntimeEngine does."""
+    """The standard graph with the CUDA provider. Raises ValueError like OnnxRuntimeEngine."""
     return OnnxRuntimeEngine(bundle, threads=threads, providers=(CUDA,))

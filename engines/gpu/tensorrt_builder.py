@@ -1,7 +1,7 @@
-"""From an ONNX graph to a TensorRT plan; the one builder, of export and of the service.
+"""Builds TensorRT plans from ONNX graphs, for export and for the service.
 
-Precision is what the graph says: the network is strongly typed, and TF32 is off, so that float32
-means float32. Works with TensorRT 10 and 11, and with TensorRT-RTX, which builds without a GPU.
+The graph decides the precision: the network is strongly typed and TF32 is off, so float32 means
+float32. Works with TensorRT 10 and 11, and with TensorRT-RTX, which builds without a GPU.
 """
 
 import logging
@@ -20,20 +20,18 @@ from engines.gpu.tensorrt_tensors import dims_of
 logger = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL_S = 5.0
-MAX_FAULTS = 3  # of a graph, in a message: an operator that is missing is missing in every layer
+MAX_FAULTS = 3  # shown in a message; a missing operator is missing in every layer
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What is not in the graph.
+    """Options that are not in the graph.
 
-    plugin: library with the operators of the graph that TensorRT lacks. It is loaded, and not
-        embedded in the plan: TensorRT refuses a plan with an operator that the process has
-        registered already.
+    plugin: library with the operators that TensorRT lacks. It is loaded rather than embedded in
+        the plan, as TensorRT refuses a plan that brings an operator the process already has.
     workspace_bytes: most memory that one layer may use; None leaves it to TensorRT.
-    timing_cache: file in which measurements of kernels are kept; a second build is faster.
-    target: compute capability as "8.6", to build for another GPU than the one here; TensorRT-RTX
-        only.
+    timing_cache: file that keeps kernel timings, so that a second build is faster.
+    target: compute capability like "8.6" of another GPU to build for; TensorRT-RTX only.
     """
 
     profiles: Sequence[ShapeProfile]
@@ -46,17 +44,17 @@ class BuildOptions:
 def build_plan(
     trt: Any, graph: Path, *, inputs: Sequence[TensorSpec], options: BuildOptions
 ) -> bytes:
-    """Build the plan of a graph, which takes seconds to many minutes.
+    """Build the plan of a graph; takes from seconds to many minutes.
 
     Args:
         trt: the module, `tensorrt` or `tensorrt_rtx`.
         graph: the ONNX file; its weights may be in a file beside it.
-        inputs: of the graph, with the free dimensions batch, height and width.
-        options: see there.
+        inputs: the inputs of the graph, with free dimensions batch, height and width.
+        options: see `BuildOptions`.
 
     Raises:
         ValueError: the graph or the plugin does not load, or TensorRT cannot build it here; the
-            message holds what TensorRT said.
+            message includes TensorRT's errors.
     """
     log = log_of(trt)
     log.take_errors()
@@ -72,7 +70,7 @@ def build_plan(
         plan = bytes(
             require(trt, builder.build_serialized_network(network, config), call="the build")
         )
-        del monitor, parser  # which the build needs: the parser owns the weights of the network
+        del monitor, parser  # needed until here: the parser owns the weights of the network
     except TensorRTError as error:
         raise ValueError(f"{graph}: {error}{_advice(str(error))}") from error
     if options.timing_cache is not None:
@@ -84,12 +82,12 @@ def _keep_timings(file: Path, cache: Any) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, bytes(cache.serialize()))
-    except OSError as error:  # a bundle that is mounted read-only
-        logger.info("the measurements of kernels are not kept for the next build: %s", error)
+    except OSError as error:  # the bundle is mounted read-only
+        logger.info("kernel timings cannot be kept for the next build: %s", error)
 
 
 def _parse(trt: Any, network: Any, graph: Path) -> Any:
-    """The parser that has filled the network."""
+    """Parse the graph into the network; returns the parser, which owns the weights."""
     parser = trt.OnnxParser(network, log_of(trt))
     if not graph.is_file():
         raise ValueError(f"{graph}: no such graph; run `make export`")
@@ -106,7 +104,7 @@ def _parse(trt: Any, network: Any, graph: Path) -> Any:
 def _configure(
     trt: Any, builder: Any, inputs: Sequence[TensorSpec], options: BuildOptions
 ) -> tuple[Any, Any]:
-    """The configuration, and its timing cache or None."""
+    """The build configuration, and its timing cache or None."""
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     if options.workspace_bytes is not None:
@@ -130,7 +128,9 @@ def _configure(
         known = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
         cache = config.create_timing_cache(known)
         if not config.set_timing_cache(cache, ignore_mismatch=False):
-            logger.info("%s is of another GPU or version; it starts over", options.timing_cache)
+            logger.info(
+                "%s is for another GPU or version; starting a new one", options.timing_cache
+            )
             cache = config.create_timing_cache(b"")
             config.set_timing_cache(cache, ignore_mismatch=False)
     return config, cache
@@ -138,7 +138,7 @@ def _configure(
 
 def _progress_of(trt: Any) -> Any:
     class Progress(trt.IProgressMonitor):  # type: ignore[misc]  # the base is Any
-        """Logs how far the build is, every few seconds."""
+        """Logs the progress of the build every few seconds."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -153,7 +153,7 @@ def _progress_of(trt: Any) -> Any:
             if now - self._logged_at >= PROGRESS_INTERVAL_S:
                 self._logged_at = now
                 logger.info("  %s: %d of %d", phase_name, step + 1, self._steps[phase_name])
-            return True  # go on
+            return True  # continue
 
         def phase_finish(self, phase_name: str) -> None:
             self._steps.pop(phase_name, None)
@@ -163,5 +163,5 @@ def _progress_of(trt: Any) -> Any:
 
 def _advice(message: str) -> str:
     if "memory" in message.lower():
-        return "; stop what else uses the GPU, or build for smaller batches: SHAPES=..."
+        return "; stop other programs on the GPU, or build for smaller batches: SHAPES=..."
     return ""

@@ -1,8 +1,8 @@
 """Execution contexts and CUDA graphs of a TensorRT engine, one of each for every shape in use.
 
-TensorRT wants a context for each captured graph, since a change of shape invalidates what a graph
-of the same context holds, and one plain run after every change of shape before it is captured. All
-contexts share one block of memory for activations: only one of them runs at a time.
+Every captured graph needs its own context, since changing the shape of a context invalidates its
+graph. After a change of shape, a context has to run once before it can be captured. All contexts
+share one block of memory for activations, as only one of them runs at a time.
 """
 
 import logging
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Lane:
-    """A context, set to the shape that it is kept under."""
+    """A context that is set to one shape."""
 
     context: Any
-    is_ready: bool = False  # it is set to its shape and has run once
+    is_ready: bool = False  # set to its shape, and has run once
     graph: Graph | None = None
 
     def reset(self) -> None:
-        """Make it free for another shape."""
+        """Free it for another shape."""
         self.is_ready = False
         graph, self.graph = self.graph, None
         if graph is not None:
@@ -39,10 +39,10 @@ class Lanes:
 
     Args:
         trt, engine: the module and the engine.
-        addresses: on the GPU, of every input and output; the same for all shapes.
-        activations: memory that any profile can run in.
-        input_shapes: the shape of every input for a shape of the batch.
-        max_graphs: most graphs kept; 0 runs without.
+        addresses: of every input and output on the GPU; the same for all shapes.
+        activations: memory large enough for any profile.
+        input_shapes: gives the shape of every input for a shape of the batch.
+        max_graphs: most graphs kept; 0 for none.
     """
 
     def __init__(
@@ -63,20 +63,20 @@ class Lanes:
         self._activations = activations
         self._input_shapes = input_shapes
         self._uses_graphs = max_graphs > 0
-        # All are made at start, so that serving takes no more memory than starting.
+        # All are created at start, so that serving takes no more memory than starting.
         self._spare = [_Lane(self._new_context()) for _ in range(max(1, max_graphs))]
         self._lanes: OrderedDict[tuple[int, BatchShape], _Lane] = OrderedDict()
 
     @property
     def num_graphs(self) -> int:
-        """Graphs that are kept now."""
+        """The number of graphs kept now."""
         return sum(lane.graph is not None for lane in self._lanes.values())
 
     def enqueue(self, profile: int, shape: BatchShape) -> None:
-        """Put one inference into the stream. The stream must have run all that came before.
+        """Put one inference into the stream, which must have finished all earlier work.
 
         Raises:
-            TensorRTError, CudaError: it could not be enqueued. What is in the stream may still run.
+            TensorRTError, CudaError: it could not be enqueued. Parts of it may still run.
         """
         key = (profile, shape)
         lane = self._lanes[key] = self._lanes.get(key) or self._free_lane()
@@ -100,7 +100,7 @@ class Lanes:
         del self._engine
 
     def _free_lane(self) -> _Lane:
-        """A lane that has no shape yet, or that of the shape which was not used for longest."""
+        """A lane without a shape, or else the least recently used one."""
         if self._spare:
             return self._spare.pop()
         _, lane = self._lanes.popitem(last=False)
@@ -130,10 +130,10 @@ class Lanes:
         require(self._trt, is_enqueued, call="execute_async_v3")
 
     def _capture(self, lane: _Lane) -> bool:
-        """Give the lane its graph; where this engine cannot be captured, do without from now on."""
+        """Capture the lane's graph; if this engine cannot be captured, never try again."""
         try:
             lane.graph = self._stream.capture(lambda: self._enqueue_plain(lane.context))
         except (CudaError, TensorRTError) as error:
-            logger.warning("the engine runs without CUDA graphs: %s", error)
+            logger.warning("running without CUDA graphs: %s", error)
             self._uses_graphs = False
         return lane.graph is not None

@@ -1,8 +1,8 @@
-"""TensorRT on an NVIDIA GPU: a plan, its buffers, and one stream that everything runs in.
+"""TensorRT on an NVIDIA GPU: a plan, its buffers, and the one stream that everything runs in.
 
-All memory is taken at start, for the largest batch of the profiles. An inference copies the images
-into pinned memory one by one, so that the GPU fetches the first while the next is being copied,
-launches the network, and waits for its few outputs.
+All memory is allocated at start, for the largest batch of the profiles. An inference copies the
+images into pinned memory one by one, so that the GPU fetches one while the next is copied; then it
+launches the network and waits for its few outputs.
 """
 
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class TensorRTEngine:
-    """A plan that is loaded, warmed up at every profile, and ready to run."""
+    """A loaded plan, warmed up at every profile and ready to run."""
 
     def __init__(
         self,
@@ -43,17 +43,17 @@ class TensorRTEngine:
         """Load the plan.
 
         Args:
-            profiles: that it was built with.
+            profiles: the profiles it was built with.
             trt, cuda: TensorRT and the CUDA runtime of this machine.
             max_graphs: most CUDA graphs kept; see `Lanes`.
-            graph: the form of the graph that it was built from.
+            graph: the form of the graph it was built from.
 
         Raises:
-            ValueError: the plan does not load or is not what the manifest says, the profiles do
-                not take every image, or the memory of the GPU does not suffice.
+            ValueError: the plan does not load or does not match the manifest, the profiles do not
+                take every image, or the GPU has too little memory.
         """
         self.name = manifest.name
-        # The bundle's own limit is for the memory and the time that a CPU has.
+        # The bundle's own limit is for a CPU.
         self.max_batch_size = max_batch(profiles, manifest.preprocess)
         self._profiles = profiles
         self._resources = ExitStack()
@@ -67,8 +67,8 @@ class TensorRTEngine:
         except BaseException:
             self.close()
             raise
-        # TensorRT and the driver allocate weights, contexts and graphs themselves, so the engine
-        # holds whatever is no longer free.
+        # TensorRT and the driver allocate weights, contexts and graphs themselves, so what the
+        # engine takes is measured as the drop in free memory.
         free_bytes = cuda.device().free_bytes
         self.gpu_memory_bytes = max(0, device.free_bytes - free_bytes)
         self.info = EngineInfo("tensorrt", manifest.precision, graph, threads=1, streams=1)
@@ -93,7 +93,7 @@ class TensorRTEngine:
         """See `Engine.close`."""
         try:
             self._resources.close()
-        except CudaError as error:  # of a GPU that has failed, everything else has been tried
+        except CudaError as error:  # the GPU has failed; nothing more can be done
             logger.warning("the GPU did not release everything: %s", error)
 
     # --- at start
@@ -141,7 +141,7 @@ class TensorRTEngine:
         return buffer
 
     def _warm_up(self) -> None:
-        """Run every profile: its largest batch, and what it is tuned for until it has a graph."""
+        """Run every profile: its largest batch, and the one it is tuned for until captured."""
         for index, profile in enumerate(self._profiles):
             for shape in (profile.max, profile.opt, profile.opt):
                 images, padding_mask = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.bool_)
@@ -150,7 +150,7 @@ class TensorRTEngine:
     # --- at work
 
     def _profile_for(self, shape: BatchShape) -> int:
-        """The smallest profile that takes the batch, padded up if it has to be."""
+        """The smallest profile that takes the batch, padded if necessary."""
         fitting = [
             (not profile.min.fits(shape), math.prod(profile.max), index)
             for index, profile in enumerate(self._profiles)
@@ -188,14 +188,14 @@ class TensorRTEngine:
             self._stream.upload(buffer.device.address + row * pinned[row].nbytes, pinned[row])
 
     def _download(self, name: str, shape: BatchShape) -> npt.NDArray[Any]:
-        """What will hold the output once the stream has run."""
+        """The array that will hold the output once the stream has run."""
         buffer = self._outputs[name]
         pinned = buffer.pinned(shape)
         self._stream.download(pinned, buffer.device.address)
         return pinned
 
     def _settle(self) -> None:
-        """Wait until nothing uses the buffers any more, whatever became of it."""
+        """Wait until nothing uses the buffers any more, ignoring failures."""
         try:
             self._stream.synchronize()
         except CudaError as error:
@@ -203,12 +203,12 @@ class TensorRTEngine:
 
 
 def _explain(error: Exception, gpu: str, cuda: Cuda) -> str:
-    """What to do about an engine that does not start."""
+    """The message for an engine that does not start, with what to do."""
     if "out of memory" not in str(error).lower():
         return f"the plan does not run on {gpu}: {error}; {REBUILD}"
     free_bytes, total_bytes = cuda.call("cudaMemGetInfo")
     return (
-        f"the memory of {gpu} does not suffice: {error}, {free_bytes // MIB} of "
-        f"{total_bytes // MIB} MiB are free; stop what else uses it, or rebuild the plan for "
+        f"{gpu} has too little memory: {error}, {free_bytes // MIB} of "
+        f"{total_bytes // MIB} MiB are free; stop other programs on it, or rebuild the plan for "
         "smaller batches with `make export RUNTIME=tensorrt SHAPES=...`"
     )

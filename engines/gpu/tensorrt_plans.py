@@ -1,4 +1,4 @@
-"""Which plan runs here: the bundle's own, one that was built here before, or one built now."""
+"""Chooses the plan to run: the bundle's own, one built here before, or one built now."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Plan(NamedTuple):
-    """A serialized engine, the batches that it takes, and the form of graph that it is made of."""
+    """A serialized engine, the batches it takes, and the form of graph it was built from."""
 
     data: bytes
     profiles: tuple[ShapeProfile, ...]
@@ -30,14 +30,14 @@ class Plan(NamedTuple):
 
 
 def find_plan(bundle: Bundle, *, trt: Any, cuda: Cuda, may_build: bool) -> Plan:
-    """The plan to run on this machine, and the operator that it needs made known to TensorRT.
+    """The plan to run on this machine; also registers the operator it needs with TensorRT.
 
-    The bundle's own where it was made for this machine. Else, if `may_build`, one that is built
-    from the ONNX graph and kept in the bundle's cache for the next start; it has not been verified
-    against PyTorch.
+    This is the bundle's own plan if it was built for this machine. Otherwise, if `may_build`, a
+    plan is built from the ONNX graph and kept in the bundle's cache for the next start; it is not
+    verified against PyTorch.
 
     Raises:
-        ValueError: there is none and it may not or cannot be built; says what differs.
+        ValueError: no plan fits, and none may or can be built; says what differs.
     """
     directory, manifest = bundle
     shipped = manifest.tensorrt
@@ -60,7 +60,7 @@ def find_plan(bundle: Bundle, *, trt: Any, cuda: Cuda, may_build: bool) -> Plan:
         raise ValueError(f"{reason}; {REBUILD}")
     if form != STANDARD_FORM:
         load_plugin(trt, plugin)
-    logger.warning("%s: using one that is built here, unverified", reason)
+    logger.warning("%s: using a plan built here, unverified", reason)
     key = _key(manifest, form, here, profiles)
     name = f"tensorrt-{key[:16]}.plan"
     data = read_compiled(directory, name, key=key)
@@ -75,7 +75,7 @@ def find_plan(bundle: Bundle, *, trt: Any, cuda: Cuda, may_build: bool) -> Plan:
 def _key(
     manifest: Manifest, form: str, here: Fingerprint, profiles: tuple[ShapeProfile, ...]
 ) -> str:
-    """Changes with everything that a plan is made from."""
+    """A key that changes with everything a plan is built from."""
     shapes = [profile.model_dump() for profile in profiles]
     parts = (manifest.files, form, here.model_dump(), shapes)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

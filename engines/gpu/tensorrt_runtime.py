@@ -1,7 +1,7 @@
-"""TensorRT's Python module behind one door: loading it, its log, the plugin, what runs here.
+"""Loads TensorRT's Python module and the plugin, keeps its log, identifies this machine.
 
-Nothing here builds or runs an engine. The module is `Any` to the type checker: it is installed on
-machines with a GPU only.
+Nothing here builds or runs an engine. To the type checker the module is `Any`, as it is installed
+only on machines with a GPU.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ MIN_VERSION, END_VERSION = (10, 1), (12,)  # set_device_memory came with 10.1
 
 
 class TensorRTError(RuntimeError):
-    """A call of TensorRT failed; the message holds what it logged."""
+    """A call of TensorRT failed; the message includes what it logged."""
 
 
 def load_tensorrt() -> Any:
@@ -36,7 +36,7 @@ def load_tensorrt() -> Any:
 
     Raises:
         ValueError: it is not installed, one of its libraries is missing, or its version is not
-            one that the engine is written for.
+            supported.
     """
     try:
         trt = import_module("tensorrt")
@@ -56,14 +56,14 @@ def load_tensorrt() -> Any:
 
 @cache
 def log_of(trt: Any) -> Any:
-    """The one log of the process, an ILogger: TensorRT keeps the first that it is given.
+    """The process's only ILogger, as TensorRT keeps the first one it is given.
 
-    What TensorRT says goes to the log of this module. Errors are kept too, since its functions
-    return None or False and say why only here: see `take_errors`.
+    It forwards messages to this module's log. It also keeps errors for `take_errors`, since
+    TensorRT's functions just return None or False and give the reason only in the log.
     """
 
     class Log(trt.ILogger):  # type: ignore[misc]  # the base is Any
-        """Forwards to the logging of Python and keeps the last errors."""
+        """Forwards to Python's logging and keeps the last errors."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -91,7 +91,7 @@ def require(trt: Any, outcome: Any, *, call: str) -> Any:
     """The outcome of a call of TensorRT.
 
     Raises:
-        TensorRTError: it is None or False, which is how TensorRT says that it failed.
+        TensorRTError: it is None or False, which is how TensorRT reports failure.
     """
     if outcome is None or outcome is False:
         raise TensorRTError(f"{call} failed: {log_of(trt).take_errors()}")
@@ -99,12 +99,12 @@ def require(trt: Any, outcome: Any, *, call: str) -> Any:
 
 
 def find_plugin() -> Path | None:
-    """The library with the operator, for TensorRT 10 and 11; None where it was not built."""
+    """The library with the operator, for TensorRT 10 and 11; None if it is not built."""
     return library.find(library.TENSORRT_PLUGIN)
 
 
 def load_plugin(trt: Any, path: Path | None) -> None:
-    """Make the operator known to TensorRT.
+    """Register the operator with TensorRT.
 
     Raises:
         ValueError: there is no library for this version, or it does not register the operator.
@@ -129,7 +129,7 @@ def load_plugin(trt: Any, path: Path | None) -> None:
 
 
 def fingerprint_of(trt: Any, device: Device, *, plugin: Path | None) -> Fingerprint:
-    """What a plan that is built here depends on."""
+    """What a plan built on this machine depends on."""
     return Fingerprint(
         gpu=device.name,
         compute_capability=device.compute_capability,
@@ -139,7 +139,7 @@ def fingerprint_of(trt: Any, device: Device, *, plugin: Path | None) -> Fingerpr
 
 
 def _loader_error(path: Path) -> str:
-    """Why the system cannot open a library; TensorRT keeps it to itself until it has a log."""
+    """Why the system cannot open a library, which TensorRT itself does not report."""
     try:
         ctypes.CDLL(str(path))
     except OSError as error:

@@ -11,7 +11,7 @@ from bundle.tensorrt_plan import BatchShape, ShapeProfile
 from engines.gpu.cuda import Cuda, CudaError, DeviceMemory, PinnedMemory
 from engines.gpu.tensorrt_runtime import REBUILD
 
-# TensorRT's names of numpy's types, alike in 10 and 11.
+# TensorRT's names for numpy's types, the same in 10 and 11.
 _DTYPES = {
     "uint8": "UINT8",
     "bool": "BOOL",
@@ -23,7 +23,7 @@ _DTYPES = {
 
 
 class Buffer:
-    """One input or output: memory of the GPU, and pinned memory to copy from or to."""
+    """One input or output: memory on the GPU, and pinned memory to copy from or to."""
 
     def __init__(self, cuda: Cuda, spec: TensorSpec, *, num_elements: int) -> None:
         self._spec = spec
@@ -36,11 +36,11 @@ class Buffer:
             raise
 
     def dims(self, shape: BatchShape) -> tuple[int, ...]:
-        """Of the tensor, for this shape of the batch."""
+        """The tensor's dimensions for this shape of the batch."""
         return dims_of(self._spec, shape)
 
     def pinned(self, shape: BatchShape) -> npt.NDArray[Any]:
-        """The front of the pinned memory, as the tensor for this shape of the batch."""
+        """The start of the pinned memory, as a tensor for this shape of the batch."""
         dims = self.dims(shape)
         num_bytes = math.prod(dims) * self._dtype.itemsize
         return self._host.bytes[:num_bytes].view(self._dtype).reshape(dims)
@@ -52,13 +52,13 @@ class Buffer:
 
 
 def dims_of(spec: TensorSpec, shape: BatchShape) -> tuple[int, ...]:
-    """Sizes of a tensor whose free dimensions are named batch, height and width."""
+    """The dimensions of a tensor whose free ones are named batch, height and width."""
     sizes = shape._asdict()
     return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in spec.shape)
 
 
 def check_tensors(engine: Any, manifest: Manifest, *, profiles: tuple[ShapeProfile, ...]) -> None:
-    """Raises ValueError where tensors or profiles of the plan are not those of the manifest."""
+    """Raise ValueError if tensors or profiles of the plan do not match the manifest."""
     for side, specs in (("INPUT", manifest.inputs), ("OUTPUT", manifest.outputs)):
         expected = {
             spec.name: (
@@ -88,6 +88,6 @@ def _or_free(dim: int | str) -> int:
 def _compare(subject: str, expected: object, found: object) -> None:
     if expected != found:
         raise ValueError(
-            f"the plan is not that of the manifest: expected {subject} {expected}, got {found}; "
+            f"the plan does not match the manifest: expected {subject} {expected}, got {found}; "
             f"{REBUILD}"
         )

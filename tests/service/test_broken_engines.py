@@ -194,7 +194,7 @@ def test_an_engine_that_cannot_be_closed_does_not_hold_the_process(begin: Break)
 
     status, log = process.end()
     assert status == 1
-    assert "stopping has not ended after 5.1 s" in log
+    assert "still not stopped after 5.1 s" in log
 
 
 def test_a_stop_while_the_engine_is_loading_ends_at_once(begin: Break) -> None:

@@ -101,7 +101,7 @@ def test_the_threshold_filters_without_another_request(page: Page, png_bytes: by
     expect(page.locator("#boxes rect")).to_have_count(1)
     move_threshold(page, 0.95)
     expect(page.locator("#boxes rect")).to_have_count(0)
-    expect(page.locator("#hint")).to_contain_text("move the threshold down")
+    expect(page.locator("#hint")).to_contain_text("lower the threshold")
     move_threshold(page, 0)
     expect(page.locator("#boxes rect")).to_have_count(3)
 
