@@ -87,7 +87,7 @@ class Manifest(_Frozen):
     # Which images may share a batch. "any": export found that padding changes no answer.
     batches: Batches = "equal_shapes"
     metrics: dict[str, float] = {}  # AP, AP50, ... on the validation set
-    thresholds: Thresholds | None = None  # None: it was not evaluated, or found nothing
+    thresholds: Thresholds | None = None  # None if it was not evaluated or found nothing
     provenance: dict[str, Any] = {}
     samples: tuple[str, ...] = ()
     files: dict[str, str] = {}  # every other file -> SHA-256; filled in by `save`
@@ -103,11 +103,11 @@ class Manifest(_Frozen):
 
     @property
     def threshold(self) -> float:
-        """The lowest score that is shown of a class without a threshold of its own."""
+        """The threshold of classes that have no separate one."""
         return self.thresholds.overall.threshold if self.thresholds else DEFAULT_THRESHOLD
 
     def lowest_scores(self, threshold: float | None = None) -> Float32Array:
-        """(K,) float32, by label: the lowest score that is shown; that asked for, if one is."""
+        """(K,) float32, by label: the lowest score to show, which is `threshold` if given."""
         if threshold is None and self.thresholds:
             return self.thresholds.lowest_scores([info.id for info in self.classes])
         fixed = self.threshold if threshold is None else threshold

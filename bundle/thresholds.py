@@ -1,4 +1,4 @@
-"""The scores from which detections are shown: those of the best F1 on the validation images."""
+"""Default thresholds for scores: those with the best F1 on the validation images."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -7,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-DEFAULT_THRESHOLD: Final = 0.3  # of a model that was never evaluated
+DEFAULT_THRESHOLD: Final = 0.3  # for a model that was never evaluated
 Float32Array = npt.NDArray[np.float32]
 
 
 class OperatingPoint(BaseModel):
-    """Precision and recall at an IoU of 0.5 of the detections from a score on."""
+    """Precision and recall at an IoU of 0.5 of all detections above a threshold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -22,12 +22,12 @@ class OperatingPoint(BaseModel):
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of precision and recall; 0 where both are."""
+        """The harmonic mean of precision and recall; 0 if both are 0."""
         total = self.precision + self.recall
         return 2 * self.precision * self.recall / total if total else 0.0
 
     def __str__(self) -> str:
-        """As people read it."""
+        """The point in words."""
         return (
             f"score {self.threshold:.2f}: precision {self.precision:.3f}, "
             f"recall {self.recall:.3f}, F1 {self.f1:.3f}"
@@ -35,10 +35,9 @@ class OperatingPoint(BaseModel):
 
 
 class Thresholds(BaseModel):
-    """Where F1 is best: one threshold for all classes, and each class's own.
+    """The thresholds with the best F1: one for all classes, and one for each.
 
-    by_class: category id -> its own; classes with few validation boxes have none, and take that of
-    all.
+    by_class: by category id; a class with few validation boxes is missing and uses `overall`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

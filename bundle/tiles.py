@@ -1,7 +1,7 @@
-"""Large images with small objects: cut into tiles that overlap, and their detections merged.
+"""Cuts large images into overlapping tiles, to find small objects, and merges the detections.
 
-The model shrinks every image to its own size, and what is a few pixels then is not found. A tile is
-seen larger. The whole image is looked at, too, for what is larger than a tile.
+The model scales every image to its own size, and misses objects that become a few pixels. In a
+tile they stay larger. The whole image is run too, for objects larger than a tile.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,10 @@ from bundle.postprocess import ImageOutput
 from bundle.preprocess import Uint8Array
 
 MIN_TILE_PX: Final = 64
-OVERLAP: Final = 0.25  # of a tile: what is no larger is whole in one of them
-SAME: Final = 0.5  # overlap from which two boxes of a class are one object
-# A box that ends where its tile does is perhaps half an object: it ranks behind a whole one of half
-# its score. "Where" allows for how exactly boxes are found.
-EDGE: Final = 0.02  # of the tile's side
+OVERLAP: Final = 0.25  # of a tile's side: anything smaller is complete in some tile
+SAME: Final = 0.5  # two boxes of a class that overlap by more are one object
+# A box that ends at the edge of its tile may be half an object: it ranks as if its score were half.
+EDGE: Final = 0.02  # of the tile's side: how near the edge counts, as boxes are not exact
 CUT_FACTOR: Final = 0.5
 
 Float64Array = npt.NDArray[np.float64]
@@ -39,11 +38,11 @@ class Window(NamedTuple):
 
 
 def cut(size: tuple[int, int], tile_px: int | None) -> list[Window]:
-    """The whole image first, and then, where it is larger than a tile, its tiles row by row.
+    """The whole image, followed by its tiles row by row if it is larger than a tile.
 
     Args:
         size: (height, width) of the image.
-        tile_px: side of a tile; None for the whole image alone.
+        tile_px: side of a tile; None for the whole image only.
     """
     height, width = size
     whole = Window(0, 0, height, width)
@@ -57,7 +56,7 @@ def cut(size: tuple[int, int], tile_px: int | None) -> list[Window]:
 
 
 def _starts(length: int, tile_px: int) -> list[int]:
-    """Where tiles begin, evenly spaced, so that neighbours share `OVERLAP` of a tile or more."""
+    """Where tiles begin: evenly spaced, so that neighbours overlap by at least `OVERLAP`."""
     room = length - tile_px
     if room <= 0:
         return [0]
@@ -66,15 +65,15 @@ def _starts(length: int, tile_px: int) -> list[int]:
 
 
 def merge(windows: Sequence[Window], outputs: Sequence[ImageOutput]) -> ImageOutput:
-    """What was found in an image, from what was found in its parts.
+    """Merge the outputs for the parts of an image into one.
 
-    Non-maximum suppression by class, between boxes of different parts only: what the model finds
-    twice in one part stays. A box that is cut by its tile goes where half of it is covered by a
-    better one. Weighted fusion would average the box of an object with those of its halves.
+    This is non-maximum suppression by class, but only between boxes of different parts: what the
+    model finds twice in one part stays. A box cut by its tile is dropped if a better one covers
+    half of it. Weighted fusion would average the box of an object with those of its halves.
 
     Args:
-        windows: of `cut`, the whole image first.
-        outputs: for each of them.
+        windows: from `cut`, the whole image first.
+        outputs: one per window.
 
     Returns:
         Any number of detections, best first; boxes normalised by the whole image.
@@ -120,7 +119,7 @@ def _placed(
 
 
 def _overlap(box: Float64Array, others: Float64Array, is_cut: BoolArray) -> Float64Array:
-    """Of one box (4,) with others (N, 4) -> (N,): IoU, or the covered share of one that is cut."""
+    """Overlap of one box (4,) with others (N, 4) -> (N,): IoU; for cut boxes, the covered share."""
     low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
     common: Float64Array = np.maximum(high - low, 0).prod(axis=1)
     areas = (others[:, 2:] - others[:, :2]).prod(axis=1)

@@ -1,4 +1,4 @@
-"""What only an administrator may ask: to serve another bundle."""
+"""POST /admin/reload, for administrators only."""
 
 import asyncio
 import hmac
@@ -17,12 +17,12 @@ router = APIRouter()
     "/admin/reload",
     responses={"4XX": {"model": ErrorResponse, "description": "No key, or a refused bundle."}},
     tags=["operation"],
-    summary="Serve the bundle that lies there now",
+    summary="Reload the bundle from disk",
 )
 async def reload(request: Request, model: str | None = None) -> ModelRef:
-    """Read the bundle of a model, or of the first one, again, try it beside the one that serves,
-    and swap them; names what serves then. It needs `Authorization: Bearer KEY` with the key in
-    `DETR_ADMIN_KEY`.
+    """Load the bundle of a model (by default the first) again, test it while the current one keeps
+    serving, and switch to it. The answer names the model now served. Send
+    `Authorization: Bearer KEY` with the key in `DETR_ADMIN_KEY`.
     """
     _require_key(request)
     serving: Serving = request.app.state.serving
@@ -32,7 +32,7 @@ async def reload(request: Request, model: str | None = None) -> ModelRef:
 def _require_key(request: Request) -> None:
     settings: Settings = request.app.state.settings
     if settings.admin_key is None:
-        raise NotFound("there is no /admin/reload unless DETR_ADMIN_KEY is set")
+        raise NotFound("/admin/reload exists only where DETR_ADMIN_KEY is set")
     expected = f"Bearer {settings.admin_key.get_secret_value()}"
     given = request.headers.get("authorization", "")
     if not hmac.compare_digest(given.encode(), expected.encode()):

@@ -52,7 +52,7 @@ def create_app(
     is red until all can run.
 
     Args:
-        settings: of this app; nothing else is read from the environment.
+        settings: the only configuration; nothing else is read from the environment.
         open_engine: opens the engine of a bundle.
         on_failure: see `Serving`, which is in `app.state.serving`.
 
@@ -76,7 +76,7 @@ def create_app(
         title="detr-serve",
         summary="Object detection with Deformable DETR",
         version=API_VERSION,
-        docs_url=None,  # the stock pages load their scripts from elsewhere; see service.pages
+        docs_url=None,  # FastAPI's pages load scripts from a CDN; see service.pages
         redoc_url=None,
         lifespan=lifespan,
     )
@@ -115,7 +115,7 @@ def create_app(
 
 
 def stop_taking_requests(app: FastAPI) -> None:
-    """Turn /readyz red and ask clients to leave; requests are answered until the lifespan ends."""
+    """Turn /readyz red and ask clients to disconnect; requests are still answered."""
     app.state.is_stopping = True
     app.state.serving.drain()
 
@@ -147,7 +147,7 @@ async def _answer_validation_error(request: Request, error: Exception) -> Respon
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
-    """What the router raises by itself, in our shape."""
+    """Answer the router's own errors in the same form as ours."""
     assert isinstance(error, HTTPException)
     kind = MethodNotAllowed if error.status_code == 405 else NotFound
     message = f"{request.method} {request.url.path[:200]}: {error.detail}; see /docs"

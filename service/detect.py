@@ -181,15 +181,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threshold",
         type=float,
-        help="lowest score kept (default: the bundle's own, for each class)",
+        help="lowest score kept (default: the bundle's, for each class)",
     )
     parser.add_argument(
         "--num-detections",
         "--top-k",
         type=int,
         metavar="N",
-        help="most detections kept per image, up to what the model has (default: "
-        f"{DEFAULT_NUM_DETECTIONS}, or what it has)",
+        help="most detections kept per image, up to the model's limit (default: "
+        f"{DEFAULT_NUM_DETECTIONS}, or that limit)",
     )
     parser.add_argument(
         "--nms-iou",
@@ -201,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tile",
         type=int,
         metavar="PIXELS",
-        help="cut larger images into tiles of this side, to find small objects (default: do not)",
+        help="cut larger images into tiles of this side, to find small objects (default: no tiles)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write there, not to stdout")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""What a model finds, counted by score and class, so that a change in what it is shown is seen."""
+"""Counts what a model finds, by score and class, so that a change in the images shows."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from bundle.manifest import ClassInfo
 from bundle.postprocess import ImageOutput
 from service.metrics import Metrics
 
-SCORE_FLOOR = 0.1  # below it lies what a model is nearly sure is nothing
-COUNTED_SCORE = 0.3  # of a detection that counts for its class
+SCORE_FLOOR = 0.1  # below this the model is nearly sure that there is nothing
+COUNTED_SCORE = 0.3  # lowest score that counts for a class
 
 
 def count_found(
     metrics: Metrics, outputs: Sequence[ImageOutput], *, model: str, classes: Sequence[ClassInfo]
 ) -> None:
-    """Count what was found in some images, whatever the threshold of their request."""
+    """Count what was found in images, whatever the threshold of their request."""
     for output in outputs:
         scores = metrics.scores.labels(model)
         for score in output.scores[output.scores >= SCORE_FLOOR].tolist():

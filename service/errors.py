@@ -6,26 +6,26 @@ ServiceError
 │   └── UnknownClass       422  a class that the model does not know
 ├── InvalidImage           422  cannot be decoded, or has too many pixels
 ├── MalformedBody          400  not the form or JSON it says it is
-├── MalformedRequest       400  no HTTP that can be read
+├── MalformedRequest       400  not valid HTTP
 ├── HeadersTooLarge        431  path and headers are over the limit
-├── RequestTimeout         408  headers or body come too slowly
-├── TooManyConnections     503  every connection that there may be is in use
+├── RequestTimeout         408  headers or body arrive too slowly
+├── TooManyConnections     503  the limit of connections is reached
 ├── NotFound               404  nothing at that path
 │   └── UnknownModel       404  a model that is not served here
-├── Unauthorized           401  no API key, or one that is not known
+├── Unauthorized           401  no API key, or an unknown one
 ├── Forbidden              403  the administrator's key is missing or wrong
-├── MethodNotAllowed       405  something, but not for that method
-├── NotAcceptable          406  an answer of that type is not possible here
+├── MethodNotAllowed       405  the path does not support that method
+├── NotAcceptable          406  this request has no answer of the type that the client accepts
 ├── PayloadTooLarge        413  the body is over the limit
 │   ├── TooManyImages      413  more images than one request may carry
-│   └── ImageTooLarge      413  an image that needs more memory than there is for decoding
+│   └── ImageTooLarge      413  an image that needs more memory than decoding may use
 ├── UnsupportedMediaType   415  not a JPEG, PNG or WebP
 ├── ReloadRefused          409  the new bundle cannot be served
 ├── ClientGone             499  nobody is left to answer
 ├── NotReady               503  loading, draining, or the engine is broken
 ├── Overloaded             503  the queue is full, or the deadline could not be met
 ├── DeadlineExceeded       504  waited too long in the queue
-└── EngineFailure          500  the runtime failed, or gave numbers that are not finite
+└── EngineFailure          500  the runtime failed, or its output was not finite
 """
 
 import math
@@ -78,7 +78,7 @@ class InvalidImage(ServiceError):
 
 
 class MalformedRequest(ServiceError):
-    """What was sent is no HTTP that can be read."""
+    """What was sent is not valid HTTP."""
 
     status = 400
     code = "malformed_request"
@@ -99,12 +99,12 @@ class RequestTimeout(ServiceError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """The rest of the request is not waited for."""
+        """Close the connection, since the rest of the request is not read."""
         return {**super().headers, "Connection": "close"}
 
 
 class TooManyConnections(ServiceError):
-    """Every connection that there may be is open and has a request."""
+    """The limit of connections is reached, and each of them has a request."""
 
     status = 503
     code = "too_many_connections"
@@ -118,7 +118,7 @@ class MalformedBody(ServiceError):
 
 
 class NotFound(ServiceError):
-    """There is nothing at the path."""
+    """Nothing is at this path."""
 
     status = 404
     code = "not_found"
@@ -131,14 +131,14 @@ class UnknownModel(NotFound):
 
 
 class Unauthorized(ServiceError):
-    """The request carries no API key that is known."""
+    """The request carries no valid API key."""
 
     status = 401
     code = "unauthorized"
 
     @property
     def headers(self) -> dict[str, str]:
-        """How a key is sent."""
+        """Tell the client how to send a key."""
         return {**super().headers, "WWW-Authenticate": "Bearer"}
 
 
@@ -150,21 +150,21 @@ class Forbidden(ServiceError):
 
 
 class ReloadRefused(ServiceError):
-    """The new bundle cannot be served; the one before serves on."""
+    """The new bundle cannot be served; the old one keeps serving."""
 
     status = 409
     code = "reload_refused"
 
 
 class MethodNotAllowed(ServiceError):
-    """There is something at the path, but not for the method."""
+    """The path exists, but not for this method."""
 
     status = 405
     code = "method_not_allowed"
 
 
 class NotAcceptable(ServiceError):
-    """The client accepts only a type in which this request cannot be answered."""
+    """This request cannot be answered in any type that the client accepts."""
 
     status = 406
     code = "not_acceptable"
@@ -184,7 +184,7 @@ class TooManyImages(PayloadTooLarge):
 
 
 class ImageTooLarge(PayloadTooLarge):
-    """An image needs more memory than there is for decoding."""
+    """An image needs more memory than decoding may use."""
 
     code = "image_too_large"
 

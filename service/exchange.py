@@ -1,4 +1,4 @@
-"""What every route that detects does: refuse early, read, run, and say what took how long."""
+"""The steps shared by every route that detects: refuse early, read, run, report times."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -18,22 +18,22 @@ Sent = TypeVar("Sent")
 
 
 def model_of(request: Request, name: str | None = None) -> ServedModel:
-    """The model of a name, or the first. Raises UnknownModel."""
+    """The model of this name; without a name, the first. Raises UnknownModel."""
     return _serving(request).model(name)
 
 
 def names_of(request: Request) -> list[str]:
-    """The names of all models that are served."""
+    """The names of all served models."""
     return _serving(request).names
 
 
 def client_of(request: Request) -> str | None:
-    """The address of the client, who takes turns with others."""
+    """The client's address; clients take turns."""
     return request.client.host if request.client else None
 
 
 def is_ready(request: Request) -> bool:
-    """Whether requests are welcome."""
+    """Whether the service takes requests."""
     return _serving(request).state is State.READY
 
 
@@ -44,7 +44,7 @@ async def read_request(
     model: ServedModel,
     stopwatch: Stopwatch,
 ) -> Sent:
-    """What `read` makes of the body, which is not read where a refusal can be foreseen.
+    """Read the body with `read`, unless the request can be refused without reading it.
 
     Raises:
         NotReady, Overloaded: see `Detector.refuse_if_full` and `ImageDecoder.refuse_if_late`.
@@ -71,10 +71,10 @@ async def run_images(
     stopwatch: Stopwatch,
     tile_px: int | None = None,
 ) -> Answered:
-    """What is found in the images, and by which detector.
+    """Run the detector on the images; says which detector it was.
 
     Raises:
-        ClientGone: nobody is left to answer; the images are not run.
+        ClientGone: the client disconnected; the images are not run.
         As `Detector.detect`.
     """
     request.state.log_fields["images"] = len(uploads)
@@ -88,7 +88,7 @@ def _serving(request: Request) -> Serving:
 
 
 def tell_times(request: Request, response: Response, *, model: str, stopwatch: Stopwatch) -> None:
-    """Hand the stages to the metrics, and to the client as Server-Timing."""
+    """Report the time of each stage to the metrics, and to the client as Server-Timing."""
     metrics: Metrics = request.app.state.metrics
     stopwatch.observe(lambda stage, s: metrics.stage_seconds.labels(model, stage).observe(s))
     response.headers["Server-Timing"] = stopwatch.server_timing

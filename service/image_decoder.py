@@ -100,7 +100,7 @@ class ImageDecoder:
         return prepared
 
     async def count_parts(self, uploads: Sequence[Upload], tile_px: int | None) -> int:
-        """How many parts `prepare` makes of the images, told from their headers.
+        """How many parts `prepare` will make of the images, judging by their headers.
 
         Raises:
             InvalidImage, UnsupportedMediaType, ImageTooLarge: names the first bad image.

@@ -1,4 +1,4 @@
-"""The HTTP API; the handlers are short, what they call does the work."""
+"""The routes of the HTTP API: detection, health, metrics, the model."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -57,10 +57,10 @@ _IMAGE_TYPES = {"image/png": ImageFormat.PNG, "image/jpeg": ImageFormat.JPEG}
     summary="Detect objects in one or more images",
 )
 async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Response:
-    """The answer is JSON, or the image with its boxes drawn where `Accept` asks for `image/png` or
-    `image/jpeg` and one image was sent. A bad image fails the whole request.
+    """The answer is JSON. If one image was sent and `Accept` asks for `image/png` or `image/jpeg`,
+    it is the image with its boxes drawn. A bad image fails the whole request.
     """
-    # Before the body is read; once it has been, another bundle may serve.
+    # Checked before the body is read, and again after: another bundle may serve by then.
     model = model_of(request, query.model)
     find_labels(query.classes, model.detector.manifest.classes)
     most_detections = _most_detections(query, model.detector)
@@ -116,8 +116,8 @@ async def healthz() -> Health:
     summary="Are requests welcome?",
 )
 async def readyz(request: Request, response: Response) -> Health:
-    """200 while requests are welcome; 503 while the model loads, the service stops, and once the
-    engine has failed.
+    """200 while the service takes requests; 503 while the model loads, while the service stops,
+    and after the engine has failed.
     """
     state = request.app.state.serving.state
     response.status_code = 200 if state is State.READY else 503
@@ -128,7 +128,7 @@ async def readyz(request: Request, response: Response) -> Health:
     "/metrics", response_class=Response, tags=["operation"], summary="Metrics for Prometheus"
 )
 async def metrics(request: Request) -> Response:
-    """Metrics in Prometheus' text format."""
+    """Metrics in the text format of Prometheus."""
     return Response(
         generate_latest(request.app.state.metrics.registry),
         headers={"Content-Type": CONTENT_TYPE_LATEST},
@@ -171,7 +171,7 @@ async def model(
 
 
 def find_labels(names: Sequence[str], classes: Sequence[ClassInfo]) -> set[int] | None:
-    """Labels of the classes asked for, by name (which wins) or id; None where all are wanted."""
+    """Labels of the requested classes, by name or else by id; None if all are wanted."""
     if not names:
         return None
     by_id = {str(info.id): label for label, info in enumerate(classes)}
@@ -189,7 +189,7 @@ def find_labels(names: Sequence[str], classes: Sequence[ClassInfo]) -> set[int] 
 
 
 def _wanted_image(accept: str, num_images: int) -> ImageFormat | None:
-    """The image type that the Accept header prefers to JSON, if any; ties go to the first."""
+    """The image type that the Accept header prefers over JSON, if any; ties go to the first."""
     best_type, best_quality = "application/json", 0.0
     for part in accept.lower().split(","):
         media_type, *parameters = (text.strip() for text in part.split(";"))
@@ -201,7 +201,7 @@ def _wanted_image(accept: str, num_images: int) -> ImageFormat | None:
         return None
     if num_images != 1:
         raise NotAcceptable(
-            f"expected one image where Accept asks for {best_type}, got {num_images}; send them "
+            f"expected one image with Accept: {best_type}, got {num_images}; send them "
             "one by one, or accept application/json"
         )
     return _IMAGE_TYPES[best_type]

@@ -46,7 +46,7 @@ _BODY = {
 
 
 class Prediction(BaseModel):
-    """One object; corners in whole pixels of the image as displayed, origin at the top left."""
+    """One object; its corners in whole pixels of the image as displayed, from the top left."""
 
     label: str
     confidence: float
@@ -89,8 +89,8 @@ class _Sent(NamedTuple):
 )
 @router.post("/v1/vision/custom/{name}", include_in_schema=False)
 async def detection(request: Request) -> Response:
-    """For Frigate, Home Assistant and others that speak to DeepStack. Other fields, such as
-    `api_key`, are ignored. At `/v1/vision/custom/NAME` the model of that name answers.
+    """For Frigate, Home Assistant and other clients of DeepStack. Other fields, such as `api_key`,
+    are ignored. At `/v1/vision/custom/NAME` the model of that name answers.
     """
     model = model_of(request, request.path_params.get("name"))
     started_s = time.perf_counter()

@@ -1,4 +1,4 @@
-"""/v2: the Open Inference Protocol, as Triton and KServe speak it, with its binary extension."""
+"""/v2: the Open Inference Protocol of Triton and KServe, with its binary extension."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -58,7 +58,7 @@ router = APIRouter(
 
 
 class TensorInfo(BaseModel):
-    """A tensor of the model; -1 in its shape may be any number."""
+    """A tensor of the model; -1 in its shape stands for any size."""
 
     name: str
     datatype: str
@@ -98,7 +98,7 @@ async def live() -> dict[str, bool]:
 @router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", summary="Are requests welcome?")
 async def ready(request: Request, response: Response) -> dict[str, bool]:
-    """200 while requests are welcome, else 503."""
+    """200 while the service takes requests, else 503."""
     response.status_code = 200 if is_ready(request) else 503
     return {"ready": is_ready(request)}
 
@@ -113,7 +113,7 @@ async def server(request: Request) -> ServerMetadata:
 @router.get("/models/{name}", summary="The model's tensors")
 @router.get("/models/{name}/versions/{version}", include_in_schema=False)
 async def metadata(request: Request, name: str, *, version: str | None = None) -> ModelMetadata:
-    """The model by one of the names that GET /model tells."""
+    """The model, under a name that GET /model reports."""
     detector = _named(request, name, version).detector
     num_detections = detector.manifest.num_detections
     return ModelMetadata(
@@ -158,8 +158,8 @@ async def model_ready(
 )
 @router.post("/models/{name}/versions/{version}/infer", include_in_schema=False)
 async def infer(request: Request, name: str, *, version: str | None = None) -> Response:
-    """`image` holds files (BYTES; base64 text in JSON), or `pixels` RGB values (UINT8). Each output
-    has a row of `num_detections` entries for an image, best first, with no threshold.
+    """Send files as `image` (BYTES; base64 text in JSON) or RGB values as `pixels` (UINT8). Each
+    output has one row per image with `num_detections` entries, best first, with no threshold.
     """
     model = _named(request, name, version)
     stopwatch = Stopwatch()
@@ -262,7 +262,7 @@ def _wanted(request: InferRequest) -> list[WantedOutput]:
 
 
 def _outputs(detections: Sequence[Detections], classes: Sequence[ClassInfo]) -> dict[str, Tensor]:
-    """Every output by its name, (B, N) or (B, N, 4) for B images; of none, the last sizes stand."""
+    """Every output by its name, (B, N) or (B, N, 4) for B images; B may be 0."""
     ids = np.array([info.id for info in classes], np.int64)
     names = np.array([info.name for info in classes], object)
     shape = (len(detections), -1 if detections else 0)

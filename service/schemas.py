@@ -13,7 +13,7 @@ from bundle.preprocess import Preprocess
 from bundle.thresholds import Thresholds
 from bundle.tiles import MIN_TILE_PX
 
-FILE_FIELDS = ("images", "image", "file")  # what a form and a JSON body may call their images
+FILE_FIELDS = ("images", "image", "file")  # names for images in a form and a JSON body
 ID_FIELD = "image_ids"
 DEFAULT_NUM_DETECTIONS = 100  # as COCO's AP counts
 BBOX_DIGITS = 3  # a thousandth of a pixel: far below what COCO AP can see
@@ -37,16 +37,16 @@ class DetectQuery(BaseModel):
         Field(
             ge=0,
             le=1,
-            description="Lowest score of a detection that is answered. Unless it is given, each "
-            "class has the one that is best for it: see `thresholds` of GET /model.",
+            description="Lowest score of the detections to return. By default each class has its "
+            "best threshold: see `thresholds` in GET /model.",
         ),
     ] = None
     num_detections: Annotated[
         int | None,
         Field(
             ge=1,
-            description="At most so many detections an image, up to the `num_detections` of the "
-            f"model (see GET /model); else {DEFAULT_NUM_DETECTIONS}, or what it has.",
+            description="Most detections per image, up to the model's `num_detections` (see GET "
+            f"/model). The default is {DEFAULT_NUM_DETECTIONS}, or the model's if that is lower.",
         ),
     ] = None
     top_k: Annotated[
@@ -54,7 +54,7 @@ class DetectQuery(BaseModel):
         Field(
             ge=1,
             json_schema_extra={"deprecated": True},
-            description="An older name of `num_detections`, which may be larger than the model's.",
+            description="An older name for `num_detections`; may exceed the model's.",
         ),
     ] = None
     classes: Annotated[
@@ -66,20 +66,20 @@ class DetectQuery(BaseModel):
         Field(
             ge=0,
             le=1,
-            description="Of boxes of one class that overlap by a larger IoU, only the best is "
-            "answered; all are, unless it is given.",
+            description="Of boxes of one class that overlap by a larger IoU, return only the best. "
+            "By default, return all.",
         ),
     ] = None
     model: Annotated[
         str | None,
-        Field(description="Which of the models that are served (see GET /model); else the first."),
+        Field(description="The name of a served model (see GET /model); by default the first."),
     ] = None
     tile: Annotated[
         int | None,
         Field(
             ge=MIN_TILE_PX,
-            description="Side in pixels of the tiles that a larger image is cut into, so that "
-            "small objects are seen larger; each counts as an image.",
+            description="Cut larger images into tiles with this side in pixels, to find small "
+            "objects; each tile counts as an image.",
         ),
     ] = None
     format: Annotated[
@@ -88,10 +88,10 @@ class DetectQuery(BaseModel):
     ] = OutputFormat.DETECTIONS
 
     def most_detections(self, manifest: Manifest) -> int | None:
-        """Of one image; None for any number. Each tile has what the model has.
+        """Most detections for one image; None for no limit. Tiles add up to more than the model's.
 
         Raises:
-            ValueError: more are asked for than there can be.
+            ValueError: more are asked for than the model has.
         """
         if self.tile is not None:
             return self.num_detections or self.top_k
@@ -121,7 +121,7 @@ class Detection(BaseModel):
 
 
 class ImageResult(BaseModel):
-    """The detections of one image, best first; width and height are those of the image as shown."""
+    """The detections of one image, best first; width and height of the image as displayed."""
 
     image_id: Annotated[
         int, Field(description="Its index in the request, or its value in `image_ids`.")
@@ -163,7 +163,7 @@ class ImageResult(BaseModel):
 
 
 class ModelRef(BaseModel):
-    """Which model answered; `version` changes with any byte of its bundle."""
+    """The model that answered; `version` changes with any byte of its bundle."""
 
     name: str
     variant: str

@@ -1,4 +1,4 @@
-"""One of the models that are served: its detector, and how another takes its place."""
+"""One served model: its detector, and how a reload replaces that."""
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Answered(NamedTuple):
-    """What was found in the images of a request, and by which detector."""
+    """What was found in the images of a request, and the detector that found it."""
 
     detector: Detector
     found: list[Found]
@@ -28,8 +28,8 @@ class Shared(NamedTuple):
     """What all models have in common.
 
     Attributes:
-        depth_of_all: images admitted and not yet started, for any model.
-        on_failure: called when a model can be served no more, with the reason.
+        depth_of_all: counts images admitted and not yet started, for any model.
+        on_failure: called with the reason when a model can no longer be served.
     """
 
     settings: Settings
@@ -44,8 +44,8 @@ class ServedModel:
     """A model under its name: the detector that serves it now, and its successors.
 
     Args:
-        place: where its bundle lies, and the successors of that.
-        shared: with the other models.
+        place: the directory of its bundle, also for reloads.
+        shared: what it shares with the other models.
 
     Raises:
         ValueError: the bundle is missing or damaged.
@@ -86,19 +86,19 @@ class ServedModel:
         client: Hashable = None,
         tile_px: int | None = None,
     ) -> Answered:
-        """See `Detector.detect`; by the detector that serves at this moment."""
+        """Run `Detector.detect` of the detector that serves at this moment."""
         num_parts = await self._shared.decoder.count_parts(uploads, tile_px)
-        detector = self.detector  # it closes after what it has admitted, which happens next
+        detector = self.detector  # a reload closes it only after the requests it has admitted
         found = await detector.detect(
             uploads, stopwatch, client=client, tile_px=tile_px, num_parts=num_parts
         )
         return Answered(detector, found)
 
     async def successor(self) -> Detector:
-        """A detector for the bundle that lies there now, started beside the one that serves.
+        """A detector for the bundle now in the directory, started beside the one that serves.
 
         Raises:
-            CannotStart: the bundle or its engine is no good.
+            CannotStart: the bundle cannot be loaded, or its engine not started.
         """
         try:
             bundle = await load_bundle(self._place.directory, self._shared.settings)
@@ -109,23 +109,23 @@ class ServedModel:
         return new
 
     async def swap(self, new: Detector) -> None:
-        """Serve with another detector from now on; return once the old one has ended its work."""
+        """Serve with another detector from now on; return once the old one has finished."""
         old, self.detector = self.detector, new
         self._shared.metrics.forget(old.name)
         new.publish()
         logger.info(
-            "%s %s serves in place of %s %s",
+            "%s %s now serves instead of %s %s",
             *(new.model_ref.name, new.model_ref.version),
             *(old.model_ref.name, old.model_ref.version),
         )
         await old.close()
 
     def abort(self, error: ServiceError) -> None:
-        """Answer every request with an error and take no more."""
+        """Answer every request with an error and admit no more."""
         self.detector.abort(error)
 
     async def close(self) -> None:
-        """Refuse what comes, finish what was admitted, release the engine."""
+        """Refuse new requests, finish admitted ones, release the engine."""
         await self.detector.close()
 
     def _detector_for(self, bundle: Bundle) -> Detector:
@@ -140,13 +140,13 @@ class ServedModel:
         )
 
     def _give_up(self, detector: Detector, message: str) -> None:
-        """Take no more requests for a detector, and none at all if it is the one that serves."""
+        """Give up a detector; if it is the one that serves, give up the service."""
         detector.abort(NotReady("the engine failed; try again soon", retry_after_s=5))
         if detector is self.detector:
             self._shared.on_failure(self._tell(message))
         else:
-            logger.error("the engine before the reload is given up: %s", self._tell(message))
+            logger.error("the engine from before the reload is given up: %s", self._tell(message))
 
     def _tell(self, fault: object) -> str:
-        """A fault of one of several models names it."""
+        """The fault, with the model's name if there are several."""
         return f"model {self._place.name!r}: {fault}" if self._place.name else str(fault)

@@ -1,4 +1,4 @@
-"""What is served: the start of every model, reloads, failure, and the end."""
+"""The served models: their start, reloads, failure and end."""
 
 import asyncio
 import logging
@@ -28,11 +28,11 @@ class State(StrEnum):
 
 
 class Serving:
-    """All models that are served; they share threads for decoding, its memory, and the queue.
+    """All served models; they share the threads and memory for decoding, and the queue.
 
     Args:
-        settings: say where the bundles lie.
-        open_engine: for a bundle.
+        settings: name the bundles.
+        open_engine: opens the engine of a bundle.
         on_failure: called when the service cannot go on, with the reason logged and kept in
             `failure`; the process should end.
 
@@ -68,11 +68,11 @@ class Serving:
 
     @property
     def names(self) -> list[str]:
-        """Of all models, in the order of the settings."""
+        """The names of all models, in the order of the settings."""
         return [model.name for model in self.models]
 
     def model(self, name: str | None = None) -> ServedModel:
-        """The model of a name, or the first. Raises UnknownModel."""
+        """The model of this name; without a name, the first. Raises UnknownModel."""
         if name is None:
             return self.models[0]
         for model in self.models:
@@ -84,7 +84,7 @@ class Serving:
         )
 
     async def start(self) -> None:
-        """Start every engine, one after the other; where one cannot be started, fail."""
+        """Start the engines one after another; fail if one cannot be started."""
         budget_mib = self._decoder.budget_bytes // MIB
         logger.info("images may take %d MiB while they are decoded", budget_mib)
         try:
@@ -96,15 +96,15 @@ class Serving:
             self.state = State.READY
 
     def begin_reload(self, name: str | None = None) -> asyncio.Task[ModelRef]:
-        """Have the bundle that lies there now take the place of the one that is served.
+        """Replace a served bundle with the one that is now in its directory.
 
-        It is checked, opened, tried and warmed up beside the old one, which serves on, and for good
-        if the new one fails in that. The task gives the model that serves then, and waits for its
-        turn and until the old one has answered what it had admitted. It raises ReloadRefused where
-        nothing can be reloaded, which is logged.
+        The new bundle is checked, opened, tested and warmed up while the old one keeps serving; if
+        that fails, the old one stays. Reloads run one after another. The task ends when the old
+        detector has answered its requests, and returns the model that serves then. It raises
+        ReloadRefused, after logging it, if nothing can be reloaded.
 
         Raises:
-            UnknownModel: there is none of that name.
+            UnknownModel: no model has that name.
         """
         task = asyncio.create_task(self._reload(self.model(name)))
         self._reloads.add(task)
@@ -112,22 +112,22 @@ class Serving:
         return task
 
     def reload_all(self) -> None:
-        """Begin to reload every model, one after the other."""
+        """Begin to reload all models, one after another."""
         for name in self.names:
             self.begin_reload(name)
 
     def drain(self) -> None:
-        """Turn readiness red; requests are still taken until `close`."""
+        """Turn readiness red; requests are still admitted until `close`."""
         if self.state in (State.LOADING, State.READY):
             self.state = State.DRAINING
 
     def abort(self, error: ServiceError) -> None:
-        """Answer every request with an error and take no more."""
+        """Answer every request with an error and admit no more."""
         for model in self.models:
             model.abort(error)
 
     async def close(self) -> None:
-        """Refuse what comes, finish what was admitted, release the engines."""
+        """Refuse new requests, finish admitted ones, release the engines."""
         self.drain()
         for task in self._reloads:
             task.cancel()
@@ -146,9 +146,9 @@ class Serving:
                     await new.close()
                 self._require_ready()
             except CannotStart as error:
-                logger.error("the bundle is not reloaded, and the one before serves on: %s", error)
+                logger.error("the bundle was not reloaded, the old one keeps serving: %s", error)
                 self._metrics.reloads.labels(name, "refused").inc()
-                raise ReloadRefused(f"the bundle before serves on: {error}") from error
+                raise ReloadRefused(f"the old bundle keeps serving: {error}") from error
             self._metrics.reloads.labels(new.name, "swapped").inc()
             await model.swap(new)
             return new.model_ref
@@ -160,7 +160,7 @@ class Serving:
     def _end_reload(self, task: asyncio.Task[ModelRef]) -> None:
         self._reloads.discard(task)
         if not task.cancelled():
-            task.exception()  # was logged; whoever waits for the task is told as well
+            task.exception()  # already logged, and raised for anyone awaiting the task
 
     def _fail(self, message: str) -> None:
         if self.failure is None:

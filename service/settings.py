@@ -18,7 +18,7 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class BundlePlace(NamedTuple):
-    """Where a bundle lies, and the name that it is served under; by default its own."""
+    """A bundle's directory, and the name it is served under; by default its own."""
 
     name: str | None
     directory: Path
@@ -35,8 +35,8 @@ class Settings(BaseSettings):
     bundles: Annotated[
         str,
         Field(
-            description="Bundles to serve in place of DETR_BUNDLE, each under a name, with commas: "
-            "small=bundles/a,large=bundles/b. A request that names none is answered by the first.",
+            description="Bundles to serve instead of DETR_BUNDLE, each with a name: "
+            "small=bundles/a,large=bundles/b. The first answers requests that name none.",
         ),
     ] = ""
     host: Annotated[
@@ -277,7 +277,7 @@ class Settings(BaseSettings):
 
     @property
     def bundle_places(self) -> list[BundlePlace]:
-        """The bundles to serve, the one for requests that name none first."""
+        """The bundles to serve; the first answers requests that name none."""
         parts = [part.partition("=") for part in split_commas(self.bundles)]
         named = [BundlePlace(name, Path(directory)) for name, _, directory in parts]
         return named or [BundlePlace(None, self.bundle)]

@@ -1,4 +1,4 @@
-"""From a bundle to an engine that has proved itself: opened, tried, warmed up, within a limit."""
+"""Opens the engine of a bundle, tests it and warms it up, within a time limit."""
 
 import asyncio
 import logging
@@ -33,7 +33,7 @@ class Started(NamedTuple):
     """An engine that may serve."""
 
     engine: Engine
-    outcomes: Sequence[Outcome]  # how it did on the known answers
+    outcomes: Sequence[Outcome]  # of the known answers
     warm_up_s: float  # its longest run
 
 
@@ -53,7 +53,7 @@ def open_served(bundle: Bundle, settings: Settings) -> Engine:
 
 
 async def load_bundle(directory: Path, settings: Settings) -> Bundle:
-    """The bundle in a directory, every file checked.
+    """The bundle in a directory, with every file checked.
 
     Raises:
         CannotStart: it is missing or damaged, or takes too long.
@@ -63,17 +63,17 @@ async def load_bundle(directory: Path, settings: Settings) -> Bundle:
 
 
 async def start_engine(bundle: Bundle, settings: Settings, *, open_it: OpenEngine) -> Started:
-    """Open the engine of a bundle, have it give the known answers, and warm it up.
+    """Open the engine of a bundle, test it on the known answers, and warm it up.
 
     Raises:
-        CannotStart: it cannot do so, for whatever reason, or takes longer than the settings allow.
+        CannotStart: any of that failed, or took longer than the settings allow.
     """
     start = partial(_start, bundle, settings, open_it)
     return await _within_limit(start, settings.start_timeout_s, fault="the engine is not ready")
 
 
 async def _within_limit(call: Callable[[], Value], limit_s: float, *, fault: str) -> Value:
-    """Run a call in a thread of its own, which is left alone once the time is over."""
+    """Run a call in a new thread, which is abandoned once the time is over."""
     executor = ThreadPoolExecutor(1, thread_name_prefix="start")
     future = asyncio.wrap_future(executor.submit(call))
     executor.shutdown(wait=False)
@@ -82,7 +82,7 @@ async def _within_limit(call: Callable[[], Value], limit_s: float, *, fault: str
         raise CannotStart(
             f"{fault} after {limit_s:g} s; it hangs, or DETR_START_TIMEOUT_S is too short for it"
         )
-    error = future.exception()  # SystemExit, if it were raised here, would end the event loop
+    error = future.exception()  # not raised here: SystemExit would end the event loop
     if error is not None:
         raise CannotStart(_describe(error)) from error
     return future.result()
@@ -101,7 +101,7 @@ def _start(bundle: Bundle, settings: Settings, open_it: OpenEngine) -> Started:
 
 
 def _warm_up(engine: Engine, bundle: Bundle, settings: Settings) -> float:
-    """Run once alone and once in a batch, at the size of a 4:3 photograph; the longer's seconds."""
+    """Run one 4:3 photograph alone and a full batch; returns the seconds of the longer run."""
     preprocess = bundle.manifest.preprocess
     height, width = resized_size(
         3, 4, short_side=preprocess.short_side, long_side=preprocess.long_side
@@ -118,7 +118,7 @@ def _warm_up(engine: Engine, bundle: Bundle, settings: Settings) -> float:
 
 
 def _describe(error: BaseException) -> str:
-    """In one line; the kind of what nobody foresaw is part of it."""
+    """The error in one line, with its type if it is an unexpected one."""
     text = " ".join(str(error).split())
     if isinstance(error, ValueError | OSError | EngineFailure):
         return text
