@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and checkpoints made of published files.
+"""Shows checkpoints, and converts published files to checkpoints.
 
 python -m model.checkpoint convert SRC DST    a published file -> a checkpoint
 python -m model.checkpoint show FILE          what a checkpoint holds
@@ -24,7 +24,7 @@ def _show(path: Path) -> None:
 
 
 def print_conversion(checkpoint: Checkpoint, destination: Path) -> None:
-    """Prints what a published file became: output -> id -> name."""
+    """Print what a published file was converted to: output -> id -> name."""
     made, model = checkpoint.provenance, checkpoint.config.model
     print(f"{destination}: {model.variant}, {model.num_classes} classes, from {made['layout']}")
     images = checkpoint.config.preprocess
@@ -42,7 +42,7 @@ def _count(text: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; a fault ends in one line on stderr and exit status 1."""
+    """The command line; an error is one line on stderr and exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m model.checkpoint", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     conversion = commands.add_parser("convert", help="turn a published file into a checkpoint")
@@ -54,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     conversion.add_argument(
         "--num-heads",
         type=_count,
-        help="attention heads, where the file does not tell (default: 8)",
+        help="attention heads, if the file does not say (default: 8)",
     )
     conversion.add_argument(
         "--num-queries", type=_count,
-        help="queries of a two-stage model, where the file does not tell (default: 300)",
+        help="queries of a two-stage model, if the file does not say (default: 300)",
     )  # fmt: skip
     show = commands.add_parser("show", help="print header and tensors of a checkpoint")
     show.add_argument("file", type=Path)

@@ -1,4 +1,4 @@
-"""Every knob of model, loss and training, as frozen dataclasses that check themselves."""
+"""Every setting of model, loss and training, as frozen dataclasses that validate themselves."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -40,9 +40,9 @@ class ModelConfig:
     backbone_blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
     frozen_stages: int = 1  # -1 nothing, 0 the stem, n the stem and the first n stages
     train_batch_norm: bool = False  # False: fixed statistics and no gradient, as published
-    # What padding is while the detector trains. "exact": no part of the image, as whenever it
-    # detects, so that neither statistics nor cells beside it see it. "published": zeros beside the
-    # image, as the published weights were trained.
+    # How padding is treated in training. "exact": as in inference, it is not part of the image,
+    # so that neither statistics nor neighbouring cells see it. "published": it is zeros beside the
+    # image, as when the published weights were trained.
     train_padding: Literal["exact", "published"] = "published"
     input_proj_bias: bool = False  # True for weights from the authors and Hugging Face
     # Content of two-stage queries: from the proposal's position (paper) or the encoder's memory.
@@ -63,12 +63,12 @@ class ModelConfig:
             f"hidden_dim {self.hidden_dim} must be a multiple of 32 from 64 on (32 norm groups)",
         )
         _require(self.num_levels >= 3, f"num_levels must be at least 3, got {self.num_levels}")
-        _require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
+        _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
         _require(
             len(self.backbone_blocks) == 4 and min(self.backbone_blocks) >= 1,
             f"backbone_blocks must be four positive counts, got {self.backbone_blocks}",
         )
-        _require(-1 <= self.frozen_stages <= 4, "frozen_stages must lie in -1..4")
+        _require(-1 <= self.frozen_stages <= 4, "frozen_stages must be in -1..4")
         _require(
             self.query_content == "position" or self.variant is Variant.TWO_STAGE,
             "query_content='memory' needs the two_stage variant",
@@ -77,7 +77,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of matching cost and loss (equal in both) and their forms; model-spec section 9."""
+    """Weights of the terms, the same in matching cost and loss, and the forms of the terms."""
 
     class_weight: float = 2.0
     box_weight: float = 5.0
@@ -109,7 +109,7 @@ class AugmentConfig:
         _require(bool(self.short_sides), "short_sides must name at least one size")
         _require(
             1 <= self.crop_min <= self.crop_max,
-            f"crop_min {self.crop_min} must lie in 1..crop_max {self.crop_max}",
+            f"crop_min {self.crop_min} must be in 1..crop_max {self.crop_max}",
         )
 
 
@@ -128,7 +128,7 @@ class TrainConfig:
     backbone_init: Literal["random", "imagenet", "checkpoint"] = "imagenet"
     pretrain_steps: int = 0  # steps of backbone pre-training on crops (digits only)
     epochs: int = 50
-    epoch_images: int | None = None  # images per epoch where the data set has no end
+    epoch_images: int | None = None  # images per epoch of an endless data set
     batch_size: int = 2  # images per forward pass
     accumulation_steps: int = 16  # forward passes per optimiser step
     learning_rate: float = 2e-4
@@ -151,9 +151,9 @@ class TrainConfig:
         _require(self.num_threads is None or self.num_threads >= 1, "num_threads must be positive")
         _require(self.learning_rate > 0, "learning_rate must be positive")
         _require(
-            self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay must lie between 0 and 1"
+            self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay must be between 0 and 1"
         )
         _require(
             self.pretrain_steps == 0 or self.dataset == "digits",
-            "pretrain_steps needs dataset='digits', which brings the crops",
+            "pretrain_steps needs dataset='digits', which provides the crops",
         )

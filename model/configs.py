@@ -79,7 +79,7 @@ def demo() -> TrainConfig:
         ema_decay=0.99,
         num_workers=1,
         # Tensors this small gain nothing from a second thread (60 images/s with one on a 2-core
-        # AMD EPYC), and lose most of their speed to it where the cores have other work.
+        # AMD EPYC), and lose most of their speed with two when the cores have other work.
         num_threads=1,
     )
 
@@ -177,7 +177,7 @@ CONFIGS: dict[str, Callable[[], TrainConfig]] = {
 
 
 def get_config(name: str) -> TrainConfig:
-    """The configuration of that name; ValueError lists the names there are."""
+    """The configuration of that name; ValueError lists the known names."""
     if name not in CONFIGS:
-        raise ValueError(f"unknown config {name!r}; there are: {', '.join(CONFIGS)}")
+        raise ValueError(f"unknown config {name!r}; known are: {', '.join(CONFIGS)}")
     return CONFIGS[name]()

@@ -1,4 +1,4 @@
-"""One checkpoint, one safetensors file: tensors, and in its header what is needed to use them."""
+"""A checkpoint is one safetensors file: the tensors, and a header with all that their use needs."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -20,7 +20,7 @@ from model.network.deformable_detr import DeformableDetr
 
 FORMAT_VERSION = 1
 METADATA_KEY = "detr_serve"  # of the header's string-to-string map; its value is our JSON
-# Sizes that may differ between a checkpoint and the model that starts from it.
+# Settings in which a model may differ from the checkpoint it starts from.
 _FREE_FIELDS = ("num_classes", "num_detections", "dropout", "frozen_stages", "train_batch_norm",
                 "train_padding")  # fmt: skip
 
@@ -46,7 +46,7 @@ class Checkpoint:
         provenance: where the weights come from; free-form JSON.
         metrics: measured accuracy, e.g. {"AP": 0.44}.
         state_dict: tensors under the names of `DeformableDetr`, on the CPU.
-        thresholds: the scores of the best F1 where it was evaluated.
+        thresholds: the scores with the best F1, if it was evaluated.
     """
 
     path: Path
@@ -86,11 +86,11 @@ def save_checkpoint(
     metrics: Mapping[str, float],
     thresholds: Thresholds | None = None,
 ) -> None:
-    """Writes the model's state; the file appears whole or not at all.
+    """Write the model's state atomically.
 
     Raises:
         ValueError: the name does not end in .safetensors, or classes and config disagree.
-        OSError: the disk is full or not writable; a file that was there before is untouched.
+        OSError: the disk is full or not writable; an existing file is untouched.
     """
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     origin = dict(provenance), dict(metrics)
@@ -100,7 +100,7 @@ def save_checkpoint(
 
 
 def write_checkpoint(checkpoint: Checkpoint, path: Path | str) -> None:
-    """Writes a checkpoint that is in memory; as `save_checkpoint`."""
+    """Write a checkpoint that is in memory, like `save_checkpoint`."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"the name of a checkpoint ends in .safetensors, got {path}")
@@ -110,12 +110,12 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path | str) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str]) -> None:
-    """Writes a safetensors file, whole or not at all; OSError says what to do."""
+    """Write a safetensors file atomically; OSError says what to do."""
     write_whole(path, safetensors.torch.save(_unshared(tensors), metadata))
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, contiguous and each in memory of its own, as safetensors stores them."""
+    """The same tensors, contiguous and without shared memory, as safetensors requires."""
     seen: set[int] = set()
     unshared = {}
     for name, tensor in tensors.items():
@@ -126,7 +126,7 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file, whole or not at all; OSError says what to do."""
+    """Write a file atomically; OSError says what to do."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
@@ -134,15 +134,15 @@ def write_whole(path: Path, data: bytes) -> None:
         raise OSError(
             error.errno,
             f"cannot write {path} ({error.strerror}): free {len(data) / 1e6:.0f} MB or choose "
-            "another directory; a file of that name from before is unchanged",
+            "another directory; an existing file of that name is unchanged",
         ) from error
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
-    """Reads a checkpoint; tensors on the CPU. Nothing in it is executed.
+    """Read a checkpoint, with tensors on the CPU. Nothing in the file is executed.
 
     Raises:
-        ValueError: not a checkpoint of this project or of this version; says what to do.
+        ValueError: not a checkpoint of this project and version; says what to do.
     """
     path = Path(path)
     require_checkpoint(path)
@@ -195,11 +195,11 @@ def _unknown_fields(given: Mapping[str, Any], known: Mapping[str, Any]) -> list[
 
 
 def build_model(checkpoint: Checkpoint) -> DeformableDetr:
-    """The model of a checkpoint in eval mode; ValueError if its tensors are another model's."""
+    """The model of a checkpoint in eval mode; ValueError if its tensors do not fit its config."""
     model = DeformableDetr(checkpoint.config.model)
     if fault := first_mismatch(model.state_dict(), checkpoint.state_dict):
         raise ValueError(
-            f"{checkpoint.path} is a checkpoint of another model than its configuration says: "
+            f"{checkpoint.path} does not hold the model that its configuration describes: "
             f"{fault}; train or convert it again"
         )
     model.load_state_dict(checkpoint.state_dict)
@@ -207,7 +207,7 @@ def build_model(checkpoint: Checkpoint) -> DeformableDetr:
 
 
 def first_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """Names the first tensor that is missing, of another shape or left over; None if all agree."""
+    """Name the first tensor that is missing, misshapen or left over; None if all agree."""
     for name, tensor in expected.items():
         if name not in found:
             return f"tensor {name} {tuple(tensor.shape)} is missing"
@@ -220,10 +220,10 @@ def first_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) 
 
 
 def load_for_finetuning(path: Path | str, model: DeformableDetr) -> list[str]:
-    """Starts a model from a checkpoint, whose classes may be others; says what it did.
+    """Start a model from a checkpoint, which may have other classes, and say what was loaded.
 
-    Class heads of another class count keep the model's fresh start (prior probability 0.01);
-    everything else is loaded.
+    If the number of classes differs, class heads keep the model's initial values (prior
+    probability 0.01); everything else is loaded.
 
     Returns:
         Sentences for the log.

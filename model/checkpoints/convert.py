@@ -1,6 +1,6 @@
-"""Published weights -> checkpoint: mmdetection 2.x and 3.x, the authors', Hugging Face.
+"""Converts published weights to checkpoints: mmdetection 2.x and 3.x, the authors', Hugging Face.
 
-Layout, variant and sizes are read off the tensors. `published_layouts.py` holds the key tables.
+Layout, variant and sizes are inferred from the tensors. `published_layouts.py` has the key tables.
 """
 
 import hashlib
@@ -41,25 +41,25 @@ def convert(
     num_heads: int | None = None,
     num_queries: int | None = None,
 ) -> Checkpoint:
-    """Reads a published file as a checkpoint of this project.
+    """Convert a published file to a checkpoint of this project.
 
-    Its provenance says what had to be chosen ("notes") and what the file does not tell and was
-    taken for granted ("assumed"), each as a list of sentences.
+    The provenance lists, in sentences, what was chosen ("notes") and what the file does not say
+    and was assumed ("assumed").
 
     Args:
-        source: a file of torch.save (read without executing anything in it) or of safetensors, or
-            the index of several. A config.json beside a Hugging Face file gives class names and
-            sizes, a preprocessor_config.json the size of images.
+        source: a file by torch.save (nothing in it is executed) or safetensors, or the index of
+            several. A config.json beside a Hugging Face file gives class names and sizes, a
+            preprocessor_config.json the size of images.
         annotations: COCO annotation file that the model was trained on.
-        num_heads: attention heads. The tensors do not tell; without it the file's own settings
-            are taken, or 8.
-        num_queries: queries of a two-stage model. Without it the file's own settings are taken,
-            or 300.
+        num_heads: attention heads, which the tensors do not show. By default the file's own
+            settings decide, or else 8.
+        num_queries: queries of a two-stage model. By default the file's own settings decide, or
+            else 300.
 
     Raises:
         ValueError: not a Deformable DETR of a known layout, or one with settings that change the
-            arithmetic; names the setting, or the first tensor that is missing, left over or of
-            another shape.
+            arithmetic; names the setting, or the first tensor that is missing, left over or
+            misshapen.
     """
     try:
         return _convert(source, annotations, num_heads, num_queries)
@@ -104,7 +104,7 @@ def _convert(
     assumed = [outputs.assumed] if outputs.assumed else []
     sizes, untold = _settle_sizes(tensors, settings, variant, num_heads, num_queries)
     assumed += untold
-    if settings.preprocess is None and layout is not Layout.AUTHORS:  # whose code is of one size
+    if settings.preprocess is None and layout is not Layout.AUTHORS:  # whose code has only one size
         assumed.append(_ASSUMED_SIZE)
     config = _infer_config(tensors, variant, *sizes)
     _require_agreement(config, settings)
@@ -148,10 +148,10 @@ def _rename_all(theirs: Tensors, layout: Layout) -> Tensors:
         if name is None:
             raise ValueError(f"{layout}: tensor {key} {tuple(tensor.shape)} is left over")
         if name in ours:
-            raise ValueError(f"{layout}: tensor {key} is there under two names")
+            raise ValueError(f"{layout}: tensor {key} has two names")
         if not _is_plain(tensor):
             raise ValueError(
-                f"{layout}: tensor {key} is {_kind(tensor)}, expected numbers with a point, each "
+                f"{layout}: tensor {key} is {_kind(tensor)}, expected floating-point numbers, each "
                 "stored; convert the weights as they were trained, not a quantised or pruned copy"
             )
         ours[name] = tensor.float()
@@ -162,7 +162,7 @@ def _rename_all(theirs: Tensors, layout: Layout) -> Tensors:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor holds weights as they are computed with."""
+    """Whether a tensor holds plain floating-point weights."""
     is_stored = tensor.layout == torch.strided and not tensor.is_meta and tensor.ndim > 0
     return is_stored and tensor.is_floating_point()
 
@@ -173,7 +173,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _pack_attention(tensors: Tensors) -> None:
-    """Stacks separate query, key and value projections (Hugging Face) as in_proj."""
+    """Stack separate query, key and value projections (Hugging Face) into in_proj."""
     for query in [name for name in tensors if ".q_proj." in name]:
         parts = [query.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv"]
         if all(part in tensors for part in parts):
@@ -190,7 +190,7 @@ def _settle_sizes(
     num_heads: int | None,
     num_queries: int | None,
 ) -> tuple[tuple[int, int], list[str]]:
-    """Attention heads and queries, which tensors may not tell, and what had to be assumed."""
+    """Attention heads and queries, which tensors may not show, and what had to be assumed."""
     assumed = []
     told = settings.get("num_heads")
     if told and num_heads and told != num_heads:
@@ -249,7 +249,7 @@ def _infer_config(
 
 
 def _require_agreement(config: ModelConfig, settings: Settings) -> None:
-    """ValueError where the file's settings are those of another model than its tensors."""
+    """Raise ValueError if the file's settings and its tensors describe different models."""
     is_two_stage = config.variant is Variant.TWO_STAGE
     actual = asdict(config) | {
         "with_box_refine": config.variant is not Variant.BASE,

@@ -1,4 +1,4 @@
-"""Downloads that go on where they stopped, checked by the digest in their name."""
+"""Downloads that resume where they stopped, checked against the digest in the file name."""
 
 import re
 import time
@@ -11,23 +11,23 @@ from tqdm import tqdm
 from model.checkpoints.convert import sha256
 from model.checkpoints.published_urls import digest_prefix
 
-_ATTEMPTS = 5  # in a row without a new byte
+_ATTEMPTS = 5  # in a row without receiving a byte
 _TIMEOUT_S = 30.0
 Sleep = Callable[[float], None]
 
 
 class _Interrupted(Exception):
-    """The server or the line gave way; worth another try."""
+    """The server or the connection failed; worth another try."""
 
 
 def download(url: str, path: Path, *, sleep: Sleep = time.sleep) -> None:
-    """Fetches a file whose name ends in the first hex digits of its SHA-256.
+    """Download a file whose name ends in the first hex digits of its SHA-256.
 
-    What has arrived is in `path`.part: a broken download goes on where it stopped, in this
-    call or the next. Tries again, after growing waits, while bytes arrive.
+    Received bytes are kept in `path`.part, from which this call or the next resumes. Retries,
+    with growing waits, as long as bytes arrive.
 
     Raises:
-        ValueError: no such file, no way to the server, or wrong content (then .part is gone).
+        ValueError: no such file, server not reachable, or wrong content (.part is then removed).
         OSError: the disk is full; .part stays.
     """
     digits = digest_prefix(path.name)
@@ -63,7 +63,7 @@ def download(url: str, path: Path, *, sleep: Sleep = time.sleep) -> None:
 
 
 def _continue(client: httpx.Client, url: str, part: Path) -> None:
-    """One request for the bytes that are missing in `part`, all of them where it is not there."""
+    """Request the bytes that are missing in `part`, or all of them if it does not exist."""
     have = _size(part)
     # The digest guards against a file that changed on the server between two requests.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
@@ -81,10 +81,10 @@ def _continue(client: httpx.Client, url: str, part: Path) -> None:
             raise ValueError(f"cannot download {url}: the server answers {status}; give another "
                              "place by --base-url (make: ARGS='--base-url URL')")  # fmt: skip
         if status == httpx.codes.OK:
-            have = 0  # the server sends the whole file, asked for a part or not
+            have = 0  # the server sends the whole file, whatever was asked for
         elif span is None or span[1] != str(have):
             part.unlink()
-            raise _Interrupted("the server sends another part than asked for")
+            raise _Interrupted("the server sends a part that was not asked for")
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
         _append(response, part, have=have, total=total)

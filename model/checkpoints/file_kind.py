@@ -1,4 +1,4 @@
-"""Names files that are no checkpoint for what they are, or are not there."""
+"""Recognises files that are not checkpoints, to say what they are instead."""
 
 import re
 import zipfile
@@ -11,7 +11,7 @@ _HTML = (
 )
 _TENSORFLOW = "weights of TensorFlow or Keras; only PyTorch's and safetensors files are read"
 _ARCHIVE = "{}; unpack it and give the weights file in it"
-# What a file begins with, and what it is then.
+# First bytes of a file, and what it is.
 _BEGINNINGS = (
     (rb"version https://git-lfs", _LFS),
     (rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|\?xml)", _HTML),
@@ -33,19 +33,19 @@ _SAFETENSORS_HEADER = 9  # bytes: the length of the JSON, and its first brace
 
 
 def require_checkpoint(path: Path) -> None:
-    """Refuse the name of a checkpoint where there is no file, as a ValueError."""
+    """Raise ValueError if there is no file of this name."""
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; make train or make weights makes one")
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors files do, whatever its name is."""
+    """Whether a file begins like a safetensors file, whatever its name."""
     with path.open("rb") as file:
         return file.read(_SAFETENSORS_HEADER)[8:] == b"{"
 
 
 def name_foreign_kind(path: Path) -> str | None:
-    """What a file is, and what to do; None if it may be a checkpoint of PyTorch or safetensors."""
+    """What a file is and what to do; None if it may be a PyTorch or safetensors checkpoint."""
     with path.open("rb") as file:
         start = file.read(512)
     if not start:

@@ -14,10 +14,10 @@ from model.checkpoints.published_settings import Settings, collect, refuse, requ
 
 _WHERE = "meta.cfg"
 _DEFORMABLE = "MultiScaleDeformableAttention"
-_CHECKPOINT_PRIORITY = 50  # of the hook that saves, in mmcv
+_CHECKPOINT_PRIORITY = 50  # of mmcv's checkpoint hook
 _PRIORITIES = {"HIGHEST": 0, "VERY_HIGH": 10, "HIGH": 30, "ABOVE_NORMAL": 40, "NORMAL": 50,
                "BELOW_NORMAL": 60, "LOW": 70, "VERY_LOW": 90, "LOWEST": 100}  # fmt: skip
-# What classes of mmdetection assume where a configuration leaves a setting out.
+# Defaults of mmdetection's classes for settings that a configuration omits.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "backbone": {"type": "ResNet", "style": "pytorch", "dilations": (1, 1, 1, 1),
                  "strides": (1, 2, 2, 2), "deep_stem": False, "avg_down": False},
@@ -96,14 +96,14 @@ def read_config(meta: Mapping[str, Any]) -> Config:
 
 
 def _plain(value: Any) -> Any:
-    """A value as `_value` gives it: lists become tuples."""
+    """A value in the form of `_value`: lists become tuples."""
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def _value(node: ast.expr) -> Any:
-    """A literal, or dict(...) of literals; None for all that would have to be run."""
+    """A literal, or dict(...) of literals; None for anything that would have to be run."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
         return {word.arg: _value(word.value) for word in node.keywords if word.arg}
     if isinstance(node, ast.Dict):
@@ -118,9 +118,9 @@ def _value(node: ast.expr) -> Any:
 
 
 def average_is_in_weights(meta: Mapping[str, Any]) -> bool:
-    """Whether mmcv's hook had put the moving average in place when the file was saved.
+    """Whether mmcv's EMA hook had swapped in the moving average when the file was saved.
 
-    It does where it runs before the hook that saves, by a priority under NORMAL.
+    It does so if it runs before the checkpoint hook, which takes a priority below NORMAL.
     """
     for hook in read_config(meta).get("custom_hooks") or ():
         if isinstance(hook, Mapping) and "EMAHook" in str(hook.get("type")):
@@ -131,7 +131,7 @@ def average_is_in_weights(meta: Mapping[str, Any]) -> bool:
 
 
 def _parts(node: Any, path: str = "") -> Iterator[tuple[str, Config]]:
-    """Every dict in a configuration, and the keys that lead there."""
+    """Every dict in a configuration, with the keys that lead to it."""
     if isinstance(node, Mapping):
         yield path, node
         for key, value in node.items():

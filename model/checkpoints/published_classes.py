@@ -1,7 +1,7 @@
-"""What every output of a published model stands for: output -> category id -> name.
+"""Which class each output of a published model stands for: output -> category id -> name.
 
-Projects number outputs in two ways. In the code of the authors and of Hugging Face an output's
-index is the category's id; mmdetection numbers the categories in the order of the annotation file.
+Projects number outputs in two ways. For the authors and Hugging Face, an output's index is the
+category's id; mmdetection numbers the categories in the order of the annotation file.
 """
 
 import json
@@ -29,7 +29,7 @@ class Outputs:
         kept: their indices in the published head, ascending.
         classes: what they stand for, in that order.
         source: where ids and names come from.
-        assumed: what the file does not say and was taken for granted, a sentence; or None.
+        assumed: what the file does not say and was assumed, in a sentence; or None.
     """
 
     kept: tuple[int, ...]
@@ -41,16 +41,16 @@ class Outputs:
 def settle_outputs(
     count: int, settings: Settings, *, annotations: Path | None, index_is_id: bool
 ) -> Outputs:
-    """What the outputs of a head mean.
+    """Which class each output of a head stands for.
 
     Args:
         count: outputs of the published head.
-        settings: what the file says; its class names, where it has any.
+        settings: the file's settings, with class names if it has any.
         annotations: COCO annotation file that the model was trained on, or None.
         index_is_id: whether the training code numbers outputs by category id.
 
     Raises:
-        ValueError: the classes do not fit the number of outputs, or the file names none.
+        ValueError: the classes do not fit the number of outputs, or `annotations` names none.
     """
     if annotations is not None:
         classes = read_categories(annotations)
@@ -70,7 +70,7 @@ def settle_outputs(
 
 
 def read_categories(annotations: Path) -> tuple[ClassInfo, ...]:
-    """The categories of a COCO annotation file, in its order; ValueError if it is none."""
+    """The categories of a COCO annotation file, in its order; ValueError for any other file."""
     try:
         categories = list(json.loads(annotations.read_bytes())["categories"])
     except (ValueError, LookupError, TypeError, RecursionError) as error:
@@ -98,7 +98,7 @@ def _category(annotations: Path, entry: Any) -> ClassInfo:
 def _by_annotations(
     classes: Sequence[ClassInfo], count: int, settings: Settings, file_name: str
 ) -> Outputs | None:
-    """Where the index is the id; but names that the file gives to its outputs come first."""
+    """The outputs if the index is the id; names that the file gives its outputs take precedence."""
     names = settings.class_names or ()
     if len(names) == count and all(names.count(entry.name) == 1 for entry in classes):
         by_output = {names.index(entry.name): entry for entry in classes}
@@ -119,7 +119,7 @@ def _by_annotations(
 def _by_order(
     classes: Sequence[ClassInfo], count: int, settings: Settings, file_name: str
 ) -> Outputs | None:
-    """Where outputs follow the annotation file, of whose categories only named ones are used."""
+    """The outputs if they follow the annotation file, limited to the categories that are named."""
     named = [entry for entry in classes if entry.name in (settings.class_names or ())]
     used = named if len(named) == count else classes
     if len(used) != count:

@@ -1,7 +1,7 @@
-"""Opens files of other projects: what they hold, and what they say of their model.
+"""Opens files of other projects, and reads their tensors and settings.
 
-Files of torch.save are pickles. They are read with weights_only=True, which builds nothing but
-tensors, plain containers and the classes allowed by name below.
+Files by torch.save are pickles. They are read with weights_only=True, which builds only tensors,
+plain containers and the classes allowed by name below.
 """
 
 import argparse
@@ -29,15 +29,15 @@ from model.checkpoints.shards import index_of, is_index, read_json_object, read_
 
 
 class _Inert:
-    """Takes the place of an object in a file's metadata that is of no use here."""
+    """Replaces objects in a file's metadata that are not needed."""
 
     def __init__(self, *args: object, **kwargs: object) -> None: ...
 
     def __setstate__(self, state: object) -> None: ...
 
 
-# What files of these projects hold beside tensors. Only the first two are made as themselves;
-# for the rest (training history of mmengine, numpy numbers) nothing of the named code runs.
+# What files of these projects hold besides tensors. Only the first two are really built; for the
+# rest (training history of mmengine, numpy numbers) none of the named code runs.
 _SAFE_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     defaultdict,
@@ -45,7 +45,7 @@ _SAFE_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
         (_Inert, name)
         for name in (
             "mmengine.logging.history_buffer.HistoryBuffer",
-            "builtins.getattr",  # how a history buffer names its own methods
+            "builtins.getattr",  # used by history buffers to refer to their methods
             "numpy.core.multiarray._reconstruct",
             "numpy._core.multiarray._reconstruct",
             "numpy.core.multiarray.scalar",
@@ -58,10 +58,10 @@ _SAFE_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 
 
-# What torch.load raises on files with flipped bytes, found by trying some thousands.
+# What torch.load raises on files with flipped bytes, found by trying thousands of them.
 _DAMAGE = (
     pickle.UnpicklingError,
-    SafetensorError,  # of a file with that ending
+    SafetensorError,  # for files with that suffix
     RuntimeError,
     ValueError,
     LookupError,
@@ -74,10 +74,10 @@ _DAMAGE = (
 
 
 def read_content(source: Path) -> Mapping[Any, Any]:
-    """What a foreign file holds: tensors by name, or containers around them.
+    """The content of a published file: tensors by name, or containers around them.
 
     Raises:
-        ValueError: it is no file of PyTorch or safetensors, or cannot be read without executing
+        ValueError: it is not a PyTorch or safetensors file, or cannot be read without executing
             code; says what it is.
     """
     if not source.is_file():
@@ -103,7 +103,7 @@ def _read_file(source: Path) -> Mapping[Any, Any]:
 
 
 def read_settings(source: Path, content: Mapping[Any, Any], *, layout: Layout) -> Settings:
-    """What a file, or the JSON files beside it, say of the model beside its tensors.
+    """What a file, or the JSON files beside it, say about the model apart from its tensors.
 
     Raises:
         ValueError: a setting that changes the arithmetic is not supported; names it.
@@ -144,13 +144,13 @@ def _load_pickle(source: Path) -> Any:
     except _DAMAGE as error:
         unknown = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
         if unknown is None:
-            # torch's own text on a bad pickle advises to switch the safe reading off.
+            # torch's own message for a bad pickle advises turning safe loading off.
             is_text = not isinstance(error, pickle.UnpicklingError) and str(error)
             reason = str(error).split("\n")[0] if is_text else "damaged, or no pickle at all"
             raise ValueError(f"{source} is not a whole file of torch.save ({reason})") from error
         raise ValueError(
             f"{source} holds an object of {unknown[1]}, which is not loaded because that could run "
-            "code. Where you trust the file, strip it: "
+            "code. If you trust the file, strip it: "
             "c = torch.load(SRC, map_location='cpu', weights_only=False); "
             "torch.save(c.get('state_dict', c.get('model', c)), DST); then convert DST"
         ) from error

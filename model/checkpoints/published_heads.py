@@ -1,4 +1,4 @@
-"""The class and box heads of a published model: how many there are, and which outputs they keep."""
+"""The class and box heads of a published model: how many, and which outputs they keep."""
 
 import re
 
@@ -12,8 +12,8 @@ from model.config import Variant
 
 
 def settle_heads(tensors: Tensors, layout: Layout, *, settings: Settings) -> Variant:
-    """Gives every head its place: one for base, one per layer, one on the encoder."""
-    # The decoder has box heads of its own where it refines boxes from layer to layer.
+    """Assign every head: one for base, else one per layer and one on the encoder."""
+    # The decoder has its own box heads if it refines boxes from layer to layer.
     has_copies = any(name.startswith("copy.box_heads.") for name in tensors)
     for copy in [name for name in tensors if name.startswith("copy.")]:
         name, tensor = copy.removeprefix("copy."), tensors.pop(copy)
@@ -51,16 +51,16 @@ def _heads_are_equal(tensors: Tensors) -> bool:
 
 
 def _untie_class_heads(tensors: Tensors, count: int) -> None:
-    """transformers 5.x ties the class heads of a new model, and its files hold the one."""
+    """Copy the class head: transformers 5.x ties those of a new model and stores only one."""
     for leaf in ("weight", "bias"):
         if (first := tensors.get(f"class_heads.0.{leaf}")) is not None:
             tensors.update({f"class_heads.{i}.{leaf}": first.clone() for i in range(1, count)})
 
 
 def keep_outputs(tensors: Tensors, outputs: Outputs) -> None:
-    """Drops the rows of class heads that stand for no class.
+    """Drop the rows of class heads that stand for no class.
 
-    Output 0 of the encoder's head is "an object", whatever the classes are: it stays first.
+    Output 0 of the encoder's head means "an object", whatever the classes: it stays first.
     """
     kept, count = list(outputs.kept), len(tensors["class_heads.0.bias"])
     if kept == list(range(count)):

@@ -1,4 +1,4 @@
-"""What other projects' files of Deformable DETR look like: their tensor names, COCO's classes.
+"""The layouts of other projects' Deformable DETR files: their tensor names, and COCO's classes.
 
 One table of key renames per project; `rename` gives the name a tensor has in this repository.
 """
@@ -22,16 +22,16 @@ _COCO = """
     77 cell phone, 78 microwave, 79 oven, 80 toaster, 81 sink, 82 refrigerator, 84 book,
     85 clock, 86 vase, 87 scissors, 88 teddy bear, 89 hair drier, 90 toothbrush
 """
-# Place in the tuple is the label; the ids have ten gaps.
+# The position in the tuple is the label; the ids have ten gaps.
 COCO_CLASSES = tuple(
     ClassInfo(id=int(number), name=name) for number, name in re.findall(r"(\d+) ([a-z ]+)", _COCO)
 )
 
-NUM_BACKBONE_LEVELS = 3  # C3, C4, C5; levels above are made of them
+NUM_BACKBONE_LEVELS = 3  # C3, C4, C5; further levels are computed from them
 
 
 class Layout(StrEnum):
-    """Whose naming a file follows."""
+    """The project whose names a file uses."""
 
     MMDET2 = "mmdet2"  # mmdetection 2.x
     MMDET3 = "mmdet3"  # mmdetection 3.x
@@ -39,8 +39,8 @@ class Layout(StrEnum):
     HUGGING_FACE = "hugging_face"  # transformers; the names of 4.x (all files) and of 5.x (modules)
 
 
-# The prefix of some names by which a layout is known (the first that fits), and the prefix that
-# is dropped before its table is looked up.
+# For each layout, a prefix that identifies it (the first match counts), and the prefix that is
+# dropped before the lookup in its table.
 _MARKS = {
     Layout.MMDET2: ("bbox_head.transformer.", "bbox_head.transformer."),
     Layout.MMDET3: ("bbox_head.cls_branches.", ""),
@@ -48,9 +48,9 @@ _MARKS = {
     Layout.HUGGING_FACE: ("model.encoder.", "model."),
 }
 
-# Prefixes, theirs: ours. {i} is a number, {extra} that number after the backbone's levels, {side}
-# encoder or decoder. Class and box heads keep
-# their index here; a second copy of them, which the authors' code stores, is called copy.*.
+# Prefixes, theirs: ours. {i} is a number, {extra} the same counted after the backbone's levels,
+# {side} encoder or decoder. Class and box heads keep their index; the second copy of them that the
+# authors' code stores is called copy.*.
 _MMDET = {
     "backbone.": "backbone.",
     "neck.convs.{i}.conv.": "input_proj.{i}.conv.",
@@ -130,7 +130,7 @@ _TABLES = {
         "backbone.model.": "backbone.",
         "query_position_embeddings.": "queries.embedding.",
         "decoder.layers.{i}.self_attn.o_proj.": "decoder.layers.{i}.self_attn.out_proj.",
-        "{side}.layers.{i}.self_attn.": "{side}.layers.{i}.self_attn.",  # q, k, v still apart
+        "{side}.layers.{i}.self_attn.": "{side}.layers.{i}.self_attn.",  # q, k, v still separate
         "decoder.layers.{i}.encoder_attn.": "decoder.layers.{i}.cross_attn.",
         "{side}.layers.{i}.self_attn_layer_norm.": "{side}.layers.{i}.norm1.",
         "decoder.layers.{i}.encoder_attn_layer_norm.": "decoder.layers.{i}.norm2.",
@@ -145,7 +145,7 @@ _TABLES = {
 
 
 def _compile(prefix: str) -> re.Pattern[str]:
-    """A pattern for names that begin so, or are so where the prefix does not end in a dot."""
+    """A pattern for names with this prefix, or for this exact name if it does not end in a dot."""
     pattern = re.escape(prefix).replace(r"\{i\}", r"(?P<i>\d+)")
     pattern = pattern.replace(r"\{side\}", "(?P<side>encoder|decoder)")
     return re.compile(pattern if prefix.endswith(".") else f"{pattern}$")
@@ -158,7 +158,7 @@ _PATTERNS = {
 
 
 def find_layout(keys: Iterable[str]) -> Layout | None:
-    """The layout of a file with these tensor names, None if it is none of those known."""
+    """The layout of a file with these tensor names; None if unknown."""
     keys = tuple(keys)
     for layout, (mark, _) in _MARKS.items():
         if any(key.startswith(mark) for key in keys):
@@ -167,7 +167,7 @@ def find_layout(keys: Iterable[str]) -> Layout | None:
 
 
 def find_prefixes(keys: Iterable[str]) -> list[str]:
-    """What stands before the names of every model of a known layout: "" where nothing does."""
+    """The prefix of each model with a known layout; "" if its names have none."""
     found: dict[str, Layout] = {}
     for key in keys:
         for layout, (mark, _) in _MARKS.items():
@@ -183,7 +183,7 @@ def find_prefixes(keys: Iterable[str]) -> list[str]:
 
 
 def rename(key: str, layout: Layout) -> str | None:
-    """Our name of a tensor, None if the layout's table does not know it."""
+    """Our name for a tensor; None if it is not in the layout's table."""
     key = key.removeprefix(_MARKS[layout][1])
     for pattern, ours in _PATTERNS[layout]:
         if match := pattern.match(key):

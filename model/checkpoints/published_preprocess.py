@@ -1,6 +1,6 @@
-"""How images are sized and normalised for a published model, by the settings beside its weights.
+"""How images are resized and normalised for a published model, by the settings with its weights.
 
-What `bundle.preprocess` does not do, such as to squeeze images into a square, is refused by name.
+What `bundle.preprocess` does not do, such as squeezing images into a square, is refused by name.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ _BILINEAR = 2  # of Pillow
 _HUGGING_FACE = {
     "do_resize": True,
     "size": {"shortest_edge": 800, "longest_edge": 1333},
-    "max_size": 1333,  # beside a size that is one number
+    "max_size": 1333,  # the default if the size is a single number
     "resample": _BILINEAR,
     "do_rescale": True,
     "rescale_factor": 1 / 255,
@@ -29,7 +29,7 @@ def from_preprocessor_config(config: Mapping[str, Any]) -> Preprocess:
     """The preprocessing in a preprocessor_config.json of transformers.
 
     Raises:
-        ValueError: a setting that is not supported, or of another form; names it.
+        ValueError: a setting is not supported or malformed; names it.
     """
     given = {**_HUGGING_FACE, **{key: value for key, value in config.items() if value is not None}}
     require_supported(
@@ -51,7 +51,7 @@ def from_preprocessor_config(config: Mapping[str, Any]) -> Preprocess:
 
 
 def _sides(given: Mapping[str, Any]) -> tuple[int, int]:
-    """Short side and the most that the long side may be, in pixels."""
+    """The short side and the largest long side, in pixels."""
     size = given["size"]
     if _is_side(size) and _is_side(given["max_size"]):
         return size, given["max_size"]
@@ -60,7 +60,7 @@ def _sides(given: Mapping[str, Any]) -> tuple[int, int]:
         longest = size.get("longest_edge", given["max_size"])
         if _is_side(shortest) and _is_side(longest):
             return shortest, longest
-        # A box that images have to fit into: only of a square one the sides do not matter.
+        # A box that images have to fit into: only for a square one, orientation does not matter.
         height, width = size.get("max_height"), size.get("max_width")
         if _is_side(height) and height == width:
             return height, height
@@ -93,7 +93,7 @@ def from_test_pipeline(where: str, config: Mapping[str, Any]) -> Preprocess | No
     """The preprocessing of the test pipeline in a configuration of mmdetection, None without one.
 
     Raises:
-        ValueError: it sizes images in a way that is not supported; names it.
+        ValueError: it resizes images in a way that is not supported; names it.
     """
     steps = list(_steps(_test_pipeline(config)))
     for step in steps:
@@ -107,7 +107,7 @@ def from_test_pipeline(where: str, config: Mapping[str, Any]) -> Preprocess | No
     name = "scale" if "scale" in sizing else "img_scale"
     if not (isinstance(scale, tuple) and len(scale) == 2 and all(map(_is_side, scale))):
         refuse(f"{where}, test pipeline,", name, value=scale, supported="(long side, short side)")
-    # mmdetection 3 squeezes images into the scale unless it is told to keep their ratio.
+    # mmdetection 3 distorts images to the scale unless told to keep their aspect ratio.
     keeps_ratio = sizing.get("keep_ratio", name == "img_scale")
     if not is_same(keeps_ratio, True):
         refuse(f"{where}, test pipeline,", "keep_ratio", value=keeps_ratio, supported=True)
@@ -115,7 +115,7 @@ def from_test_pipeline(where: str, config: Mapping[str, Any]) -> Preprocess | No
 
 
 def _test_pipeline(config: Mapping[str, Any]) -> Any:
-    """Where versions 3 and 2 keep it, or the variable that both are made of."""
+    """The pipeline from where version 3 or 2 keeps it, or from the variable that both use."""
     for path in (("test_dataloader", "dataset", "pipeline"), ("data", "test", "pipeline")):
         found: Any = config
         for key in path:
@@ -126,7 +126,7 @@ def _test_pipeline(config: Mapping[str, Any]) -> Any:
 
 
 def _steps(pipeline: Any) -> Iterator[Mapping[str, Any]]:
-    """Every step, those within another one too."""
+    """Every step, including nested ones."""
     for step in pipeline if isinstance(pipeline, tuple) else ():
         if isinstance(step, Mapping):
             yield step

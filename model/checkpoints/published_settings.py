@@ -1,7 +1,7 @@
-"""What a published file says of its model beside the tensors: its sizes, and other arithmetic.
+"""What a published file says about its model besides the tensors: sizes and arithmetic.
 
-Tensors do not tell how they are computed with. Sizes are handed on under the names of
-`ModelConfig`; a setting that this model cannot follow is refused by its name.
+Tensors do not show how they are used. Sizes are returned under the names of `ModelConfig`; a
+setting that this model does not support is refused by name.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from bundle.preprocess import Preprocess
 
-# Backbones whose arithmetic is that of ResNet-50 with other numbers of blocks.
+# Backbones that compute like ResNet-50, with other numbers of blocks.
 _RESNETS = re.compile(r"(tv_|gluon_)?resnet(50|101|152)(_v1b)?(\..*)?$")
 
 
@@ -21,8 +21,8 @@ _RESNETS = re.compile(r"(tv_|gluon_)?resnet(50|101|152)(_v1b)?(\..*)?$")
 class Settings:
     """Sizes by field of `ModelConfig`, or "num_proposals", "with_box_refine" and "two_stage".
 
-    where: what states them, for messages. names: how it spells each of them. class_names: by
-    output, None where it has none. preprocess: of images, None where nothing is said of it.
+    where: their source, for messages. names: how the source spells each of them. class_names: by
+    output; None if it has none. preprocess: None if it says nothing about that.
     """
 
     where: str = "the file"
@@ -32,11 +32,11 @@ class Settings:
     preprocess: Preprocess | None = None
 
     def get(self, name: str) -> Any:
-        """The value of a field, None where nothing is said of it."""
+        """The value of a field; None if it is not stated."""
         return self.values.get(name)
 
     def require(self, actual: Mapping[str, Any]) -> None:
-        """ValueError where a size differs from that of the tensors; names the first."""
+        """Raise ValueError if a size differs from the tensors'; names the first."""
         for name, value in self.values.items():
             if name in actual and value != actual[name]:
                 raise ValueError(
@@ -48,7 +48,7 @@ class Settings:
 def collect(
     where: str, given: Mapping[str, Any], *, names: Mapping[str, str], classes: Any = None
 ) -> Settings:
-    """The settings that are given, of those that `names` (theirs: ours) knows.
+    """The given settings that are in `names` (theirs: ours).
 
     Raises:
         ValueError: two names of one size have different values; this model has one for both.
@@ -81,7 +81,7 @@ def _require_size(where: str, name: str, value: Any, *, is_flag: bool) -> None:
 
 
 def refuse(where: str, name: str, *, value: Any, supported: Any) -> NoReturn:
-    """Raises the ValueError on a setting that this model does not follow."""
+    """Raise ValueError for a setting that this model does not support."""
     raise ValueError(
         f"{where} says {name} = {value!r}, which changes the arithmetic; only {supported!r} is "
         "supported"
@@ -91,14 +91,14 @@ def refuse(where: str, name: str, *, value: Any, supported: Any) -> NoReturn:
 def require_supported(
     where: str, given: Mapping[str, Any], *, supported: Mapping[str, Any]
 ) -> None:
-    """ValueError where a setting that is given differs from the one that is supported."""
+    """Raise ValueError if a given setting differs from the supported one."""
     for name, value in supported.items():
         if name in given and not is_same(given[name], value):
             refuse(where, name, value=given[name], supported=value)
 
 
 def is_same(found: Any, value: Any) -> bool:
-    """Whether a setting is the one that is supported."""
+    """Whether a setting has the supported value."""
     if isinstance(value, float) and isinstance(found, int | float):
         return math.isclose(found, value)
     return bool(found == value)
@@ -125,7 +125,7 @@ _HUGGING_FACE_SIZES = {
     "num_queries": "num_queries",
     "two_stage_num_proposals": "num_proposals",
 }
-# A config.json leaves out what has its default; these the tensors do not tell.
+# A config.json omits defaults; the tensors do not show these.
 _HUGGING_FACE_DEFAULTS = {
     "encoder_attention_heads": 8,
     "decoder_attention_heads": 8,
@@ -138,7 +138,7 @@ _HUGGING_FACE_SUPPORTED = {
     "position_embedding_type": "sine",
     "num_channels": 3,
 }
-_PLACEHOLDER = re.compile(r"LABEL_\d+$")  # what transformers calls outputs without names
+_PLACEHOLDER = re.compile(r"LABEL_\d+$")  # transformers' names for unnamed outputs
 
 
 def from_hugging_face(config: Mapping[str, Any]) -> Settings:

@@ -1,12 +1,12 @@
-"""Where weights are published; the digest in a file's name tells what it has to be."""
+"""Where weights are published; each file's name contains its digest."""
 
 import re
 from pathlib import Path
 
 BACKBONE = "resnet50"
 VARIANTS = ("base", "refine", "two_stage")
-RELEASES = {"mmdet2": "v2.0", "mmdet3": "v3.0"}  # of 2021 and of 2022
-WEIGHTS_DIR = Path("weights")  # where downloads are put
+RELEASES = {"mmdet2": "v2.0", "mmdet3": "v3.0"}  # from 2021 and 2022
+WEIGHTS_DIR = Path("weights")  # where downloads go
 
 # The eight hex digits in a name are the first of the file's SHA-256.
 _MMDET_FILES = {
@@ -27,7 +27,7 @@ _BACKBONE_FILE = "resnet50-0676ba61.pth"  # torchvision, IMAGENET1K_V1; V2 gives
 
 
 def published_url(variant: str, *, file_format: str = "mmdet2", base_url: str | None = None) -> str:
-    """Where the weights of a variant, or of "resnet50", are published (or mirrored: base_url)."""
+    """The URL of the weights of a variant or of "resnet50", at their publisher or at `base_url`."""
     if variant == BACKBONE:
         return f"{base_url or _BACKBONE_URL}/{_BACKBONE_FILE}"
     name = _MMDET_FILES[file_format, variant]
@@ -36,7 +36,7 @@ def published_url(variant: str, *, file_format: str = "mmdet2", base_url: str | 
 
 
 def checkpoint_name(variant: str, *, file_format: str = "mmdet2") -> str:
-    """What the converted weights of a variant, or of "resnet50", are called."""
+    """The file name of the converted weights of a variant or of "resnet50"."""
     is_later = file_format == "mmdet3" and variant != BACKBONE
     return f"{variant}{'_mmdet3' if is_later else ''}.safetensors"
 

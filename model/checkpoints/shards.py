@@ -1,4 +1,4 @@
-"""Weights in several files, as transformers writes large models, with an index that names them."""
+"""Weights in several files with an index, which is how transformers saves large models."""
 
 import json
 import re
@@ -11,12 +11,12 @@ _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")  # name of the whole, count,
 
 
 def is_index(path: Path) -> bool:
-    """Whether a file is named as an index is, such as model.safetensors.index.json."""
+    """Whether a file is named like an index, such as model.safetensors.index.json."""
     return path.name.endswith(_INDEX_END)
 
 
 def index_of(path: Path) -> Path | None:
-    """The index of a file that is named as one of several parts; None for any other."""
+    """The index of a file whose name marks it as one of several parts; else None."""
     match = _PART.fullmatch(path.name)
     if match is None or int(match[2]) == 1:
         return None
@@ -27,13 +27,13 @@ def parts_of(index: Path) -> list[Path]:
     """The files that an index names, sorted.
 
     Raises:
-        ValueError: it is no index, or names a file elsewhere.
+        ValueError: it is not an index, or names a file in another folder.
     """
     return sorted({index.with_name(name) for name in _weight_map(index).values()})
 
 
 def read_shards(index: Path, read_file: Callable[[Path], Mapping[Any, Any]]) -> Mapping[Any, Any]:
-    """The tensors of all the parts by name.
+    """The tensors of all parts by name.
 
     Raises:
         ValueError: a part is missing or lacks a tensor; names it.
@@ -61,11 +61,13 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError if it holds anything else."""
+    """The object in a JSON file; ValueError for anything else."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}, beside the weights, is not valid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}, beside the weights, holds no object but {str(content)[:40]!r}")
+        raise ValueError(
+            f"{path}, beside the weights, holds {str(content)[:40]!r}, expected an object"
+        )
     return content

@@ -1,4 +1,4 @@
-"""Finds the model's tensors in a file: below which keys and prefixes, and which of its copies."""
+"""Finds the model's tensors in a file: their keys and prefixes, and which copy to take."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -10,15 +10,15 @@ from model.checkpoints.published_layouts import find_prefixes
 
 Tensors = dict[str, Tensor]
 _AVERAGE = re.compile(r"(^|[._])(ema|teacher|averaged?|swa)([._]|$)", re.IGNORECASE)
-_USUAL = ("state_dict", "model", "")  # keys of a model that is no moving average
-# Compilation and sharding put these between the names of modules.
+_USUAL = ("state_dict", "model", "")  # keys of a model other than the moving average
+# Compilation and sharding insert these between the names of modules.
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _MMENGINE_AVERAGE, _MMENGINE_COUNTER = "ema_state_dict", "steps"
 _MAX_DEPTH = 4
 
 
 class _Copy(NamedTuple):
-    """One model in a file: the keys that lead to its dict, the prefix there, its tensors."""
+    """One model in a file: the keys that lead to its dict, its prefix there, its tensors."""
 
     path: str
     prefix: str
@@ -37,19 +37,19 @@ class _Copy(NamedTuple):
 def find_state(
     content: Mapping[Any, Any], *, buffers_are_average: bool = True
 ) -> tuple[Tensors, list[str]]:
-    """The tensors of a detector of a known layout without prefixes, and what had to be chosen.
+    """The tensors of a detector with a known layout, without prefixes, and which choice was made.
 
     Args:
-        content: what a file holds: tensors by name, or containers around them.
+        content: the content of a file: tensors by name, or containers around them.
         buffers_are_average: whether the `ema_*` buffers of mmdetection 2.x hold the moving
-            average, rather than the weights that it is of.
+            average, rather than the weights as trained.
 
     Returns:
-        Tensors under the names of their layout, and sentences for the log. Where no layout is
-        known, every tensor that was found.
+        Tensors under the names of their layout, and sentences for the log. If the layout is
+        unknown, every tensor found.
 
     Raises:
-        ValueError: it holds several models, and none of them is the moving average.
+        ValueError: it holds several models, none of them the moving average.
     """
     copies = [copy for path, tensors in _dicts(content) for copy in _split(path, tensors)]
     if not copies:
@@ -70,7 +70,7 @@ def find_state(
 
 
 def _dicts(content: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Tensors]]:
-    """Every dict that holds tensors by name, and the keys that lead there."""
+    """Every dict that holds tensors by name, with the keys that lead to it."""
     tensors = {_WRAPPERS.sub("", k): x for k, x in content.items()
                if isinstance(k, str) and isinstance(x, Tensor)}  # fmt: skip
     if tensors:
@@ -107,7 +107,7 @@ def _choose(copies: list[_Copy]) -> _Copy:
 
 
 def _settle_buffers(tensors: Tensors, notes: list[str], *, are_average: bool) -> Tensors:
-    """Of mmdetection 2.x: a second copy of the weights, in buffers with flattened names."""
+    """Handle mmdetection 2.x's second copy of the weights, in buffers with flattened names."""
     flattened = {f"ema_{name.replace('.', '_')}": name for name in tensors}
     buffers = {name: x for name, x in tensors.items() if re.match(r"ema_[^.]+$", name)}
     kept = {name: x for name, x in tensors.items() if name not in buffers}

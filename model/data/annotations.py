@@ -1,8 +1,8 @@
-"""The one reader of COCO annotation files: check, training and evaluation see what it gives.
+"""The only reader of COCO annotation files, shared by the check, training and evaluation.
 
 Tools write the same fact in many ways: `iscrowd` as null or "0", `area` as 0, ids as text, sizes as
-floats or not at all. What has only one reading is taken as that and noted; the rest is a fault
-that shows the value found.
+floats or not at all. A value that can mean only one thing is accepted and noted; any other is a
+fault whose message shows the value.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _FORMS = {
 
 @dataclass(frozen=True, slots=True)
 class ImageEntry:
-    """One image of the file; size is (height, width) as stated, None where it is not."""
+    """One image of the file; size is (height, width) as stated, or None."""
 
     id: int
     file_name: str
@@ -50,7 +50,7 @@ class BoxEntry:
 
     @property
     def area(self) -> float:
-        """In pixels: what the file says (in COCO's files, of the mask), else width x height."""
+        """The stated area in pixels (in COCO's files, of the mask), else width x height."""
         return self.bbox[2] * self.bbox[3] if self.stated_area is None else self.stated_area
 
 
@@ -60,10 +60,10 @@ class Annotations:
 
     Attributes:
         classes: in the order of the file's categories; the position is the label.
-        faults: entries that could not be read (fatal; they are in none of the lists), and notes
-            on how others were read.
+        faults: entries that could not be read (fatal, and missing from the lists), and notes on
+            how others were read.
         sha256: of the file's bytes.
-        image_numbers, category_numbers: the id here of every id in the file that is text.
+        image_numbers, category_numbers: the number used for every id that is text in the file.
     """
 
     file: Path
@@ -80,7 +80,7 @@ def read_annotations(annotation_file: Path) -> Annotations:
     """The content of an annotation file, normalised.
 
     Raises:
-        ValueError: it is missing, no JSON, or lacks the lists images, annotations or categories.
+        ValueError: it is missing, not JSON, or lacks the list images, annotations or categories.
     """
     try:
         data = annotation_file.read_bytes()
@@ -89,7 +89,7 @@ def read_annotations(annotation_file: Path) -> Annotations:
     content = read_json(data, annotation_file)
     for section in _SECTIONS:
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
-            found = f"{section} is missing or no list"
+            found = f"{section} is missing or not a list"
             found = found if isinstance(content, dict) else f"the file holds {shown(content)}"
             raise ValueError(
                 f"{annotation_file}: expected COCO's format, an object with the lists images, "
@@ -105,12 +105,12 @@ def read_annotations(annotation_file: Path) -> Annotations:
 
 
 class _Unreadable(Exception):
-    """The entry at hand lacks a field, and that was reported."""
+    """The entry lacks a field, which has been reported."""
 
 
 @dataclass
 class _Reader:
-    """Goes through the lists of one file and keeps what is worth telling."""
+    """Reads the lists of one file and collects faults and notes."""
 
     content: dict[str, list[Any]]
     faults: list[Fault] = field(default_factory=list)
@@ -123,7 +123,7 @@ class _Reader:
         self._category_ids = self._number("categories")
 
     def images(self) -> Iterator[ImageEntry]:
-        """The images that have an id and a file."""
+        """The images that have an id and a file name."""
         for where, entry in self._entries("images"):
             try:
                 yield ImageEntry(
@@ -135,7 +135,7 @@ class _Reader:
                 continue
 
     def boxes(self) -> Iterator[BoxEntry]:
-        """The annotations that have a box on a known image, of a known category."""
+        """The annotations with a box, a known image and a known category."""
         for position, (where, entry) in enumerate(self._entries("annotations"), start=1):
             try:
                 yield BoxEntry(
@@ -150,7 +150,7 @@ class _Reader:
                 continue
 
     def classes(self, used_ids: set[int]) -> Iterator[ClassInfo]:
-        """The categories, but for the placeholder that Roboflow puts above its own."""
+        """The categories, without the parent category that Roboflow adds as a placeholder."""
         placeholder = _placeholder([entry for _, entry in self._entries("categories")])
         for where, entry in self._entries("categories"):
             try:
@@ -160,8 +160,8 @@ class _Reader:
                 continue
             if entry is placeholder and category_id not in used_ids:
                 message = (
-                    f"category {category_id} {name} has no box and stands above all others, as in "
-                    "Roboflow's exports: it becomes no class of the model"
+                    f"category {category_id} {name} has no box and is the parent of all others, as "
+                    "in Roboflow's exports: it becomes no class of the model"
                 )
                 self.faults.append(Fault("placeholder-class", None, None, message, fatal=False))
             else:
@@ -178,13 +178,13 @@ class _Reader:
         return _of_text(self._category_ids)
 
     def notes(self) -> Iterator[Fault]:
-        """One for every way in which values were read that COCO writes otherwise."""
+        """One note for every kind of value that was not written as COCO does."""
         for what, (count, first) in self._notes.items():
             message = f"{what} ({count} times, the first: {first})"
             yield Fault("read-otherwise", None, None, message, fatal=False)
 
     def _entries(self, section: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Where an entry stands, for messages, and the entry."""
+        """Every entry, with its place for messages."""
         for position, entry in enumerate(self.content[section]):
             if isinstance(entry, dict):
                 yield f"{section}[{position}]", entry
@@ -198,9 +198,9 @@ class _Reader:
                 self.faults.append(Fault("malformed", None, None, message))
 
     def _number(self, section: str) -> dict[int | str, int]:
-        """The number of every id in a section: itself, and for text the next that is free.
+        """The number of every id in a section: the id itself, or the next free number for text.
 
-        In alphabetical order, which files of other splits share.
+        Text is numbered in alphabetical order, so that the splits agree.
         """
         numbers: dict[int | str, int] = {}
         texts: list[str] = []
@@ -269,9 +269,7 @@ class _Reader:
         if area is not None and area > 0:
             return area
         if "area" in entry:
-            self._note(
-                "areas are no positive number: width x height is taken", where, entry, "area"
-            )
+            self._note("areas are not positive numbers: using width x height", where, entry, "area")
         return None
 
     def _is_crowd(self, where: str, entry: dict[str, Any]) -> bool:
@@ -306,7 +304,7 @@ def _whole(value: object) -> int | None:
 
 
 def _placeholder(categories: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The category that is the supercategory of all the others, if there is one."""
+    """The category that is the supercategory of all others, if any."""
     for category in categories:
         others = [other.get("supercategory") for other in categories if other is not category]
         name = category.get("name")

@@ -1,10 +1,10 @@
-"""The check of a COCO-format data set before the first step: every fault, by name.
+"""Checks a data set in COCO format before the first step and reports every fault by name.
 
     python -m model.data.check DIR [--split SPLIT] [--decode]
 
-Nothing is repaired. A fault is fatal where training would be wrong; for the others the message
-says what training will do about it. Exit status 1 if there is a fatal one. Without --decode only
-headers are read, and images decoded that seem to be cut short.
+Nothing is repaired. A fault is fatal if training would be wrong; for others the message says what
+training does about it. The exit status is 1 if a fault is fatal. Without --decode, only headers
+are read, and only images that seem truncated are decoded.
 """
 
 import argparse
@@ -21,17 +21,16 @@ from model.data.faults import Fault, describe
 from model.data.layouts import locate
 from model.data.split import MIN_BOX_SIDE_PX, Split, clip_box, is_in_image, open_split
 
-ROUNDING_PX = 0.1  # COCO rounds boxes to 0.01; a box that sticks out less is no fault
+ROUNDING_PX = 0.1  # COCO rounds boxes to 0.01; a box that sticks out by less is fine
 SHOWN_OF_A_KIND = 10
-_LACKS_TARGETS = ("no-annotations", "no-targets", "all-crowds")  # fatal for training alone
+_LACKS_TARGETS = ("no-annotations", "no-targets", "all-crowds")  # fatal only for training
 
 
 def check_split(split: Split, model: ModelConfig | None) -> list[Fault]:
-    """All faults of a split, first those of the annotation file, then of images, then of boxes.
+    """All faults of a split: those of the annotation file, then of images, then of boxes.
 
     Args:
-        model: whose queries and detections the objects of an image have to fit into; None where
-            there is no limit.
+        model: limits the objects in an image by its queries and detections; None for no limit.
     """
     return [
         *split.annotations.faults,
@@ -43,7 +42,7 @@ def check_split(split: Split, model: ModelConfig | None) -> list[Fault]:
 
 
 def check_validation(val: Split, train: Split | None = None) -> list[Fault]:
-    """All faults of a split that is evaluated on, which may lack boxes, beside that of training."""
+    """All faults of an evaluation split, which may lack boxes, also compared with training."""
     faults = check_split(val, None)
     if any(fault.kind in _LACKS_TARGETS for fault in faults):
         message = "no box to evaluate on, so there is no AP, and the best epoch is the last one"
@@ -79,7 +78,7 @@ def _repeated(values: Iterable[Any]) -> list[Any]:
 
 
 def _box_faults(split: Split) -> Iterator[Fault]:
-    """Of images whose size is right; the boxes of the others would be reported for its sake."""
+    """Faults of boxes, but not in images of the wrong size: those have a fault already."""
     of_wrong_size = {fault.image_id for fault in split.file_faults if fault.fatal}
     for box in split.annotations.boxes:
         if box.image_id in split.files and box.image_id not in of_wrong_size:

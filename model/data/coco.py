@@ -1,4 +1,4 @@
-"""A data set in COCO's format as training samples and as ground truth, for any classes."""
+"""A data set in COCO format as training samples and as ground truth, for any classes."""
 
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from model.data.transforms import Sample, Transform, to_target
 class CocoDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
     """Images and boxes of one split.
 
-    With a transform it is a training set: images with a side under 32 pixels are left out, an
-    image without boxes stays, and what the transform draws depends on (seed, epoch, index) alone.
-    Without one it holds every image as it is, for evaluation. Crowd annotations are no targets
+    With a transform it is a training set: images with a side under 32 pixels are left out, images
+    without boxes stay, and the transform's random draws depend only on (seed, epoch, index).
+    Without one it holds every image unchanged, for evaluation. Crowd annotations are not targets,
     but remain in the ground truth.
 
-    Expects a split that `check_split` found no fatal fault in.
+    The split must have no fatal fault (see `check_split`).
     """
 
     def __init__(self, split: Split, *, transform: Transform | None = None, seed: int = 0) -> None:
@@ -33,13 +33,13 @@ class CocoDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
             image_ids = [i for i in image_ids if min(split.size(i)) >= MIN_TRAINING_SIDE_PX]
         sizes = np.array([split.size(image_id) for image_id in image_ids]).reshape(-1, 2)
         self.is_portrait = sizes[:, 0] > sizes[:, 1]
-        # Arrays, not lists of objects: worker processes then share this memory for good.
+        # Arrays, not lists of objects, so that worker processes keep sharing this memory.
         self._image_ids = np.array(image_ids, dtype=np.int64)
         self._paths = np.array([str(split.files[i].path) for i in image_ids], dtype=np.str_)
         self._boxes, self._labels, self._ends = _gather_boxes(split, image_ids)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose what the transform draws in the next pass."""
+        """Set the epoch, which decides what the transform draws."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -72,12 +72,12 @@ class CocoDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
             raise ValueError(f"image {self.image_id(index)}, {error}") from error
 
     def ground_truth(self) -> dict[str, Any]:
-        """The split in COCO's format, crowds included; made again, so it may be changed."""
+        """The split in COCO's format, crowds included; a new copy, which may be changed."""
         return self._split.ground_truth()
 
 
 def _gather_boxes(split: Split, image_ids: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (N, 4), labels (N,) in the order of the images, and where each image's end (I,)."""
+    """Boxes (N, 4) and labels (N,) in the order of the images, and where each image ends (I,)."""
     label_of = {info.id: label for label, info in enumerate(split.annotations.classes)}
     boxes: dict[int, list[tuple[float, ...]]] = {image_id: [] for image_id in image_ids}
     labels: dict[int, list[int]] = {image_id: [] for image_id in image_ids}

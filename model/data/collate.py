@@ -15,10 +15,10 @@ Target = dict[str, Any]
 def collate(
     samples: Sequence[tuple[np.ndarray, Target]], min_side: int = 1
 ) -> tuple[Tensor, Tensor, list[Target]]:
-    """Pad at the bottom and on the right to the largest height and width of the batch.
+    """Pad at the bottom and right to the largest height and width of the batch.
 
     Args:
-        samples: pairs of an image (h, w, 3) uint8 RGB and its target, as the data sets give them.
+        samples: pairs of an image (h, w, 3) uint8 RGB and its target, from a data set.
         min_side: smallest padded height and width, in pixels.
 
     Returns:

@@ -1,8 +1,8 @@
-"""The demo data set: handwritten digits over photographs, made on the fly.
+"""The demo data set: handwritten digits over photographs, generated on the fly.
 
-Digits are those of scikit-learn (8x8, 1797 of them), photographs those inside scikit-image's
-wheel; nothing is downloaded. Training and validation share no digit and no photograph. Lines,
-ellipses, rectangles and scribbles are drawn as distractors and carry no label.
+The 1797 digits (8x8) come from scikit-learn, the photographs from scikit-image's wheel; nothing is
+downloaded. Training and validation share no digit and no photograph. Lines, ellipses, rectangles
+and scribbles are drawn as distractors without a label.
 
     python -m model.data.digits OUT --split val     writes the split in COCO format
 """
@@ -33,13 +33,13 @@ BACKGROUND = len(CLASSES)  # the label of crops without a digit
 NUM_CROP_CLASSES = BACKGROUND + 1
 
 IMAGE_SIDE_PX = 128  # of validation images
-# Every fourth training image has other sides, drawn one by one, so that most batches have padding.
+# Every fourth training image has random sides, so that most batches have padding.
 _OTHER_SIDES_PX = (96, 128, 160)
 CROP_SIDE_PX = 40
 NUM_VAL_IMAGES = 200
 _VAL_SEED = 201004159  # validation is the same 200 images whatever the seed of a run
 _PHOTOS: dict[Split, tuple[str, ...]] = {
-    # The two motorcycles are one scene, so they stay together.
+    # The two motorcycle images show one scene, so they stay together.
     "train": ("astronaut.png", "camera.png", "cell.png", "chelsea.png", "coins.png", "grass.png",
               "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "motorcycle_right.png",
               "rocket.jpg"),
@@ -53,7 +53,7 @@ _MAX_COVER = 0.1  # of the smaller of two digit boxes
 
 @cache
 def _photos(split: Split) -> tuple[np.ndarray, ...]:
-    """The split's photographs, uint8 RGB, short side at most 320."""
+    """The split's photographs, uint8 RGB, with a short side of at most 320."""
     folder = Path(skimage.__file__).parent / "data"
     photos = []
     for name in _PHOTOS[split]:
@@ -85,7 +85,7 @@ def _noise_field() -> np.ndarray:
 
 
 def _background(rng: np.random.Generator, split: Split, side: int, min_window: int) -> np.ndarray:
-    """A square window of a photograph, scaled to (side, side, 3) uint8, its light varied."""
+    """A square window of a photograph, scaled to (side, side, 3) uint8, with varied lighting."""
     photos = _photos(split)
     photo = photos[rng.integers(len(photos))]
     height, width = photo.shape[:2]
@@ -180,7 +180,7 @@ def _place(
     size: tuple[int, ...],
     taken: list[tuple[int, int, int, int]],
 ) -> tuple[int, int, int, int] | None:
-    """A place (x1, y1, x2, y2) in the image for (h, w), hardly covering another; None if full."""
+    """A place (x1, y1, x2, y2) for a digit (h, w) that hardly covers others; None if full."""
     height, width = size
     for _ in range(10):
         x = int(rng.integers(image.shape[1] - width + 1))
@@ -199,8 +199,8 @@ def _place(
 def make_sample(rng: np.random.Generator, split: Split) -> Sample:
     """One image with none to six digits; boxes are tight around their ink.
 
-    Validation images are (128, 128, 3); so are three training images in four, while the sides of
-    the fourth are 96, 128 or 160 each.
+    Validation images are (128, 128, 3), and so are three in four training images; each side of the
+    fourth is 96, 128 or 160.
     """
     height = width = IMAGE_SIDE_PX
     if split == "train" and rng.random() < 0.25:
@@ -259,8 +259,8 @@ def crop_batch(
 class DigitsDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
     """Digits over photographs, with the interface of `CocoDataset`.
 
-    Training images depend on (seed, epoch, index) and nothing else, so they never repeat and a
-    resumed run sees the same ones. Validation is the same images for every seed and epoch.
+    Training images depend only on (seed, epoch, index), so they never repeat and a resumed run
+    sees the same ones. The validation images are the same for every seed and epoch.
     """
 
     classes = CLASSES
@@ -280,7 +280,7 @@ class DigitsDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose which images the next pass makes; without effect on validation."""
+        """Set the epoch, which decides the training images."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -288,7 +288,7 @@ class DigitsDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
 
     @property
     def is_portrait(self) -> np.ndarray:
-        """By index, whether a batch takes an image for higher than wide: all are of one kind."""
+        """By index, whether an image counts as portrait for batching: none does."""
         return np.zeros(self.num_images, np.bool_)
 
     def _rng(self, index: int) -> np.random.Generator:
@@ -310,7 +310,7 @@ class DigitsDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
         return index + 1
 
     def read_image(self, index: int) -> np.ndarray:
-        """The image (h, w, 3) uint8 RGB as it is, before any transform."""
+        """The image (h, w, 3) uint8 RGB before any transform."""
         return make_sample(self._rng(index), self.split).image
 
     def ground_truth(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What boxes and images as a whole say about a data set: another box format, crowds, leaks."""
+"""Faults that only a whole data set shows: a wrong box format, too many crowds, leaks."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from model.data.annotations import BoxEntry
 from model.data.faults import Fault
 from model.data.split import Split
 
-MOST = 0.9  # of the boxes, from where on a property is no accident
+MOST = 0.9  # a property shared by more of the boxes is no accident
 AREA_TOLERANCE = 0.01  # relative
 SHOWN_CLASSES = 10
 
@@ -42,7 +42,7 @@ def _targets(split: Split, model: ModelConfig | None) -> Iterator[Fault]:
     targets = [box for box in split.annotations.boxes if split.training_box(box) is not None]
     if not targets:
         if split.files:
-            yield Fault("no-targets", None, None, "no annotation is left that can be trained on")
+            yield Fault("no-targets", None, None, "no annotation can be trained on")
         return
     used = {box.category_id for box in targets}
     empty = [f"{c.id} {c.name}" for c in split.annotations.classes if c.id not in used]
@@ -71,7 +71,7 @@ def _repeated_boxes(boxes: Sequence[BoxEntry]) -> Iterator[Fault]:
 
 
 def _full_images(num_objects: Counter[int], model: ModelConfig) -> Iterator[Fault]:
-    """Images, by id, that hold more objects than the model can find."""
+    """Images with more objects than the model can find."""
     fullest, most = num_objects.most_common(1)[0]
     for name, limit in (
         ("num_queries", model.num_queries),
@@ -87,7 +87,7 @@ def _full_images(num_objects: Counter[int], model: ModelConfig) -> Iterator[Faul
 
 
 def _box_format(split: Split) -> Iterator[Fault]:
-    """Corners, or parts of the image, where width and height in pixels should be."""
+    """Boxes given as corners or as fractions of the image, instead of sizes in pixels."""
     boxes = [box for box in split.annotations.boxes if box.image_id in split.files]
     if not boxes:
         return
@@ -96,7 +96,7 @@ def _box_format(split: Split) -> Iterator[Fault]:
     where = f"of image {first.image_id}"
     if all(0 <= value <= 1 for box in boxes for value in box.bbox):
         message = (
-            f"all boxes lie between 0 and 1, {found} {where}: they are parts of the image's sides; "
+            f"all boxes are between 0 and 1, {found} {where}: fractions of the image's sides; "
             "COCO's format has [x, y, width, height] in pixels"
         )
         yield Fault("normalised-boxes", None, None, message)
@@ -109,7 +109,7 @@ def _box_format(split: Split) -> Iterator[Fault]:
 
 
 def _are_corners(split: Split, boxes: list[BoxEntry]) -> bool:
-    """By the stated areas; or because most boxes leave the image, but would not as corners."""
+    """Judge by the stated areas, or by boxes that leave the image but would not as corners."""
     telling = [box for box in boxes if box.stated_area is not None]
     by_corners = sum(_is_area(box, _corner_area(box)) for box in telling)
     by_sides = sum(_is_area(box, box.bbox[2] * box.bbox[3]) for box in telling)
@@ -140,7 +140,7 @@ def _is_inside(split: Split, image_id: int, *, corners: tuple[float, float, floa
 
 
 def _orientation(split: Split) -> Iterator[Fault]:
-    """Images that EXIF turns without a change of size, where nothing shows what boxes refer to."""
+    """Images that EXIF flips without changing their size, so boxes may refer to either version."""
     turned = [i for i, file in split.files.items() if 1 < file.header.orientation <= 4]
     if turned:
         message = (
@@ -152,17 +152,19 @@ def _orientation(split: Split) -> Iterator[Fault]:
 
 
 def other_classes(train: Split, val: Split) -> Iterator[Fault]:
-    """Classes of one split that the other lacks, by the same id and name; their order is free."""
+    """Classes that only one split has, compared by id and name; order does not matter."""
     ours, theirs = ([f"{info.id} {info.name}" for info in split.annotations.classes]
                     for split in (train, val))  # fmt: skip
     if unknown := [entry for entry in theirs if entry not in ours]:
         message = (
-            f"{_some(unknown)} of val are no classes of train, which has {_some(ours)}: give both "
+            f"{_some(unknown)} of val are not classes of train, which has {_some(ours)}: give both "
             "splits one list of categories, with the same ids and names"
         )
         yield Fault("other-classes", None, None, message)
     elif missing := [entry for entry in ours if entry not in theirs]:
-        message = f"{_some(missing)} of train are no classes of val: AP will say nothing of them"
+        message = (
+            f"{_some(missing)} of train are not classes of val: AP will say nothing about them"
+        )
         yield Fault("other-classes", None, None, message, fatal=False)
 
 
@@ -172,13 +174,13 @@ def _some(entries: list[str]) -> str:
 
 
 def shared_images(train: Split, val: Split) -> list[Fault]:
-    """The doubt that validation images are trained on, by the bytes of the files."""
+    """Validation images that are also training images, compared by content."""
     digests = {file.digest: file.path for file in train.files.values()}
     shared = [file.path for file in val.files.values() if file.digest in digests]
     if not shared:
         return []
     message = (
         f"{len(shared)} of the {len(val.files)} validation images are training images too, such "
-        f"as {shared[0]}: AP will say too little of new images; validate on others"
+        f"as {shared[0]}: AP will say too little about new images; validate on others"
     )
     return [Fault("shared-images", None, None, message, fatal=False)]

@@ -31,9 +31,9 @@ class EvaluationData(Protocol):
 
 
 def require_classes(classes: Sequence[ClassInfo], expected: Sequence[ClassInfo]) -> None:
-    """ValueError unless the model knows every class of the data set by the same id and name.
+    """Raise ValueError unless the model has every class of the data set, with its id and name.
 
-    Their order does not matter, and the model may know more.
+    The order does not matter, and the model may have more classes.
     """
     unknown = [f"{info.id} {info.name}" for info in expected if info not in classes]
     if unknown:
@@ -47,10 +47,10 @@ def require_classes(classes: Sequence[ClassInfo], expected: Sequence[ClassInfo])
 def open_evaluation_data(
     data_dir: Path | None, split: str, *, classes: Sequence[ClassInfo]
 ) -> EvaluationData:
-    """The data set in a directory, or without one the demo's if these are its classes.
+    """The data set in a directory; without one, the demo's, if these are its classes.
 
     Raises:
-        ValueError: neither, or the data set has faults that would make AP wrong; names them.
+        ValueError: neither is possible, or the data set has faults that make AP wrong; names them.
     """
     if data_dir is None:
         if tuple(classes) != digits.CLASSES:
@@ -66,7 +66,7 @@ def open_evaluation_data(
 
 
 def report_faults(split: Split, faults: Sequence[Fault]) -> None:
-    """The faults in the log, or all of them in a ValueError if one is fatal."""
+    """Log the faults, or raise them all in a ValueError if one is fatal."""
     if not faults:
         return
     report = f"{split.annotations.file}:\n{describe(faults, limit=SHOWN_OF_A_KIND)}"

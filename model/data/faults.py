@@ -1,4 +1,4 @@
-"""What is wrong with a data set, and how it is reported."""
+"""Faults of a data set, and how they are reported."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ class Fault:
 
     Attributes:
         kind: stable name, e.g. "missing-file".
-        image_id, annotation_id: None if there is none.
+        image_id, annotation_id: None if not applicable.
         message: what was found, and what to do about it or what training does.
-        fatal: training would be wrong.
+        fatal: whether training would be wrong.
     """
 
     kind: str
@@ -28,13 +28,13 @@ class Fault:
 
     @property
     def place(self) -> str:
-        """Image and annotation, each followed by a colon; empty for the data set as a whole."""
+        """Image and annotation, each followed by a colon; empty for a fault of the whole set."""
         places = (("image", self.image_id), ("annotation", self.annotation_id))
         return "".join(f"{name} {value}: " for name, value in places if value is not None)
 
 
 def describe(faults: Sequence[Fault], limit: int) -> str:
-    """At most `limit` lines of a kind, then the ids of the others; at the end a count of all."""
+    """At most `limit` lines per kind, then the ids of the others; the last line counts all."""
     of_kind: dict[str, list[Fault]] = {}
     for fault in faults:
         of_kind.setdefault(fault.kind, []).append(fault)
@@ -50,7 +50,7 @@ def describe(faults: Sequence[Fault], limit: int) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: as Python writes it, cut where it is long."""
+    """A value for a message: as Python writes it, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= SHOWN_VALUE_CHARS else f"{text[:SHOWN_VALUE_CHARS]}..."
 

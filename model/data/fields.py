@@ -1,14 +1,14 @@
-"""What a single field of an annotation file means, however a tool has written it."""
+"""The meaning of single fields of an annotation file, in all the ways tools write them."""
 
 import math
 
-LARGEST_ID = 2**53  # beyond, readers of JSON disagree
+LARGEST_ID = 2**53  # JSON readers disagree about larger numbers
 _FALSE = ("", "0", "false")
 _TRUE = ("1", "true")
 
 
 def read_id(value: object) -> int | str | None:
-    """A whole number where the value is one in any form, other text as it is, else None."""
+    """A whole number if the value is one in any form; other text unchanged; else None."""
     if isinstance(value, str):
         text = value.strip()
         return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else text or None
@@ -30,7 +30,7 @@ def read_number(value: object) -> float | None:
 
 
 def read_flag(value: object) -> bool | None:
-    """0 or 1, a truth value, either as text, or nothing, which is False; else None."""
+    """A truth value, given as 0, 1 or a bool, also as text, or missing (False); else None."""
     if isinstance(value, str):
         text = value.strip().lower()
         return False if text in _FALSE else True if text in _TRUE else None
@@ -51,7 +51,7 @@ def read_box(value: object) -> tuple[float, float, float, float] | None:
 
 
 def read_size(height: object, width: object) -> tuple[int, int] | None:
-    """(height, width), positive and whole; None where either is not."""
+    """(height, width), positive and whole; None if either is not."""
     numbers = [read_number(height), read_number(width)]
     sides = [int(n) for n in numbers if n is not None and n >= 1 and n == int(n)]
     return (sides[0], sides[1]) if len(sides) == 2 else None

@@ -1,4 +1,4 @@
-"""The image files of a data set: found, their headers read, all at once and before training."""
+"""Finds the image files of a data set and reads their headers, before training starts."""
 
 import hashlib
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ MIN_TRAINING_SIDE_PX = 32  # smaller images are not trained on, as published
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image file; `digest` of its bytes tells whether another is the same."""
+    """An image file; files with the same `digest` have the same content."""
 
     path: Path
     header: ImageHeader
@@ -29,7 +29,7 @@ class ImageFile:
 
 
 def read_pixels(path: Path) -> np.ndarray:
-    """Pixels (h, w, 3) uint8 RGB as displayed, of any format that data sets come in.
+    """Pixels (h, w, 3) uint8 RGB as displayed, of any format allowed in data sets.
 
     Raises:
         ValueError: the file is missing or damaged; names it.
@@ -46,7 +46,7 @@ def read_image_files(
     """The file of every image, or what is wrong with it, in the order of `images`.
 
     Args:
-        decode: decode every image; otherwise only those that seem to be cut short.
+        decode: decode every image; otherwise only those that seem truncated.
     """
     read = partial(_read_image_file, image_dir=image_dir, decode=decode)
     with ThreadPoolExecutor(NUM_READERS) as pool:
@@ -71,7 +71,7 @@ def _read_image_file(image: ImageEntry, *, image_dir: Path, decode: bool) -> Ima
 
 
 def _has_its_end(data: bytes) -> bool:
-    """Whether the file ends as its format demands; False where the format has no such mark."""
+    """Whether the file has its format's end marker; False if the format has none."""
     if data.startswith(b"\xff\xd8"):
         return data.endswith(b"\xff\xd9")
     if data.startswith(b"\x89PNG"):
@@ -82,7 +82,7 @@ def _has_its_end(data: bytes) -> bool:
 
 
 def size_fault(image: ImageEntry, file: ImageFile) -> Fault | None:
-    """What is wrong with an image's size, or with what the annotations say of it."""
+    """What is wrong with an image's size, or with the size in the annotations."""
     header, shown_size = file.header, _shown(file.header.size)
     if image.size is not None and image.size != header.size:
         message = f"{file.path} is {shown_size} pixels, the annotations say {_shown(image.size)}"

@@ -1,4 +1,4 @@
-"""Reads a JSON file of any encoding, and says what a file is that is none."""
+"""Reads a JSON file in any encoding, and says what a file is if it is not JSON."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,13 @@ _ARCHIVES = ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"7z\xbc\xaf", "7z"
 
 
 def read_json(data: bytes, path: Path) -> Any:
-    """The content of a file, in UTF-8, 16 or 32, with a byte order mark or without.
+    """The content of a file in UTF-8, 16 or 32, with or without a byte order mark.
 
     Args:
         path: of the file, for messages.
 
     Raises:
-        ValueError: it is not valid JSON; says what it is where that can be told.
+        ValueError: it is not valid JSON; says what it is, if it is recognised.
     """
     archive = next((kind for start, kind in _ARCHIVES if data.startswith(start)), None)
     if archive is not None:
@@ -28,12 +28,12 @@ def read_json(data: bytes, path: Path) -> Any:
     except RecursionError as error:
         raise ValueError(f"{path}: not valid JSON: its lists are nested too deep") from error
     except json.JSONDecodeError as error:
-        hint = "; is it one JSON value a line? Put them into one list" * _is_lines(data)
+        hint = "; is it one JSON value per line? Put them into one list" * _is_lines(data)
         raise ValueError(f"{path}: not valid JSON: {error}{hint}") from error
 
 
 def _is_lines(data: bytes) -> bool:
-    """Whether the first line is a JSON object of its own."""
+    """Whether the first line alone is a JSON object."""
     try:
         return isinstance(json.loads(data.splitlines()[0]), dict)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Where the files of a data set are, in the layouts that tools export."""
+"""Finds the files of a data set, in the layouts that tools export."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ _OTHER_NAMES = {"val": ("valid",)}  # of a split
 def locate(data_dir: Path, split: str) -> tuple[Path, Path]:
     """The annotation file and the image directory of a split ("train", "val", ...).
 
-    Known layouts, the first that is found: COCO's own `annotations/instances_SPLIT2017.json` (or
-    2014, or without a year) with `SPLIT2017/`; `annotations/SPLIT.json`; `SPLIT.json`; Roboflow's
-    `SPLIT/_annotations.coco.json`; and one file for every split, `instances.json` or Label
+    The first layout found counts: COCO's own `annotations/instances_SPLIT2017.json` (or 2014, or
+    without a year) with `SPLIT2017/`; `annotations/SPLIT.json`; `SPLIT.json`; Roboflow's
+    `SPLIT/_annotations.coco.json`; or one file for every split, `instances.json` or Label
     Studio's `result.json`. Images are in `SPLIT2017/`, `images/SPLIT/`, `SPLIT/`, `images/` or
     beside the annotation file. The split val may be called valid.
 
     Raises:
-        ValueError: none is there; the message lists what was looked for.
+        ValueError: none is found; the message lists what was looked for.
     """
     names = [split, *_OTHER_NAMES.get(split, ())]
     stems = [f"{split}2017", f"{split}2014", *names]
@@ -73,12 +73,12 @@ def _image_dir(data_dir: Path, annotation_file: Path, names: list[str]) -> Path:
 
 
 def find_image(file_name: str, image_dir: Path) -> Path:
-    """The file of an image: in `image_dir`, or with the folders that a tool put before its name.
+    """The file of an image in `image_dir`, even if a tool put folders before its name.
 
-    Label Studio writes `images/1.png` for a file of the folder images, on Windows `images\\1.png`.
+    Label Studio writes `images/1.png` for a file in the folder images, on Windows `images\\1.png`.
 
     Raises:
-        FileNotFoundError: it is in none of these places; names them.
+        FileNotFoundError: it is in none of the possible places; names them.
     """
     name = file_name.replace("\\", "/")
     last = name.rsplit("/", 1)[-1]

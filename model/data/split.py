@@ -1,4 +1,4 @@
-"""One split of a data set, read once: annotations, image files, and what was wrong with them."""
+"""One split of a data set, read once: annotations, image files and their faults."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +34,9 @@ class Split:
         return self.files[image_id].header.size
 
     def training_box(self, box: BoxEntry) -> tuple[float, float, float, float] | None:
-        """The box (x1, y1, x2, y2) clipped to its image, in pixels; None where it is no target.
+        """The box (x1, y1, x2, y2) clipped to its image, in pixels; None if it is not a target.
 
-        No targets are crowds and, as published, boxes narrower or lower than one pixel, or wholly
+        Crowds are not targets, nor, as published, boxes thinner than one pixel or entirely
         outside the image.
         """
         if box.is_crowd or box.image_id not in self.files:
@@ -47,7 +47,7 @@ class Split:
         """Images, annotations (crowds included) and categories in COCO's format, as new objects.
 
         Images and categories whose id is text in the file have it as "text_id". Boxes that no
-        detection could match, empty or wholly outside of their image, are left out.
+        detection can match, because they are empty or entirely outside the image, are left out.
         """
         annotations = self.annotations
         images, categories = (
@@ -75,7 +75,7 @@ class Split:
 
 
 def open_split(annotation_file: Path, image_dir: Path, *, decode: bool = False) -> Split:
-    """Read annotations, and of every image the header, or with `decode` the pixels too.
+    """Read the annotations and the header of every image; with `decode`, the pixels too.
 
     Raises:
         ValueError: the annotations cannot be read at all, see `read_annotations`.
@@ -94,7 +94,7 @@ def open_split(annotation_file: Path, image_dir: Path, *, decode: bool = False) 
 
 
 def is_in_image(bbox: tuple[float, float, float, float], size: tuple[int, int]) -> bool:
-    """Whether a box has sides, and a part inside an image of size (height, width)."""
+    """Whether a box is not empty and partly inside an image of size (height, width)."""
     (height, width), (x, y, w, h) = size, bbox
     return w > 0 and h > 0 and x < width and y < height and x + w > 0 and y + h > 0
 

@@ -1,4 +1,4 @@
-"""Training samples and their augmentation: flip, resize and crop, boxes kept in step."""
+"""Training samples and their augmentation: flip, resize and crop, applied to boxes too."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,17 +33,17 @@ Transform = Callable[[Sample, np.random.Generator], Sample]
 
 
 def make_transform(augment: AugmentConfig | None, preprocess: Preprocess) -> Transform:
-    """What turns a sample into network input size: augmentation, or the plain resize of serving."""
+    """The function that brings a sample to input size: augmentation, or the resize of serving."""
     if augment is None:
         return partial(_fit, preprocess=preprocess)
     return partial(augment_sample, config=augment)
 
 
 def augment_sample(sample: Sample, rng: np.random.Generator, *, config: AugmentConfig) -> Sample:
-    """Flip, perhaps cut out a part at one of three sizes, then resize; all at random.
+    """Randomly flip, perhaps crop at one of three sizes, then resize.
 
     Source: the training pipeline of DETR (arXiv:2005.12872, appendix A.4) with the sizes of
-    `config`. Every image size survives: a crop is never larger than what it is taken from.
+    `config`. Works for any image size: a crop is never larger than its image.
     """
     if rng.random() < config.flip_probability:
         sample = flip(sample)
@@ -74,7 +74,7 @@ def resize(sample: Sample, short_side: int, *, long_side: int) -> Sample:
 def random_crop(
     sample: Sample, rng: np.random.Generator, *, crop_min: int, crop_max: int
 ) -> Sample:
-    """Cut out a part whose sides are drawn independently from crop_min..crop_max pixels."""
+    """Crop to random sides, drawn independently from crop_min..crop_max pixels."""
     height, width = sample.image.shape[:2]
     crop_height = int(rng.integers(min(height, crop_min), min(height, crop_max) + 1))
     crop_width = int(rng.integers(min(width, crop_min), min(width, crop_max) + 1))
@@ -84,7 +84,7 @@ def random_crop(
 
 
 def crop(sample: Sample, top: int, *, left: int, height: int, width: int) -> Sample:
-    """Cut out a part. Boxes are clipped to it, those left without area are dropped."""
+    """Crop the image. Boxes are clipped to the crop, and dropped if nothing is left of them."""
     image = np.ascontiguousarray(sample.image[top : top + height, left : left + width])
     shift = np.array([left, top, left, top], dtype=np.float32)
     boxes = _clip(sample.boxes_xyxy_px - shift, height, width)
@@ -93,7 +93,7 @@ def crop(sample: Sample, top: int, *, left: int, height: int, width: int) -> Sam
 
 
 def to_target(sample: Sample, image_id: int) -> dict[str, Any]:
-    """What the loss takes: labels (G,), boxes (G, 4) normalised cxcywh, size (2,), image_id."""
+    """The target for the loss: labels (G,), boxes (G, 4) normalised cxcywh, size (2,), image_id."""
     height, width = sample.image.shape[:2]
     boxes = xyxy_to_cxcywh(torch.from_numpy(sample.boxes_xyxy_px))
     return {

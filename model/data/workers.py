@@ -1,4 +1,4 @@
-"""Work done ahead in processes of its own; whatever ends one of them ends in one line."""
+"""Work done ahead in worker processes; any failure in one of them is reported in one line."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 class LoadingFailed(Exception):
-    """Images could not be loaded: one is damaged, or a process that loads them has ended."""
+    """Images could not be loaded: one is damaged, or a worker process died."""
 
 
 class _Work(Dataset[Any]):
@@ -38,18 +38,18 @@ class _Work(Dataset[Any]):
 def work_ahead(
     work: Callable[[Item], Result], items: Sequence[Item], *, num_workers: int
 ) -> Iterator[Result]:
-    """`work` of every item in order, done by `num_workers` processes, or by this one if 0.
+    """Yield `work` of every item in order, done by `num_workers` processes, or by this one if 0.
 
-    Nothing is drawn from torch's random state. The processes end with the iterator, in whatever
-    way that ends. Ctrl-C or a signal to the process group does not reach them: this process
-    decides when to stop, and still needs its results until then.
+    Torch's random state is not touched. The processes end with the iterator, however that ends.
+    Ctrl-C and signals to the process group do not reach them: this process decides when to stop,
+    and needs their results until then.
 
     Raises:
         LoadingFailed: `work` raised an exception, or a process was killed; one line.
     """
     loader = DataLoader(
         _Work(work, items),
-        batch_size=None,  # an item gives a batch
+        batch_size=None,  # every item is a batch already
         num_workers=num_workers,
         collate_fn=_as_it_is,
         worker_init_fn=_leave_process_group,
@@ -68,29 +68,29 @@ def work_ahead(
         except LoadingFailed as error:
             failure = _last_line(error)
             traceback.clear_frames(error.__traceback__)
-        except (RuntimeError, OSError) as error:  # torch's, as those of `work` came before
+        except (RuntimeError, OSError) as error:  # torch's own; those of `work` are handled above
             failure = (
                 f"a process that loads images has ended ({_one_line(error)}), most often because "
                 "memory ran out: lower num_workers or batch_size, or give a container more shared "
                 "memory (docker run --shm-size)"
             )
         if failure is not None:
-            # With the last reference, in a trace too, the iterator ends, and its processes.
+            # Dropping the last reference, even one in a trace, ends the iterator and its processes.
             del results
             raise LoadingFailed(failure)
         yield result
 
 
 def _start(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Starts the processes, which no stop signal reaches from their first instruction on."""
+    """Start the processes with stop signals blocked from their first instruction on."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         results = iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if loader.num_workers:
-        # Torch would raise in the middle of a step when a worker dies. It notices it without the
-        # signal too, while it waits for the next result.
+        # Torch's handler would raise in the middle of a step when a worker dies. Without it, torch
+        # still notices while it waits for the next result.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return results
 
@@ -98,7 +98,7 @@ def _start(loader: DataLoader[Any]) -> Iterator[Any]:
 def _leave_process_group(worker_id: int) -> None:
     os.setsid()
     while signal.sigtimedwait(_STOP_SIGNALS, 0):
-        pass  # what the group got while this process was starting
+        pass  # drop what the group received while this process was starting
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
@@ -107,13 +107,13 @@ def _as_it_is(result: Any) -> Any:
 
 
 def _last_line(error: LoadingFailed) -> str:
-    """Its message, which torch puts behind the trace when it comes from another process."""
+    """The message, which torch appends to the trace if it comes from another process."""
     line = str(error).splitlines()[-1]
     return line.removeprefix(f"{LoadingFailed.__module__}.{LoadingFailed.__name__}: ")
 
 
 def _one_line(error: Exception) -> str:
-    """What happened; where in the code too, unless it is the data's fault."""
+    """What happened, and where in the code unless the data is at fault."""
     message = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
     if isinstance(error, ValueError | OSError):
         return message

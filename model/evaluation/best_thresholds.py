@@ -1,4 +1,4 @@
-"""The scores with the best F1, from COCO's matching at an IoU of 0.5."""
+"""Finds the thresholds with the best F1, from COCO's matching at an IoU of 0.5."""
 
 from collections import Counter, defaultdict
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from bundle.thresholds import OperatingPoint, Thresholds
 
 IOU = 0.5
-MIN_BOXES = 10  # of a class: from fewer, its own threshold would be chance
+MIN_BOXES = 10  # of a class; with fewer, a separate threshold would be chance
 # The steps of the page's slider. Whole hundredths also say how finely F1 can tell.
 _CANDIDATES = np.arange(1, 100, dtype=np.float32) / 100
 
@@ -24,9 +24,9 @@ class _Scored(NamedTuple):
 
 
 def best_thresholds(truth: COCO, detections: COCO) -> Thresholds | None:
-    """The best thresholds of detections, for all classes and for each; None where none is right.
+    """The best thresholds for all classes together and for each; None if no detection is right.
 
-    As in COCO's AP, a box is found by one detection, the surest first; boxes that are marked as
+    As in COCO's AP, each box is matched by one detection, in order of score; boxes marked as
     crowds count neither way.
     """
     scored = _match(truth, detections)
@@ -46,7 +46,7 @@ def best_thresholds(truth: COCO, detections: COCO) -> Thresholds | None:
 
 
 def _best(scored: _Scored) -> OperatingPoint | None:
-    """The candidate with the best F1, the middle one of neighbours that are equally good."""
+    """The candidate with the best F1; of equally good neighbours, the middle one."""
     ascending = np.argsort(scored.scores)
     right_from = np.append(np.cumsum(scored.is_right[ascending][::-1])[::-1], 0)
     first = np.searchsorted(scored.scores[ascending], _CANDIDATES)

@@ -11,7 +11,7 @@ from bundle.manifest import ClassInfo
 from bundle.thresholds import OperatingPoint, Thresholds
 from model.evaluation.best_thresholds import best_thresholds
 
-# (name, what it is over), in the order in which COCO's evaluation gives them
+# (name, what it covers), in the order of COCO's evaluation
 _NUMBERS = (
     ("AP", "IoU 0.50:0.95"), ("AP50", "IoU 0.50"), ("AP75", "IoU 0.75"),
     ("APs", "boxes under 32 x 32 pixels"), ("APm", "32 x 32 to 96 x 96"), ("APl", "larger"),
@@ -23,7 +23,7 @@ _NUMBERS = (
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """AP of one class; NaN where the ground truth has no box of it."""
+    """AP of one class; NaN if the ground truth has no box of it."""
 
     info: ClassInfo
     num_boxes: int
@@ -37,11 +37,11 @@ class Metrics:
 
     Attributes:
         numbers: COCO's twelve, AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl;
-            0..1, NaN where the ground truth has no such box.
+            0..1, NaN if the ground truth has no such box.
         per_class: in the order of the ground truth's categories.
         results: detections in COCO's results format.
         ground_truth: what they were scored against, in COCO's format.
-        thresholds: the scores of the best F1; None where no detection is right.
+        thresholds: those of the best F1; None if no detection is right.
     """
 
     numbers: dict[str, float]
@@ -57,7 +57,7 @@ class Metrics:
 
 
 def score(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> Metrics:
-    """COCO's box metrics of detections in COCO's results format, as `check_results` leaves them."""
+    """COCO's box metrics of detections in COCO's results format, checked by `check_results`."""
     annotations = [
         # The evaluation marks an unmatched detection with 0, so no annotation may have that id.
         {"area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0, **entry, "id": number}
@@ -103,7 +103,7 @@ def _mean_defined(precision: np.ndarray) -> float:
 
 
 def format_report(metrics: Metrics) -> str:
-    """The table of AP and best threshold by class, and the twelve numbers, as text."""
+    """A table of AP and best threshold by class, and the twelve numbers, as text."""
     width = max((len(entry.info.name) for entry in metrics.per_class), default=5)
     by_class = metrics.thresholds.by_class if metrics.thresholds else {}
     header = f"{'class':<{width}}  {'boxes':>6}  {'AP':>5}  {'AP50':>5}"

@@ -1,7 +1,7 @@
-"""Says what a table of AP leaves open: COCO's limit of 100, and why AP may be near 0.
+"""Explains a table of AP: COCO's limit of 100 detections, and why AP may be near 0.
 
-A cause is named only where undoing it brings AP back: the detections are read in another way and
-scored again.
+A cause is named only if undoing it restores AP: the detections are read in another way and scored
+again.
 """
 
 import math
@@ -16,18 +16,18 @@ from scipy.optimize import linear_sum_assignment
 from model.evaluation.coco_metrics import Metrics, score
 
 Results = list[dict[str, Any]]
-COCO_LIMIT = 100  # detections of one image and class that count
+COCO_LIMIT = 100  # detections that count per image and class
 _NEAR_ZERO = 0.1
-_MIN_GAIN, _MIN_FACTOR = 0.1, 3.0  # of AP, for a cause to be named
-_NUM_IMAGES = 200  # that are scored again
+_MIN_GAIN, _MIN_FACTOR = 0.1, 3.0  # gain of AP for a cause to be named
+_NUM_IMAGES = 200  # scored again
 _MATCH_IOU = 0.5
 _MAX_CHANCE = 1e-3  # that labels drawn at random look permuted
 _MIN_EXPLAINED = 0.75  # of the matched boxes
-_RESIZED = (800, 1333)  # the published size: short side, and the most that the long side may be
+_RESIZED = (800, 1333)  # the published size: short side, largest long side
 
 
 class _Reading(NamedTuple):
-    """Another way to read detections: what it is called, what to do, and the detections so read."""
+    """Another way to read detections: the cause, what to do, and the detections read that way."""
 
     cause: str
     remedy: str
@@ -83,7 +83,7 @@ def _say_cause(metrics: Metrics) -> Iterator[str]:
 
 
 def _restrict(ground_truth: dict[str, Any]) -> dict[str, Any]:
-    """The first images that have boxes, for the sake of speed."""
+    """Only the first images that have boxes, for speed."""
     used = {a["image_id"] for a in ground_truth["annotations"]}
     images = [image for image in ground_truth["images"] if image["id"] in used][:_NUM_IMAGES]
     kept = {image["id"] for image in images}
@@ -122,7 +122,7 @@ def _other_categories(results: Results, truth: dict[str, Any]) -> Iterator[_Read
 
 
 def _numberings(field: str, ids: Sequence[int]) -> list[tuple[str, dict[int, int]]]:
-    """Usual ways to number the same things: cause and {number in the results: id meant}."""
+    """Common ways to number the same things: cause and {number in the results: id meant}."""
     return [
         (f"every {field} were one higher", {i - 1: i for i in ids}),
         (f"every {field} were one lower", {i + 1: i for i in ids}),
@@ -177,7 +177,7 @@ def _with_boxes(results: Results, boxes: np.ndarray) -> Results:
 
 
 def _size_ratio(results: Results, truth: dict[str, Any]) -> float | None:
-    """How much larger objects are than as many of the best detections, by their median."""
+    """Median size of the objects over that of as many of the best detections."""
     objects = [a["bbox"] for a in truth["annotations"] if not a.get("iscrowd")]
     best = sorted(results, key=lambda entry: -entry["score"])[: len(objects)]
     ours, theirs = (np.median([math.sqrt(max(w * h, 0)) for _, _, w, h in boxes] or [0])
@@ -186,9 +186,9 @@ def _size_ratio(results: Results, truth: dict[str, Any]) -> float | None:
 
 
 def _fit_categories(results: Results, truth: dict[str, Any]) -> dict[int, int] | None:
-    """The permutation {category in the results: in the truth} that right boxes speak for.
+    """The permutation {category in the results: in the truth} that correct boxes suggest.
 
-    None where labels drawn at random could look as well explained by their best permutation.
+    None if random labels could fit their best permutation as well.
     """
     pairs = Counter(_matched_categories(results, truth))
     ids = sorted({i for pair in pairs for i in pair})
@@ -210,7 +210,7 @@ def _fit_categories(results: Results, truth: dict[str, Any]) -> dict[int, int] |
 
 
 def _matched_categories(results: Results, truth: dict[str, Any]) -> Iterator[tuple[int, int]]:
-    """For every object with a detection on it: the category of the best one, and the object's."""
+    """For every object with a matching detection: the category of the best one, and its own."""
     by_image: dict[int, Results] = {}
     for entry in sorted(results, key=lambda entry: -entry["score"]):
         by_image.setdefault(entry["image_id"], []).append(entry)

@@ -1,4 +1,4 @@
-"""A detector run over a data set, image by image as the service does it, and scored."""
+"""Runs a detector over a data set, processing images as the service does, and scores it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,9 +27,9 @@ def evaluate(
 
     Args:
         predict: `run` of an engine, or `torch_predictor` of a model.
-        classes: what the labels of `predict` mean.
-        batch_size: 1 is how AP is published: no padding.
-        limit: evaluate the first so many images only.
+        classes: of the labels of `predict`.
+        batch_size: 1, with which AP is published, means no padding.
+        limit: evaluate only this many images, the first ones.
 
     Raises:
         ValueError: the data set's classes are not among the model's, the data set is empty, an
@@ -68,7 +68,7 @@ def _to_results(image_id: int, found: Found, classes: Sequence[ClassInfo]) -> li
 
 
 def _restrict(ground_truth: dict[str, Any], image_ids: set[int]) -> dict[str, Any]:
-    """The part of the ground truth that is about these images."""
+    """The ground truth of only these images."""
     images = [image for image in ground_truth["images"] if image["id"] in image_ids]
     annotations = [a for a in ground_truth["annotations"] if a["image_id"] in image_ids]
     return {**ground_truth, "images": images, "annotations": annotations}

@@ -1,4 +1,4 @@
-"""What padding does to AP: nothing, in a detector whose answers depend on the image alone."""
+"""Compares AP with and without padding; equal if answers depend on the image alone."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from model.evaluation.evaluation import evaluate
 
 
 def with_padding(predict: Predict, rows: int, *, columns: int) -> Predict:
-    """The same detector, given so many pixels more of padding at the bottom and on the right."""
+    """The same detector with this much more padding at the bottom and right, in pixels."""
 
     def run(images: Uint8Array, padding_mask: BoolArray) -> RawOutput:
         more = ((0, 0), (0, rows), (0, columns))
@@ -33,9 +33,9 @@ def padding_report(
     classes: Sequence[ClassInfo],
     alone: Metrics,
 ) -> str:
-    """A sentence with the AP of images alone, which is given, and of the same images padded.
+    """A sentence with the given AP of images alone and the AP of the same images padded.
 
-    They get a quarter of the short side in rows and half of it in columns: 128 x 128 becomes
+    The padding is a quarter of the short side in rows and half of it in columns: 128 x 128 becomes
     160 x 192.
     """
     rows, columns = preprocess.short_side // 4, preprocess.short_side // 2

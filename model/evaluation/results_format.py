@@ -9,16 +9,16 @@ from model.data.fields import read_id, read_number
 from model.data.json_file import read_json
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
-# A box that ends this far outside of its image was not only rounded, or left unclipped.
+# A box that ends this far outside its image was not just rounded or left unclipped.
 _OUTSIDE_PX, _OUTSIDE_SHARE = 1.0, 0.05
-_MIN_SHARE_OUTSIDE = 0.1  # of all boxes, before the file is said to hold corners
+_MIN_SHARE_OUTSIDE = 0.1  # of all boxes, for the file to be taken as corners
 
 
 def read_results(path: Path, ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Detections in a file of COCO's results format.
 
     Raises:
-        ValueError: not JSON, or what `check_results` refuses; names the file.
+        ValueError: not JSON, or refused by `check_results`; names the file.
         OSError: the file cannot be read.
     """
     content = read_json(path.read_bytes(), path)
@@ -29,9 +29,9 @@ def read_results(path: Path, ground_truth: Mapping[str, Any]) -> list[dict[str, 
 
 
 def check_results(content: Any, ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Detections that can be scored, ids as the whole numbers of the data set.
+    """Detections that can be scored, with the data set's whole numbers as ids.
 
-    Ids may be text where the data set's are.
+    Ids may be text if the data set's are.
 
     Args:
         content: what should be a list of {"image_id", "category_id", "bbox": [x, y, width, height]
@@ -62,7 +62,7 @@ def check_results(content: Any, ground_truth: Mapping[str, Any]) -> list[dict[st
 def with_text_ids(
     results: Sequence[Mapping[str, Any]], ground_truth: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Detections with the ids that the data set's own file has, where those are text."""
+    """Detections with the ids of the data set's own file, where those are text."""
     texts = {
         field: {entry["id"]: entry["text_id"] for entry in ground_truth[section]
                 if "text_id" in entry}
@@ -75,7 +75,7 @@ def with_text_ids(
 
 
 class _Ids(NamedTuple):
-    """What a data set calls its images or categories: names by id, and ids by text ids."""
+    """The images or categories of a data set: names by id, and ids by text id."""
 
     names: dict[int, str]
     numbers: dict[str, int]
@@ -89,7 +89,7 @@ class _Ids(NamedTuple):
 
 
 class _Foreign(ValueError):
-    """An id that the data set lacks; the whole file may tell what was meant by it."""
+    """An id that the data set lacks; the whole file may show what it means."""
 
     def __init__(self, field: str, value: int, known: Mapping[int, str], otherwise: str) -> None:
         self.field, self.known, self.otherwise = field, known, otherwise
@@ -97,7 +97,7 @@ class _Foreign(ValueError):
         more = ", ..." if len(known) > 5 else ""
         what = "images" if field == "image_id" else "categories"
         super().__init__(
-            f"{field} {value} is none of the data set's {len(known)} {what} ({some}{more})"
+            f"{field} {value} is not among the data set's {len(known)} {what} ({some}{more})"
         )
 
 
@@ -124,7 +124,7 @@ def _check_entry(entry: Any, files: _Ids, names: _Ids) -> dict[str, Any]:
             f"score is {_show(entry['score'])}; expected a finite number, by which detections "
             "are ranked"
         )
-    # What else stands there is left out: scoring would take a mask or a caption for the detection.
+    # Other fields are dropped: scoring would evaluate a mask or a caption instead of the box.
     return {
         "image_id": image_id,
         "category_id": category_id,
@@ -174,7 +174,7 @@ def _check_box(value: Any) -> None:
 
 
 def _shift_hint(content: Sequence[Any], field: str, known: Mapping[int, Any]) -> str | None:
-    """What to do where another numbering explains every id of a field; None where none does."""
+    """Advice if another numbering explains every id of a field; else None."""
     values = {entry.get(field) for entry in content if isinstance(entry, dict)
               and isinstance(entry.get(field), int | float | str)}  # fmt: skip
     for shift in (1, -1):
@@ -187,7 +187,7 @@ def _shift_hint(content: Sequence[Any], field: str, known: Mapping[int, Any]) ->
 
 
 def _refuse_corners(results: Sequence[Mapping[str, Any]], images: Mapping[int, Any]) -> None:
-    """ValueError where boxes stick out of their images, but none would as [x1, y1, x2, y2]."""
+    """Raise ValueError if boxes leave their images, but none would as [x1, y1, x2, y2]."""
     outside: list[int] = []
     for index, entry in enumerate(results):
         height, width = (images[entry["image_id"]].get(side) for side in ("height", "width"))
@@ -217,7 +217,7 @@ def _kind(value: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    """A JSON value as a reader of the file knows it."""
+    """A JSON value as it appears in the file."""
     if isinstance(value, dict):
         return "an object"
     text = json.dumps(value)

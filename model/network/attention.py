@@ -79,7 +79,7 @@ class MSDeformAttn(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention among the object queries, with packed projections in order Q, K, V."""
+    """Multi-head attention among the object queries; projections are packed as Q, K, V."""
 
     def __init__(self, hidden_dim: int, num_heads: int, *, dropout: float) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
 """ResNet with bottleneck blocks: images -> C3, C4, C5.
 
-Where padding masks are given, every operation that reads neighbouring cells finds zeros on
-padding, as it does beyond the border of an image alone.
+With padding masks, every operation that reads neighbouring cells finds zeros on padding, just as
+beyond the border of an unpadded image.
 
-Source: He et al., arXiv:1512.03385, in the form of torchvision ("pytorch" style: the stride of
-a stage sits on the 3x3 convolution), whose parameter names it keeps.
+Source: He et al., arXiv:1512.03385, as implemented by torchvision ("pytorch" style: the 3x3
+convolution has the stride of its stage), with the same parameter names.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ BATCH_NORM_MOMENTUM, BATCH_NORM_EPS = 0.1, 1e-5
 
 
 class BatchNorm2d(nn.Module):
-    """Batch norm that either trains, or is a fixed affine map in every mode.
+    """Batch norm that either trains or is a fixed affine map in every mode.
 
     `trained=False` is the published recipe: running statistics never change, and weight and
-    bias take no gradient. Statistics leave padding out where a padding mask is given.
+    bias get no gradient. With a padding mask, statistics exclude padding.
     """
 
     running_mean: Tensor
@@ -54,7 +54,7 @@ class BatchNorm2d(nn.Module):
         )
 
     def _normalise_valid(self, x: Tensor, padding: Tensor) -> Tensor:
-        """Normalise by mean and variance of the cells that are no padding, in float32."""
+        """Normalise by mean and variance of the cells that are not padding, in float32."""
         valid = valid_cells(padding, x.float())
         count = valid.sum()
         mean = (x * valid).sum((0, 2, 3)) / count  # (C,)
@@ -140,7 +140,7 @@ class ResNet(nn.Module):
         self._freeze(frozen_stages)
 
     def _initialise(self) -> None:
-        """He initialisation; where training starts from ImageNet weights they replace it."""
+        """He initialisation, which ImageNet weights may replace."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -160,7 +160,7 @@ class ResNet(nn.Module):
         Args:
             images: zero on padding.
             paddings: padding masks of strides 2, 4, 8, 16 and 32, as `halved_masks` makes them;
-                None takes padding for a part of the image, as the published training does.
+                None treats padding as part of the image, like the published training.
         """
         stem, *stages = paddings or (None,) * 5
         x = F.relu(self.bn1(self.conv1(images), stem))

@@ -15,16 +15,16 @@ from model.network.pyramid import Pyramid, build_pyramid
 from model.network.queries import BoxHead, LearnedQueries, ProposalQueries, class_head
 from model.network.transformer import Decoder, Encoder
 
-NUM_GROUPS = 32  # of every GroupNorm in the neck
+NUM_GROUPS = 32  # in every GroupNorm of the neck
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm whose statistics leave padding out where a padding mask is given."""
+    """Group norm; with a padding mask, statistics exclude padding."""
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """Normalise x (B, C, h, w), whose padding (B, h, w) bool is True on padding.
 
-        Mean and variance are taken in two passes, in float32 at least.
+        Mean and variance are computed in two passes, at least in float32.
         """
         if padding is None:
             x = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
@@ -41,8 +41,8 @@ class GroupNorm(nn.GroupNorm):
             repeated = groups[..., None].expand(-1, -1, self.num_channels // self.num_groups)
             return repeated.flatten(1)
 
-        # The convolution before has one reader: with two, of which one is a sum, OpenVINO 2026.4
-        # loses the scale of its int8 weights.
+        # The preceding convolution must have a single consumer: with two, one of them a sum,
+        # OpenVINO 2026.4 loses the scale of its int8 weights.
         inside = exact * valid
         centred = (inside - of_channels(group_mean(inside))[..., None, None]) * valid
         deviation = torch.rsqrt(group_mean(centred.square()) + self.eps)
@@ -51,7 +51,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class InputProjection(nn.Module):
-    """Convolution of one backbone map to C channels, then GroupNorm; no activation."""
+    """Convolution of a backbone map to C channels, then GroupNorm; no activation."""
 
     def __init__(self, in_channels: int, hidden_dim: int, *, kernel_size: int, bias: bool) -> None:
         super().__init__()
@@ -72,8 +72,8 @@ class DeformableDetr(nn.Module):
     """Deformable DETR in its three variants.
 
     Input: images (B, 3, H, W) float, normalised, zero on padding; padding_mask (B, H, W) bool,
-    True on padding. Images are at the top left of the batch. Outputs of an image do not depend on
-    the others nor on its padding, but in training as published (`ModelConfig.train_padding`).
+    True on padding. Images are at the top left of the batch. The outputs of an image depend neither
+    on other images nor on padding, except in published training (`ModelConfig.train_padding`).
 
     Output, a dict:
         pred_logits: (B, Q, K), before the sigmoid. No class stands for background.
@@ -119,7 +119,7 @@ class DeformableDetr(nn.Module):
         )
 
     def forward(self, images: Tensor, padding_mask: Tensor) -> dict[str, Any]:
-        """Maps images (B, 3, H, W) and padding_mask (B, H, W) to the outputs named above."""
+        """Maps images (B, 3, H, W) and padding_mask (B, H, W) to the outputs listed above."""
         features, pyramid = self._features(images, padding_mask)
         tokens = torch.cat([f.flatten(2).transpose(1, 2) for f in features], dim=1)  # (B, S, C)
         position = torch.cat(
@@ -165,7 +165,7 @@ class DeformableDetr(nn.Module):
         return features, build_pyramid(masks[2:])
 
     def _project(self, maps: Sequence[Tensor], paddings: Sequence[Tensor | None]) -> list[Tensor]:
-        """A level for every mask: of C3, C4 and C5, then each of the map before it."""
+        """One level per mask: from C3, C4 and C5, then each from the one before."""
         features: list[Tensor] = []
         for level, (projection, padding) in enumerate(zip(self.input_proj, paddings, strict=True)):
             if level < len(maps):

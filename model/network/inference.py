@@ -1,4 +1,4 @@
-"""From uint8 images to detections: what evaluation runs and what export turns into a graph."""
+"""From uint8 images to detections: the model that evaluation runs and export turns into a graph."""
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,9 @@ def normalise(images: Tensor, padding_mask: Tensor, *, preprocess: Preprocess) -
     """
     mean = torch.tensor(preprocess.mean, device=images.device)[:, None, None]
     std = torch.tensor(preprocess.std, device=images.device)[:, None, None]
-    # A runtime moves pixels here, floats because TensorRT moves no bytes, and then computes along
-    # rows of them. In PyTorch nothing moves: channels stay last in memory, which where() keeps so,
-    # and convolutions are faster for it.
+    # Here a runtime transposes the pixels (as floats, since TensorRT cannot transpose bytes) and
+    # then computes along rows. PyTorch moves nothing: channels stay last in memory, also through
+    # where(), and that makes convolutions faster.
     normalised = (images.float().permute(0, 3, 1, 2) - mean) / std
     return torch.where(padding_mask[:, None], 0.0, normalised)
 
@@ -47,7 +47,7 @@ def decode_detections(
 
 
 class DetectionModel(nn.Module):
-    """Detector with its input and output processing: the graph that is exported and served."""
+    """The detector with its input and output processing: the graph that is exported and served."""
 
     def __init__(self, detector: DeformableDetr, preprocess: Preprocess) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class DetectionModel(nn.Module):
 
 
 def torch_predictor(model: DetectionModel) -> Predict:
-    """The model, set to evaluation, as a function of arrays; runs on its own device."""
+    """The model, set to eval mode, as a function of arrays; runs on the model's device."""
     model.eval()
     device = next(model.parameters()).device
 

@@ -1,9 +1,8 @@
-"""Which cells of a feature map are padding, and what keeps them from being seen.
+"""Which cells of a feature map are padding, and how they are hidden.
 
 A convolution or pooling of stride 2 turns n rows into ceil(n / 2), and output i is centred on
-input 2 i. A map of stride s therefore has ceil(n / s) rows for an image alone. In a batch, row i
-belongs to the image if its pixel s i does: the map's mask is exactly every s-th element of the
-padding mask.
+input 2 i. So for an image alone, a map of stride s has ceil(n / s) rows. In a batch, row i belongs
+to the image if pixel s i does: the map's mask is exactly every s-th element of the padding mask.
 """
 
 import torch
@@ -20,9 +19,10 @@ def halved_masks(padding_mask: Tensor, count: int) -> list[Tensor]:
 
 
 def nearest_masks(padding_mask: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
-    """Padding of levels of these (height, width) as the published training rounds it.
+    """Padding of levels of these (height, width), rounded as in the published training.
 
-    Row i reads row floor(i * H / H_l): another number of valid cells than the image has alone.
+    Row i reads row floor(i * H / H_l), so the number of valid cells may differ from that of the
+    image alone.
     """
     height, width = padding_mask.shape[1:]
     masks = []

@@ -22,8 +22,8 @@ def encode_pixels(y: Tensor, x: Tensor, *, hidden_dim: int) -> Tensor:
     """Position encoding of one feature level, y before x.
 
     Args:
-        y, x: (B, H) and (B, W), the pixels' centres, normalised by the un-padded size. At padding
-            they are beyond 1, and the encoding is never read.
+        y, x: (B, H) and (B, W), the pixels' centres, normalised by the un-padded size. On padding
+            they exceed 1, and the encoding is never read.
         hidden_dim: number of features, half for each axis.
 
     Returns:
@@ -33,8 +33,8 @@ def encode_pixels(y: Tensor, x: Tensor, *, hidden_dim: int) -> Tensor:
     """
     half = hidden_dim // 2
     rows, columns = (interleaved_sine(axis * (2 * math.pi), half) for axis in (y, x))
-    # A row has one encoding and a column one, and their sum is both side by side: H + W sines
-    # instead of H * W, and one pass over the map.
+    # Rows and columns are encoded separately, each beside zeros, and added: H + W sines instead of
+    # H * W, and a single pass over the map.
     return F.pad(rows, (0, half))[:, :, None] + F.pad(columns, (half, 0))[:, None]
 
 

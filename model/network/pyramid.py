@@ -1,4 +1,4 @@
-"""The feature levels of a batch, flattened: what every part of the transformer needs of them."""
+"""Geometry of the flattened feature levels of a batch, for every part of the transformer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ class Pyramid:
     Attributes:
         spatial_shapes: (height, width) of each level.
         padding_mask: (B, S) bool, True on padding.
-        has_proposal: (B, S) bool, whether a proposal is taken from the token: it is no padding, its
-            centre is more than 1% of the image from the border, and its proposal's side does not
-            exceed 99% of the image. Other tokens give one box outside the image.
-        excluded: (B, S) bool, the tokens that rank behind all others and teach nothing: padding,
-            or, in the published training, none.
+        has_proposal: (B, S) bool, whether the token gets a proposal: it is not padding, its centre
+            is more than 1% of the image from the border, and its proposal's side does not exceed
+            99% of the image. Other tokens get a box outside the image.
+        excluded: (B, S) bool, the tokens that rank last and are not trained on: padding, or none in
+            the published training.
         valid_ratios: (B, L, 2) float32, the un-padded part of each level, (x, y).
-        rows, columns: of each level, (B, H_l) and (B, W_l) float32: where its pixels have their
-            centres, y and x, normalised by the un-padded size of the level; above 1 on padding.
-        level_sizes: (S,) float32, 0.05 * 2^l for a token of level l: the side of its proposal.
+        rows, columns: of each level, (B, H_l) and (B, W_l) float32: y and x of its pixels' centres,
+            normalised by the un-padded size of the level; above 1 on padding.
+        level_sizes: (S,) float32, the side of a token's proposal: 0.05 * 2^l on level l.
     """
 
     spatial_shapes: list[tuple[int, int]]
@@ -37,7 +37,7 @@ class Pyramid:
 
     @cached_property
     def centres(self) -> Tensor:
-        """(B, S, 2): every token's pixel centre (x, y), as in rows and columns."""
+        """(B, S, 2): the centre (x, y) of every token, normalised as in rows and columns."""
         grids = [
             torch.stack(
                 (
@@ -59,8 +59,8 @@ class Pyramid:
 def build_pyramid(level_masks: Sequence[Tensor], *, excludes_padding: bool = True) -> Pyramid:
     """Geometry of the levels with these padding masks, each (B, H_l, W_l) bool.
 
-    Images are at the top left: their padding is whole rows and columns. `excludes_padding=False`
-    is the published training, in which padding is ranked like tokens without a proposal.
+    Images are at the top left, so padding is whole rows and columns. `excludes_padding=False` is
+    the published training, which ranks padding like tokens without a proposal.
     """
     ratios, rows, columns, sizes, proposals = [], [], [], [], []
     for level, mask in enumerate(level_masks):
@@ -95,8 +95,8 @@ def build_pyramid(level_masks: Sequence[Tensor], *, excludes_padding: bool = Tru
 def is_inside_border(index: Tensor, count: Tensor) -> Tensor:
     """Whether 0.01 < (index + 0.5) / count < 0.99, for index (n,) and count (B,) -> (B, n).
 
-    In integers: of 50 cells the last one's centre is 0.99 exactly, and a runtime that multiplies
-    by the reciprocal of 50 finds it below.
+    Computed in integers: the centre of the last of 50 cells is exactly 0.99, but a runtime that
+    multiplies by the reciprocal of 50 gets less.
     """
     centre, whole = 50 * (2 * index + 1), count[:, None]
     return (centre > whole) & (centre < 99 * whole)

@@ -1,4 +1,4 @@
-"""Where the object queries come from: a learned table, or proposals of the encoder."""
+"""The sources of object queries: a learned table, or proposals of the encoder."""
 
 import math
 from typing import NamedTuple
@@ -11,9 +11,9 @@ from model.config import ModelConfig
 from model.network.position_encoding import encode_boxes
 from model.network.pyramid import Pyramid
 
-PRIOR_LOGIT = -math.log((1 - 0.01) / 0.01)  # a class is present with probability 0.01 at the start
-INVALID_LOGIT = 1e4  # stands for +inf: its sigmoid is 1 exactly, and no runtime makes NaN of it
-PADDING_LOGIT = -6e4  # of every class on padding; float16 holds it, and its focal loss is 0
+PRIOR_LOGIT = -math.log((1 - 0.01) / 0.01)  # at the start, every class has probability 0.01
+INVALID_LOGIT = 1e4  # instead of +inf: its sigmoid is exactly 1, and no runtime turns it into NaN
+PADDING_LOGIT = -6e4  # of every class on padding; fits float16, and its focal loss is 0
 
 
 class Queries(NamedTuple):
@@ -30,7 +30,7 @@ class Queries(NamedTuple):
 
 
 class BoxHead(nn.Module):
-    """Three linear layers to a box delta; starts at zero but for the logit of width and height."""
+    """Three linear layers to a box delta, initially zero except for the logits of the size."""
 
     def __init__(self, hidden_dim: int, initial_size_logit: float) -> None:
         super().__init__()
@@ -106,13 +106,13 @@ class ProposalQueries(nn.Module):
         tokens = memory.masked_fill(~pyramid.has_proposal[..., None], 0.0)
         tokens = self.memory_norm(self.memory_proj(tokens))
 
-        # What ranks the proposals, and the boxes of those chosen, come apart from the outputs of
+        # The ranking of proposals and the chosen boxes are computed separately from the outputs for
         # the loss: a graph for inference drops those, and with them the heads on most tokens.
         objectness = F.linear(tokens, self.class_head.weight[:1], self.class_head.bias[:1])
         excluded = pyramid.excluded[..., None]  # (B, S, 1)
         objectness = objectness.masked_fill(excluded, PADDING_LOGIT)
         num_tokens = tokens.shape[1]
-        # A comparison rather than min(): tracing settles it, and K stays a constant of the graph.
+        # A comparison rather than min(): tracing resolves it, so K stays a constant of the graph.
         count = self.num_queries if num_tokens >= self.num_queries else num_tokens
         best = objectness[..., 0].topk(count, dim=1).indices[..., None]  # (B, Q, 1)
         chosen = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1])).detach()  # (B, Q, C)
@@ -134,9 +134,9 @@ class ProposalQueries(nn.Module):
 
 
 def proposal_logits(pyramid: Pyramid) -> Tensor:
-    """One square proposal around every token, as logits of cxcywh (B, S, 4).
+    """A square proposal around every token, as logits of cxcywh (B, S, 4).
 
-    They are `INVALID_LOGIT` where `has_proposal` is False.
+    The logits are `INVALID_LOGIT` where `has_proposal` is False.
     """
     sizes = pyramid.level_sizes[None, :, None].expand(pyramid.centres.shape[0], -1, 2)
     boxes = torch.cat((pyramid.centres, sizes), dim=-1).clamp(0.01, 0.99)  # (B, S, 4)

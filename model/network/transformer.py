@@ -57,8 +57,8 @@ class EncoderLayer(nn.Module):
         """Maps tokens (B, S, C) to (B, S, C).
 
         Args:
-            position: (B, S, C), added to what asks, not to what is read.
-            reference_points: (B, S, L, 2) float32, each token's own place on every level.
+            position: (B, S, C), added to the queries, not to the values.
+            reference_points: (B, S, L, 2) float32, each token's position on every level.
         """
         attended = self.self_attn(
             tokens + position,
@@ -111,7 +111,7 @@ class DecoderLayer(nn.Module):
         """Maps queries (B, Q, C) to (B, Q, C).
 
         Args:
-            query_pos: (B, Q, C), added to what asks, not to what is read.
+            query_pos: (B, Q, C), added to the queries, not to the values.
             reference_points: (B, Q, L, 2 or 4) float32, normalised over the padded maps.
             memory: (B, S, C), from the encoder.
         """
@@ -129,7 +129,7 @@ class DecoderLayer(nn.Module):
 
 
 class DecoderLayerOutput(NamedTuple):
-    """What one decoder layer leaves: queries (B, Q, C) and boxes (B, Q, 4) normalised cxcywh."""
+    """The output of one decoder layer: queries (B, Q, C), boxes (B, Q, 4) normalised cxcywh."""
 
     queries: Tensor
     boxes: Tensor
@@ -138,8 +138,8 @@ class DecoderLayerOutput(NamedTuple):
 class Decoder(nn.Module):
     """Stack of decoder layers, each followed by its box head.
 
-    Where `refines` is set, a layer's boxes, detached, are the next layer's reference points
-    (arXiv:2010.04159, section 4.2); else every layer uses the initial ones.
+    With `refines`, a layer's detached boxes are the reference points of the next layer
+    (arXiv:2010.04159, section 4.2); otherwise every layer uses the initial ones.
     """
 
     def __init__(self, config: ModelConfig, *, refines: bool) -> None:
@@ -156,13 +156,13 @@ class Decoder(nn.Module):
         pyramid: Pyramid,
         box_heads: Sequence[nn.Module],
     ) -> list[DecoderLayerOutput]:
-        """Decode queries, with one output for each layer.
+        """Decode queries (B, Q, C); returns the output of every layer.
 
         Args:
             queries, query_pos: (B, Q, C), content and position.
             reference_points: (B, Q, 2 or 4) float32, normalised by the image without padding.
             memory: (B, S, C), from the encoder.
-            box_heads: one for each layer, which may be the same; each maps (B, Q, C) to (B, Q, 4).
+            box_heads: one per layer, perhaps shared; each maps (B, Q, C) to (B, Q, 4).
         """
         outputs = []
         for layer, box_head in zip(self.layers, box_heads, strict=True):
@@ -181,7 +181,8 @@ class Decoder(nn.Module):
 def apply_box_delta(delta: Tensor, reference_points: Tensor) -> Tensor:
     """Boxes (B, Q, 4) in [0, 1] from deltas (B, Q, 4) in logit space around reference points.
 
-    A point (B, Q, 2) moves the centre only; a box (B, Q, 4) is corrected as a whole. float32.
+    Around a point (B, Q, 2), only the centre is relative; a box (B, Q, 4) is corrected entirely.
+    In float32.
     """
     delta = delta.float()
     anchor = inverse_sigmoid(reference_points)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop at the next good moment."""
+"""Treats Ctrl-C and SIGTERM as a request to stop at the next good moment."""
 
 import logging
 import os
@@ -9,13 +9,13 @@ log = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
-    """Work was given up because a stop was requested."""
+    """Work was abandoned because a stop was requested."""
 
 
 class StopRequest:
-    """While it is entered, the first SIGINT or SIGTERM only sets `signal_number`.
+    """A context in which the first SIGINT or SIGTERM only sets `signal_number`.
 
-    The second ends the process at once, as if nothing had been installed.
+    The second ends the process at once, as without this handler.
     """
 
     def __init__(self) -> None:

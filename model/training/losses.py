@@ -15,7 +15,7 @@ Targets = list[dict[str, Any]]
 
 
 class LossNormalisers(NamedTuple):
-    """Matched pairs over the whole effective batch, at least 1: what the sums are divided by."""
+    """The divisors of the sums: matched pairs in the whole effective batch, at least 1."""
 
     decoder: float
     encoder: float
@@ -24,11 +24,11 @@ class LossNormalisers(NamedTuple):
 def loss_normalisers(
     targets: Targets, *, num_queries: int, num_tokens: int | None, config: LossConfig
 ) -> LossNormalisers:
-    """Number of pairs the matcher will make, which only the counts of ground truths decide.
+    """The number of pairs the matcher will make, which depends only on counts of ground truths.
 
     Args:
         targets: of every image in the effective batch, over all accumulation steps.
-        num_queries: Q. num_tokens: S, the proposals of an image; None where it bounds nothing.
+        num_queries: Q. num_tokens: S, the proposals of an image; None for no limit.
     """
     counts = [len(target["labels"]) for target in targets]
     decoder = sum(min(num_queries, count) for count in counts)

@@ -91,7 +91,7 @@ def match(
     config: LossConfig,
     repeats: int = 1,
 ) -> Matches:
-    """Cheapest one-to-one assignment within every layer and image.
+    """The cheapest one-to-one assignment within every layer and image.
 
     Shapes as in `matching_cost`. min(N, repeats * G_b) pairs are made for image b: every ground
     truth may be matched `repeats` times.

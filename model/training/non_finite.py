@@ -1,4 +1,4 @@
-"""Where the first NaN or infinity of a training step comes from."""
+"""Finds where the first NaN or infinity of a training step comes from."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +12,13 @@ class NonFiniteLoss(ValueError):
 
 
 def first_bad_tensor(model: nn.Module, forward: Callable[[], dict[str, Tensor]]) -> str | None:
-    """Run `forward` again and describe the first tensor in it that is not finite, if any is.
+    """Run `forward` again and describe the first tensor that is not finite, if any.
 
-    Looks, in this order, at weights and buffers, module outputs as they are computed, loss
-    terms and gradients.
+    Checks, in this order, weights and buffers, module outputs as they are computed, loss terms
+    and gradients.
 
     Args:
-        forward: computes the loss terms by running `model` on the batch in question.
+        forward: computes the loss terms by running `model` on the batch.
     """
     for name, tensor in model.state_dict().items():
         if not _is_finite(tensor):

@@ -15,7 +15,7 @@ from model.training.training_state import TrainingState
 
 
 def forward_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """bfloat16 if the configuration asks for it and the device computes in it, else float32."""
+    """bfloat16 if the configuration asks for it and the device supports it, else float32."""
     if config.precision == "fp32":
         return torch.float32
     if device.type == "cuda":
@@ -28,10 +28,10 @@ def forward_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
 def take_step(
     state: TrainingState, batches: list[MicroBatch], *, config: TrainConfig, dtype: torch.dtype
 ) -> dict[str, float]:
-    """Change the weights by one effective batch; learning rates are set already.
+    """Update the weights with one effective batch; learning rates are already set.
 
     Args:
-        batches: what is run one after the other and counts as one batch.
+        batches: run one after another, but count as one batch.
 
     Returns:
         Every weighted loss term, their sum as "loss", and "gradient_norm" before clipping.
@@ -50,7 +50,7 @@ def take_step(
         progress = state.progress
         raise NonFiniteLoss(
             f"step {progress.step + 1} (epoch {progress.epoch + 1}): {error}. Nothing of this step "
-            "was saved; the checkpoints of before are good. A lower learning_rate often helps"
+            "was saved; earlier checkpoints are good. A lower learning_rate often helps"
         ) from None
     state.optimizer.step()
     if state.average is not None:
@@ -63,10 +63,10 @@ def take_step(
 def accumulate_gradients(
     model: DeformableDetr, batches: list[MicroBatch], *, config: TrainConfig, dtype: torch.dtype
 ) -> dict[str, float]:
-    """Add the gradients of a batch that comes in parts, and return its loss terms.
+    """Add up the gradients of a batch that comes in parts, and return its loss terms.
 
-    The loss is divided by the matched pairs of all parts, so the parts give what one large
-    batch gives (but for batch norm, where it is trained, and padding).
+    The loss is divided by the matched pairs of all parts, so the result equals that of one large
+    batch (except for trained batch norm and for padding).
     """
     targets = [target for _, _, part in batches for target in part]
     # A pyramid with fewer tokens than boxes would match fewer pairs; no real image has that.
@@ -110,7 +110,7 @@ def _diagnose(
     config: TrainConfig,
     dtype: torch.dtype,
 ) -> str:
-    """What is not finite, in which images, and the first bad tensor, found by running again."""
+    """What is not finite, in which images, and the first bad tensor, found by a second run."""
     image_ids = [target["image_id"] for batch in batches for target in batch[2]]
     for batch in batches:
         culprit = first_bad_tensor(model, partial(_loss_terms, model, batch, config, dtype))

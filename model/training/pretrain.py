@@ -1,4 +1,4 @@
-"""Backbone pre-training on small crops: what stands for ImageNet weights in the demo."""
+"""Backbone pre-training on small crops, which replaces ImageNet weights in the demo."""
 
 import logging
 from functools import partial
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 
 
 def pretrain_backbone(detector: DeformableDetr, config: TrainConfig, *, stop: StopRequest) -> float:
-    """Train the detector's backbone, in place, to name the digit in a crop, or background.
+    """Train the detector's backbone, in place, to classify crops by digit or as background.
 
-    A linear classifier on the mean of C5 is trained along and dropped. Crops and initial
-    classifier follow from `config.seed` alone: a run that is interrupted here starts over and
-    comes to the same weights.
+    A linear classifier on the mean of C5 is trained with it and dropped. Crops and initial
+    classifier depend only on `config.seed`: a run that is interrupted here starts over and ends
+    with the same weights.
 
     Returns:
-        The share of crops of the validation split that are named rightly.
+        The share of validation crops that are classified correctly.
 
     Raises:
         Interrupted: a stop was requested.
@@ -86,11 +86,11 @@ def pretrain_backbone(detector: DeformableDetr, config: TrainConfig, *, stop: St
     with torch.no_grad():
         predicted = logits(to_input(torch.from_numpy(held_out))).argmax(1).cpu()
     share = (predicted == torch.from_numpy(labels)).float().mean().item()
-    log.info("backbone pre-training: %.1f%% of validation crops named rightly", 100 * share)
+    log.info("backbone pre-training: %.1f%% of validation crops classified correctly", 100 * share)
     return share
 
 
 def _train_crops(seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """Batch by step; (seed, step) alone decides what is in it."""
+    """The batch of a step, which depends only on (seed, step)."""
     crops, labels = crop_batch(np.random.default_rng((seed, step)), BATCH_SIZE, split="train")
     return torch.from_numpy(crops), torch.from_numpy(labels)

@@ -1,4 +1,4 @@
-"""What the optimiser does at every step: parameter groups, learning rates, the moving average."""
+"""Parameter groups, learning rates and the moving average of weights."""
 
 import copy
 import math
@@ -10,7 +10,7 @@ from torch import nn
 from model.config import TrainConfig
 from model.network.deformable_detr import DeformableDetr
 
-# The published recipe: 2e-4 for 32 images a step, model-spec "training recipe".
+# The published recipe: 2e-4 for 32 images per step.
 RECIPE_LEARNING_RATE = 2e-4
 RECIPE_BATCH = 32
 RECIPE_HIDDEN_DIM = 256
@@ -20,9 +20,9 @@ DROP_FACTOR = 0.1
 def make_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainConfig
 ) -> torch.optim.AdamW:
-    """AdamW over the parameters that train, in groups of equal learning rate.
+    """AdamW over the trainable parameters, in groups of equal learning rate.
 
-    Each group keeps its own full rate under "base_lr"; `set_learning_rate` scales it.
+    Each group keeps its full rate under "base_lr"; `set_learning_rate` scales it.
     """
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
@@ -34,7 +34,7 @@ def make_optimizer(
             for factor, parameters in groups.items()
         ],
         lr=config.learning_rate,
-        weight_decay=config.weight_decay,  # of norms and biases too, as published
+        weight_decay=config.weight_decay,  # also for norms and biases, as published
         fused=True,
     )
 
@@ -48,13 +48,13 @@ def _rate_factor(name: str, config: TrainConfig) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group to `factor` times its own full rate."""
+    """Set every group to `factor` times its full rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
 
 def schedule_factor(step: int, steps_per_epoch: int, *, config: TrainConfig) -> float:
-    """Part of the full learning rate that step `step`, counted from 0 over the run, uses."""
+    """The fraction of the full learning rate at step `step`, counted from 0 over the run."""
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "step":
         num_drops = sum(step >= epoch * steps_per_epoch for epoch in config.lr_drop_epochs)
@@ -71,10 +71,10 @@ def cosine_factor(step: int, num_steps: int) -> float:
 
 
 def learning_rate_doubt(config: TrainConfig) -> str | None:
-    """A warning where learning rate and effective batch do not go together, or None.
+    """A warning if learning rate and effective batch do not fit together, else None.
 
-    Only models of the published width are judged: their rate is known to lie between linear
-    and square-root scaling of the published one; a factor of 1.5 beyond either is doubtful.
+    Only models of the published width are judged: their rate should be between linear and
+    square-root scaling of the published one; a factor of 1.5 beyond either is doubtful.
     """
     if config.model.hidden_dim != RECIPE_HIDDEN_DIM:
         return None
@@ -106,6 +106,6 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, num_steps: int) -> None:
-        """Take in the weights as they are after `num_steps` optimiser steps."""
+        """Include the weights after `num_steps` optimiser steps."""
         weight = 1 - min(self.decay, (1 + num_steps) / (10 + num_steps))
         torch._foreach_lerp_(self._averages, self._currents, weight)

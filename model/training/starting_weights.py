@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def check_start(config: TrainConfig, init: Path | None) -> None:
-    """Refuse, with ValueError, a start that cannot lead anywhere."""
+    """Raise ValueError for a start from which training cannot succeed."""
     if init is None and config.backbone_init == "checkpoint":
         raise ValueError(
             f"config {config.name} starts from trained weights: add INIT=CHECKPOINT (--init) "
@@ -26,7 +26,7 @@ def check_start(config: TrainConfig, init: Path | None) -> None:
         backbone_weights(WEIGHTS_DIR)
     if init is None and config.backbone_init == "random" and config.model.frozen_stages >= 0:
         log.warning(
-            "the backbone starts at random and %d of its stages stay so (frozen_stages); "
+            "the backbone starts at random, and %d of its stages stay frozen (frozen_stages); "
             "set frozen_stages=-1 to train them",
             config.model.frozen_stages + 1,
         )
@@ -35,10 +35,10 @@ def check_start(config: TrainConfig, init: Path | None) -> None:
 def load_starting_weights(
     model: DeformableDetr, config: TrainConfig, *, init: Path | None, stop: StopRequest
 ) -> None:
-    """Load or pre-train what the configuration asks for, in place; `init` goes before it.
+    """Load or pre-train weights in place, from `init` or else as the configuration says.
 
     Raises:
-        ValueError: the weights cannot be had, or are of another model.
+        ValueError: the weights are missing, or belong to another model.
         Interrupted: a stop was requested during pre-training.
     """
     if init is not None:
@@ -64,7 +64,7 @@ def backbone_weights(directory: Path) -> Path:
 
 
 def load_backbone(path: Path, model: DeformableDetr) -> None:
-    """Loads ImageNet weights into the model's backbone; ValueError if its sizes are others."""
+    """Load ImageNet weights into the model's backbone; ValueError if the sizes differ."""
     tensors = {
         name.removeprefix("backbone."): tensor
         for name, tensor in safetensors.torch.load_file(path).items()

@@ -1,4 +1,4 @@
-"""Everything a run needs to go on where it stopped, in memory and in one file."""
+"""Everything a run needs to continue where it stopped, in memory and in one file."""
 
 import dataclasses
 import io
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a run has come."""
+    """How far a run has progressed."""
 
-    epoch: int = 0  # complete epochs, evaluation included
-    step_in_epoch: int = 0  # optimiser steps of the epoch at hand
+    epoch: int = 0  # complete epochs, including evaluation
+    step_in_epoch: int = 0  # optimiser steps of the current epoch
     step: int = 0  # optimiser steps of the run
     start_seconds: float = 0.0  # before step 1: loading or pre-training the first weights
     seconds: float = 0.0  # in training and evaluation, over all sessions
@@ -35,7 +35,7 @@ class Progress:
 
 @dataclass
 class TrainingState:
-    """What training changes. `average` is None where the configuration has no ema_decay."""
+    """What training changes. `average` is None if the configuration has no ema_decay."""
 
     model: DeformableDetr
     average: MovingAverage | None
@@ -50,20 +50,20 @@ class TrainingState:
 
     @property
     def evaluated_model(self) -> DeformableDetr:
-        """The model that is evaluated and kept: the moving average if there is one."""
+        """The model to evaluate and keep: the moving average if there is one."""
         return self.model if self.average is None else self.average.model
 
     @property
     def is_between_steps(self) -> bool:
-        """Whether the optimiser has changed all weights as often as steps are counted, or none."""
+        """Whether no step is half applied: every weight has had as many updates as counted."""
         counts = [float(values["step"]) for values in self.optimizer.state.values()]
         return max(counts, default=self.progress.step) == self.progress.step
 
     def save(self, path: Path, fingerprint: dict[str, Any]) -> None:
-        """Write all of it and torch's random state; the file appears whole or not at all.
+        """Write all of it and torch's random state atomically.
 
-        The file before it is kept beside it, see `previous`. Raises OSError, with the files from
-        before intact, where the disk is full.
+        The previous file is kept, see `previous`. If the disk is full, raises OSError and leaves
+        existing files intact.
         """
         content = io.BytesIO()  # torch's own writer aborts on a full disk; plain writing raises
         torch.save(
@@ -86,7 +86,7 @@ class TrainingState:
         new.replace(path)
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Put back what `read_training_state` read, torch's random state included."""
+        """Restore what `read_training_state` read, including torch's random state."""
         self.model.load_state_dict(saved["model"])
         if self.average is not None:
             self.average.model.load_state_dict(saved["average"])
@@ -98,16 +98,16 @@ class TrainingState:
 
 
 class DamagedState(ValueError):
-    """A file is no training state, or a part of one."""
+    """A file is damaged or not a training state."""
 
 
 def previous(path: Path) -> Path:
-    """Where the state before that in `path` is kept."""
+    """The file that keeps the state before the one in `path`."""
     return path.with_name(f"previous.{path.name.removeprefix('last.')}")
 
 
 def read_last_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
-    """What `read_training_state` gives for `path`, or for the state before if it is damaged.
+    """Read the training state in `path`, or the one before if that is damaged.
 
     None if there is neither. Raises ValueError as `read_training_state` does.
     """
@@ -118,30 +118,30 @@ def read_last_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] |
     except DamagedState as error:
         if not previous(path).exists():
             raise
-        log.warning("%s; going on from the state before it, %s", error, previous(path))
+        log.warning("%s; continuing from the state before it, %s", error, previous(path))
     return read_training_state(previous(path), fingerprint)
 
 
 def read_training_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
     """The content of a state file that this run may continue.
 
-    More epochs than the saved run had are no hindrance, nor are other names of the same data.
+    The number of epochs may be larger than in the saved run, and the same data may be renamed.
 
     Raises:
-        DamagedState: no such file, or none of ours.
+        DamagedState: no such file, or not a training state.
         ValueError: saved by a run with another configuration or data set; names what differs.
     """
     if not path.is_file():
         raise DamagedState(f"there is no {path} to resume from; RESUME=auto (--resume) starts over")
     try:
-        with zipfile.ZipFile(path) as archive:  # whose checksums torch does not compare
+        with zipfile.ZipFile(path) as archive:  # torch does not verify its checksums
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"wrong checksum of {damaged}")
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         version = saved["format_version"]
     except Exception as error:  # torch raises half a dozen types on a file it cannot read
         raise DamagedState(
-            f"{path} is damaged or no training state ({type(error).__name__}: {error})"
+            f"{path} is damaged or not a training state ({type(error).__name__}: {error})"
         ) from error
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} has format {version}, this version reads {FORMAT_VERSION}")
@@ -168,9 +168,9 @@ def _comparable(fingerprint: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_fingerprint(config: TrainConfig, data_summary: dict[str, Any]) -> dict[str, Any]:
-    """Plain values that decide what a run computes; only an equal run may continue it."""
+    """Plain values that decide what a run computes; only a run with the same may continue it."""
     values = _plain(dataclasses.asdict(config))
-    del values["num_workers"], values["num_threads"]  # they change the speed, not one batch
+    del values["num_workers"], values["num_threads"]  # they change only the speed
     return {"config": values, "data": _plain(data_summary)}
 
 
@@ -187,7 +187,7 @@ def _differences(saved: dict[str, Any], current: dict[str, Any], prefix: str = "
 
 
 def _plain(value: Any) -> Any:
-    """`value` made of dicts, lists, str, int, float and None alone, as weights_only reads them."""
+    """`value` as dicts, lists, str, int, float and None only, which weights_only can read."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

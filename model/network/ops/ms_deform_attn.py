@@ -1,4 +1,4 @@
-"""The one Python signature of multi-scale deformable attention: checks, then picks a backend."""
+"""The Python interface of multi-scale deformable attention: checks, then picks a backend."""
 
 import logging
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ def ms_deform_attn(
 
     Args:
         value: (B, S, M, D), any float dtype. Padded positions must already be zero.
-        spatial_shapes: (height, width) of each of the L levels, in the order of S. Integers, not
-            a tensor, so that no device has to be waited for.
+        spatial_shapes: (height, width) of each of the L levels, in the order of S. Integers rather
+            than a tensor, to avoid waiting for a device.
         reference_points: (B, Q, L, 2 or 4), float32 or wider, normalised (cx, cy[, w, h]).
         sampling_offsets: (B, Q, M, L, P, 2), (x, y) in pixels of the level, or in
             half box sizes over P where reference points carry a box.
@@ -58,7 +58,7 @@ def ms_deform_attn(
         flat = [side for shape in spatial_shapes for side in shape]
         output: Tensor = ms_deform_attn_operator(value, flat, *tensors)
         return output
-    raise ValueError(f"unknown backend {backend!r}; there are: auto, reference, operator, native")
+    raise ValueError(f"unknown backend {backend!r}; known are: auto, reference, operator, native")
 
 
 def _is_operator_better(value: Tensor) -> bool:

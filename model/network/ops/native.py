@@ -1,8 +1,8 @@
 """The native CPU kernels of multi-scale deformable attention, called through their C interface.
 
-Takes and gives tensors as `ms_deform_attn` does: float32, float64, or bfloat16, whose values stay
-so while they are sampled. Computes in float32, or float64 where the values are, on
-torch.get_num_threads() threads; results do not depend on how many these are.
+Tensors are as in `ms_deform_attn`: float32, float64, or bfloat16, in which case values are sampled
+in bfloat16. Computes in float32, or in float64 for float64 values, on torch.get_num_threads()
+threads; results do not depend on their number.
 """
 
 import ctypes
@@ -50,12 +50,12 @@ _LIBRARY = _load()
 
 
 def supports(value: Tensor) -> bool:
-    """Whether the kernels are built, and take values of this device and type."""
+    """Whether the kernels are built and support values on this device and of this type."""
     return _LIBRARY is not None and value.device.type == "cpu" and value.dtype in _STORAGES
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Those that this CPU has and kernels are built for, the best last."""
+    """The instruction sets that this CPU has and kernels are built for, the best last."""
     return INSTRUCTION_SETS[: 1 + _LIBRARY.detrBestIsa()] if _LIBRARY is not None else ()
 
 
@@ -69,12 +69,11 @@ def forward(
     kept_as: torch.dtype | None = None,
     instructions: str | None = None,
 ) -> Tensor:
-    """The op; arguments as those of `detr::ms_deform_attn`.
+    """The op; arguments as for `detr::ms_deform_attn`.
 
     Args:
-        kept_as: what values are rounded to while they are sampled, if not their own type:
-            bfloat16 for float32.
-        instructions: one of instruction_sets(), the best unless named.
+        kept_as: type to round values to for sampling, if not their own: bfloat16 for float32.
+        instructions: one of instruction_sets(); by default the best.
 
     Raises:
         ValueError: the kernels cannot run this call.
@@ -99,7 +98,7 @@ def backward(
     with_reference_points: bool = True,
     instructions: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of value, reference points (empty if not wanted), offsets and logits."""
+    """The gradients of value, reference points (empty if not needed), offsets and logits."""
     inputs = (value, reference_points, sampling_offsets, attention_logits)
     tensors = _computed(*inputs)
     wide = tensors[0].dtype
@@ -116,7 +115,7 @@ def backward(
 
 
 def _computed(value: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All of them dense and in the type that is computed in."""
+    """The tensors, dense and in the type used for computing."""
     wide = torch.float64 if value.dtype == torch.float64 else torch.float32
     reference, offsets, logits = (other.to(wide).contiguous() for other in others)
     return value.to(wide).contiguous(), reference, offsets, logits
@@ -131,7 +130,7 @@ def _params(
     *,
     output: Tensor | None,
 ) -> tuple[_Params, ctypes.Array[ctypes.c_int32]]:
-    """The call, and the array that has to live as long as it."""
+    """The parameters of a call, and the array that has to outlive it."""
     batch, num_tokens, num_heads, head_dim = value.shape
     num_queries, num_levels, num_points = offsets.shape[1], offsets.shape[3], offsets.shape[4]
     shapes = (ctypes.c_int32 * len(spatial_shapes))(*spatial_shapes)

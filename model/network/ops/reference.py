@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in plain PyTorch: the meaning of every other backend."""
+"""Multi-scale deformable attention in plain PyTorch: the reference for every other backend."""
 
 from collections.abc import Sequence
 
@@ -36,9 +36,9 @@ def ms_deform_attn_reference(
 ) -> Tensor:
     """Weighted sum of sampled values; see `ms_deform_attn` for shapes and source.
 
-    Sampled and summed in the dtype of reference_points, which is float32 or wider: in half
-    precision a location moves in steps of many hundredths of a pixel, and PyTorch's grid_sample
-    on a CPU answers NaN to finite values.
+    Samples and sums in the dtype of reference_points, which is float32 or wider: in half precision
+    locations would move in steps of many hundredths of a pixel, and PyTorch's grid_sample on a CPU
+    returns NaN for finite values.
     """
     wide = torch.promote_types(value.dtype, reference_points.dtype)
     batch, _, num_heads, head_dim = value.shape

@@ -1,7 +1,7 @@
 """`detr::ms_deform_attn` as one opaque operator of torch, with its gradient.
 
-Runs the native kernels where they are built and take the values, else the reference; gradients
-need the native kernels.
+Runs the native kernels if they are built and support the values, else the reference; gradients
+require the native kernels.
 """
 
 import logging
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @cache
 def say_once(level: int, message: str) -> None:
-    """Log what backend was picked, the first time only."""
+    """Log which backend was picked, once."""
     logger.log(level, "multi-scale deformable attention: %s", message)
 
 
