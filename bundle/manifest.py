@@ -165,7 +165,7 @@ class Manifest(_Frozen):
         try:
             content = json.loads(path.read_bytes())
         except FileNotFoundError:
-            raise ValueError(f"{path}: not found, so this is no bundle; {REMEDY}") from None
+            raise ValueError(f"{path}: no bundle there; {REMEDY}") from None
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: not valid JSON ({error}); {REMEDY}") from error
         version = content.get("format_version") if isinstance(content, dict) else None

@@ -29,9 +29,9 @@ from bundle.image_formats import describe_content
         (b"data:image/png;base64,", "a data: URL; send the decoded bytes"),
         (b"/9j/4AAQ", "an image in base64; send the decoded bytes"),
         (b'{"image": ""}', "JSON; send the image as a form file or as the body"),
-        (b"hello, world", "content of another kind (it starts with b'hello, w')"),
-        (b"\xff\xd8", "content of another kind (it starts with b'\\xff\\xd8')"),
-        (b"", "content of another kind (it starts with b'')"),
+        (b"hello, world", "content of an unknown kind (it starts with b'hello, w')"),
+        (b"\xff\xd8", "content of an unknown kind (it starts with b'\\xff\\xd8')"),
+        (b"", "content of an unknown kind (it starts with b'')"),
     ],
     ids=lambda value: value[:16] if isinstance(value, str) else "",
 )

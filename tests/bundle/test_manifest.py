@@ -154,7 +154,7 @@ def test_an_empty_directory_is_no_bundle(tmp_path: Path) -> None:
 def test_unreadable_json_is_refused(bundle: Path, content: str) -> None:
     (bundle / "manifest.json").write_text(content, encoding="latin-1")
 
-    with pytest.raises(ValueError, match=r"manifest\.json: cannot be read as JSON.*`make export`"):
+    with pytest.raises(ValueError, match=r"manifest\.json: not valid JSON.*`make export`"):
         Manifest.load(bundle)
 
 

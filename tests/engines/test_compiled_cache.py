@@ -50,5 +50,5 @@ def test_a_directory_that_cannot_be_written_is_left_alone(
 
     keep(tmp_path)
 
-    assert "is not kept" in caplog.text
+    assert "cannot be kept" in caplog.text
     assert (tmp_path / "cache").read_text() == "a file is in the way"

@@ -38,7 +38,7 @@ def test_a_plan_is_left_alone_on_a_machine_without_a_gpu_which_says_so(
 
     assert engine.info.runtime == "openvino"
     (message,) = [text for text in caplog.messages if "plan" in text]
-    assert message.startswith("the bundle's TensorRT plan is not used, but the CPU: no GPU that")
+    assert message.startswith("using the CPU instead of the bundle's TensorRT plan: no GPU is")
 
 
 def test_a_plan_is_left_alone_where_tensorrt_is_not_installed_which_is_said(
@@ -97,10 +97,10 @@ def test_a_mode_that_an_engine_does_not_have_is_said(
 ) -> None:
     engine = open_engine(Bundle.load(planned()), mode="throughput")
 
-    assert "tensorrt has no mode throughput" in caplog.text
+    assert "tensorrt has no throughput mode" in caplog.text
     engine.close()
 
 
 def test_onnx_runtime_without_its_gpu_package_is_refused(toy_bundle: Path) -> None:
-    with pytest.raises(ValueError, match="install onnxruntime-gpu in place of onnxruntime"):
+    with pytest.raises(ValueError, match="install onnxruntime-gpu instead of onnxruntime"):
         open_engine(Bundle.load(toy_bundle), engine="onnxruntime-cuda")

@@ -70,7 +70,7 @@ def test_a_directory_that_is_no_bundle_is_not_replaced(checkpoint, tmp_path, cap
     status = main([str(checkpoint), "--out", str(photos)])
 
     assert status == 1
-    assert "is no bundle; name a new directory" in capsys.readouterr().err
+    assert "is not a bundle; name a new directory" in capsys.readouterr().err
     assert names_in(photos) == ["mine.jpg"]
 
 
@@ -78,7 +78,7 @@ def test_a_file_is_not_replaced(checkpoint, tmp_path, capsys):
     status = main([str(checkpoint), "--out", str(checkpoint)])
 
     assert status == 1
-    assert "is no bundle" in capsys.readouterr().err
+    assert "is not a bundle" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path, capsys):

@@ -58,7 +58,7 @@ def test_what_goes_wrong_in_loading_is_one_line_and_the_step_saved(
         train(config, data, out_dir=tmp_path)
 
     step = state_of(tmp_path)["progress"]["step"]
-    assert f"saved after step {step}: the same command goes on from there" in str(error.value)
+    assert f"saved after step {step}: the same command continues from there" in str(error.value)
     assert step == max(1, num_workers)
     assert "\n" not in str(error.value)
     assert multiprocessing.active_children() == []
@@ -182,7 +182,7 @@ def test_sigterm_stops_a_real_run_which_goes_on(tmp_path: Path) -> None:
         seen += process.stderr.read()
 
     assert process.returncode == 143, seen.decode()
-    assert b"goes on from here" in seen
+    assert b"continues from here" in seen
     assert 1 <= state_of(out_dir)["progress"]["step"] < 60
     config = tiny()
     assert train(config, open_data(config, directory), out_dir=out_dir) == 0

@@ -154,7 +154,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(
     status = train(longer, open_data(longer, images), out_dir=tmp_path)
 
     assert status == 0
-    assert "going on from the state before it" in caplog.text
+    assert "continuing from the state before it" in caplog.text
     assert_equal(state_of(tmp_path), state_of(uninterrupted))
 
 

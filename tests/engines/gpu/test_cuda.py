@@ -76,7 +76,7 @@ def test_a_missing_binding_is_told_with_what_to_install(monkeypatch: pytest.Monk
     ("code", "message"),
     [
         (CudaErrorCode.cudaErrorInsufficientDriver, "no NVIDIA driver, or one too old"),
-        (CudaErrorCode.cudaErrorNoDevice, "no GPU that this process may use"),
+        (CudaErrorCode.cudaErrorNoDevice, "no GPU is available to this process"),
         (CudaErrorCode.cudaErrorIllegalAddress, "CUDA cannot be used"),
     ],
 )

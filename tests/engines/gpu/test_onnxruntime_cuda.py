@@ -93,6 +93,6 @@ def test_a_session_that_fails_says_why_and_what_to_do(
 
     with pytest.raises(
         ValueError,
-        match=r"model\.onnx: .*CUDA failure 35\); install what it lacks",
+        match=r"model\.onnx: .*CUDA failure 35\); install what is missing",
     ):
         open_demo()

@@ -156,7 +156,7 @@ def test_a_bundle_that_cannot_be_written_to_is_served_all_the_same(
     plan = find(elsewhere, may_build=True)
 
     assert plan.data.startswith(b"plan")
-    assert "is not kept for the next start" in caplog.text
+    assert "cannot be kept for the next start" in caplog.text
 
 
 def test_a_bundle_without_a_plan_gets_profiles_for_every_image(
@@ -221,7 +221,7 @@ def test_a_build_that_runs_out_of_memory_says_what_to_do(
 
     with pytest.raises(
         ValueError,
-        match=r"model\.onnx: the build failed: .*OutOfMemory.*stop what else uses the GPU",
+        match=r"model\.onnx: the build failed: .*OutOfMemory.*stop other programs on the GPU",
     ):
         find(elsewhere, may_build=True)
 

@@ -44,8 +44,8 @@ def test_memory_that_does_not_suffice_is_told_with_what_is_free(
 
     message = refused(bundle, trt)
 
-    assert "the memory of NVIDIA Fake does not suffice" in message
-    assert "of 0 MiB are free; stop what else uses it" in message
+    assert "NVIDIA Fake has too little memory" in message
+    assert "of 0 MiB are free; stop other programs on it" in message
     assert "SHAPES=" in message
 
 
@@ -69,7 +69,7 @@ def test_a_plan_with_other_profiles_than_its_manifest_is_refused(
     )
     manifest.model_copy(update={"tensorrt": plan}).save(directory)
 
-    assert "the plan is not that of the manifest: expected" in refused(directory, trt)
+    assert "the plan does not match the manifest: expected" in refused(directory, trt)
 
 
 @pytest.mark.parametrize(

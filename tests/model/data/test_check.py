@@ -311,4 +311,4 @@ def test_the_command_refuses_validation_of_another_list_of_classes(sound, monkey
     status = main()
 
     assert status == 1
-    assert "FATAL other-classes: 6 wolf of val are no classes of train" in capsys.readouterr().out
+    assert "FATAL other-classes: 6 wolf of val are not classes of train" in capsys.readouterr().out

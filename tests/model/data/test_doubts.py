@@ -141,10 +141,10 @@ def test_an_image_of_both_splits_is_found_by_its_bytes():
 @pytest.mark.parametrize(
     ("classes", "is_fatal", "message"),
     [
-        ((CAT, DOG, COW), True, "7 cow of val are no classes of train, which has 5 cat, 6 dog"),
+        ((CAT, DOG, COW), True, "7 cow of val are not classes of train, which has 5 cat, 6 dog"),
         ((CAT, ClassInfo(id=6, name="Dog")), True, "6 Dog of val"),
         ((CAT, ClassInfo(id=9, name="dog")), True, "9 dog of val"),
-        ((CAT,), False, "6 dog of train are no classes of val: AP will say nothing of them"),
+        ((CAT,), False, "6 dog of train are not classes of val: AP will say nothing about them"),
     ],
 )
 def test_another_list_of_classes_in_val_is_told(classes, is_fatal, message):

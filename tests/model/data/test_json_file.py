@@ -37,7 +37,7 @@ def zipped() -> bytes:
         (TEXT.encode("latin-1"), "save it as UTF-8"),
         (b"[" * 99999, "nested too deep"),
         (TEXT.encode()[:-3], "Unterminated string"),
-        (b'{"a": 1}\n{"a": 2}\n', "one JSON value a line"),
+        (b'{"a": 1}\n{"a": 2}\n', "one JSON value per line"),
         (b"0 0.5 0.5 0.1 0.1\n", "Extra data"),
     ],
 )

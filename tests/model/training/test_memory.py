@@ -65,7 +65,7 @@ def test_the_steps_before_are_saved_with_the_random_state_of_then(state: Trainin
 
     said = run_out_in(state, lambda: torch.rand(3), lambda: saved.append(torch.get_rng_state()))
 
-    assert "saved after step 1: the same command goes on from there" in said
+    assert "saved after step 1: the same command continues from there" in said
     assert torch.equal(saved[0], before)
 
 
@@ -75,14 +75,14 @@ def test_nothing_is_saved_once_the_weights_were_being_changed(state: TrainingSta
     said = run_out_in(state, state.optimizer.step, lambda: saved.append(True))
 
     assert saved == []
-    assert "what was saved last is whole" in said
+    assert "the last save is intact" in said
 
 
 def test_memory_too_short_for_saving_is_one_line_too(state: TrainingState) -> None:
     def save() -> None:
         raise MemoryError
 
-    assert "what was saved last is whole" in run_out_in(state, lambda: None, save)
+    assert "the last save is intact" in run_out_in(state, lambda: None, save)
 
 
 def test_another_error_of_a_step_goes_on_as_it_is(state: TrainingState) -> None:
