@@ -1,6 +1,6 @@
 """python -m service: serve the bundle that the environment names; see service/settings.py.
 
-Exit status: 0 when stopped by SIGTERM or Ctrl-C, 1 when it could not serve, or not any more.
+Exit status: 0 after SIGTERM or Ctrl-C, 1 when it could not start or could not go on serving.
 """
 
 import asyncio
@@ -30,15 +30,15 @@ from service.startup import OpenEngine, open_served
 logger = logging.getLogger("service")
 
 BACKLOG = 2048  # connections that the kernel keeps until they are accepted
-GRACE_S = 5.0  # for closing the engine, after all requests
-LAST_WORDS_S = 1.0  # for answers on their way once nothing is waited for any more
+GRACE_S = 5.0  # for closing the engine after the last request
+LAST_WORDS_S = 1.0  # for sending the last answers, after the drain timeout or a failure
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with signals of our own, stopping so that no request is lost that reached the port.
+    """uvicorn with our own signal handlers; stopping loses no request that reached the port.
 
-    Left alone it closes idle connections at once, one of which may just be carrying a request.
+    uvicorn by itself closes idle connections at once, even one on which a request is arriving.
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
@@ -62,7 +62,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C stop, a second Ctrl-C at once; SIGHUP reloads the bundles."""
+        """SIGTERM and Ctrl-C stop it, a second Ctrl-C at once; SIGHUP reloads the bundles."""
         loop = asyncio.get_running_loop()
         handlers = (self._stop, self._stop_or_hurry, self._serving.reload_all)
         is_main = threading.current_thread() is threading.main_thread()
@@ -78,7 +78,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Be red for a while, close the port, answer what has arrived, then stop."""
+        """Turn /readyz red for a while, close the port, answer what has arrived, then stop."""
         self.is_stopping.set()
         has_failed = self._serving.failure is not None
         stop_taking_requests(self._app)
@@ -88,10 +88,10 @@ class Server(uvicorn.Server):
         await farewell.close_port(self.servers, sockets or [])
         patience_s = LAST_WORDS_S if has_failed else self._settings.drain_timeout_s
         if not await self._wait_for_clients(patience_s):
-            self._serving.abort(NotReady("the service stops; try again soon", retry_after_s=1))
+            self._serving.abort(NotReady("the service is stopping; retry soon", retry_after_s=1))
             await self._wait_for_clients(LAST_WORDS_S)
             logger.warning(
-                "%d connections are cut: not done within %g s",
+                "closing %d connections that did not finish within %g s",
                 len(self.server_state.connections),
                 patience_s,
             )
@@ -117,7 +117,7 @@ def main() -> int:
 
 
 def serve(settings: Settings, open_engine: OpenEngine = open_served) -> int:
-    """`main` with settings in hand, and perhaps another way to open engines."""
+    """Serve with these settings, and return the exit status."""
     set_up_logging(settings.log_level, log_format=settings.log_format)
     for number in (signal.SIGTERM, signal.SIGINT):  # until the server runs
         signal.signal(number, lambda *_: sys.exit(0))
@@ -139,14 +139,14 @@ def serve(settings: Settings, open_engine: OpenEngine = open_served) -> int:
     longest_s = settings.drain_delay_s + settings.drain_timeout_s + GRACE_S
     threading.Thread(target=_end_in_time, args=(server, longest_s), daemon=True).start()
     logger.info("the page is at %s/ and the API docs are at %s/docs", address, address)
-    # The loop is not closed: that would wait for threads that may hang, see `leave`.
+    # The loop is not closed: closing waits for threads, and they may hang. See `leave`.
     loop = (server.config.get_loop_factory() or asyncio.new_event_loop)()
     loop.run_until_complete(server.serve([listener]))
     return 1 if app.state.serving.failure else 0
 
 
 def leave(status: int) -> NoReturn:
-    """End the process, whatever its threads do: one may hang in an engine, and be waited for."""
+    """End the process without waiting for its threads: one may hang in an engine."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -154,10 +154,10 @@ def leave(status: int) -> NoReturn:
 
 
 def _end_in_time(server: Server, longest_s: float) -> None:
-    """End the process where stopping hangs, in an engine that does not close for example."""
+    """End the process if stopping hangs, for example in an engine that does not close."""
     server.is_stopping.wait()
     time.sleep(longest_s)
-    logger.error("stopping has not ended after %g s and is broken off", longest_s)
+    logger.error("still not stopped after %g s; ending the process", longest_s)
     leave(1)
 
 

@@ -1,4 +1,4 @@
-"""The HTTP boundary: request ids, limits of bodies, one log line a request, the last `except`."""
+"""The HTTP boundary: request ids, body limits, one log line per request, the last `except`."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ Answer = TypeVar("Answer")
 REQUEST_ID = "X-Request-Id"
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PLAIN = re.compile(r"[!#-<>-~]+")  # printable ASCII but space, quote and equals sign
-# Asked every few seconds, so logged at debug.
+# Polled every few seconds, so logged at debug level.
 _QUIET_PATHS = {"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 
 
@@ -60,7 +60,7 @@ class Boundary:
         self._on_answer = on_answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; anything but HTTP is passed on as it is."""
+        """Serve one request; anything but HTTP is passed on unchanged."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -91,7 +91,7 @@ class Boundary:
             logger.exception("request %s failed", request_id)
             self._metrics.rejects.labels(ServiceError.code).inc()
             if not status:
-                error = ServiceError("an internal error; the log says more")
+                error = ServiceError("an internal error; see the log for details")
                 await _send_error(error, scope["path"], send_marked)
         finally:
             fields = {"request_id": request_id, **log_fields}
@@ -102,7 +102,7 @@ class Boundary:
     ) -> None:
         seconds = time.perf_counter() - started
         route = scope.get("route")
-        path = getattr(route, "path", "other")  # the template: labels stay few
+        path = getattr(route, "path", "other")  # the template, so that labels stay few
         self._metrics.requests.labels(path, str(status)).inc()
         self._metrics.request_seconds.labels(path).observe(seconds)
         client = scope.get("client")
@@ -127,7 +127,7 @@ class Boundary:
 
 
 def _without_trailing_slash(scope: Scope) -> Scope:
-    """POST /detect/ as POST /detect; without a body to lose, the router's redirect will do."""
+    """Treat POST /detect/ as POST /detect; other methods follow the router's redirect."""
     path = scope["path"]
     is_changed = scope["method"] == "POST" and path.endswith("/")
     return {**scope, "path": path.rstrip("/") or "/"} if is_changed else scope
@@ -143,7 +143,7 @@ def log_access(record: Mapping[str, object], level: int = logging.INFO) -> None:
 async def answer_unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
     """Await the work, but cancel it as soon as the client closes the connection.
 
-    To be called once the body has been read. Raises ClientGone.
+    Call it once the body has been read. Raises ClientGone.
     """
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_closed(request))

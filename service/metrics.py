@@ -1,4 +1,4 @@
-"""Every metric of the service, declared once; one registry for each app."""
+"""Every metric of the service, declared once; each app has its own registry."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ _SCORES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 
 class Stage(StrEnum):
-    """What a request goes through, in order."""
+    """The stages of a request, in order."""
 
     READ = "read"  # the body arrives and is parsed
     DECODE = "decode"  # bytes to resized pixels, in a thread
@@ -29,7 +29,7 @@ class Stage(StrEnum):
 
 
 class Metrics:
-    """The instruments; recording is a call on one of them."""
+    """The metrics; callers record on them directly."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -81,14 +81,14 @@ class Metrics:
         )
         self.padding_ratio = Histogram(
             "detr_padding_ratio",
-            "Part of a batch's pixels that is padding.",
+            "Fraction of a batch's pixels that is padding.",
             ["model"],
             buckets=_FRACTIONS,
             registry=registry,
         )
         self.scores = Histogram(
             "detr_score",
-            "Scores of detections from 0.1 on, by model, whatever the request's threshold.",
+            "Scores of 0.1 or more, by model, whatever the request's threshold.",
             ["model"],
             buckets=_SCORES,
             registry=registry,
@@ -122,7 +122,7 @@ class Metrics:
         )
         self.model = Gauge(
             "detr_model_info",
-            "A model that is served; always 1.",
+            "A served model; always 1.",
             ["model", "variant", "version"],
             registry=registry,
         )
@@ -140,19 +140,19 @@ class Metrics:
         )
         self.selftest_error = Gauge(
             "detr_selftest_error_ratio",
-            "The engine's largest error on the known answers, as a part of what is tolerated.",
+            "The engine's largest error on the known answers, as a fraction of the tolerance.",
             ["model", "error"],
             registry=registry,
         )
         self.gpu_memory = Gauge(
             "detr_gpu_memory_bytes",
-            "Memory of the GPU that the engine has taken at start.",
+            "GPU memory that the engine took at start.",
             ["model"],
             registry=registry,
         )
 
     def forget(self, model: str) -> None:
-        """Remove what describes a model that is served no more; what was counted stays."""
+        """Remove the gauges of a model that is no longer served; its counters stay."""
         for gauge in (
             *(self.queue_depth, self.model, self.engine, self.gpu_memory),
             *(self.selftest_passed, self.selftest_error),
@@ -170,7 +170,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
-        """Time what runs inside."""
+        """Time the body of a `with` statement."""
         started = time.perf_counter()
         try:
             yield
@@ -183,13 +183,13 @@ class Stopwatch:
         self.starts[stage] = time.perf_counter() - ended_ago_s - seconds
 
     def observe(self, observe: Callable[[Stage, float], None]) -> None:
-        """Hand every stage to a histogram."""
+        """Report every stage to a histogram."""
         for stage, seconds in self.seconds.items():
             observe(stage, seconds)
 
     @property
     def server_timing(self) -> str:
-        """Value of the Server-Timing header, in milliseconds."""
+        """The value of the Server-Timing header, in milliseconds."""
         parts = [f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in self.seconds.items()]
         total_s = time.perf_counter() - self._started
         return ", ".join([*parts, f"total;dur={total_s * 1e3:.2f}"])

@@ -2,12 +2,12 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const SMALLEST_PX = 480; // a smaller image is enlarged to this, or its labels would cover it
-const GOLDEN_RATIO = 0.618034; // steps of it spread any number of hues over the circle
+const GOLDEN_RATIO = 0.618034; // steps of this size spread any number of hues around the circle
 const $ = (id) => document.getElementById(id);
 
-const MODEL = new URLSearchParams(location.search).get("model"); // else the first that is served
+const MODEL = new URLSearchParams(location.search).get("model"); // null: the first served
 
-const everything = { threshold: 0 }; // asked for, so that the slider only has to filter
+const everything = { threshold: 0 }; // requested, so that the slider only has to filter
 let shots = []; // the images at hand: their files, and what was answered
 let current = null; // the one that is shown
 let pending = null; // AbortController of the requests in flight
@@ -167,7 +167,7 @@ async function showImage({ url, name }) {
     image.style.width = `min(${width * scale}px, ${(68 * width) / height}vh)`;
   } catch {
     if (current?.url !== url) return; // another image took its place
-    $("figure").hidden = true; // the browser cannot show it; the service will say why it cannot
+    $("figure").hidden = true; // the browser cannot show it; the service's error will say why
     $("drop").classList.remove("filled");
   }
 }
@@ -191,7 +191,7 @@ function show() {
   $("list").replaceChildren(...parts.map((part) => part.row));
   $("count").textContent = result ? `${kept.length} of ${result.detections.length} detections` : "Detections";
   $("hint").hidden = kept.length > 0;
-  if (result) $("hint").textContent = "None has so high a score; move the threshold down.";
+  if (result) $("hint").textContent = "No detection scores this high; lower the threshold.";
   $("json").textContent = JSON.stringify(
     answer ? { ...answer, results: [{ ...result, detections: kept }] } : {}, null, 2);
 }

@@ -167,5 +167,5 @@ def test_a_damaged_file_is_named_with_the_remedy(
     shutil.copy(toy_bundle / KNOWN_ANSWERS_FILE, path)
     path.write_bytes(path.read_bytes()[:length])
 
-    with pytest.raises(ValueError, match=r"known-answers\.npz: cannot be read .*`make export`"):
+    with pytest.raises(ValueError, match=r"known-answers\.npz: not readable .*`make export`"):
         read_known_answers(tmp_path)

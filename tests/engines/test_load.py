@@ -50,7 +50,10 @@ def test_a_plan_is_left_alone_where_tensorrt_is_not_installed_which_is_said(
     engine = open_engine(Bundle.load(directory))
 
     assert engine.info.runtime == "openvino"
-    assert "is not used, but the CPU: TensorRT cannot be loaded" in caplog.text
+    assert (
+        "using the CPU instead of the bundle's TensorRT plan: TensorRT cannot be loaded"
+        in caplog.text
+    )
 
 
 def test_a_bundle_without_a_plan_does_not_ask_for_a_gpu(

@@ -53,7 +53,7 @@ def open_demo(**changes: Any) -> OnnxRuntimeEngine:
 def test_a_package_without_the_provider_is_told_which_to_install() -> None:
     with pytest.raises(
         ValueError,
-        match=r"has no CUDAExecutionProvider.*install onnxruntime-gpu in place",
+        match=r"has no CUDAExecutionProvider.*install onnxruntime-gpu instead",
     ):
         open_demo()
 

@@ -203,7 +203,7 @@ def test_a_checkpoint_of_another_model_names_its_first_wrong_tensor(saved: Path)
     other = replace(checkpoint.config, model=replace(checkpoint.config.model, ffn_dim=48))
 
     with pytest.raises(
-        ValueError, match=r"another model.*linear1\.weight has shape.*expected \(48"
+        ValueError, match=r"does not hold the model.*linear1\.weight has shape.*expected \(48"
     ):
         build_model(replace(checkpoint, config=other))
 

@@ -40,7 +40,9 @@ def test_what_is_no_plain_weight_is_refused(
 ) -> None:
     path = write_with(tmp_path / "x.pth", {EMBED: make(of(EMBED))})
 
-    with pytest.raises(ValueError, match=rf"tensor {EMBED} is {kind}.*expected numbers") as error:
+    with pytest.raises(
+        ValueError, match=rf"tensor {EMBED} is {kind}.*expected floating-point numbers"
+    ) as error:
         convert(path)
     assert "\n" not in str(error.value)
 

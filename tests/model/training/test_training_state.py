@@ -25,7 +25,7 @@ def test_a_full_disk_leaves_the_state_of_before(tmp_path: Path, request) -> None
     with pytest.raises(OSError, match=r"cannot write .*last\.training\.pt") as error:
         state.save(path, fingerprint)
 
-    assert "before is unchanged" in str(error.value)
+    assert "existing file of that name is unchanged" in str(error.value)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
