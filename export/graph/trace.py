@@ -17,44 +17,23 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
-from onnxscript import opset20, optimizer
-from onnxscript.values import Opset
+from onnxscript import optimizer
 from torch import Tensor, nn
 
 from bundle.layout import (
     GRAPH_FILES,
     INPUTS,
-    OPERATOR,
     OPERATOR_DOMAIN,
     OUTPUTS,
     STANDARD_FORM,
     WEIGHTS_FILES,
 )
+from export.graph.translation import OPSET, TRANSLATIONS, traced_once
 from model.network.inference import DetectionModel
 from model.network.ops.reference import ms_deform_attn_reference
 
-OPSET = 20
 EXAMPLE_BATCH = 2
 EXTERNAL_FROM_BYTES = 1024  # tensors from this size on go into the file of weights
-
-_FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
-_Formal = onnx.defs.OpSchema.FormalParameter
-_SCHEMA = onnx.defs.OpSchema(
-    OPERATOR,
-    OPERATOR_DOMAIN,
-    1,
-    doc="Multi-scale deformable attention, fused: softmax, sampling locations, weighted sum.",
-    inputs=[
-        _Formal("value", "T"),  # (B, S, M, D)
-        _Formal("spatial_shapes", "tensor(int32)"),  # (L, 2), height and width
-        _Formal("reference_points", "tensor(float)"),  # (B, Q, L, 2 or 4)
-        _Formal("sampling_offsets", "T"),  # (B, Q, M, L, P, 2)
-        _Formal("attention_logits", "T"),  # (B, Q, M, L, P)
-    ],
-    outputs=[_Formal("output", "T")],  # (B, Q, M * D)
-    type_constraints=[("T", _FLOATS, "")],
-)
-onnx.defs.register_schema(_SCHEMA)
 
 
 class Graphs(NamedTuple):
@@ -119,37 +98,30 @@ def _trace(model: DetectionModel, min_side: int) -> ir.Model:
     padding_mask = torch.zeros(EXAMPLE_BATCH, height, width, dtype=torch.bool)
     free = {0: "batch", 1: "height", 2: "width"}
     same = dict.fromkeys(free, torch.export.Dim.DYNAMIC)  # takes the names of the images' axes
-    translation = {torch.ops.detr.ms_deform_attn.default: _attention_node}
     return _export(
         model,
         (images, padding_mask),
         dynamic_shapes=(free, same),
         input_names=INPUTS,
         output_names=OUTPUTS,
-        custom_translation_table=translation,
         optimize=False,
     )
 
 
 def _export(module: nn.Module, args: tuple[Tensor, ...], **options: Any) -> ir.Model:
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), traced_once():
         program = torch.onnx.export(
-            module, args, dynamo=True, opset_version=OPSET, verbose=False, **options
+            module,
+            args,
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            custom_translation_table=TRANSLATIONS,
+            **options,
         )
     assert program is not None
     model: ir.Model = program.model
     return model
-
-
-def _attention_node(
-    value: Any, spatial_shapes: Any, reference_points: Any, sampling_offsets: Any, logits: Any
-) -> Any:
-    """The node for one call of `detr::ms_deform_attn`; the shapes come as 2 L scalars."""
-    op: Any = opset20  # its annotations do not know the numbers it takes
-    sides = op.Concat(*[op.Reshape(side, [1]) for side in spatial_shapes], axis=0)
-    shapes = op.Reshape(op.Cast(sides, to=ir.DataType.INT32), [-1, 2])
-    opset = Opset(OPERATOR_DOMAIN, _SCHEMA.since_version)
-    return getattr(opset, OPERATOR)(value, shapes, reference_points, sampling_offsets, logits)
 
 
 def _attention_nodes(model: ir.Model) -> Iterator[ir.Node]:
@@ -176,7 +148,7 @@ class _Reference(nn.Module):
         )
 
 
-class _Sizes(NamedTuple):
+class Sizes(NamedTuple):
     """What is fixed in the shapes of an MSDeformAttn node's inputs."""
 
     num_heads: int
@@ -186,17 +158,17 @@ class _Sizes(NamedTuple):
     num_points: int
 
 
-def _sizes(node: ir.Node) -> _Sizes:
+def _sizes(node: ir.Node) -> Sizes:
     value, _, points, offsets, _ = (None if x is None else x.shape for x in node.inputs)
     assert value is not None
     assert points is not None
     assert offsets is not None
     sizes = (value[2], value[3], points[3], offsets[3], offsets[4])
-    return _Sizes(*(int(size) for size in sizes))  # type: ignore[arg-type]
+    return Sizes(*(int(size) for size in sizes))  # type: ignore[arg-type]
 
 
 @cache
-def _reference_graph(sizes: _Sizes) -> ir.Graph:
+def reference_graph(sizes: Sizes) -> ir.Graph:
     """The reference implementation, free in batch, tokens and queries; without initialisers."""
     heads, dim, reference_dim, levels, points = sizes
     shapes = torch.tensor([(2 * level + 3, level + 2) for level in range(levels, 0, -1)])
@@ -219,11 +191,11 @@ def _reference_graph(sizes: _Sizes) -> ir.Graph:
     return graph
 
 
-def _replace_attention(model: ir.Model, sizes: Sequence[_Sizes]) -> None:
+def _replace_attention(model: ir.Model, sizes: Sequence[Sizes]) -> None:
     """Put the reference implementation in the place of every MSDeformAttn node."""
     for node, size in zip(_attention_nodes(model), sizes, strict=True):
         node.overload = f"{size.reference_dim}d"
-        graph = _reference_graph(size).clone()
+        graph = reference_graph(size).clone()
         function = ir.Function(
             OPERATOR_DOMAIN, node.op_type, node.overload, graph=graph, attributes=[]
         )

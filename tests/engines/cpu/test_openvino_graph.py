@@ -149,6 +149,22 @@ def test_sampling_first_gives_what_projecting_first_gave(
     assert (before.count("Select"), after.count("Select")) == (3, 2)
 
 
+@pytest.mark.parametrize("reference_dim", [2, 4])
+def test_what_lies_outside_the_map_weighs_nothing_where_memory_is_infinite(
+    run: Callable[..., tuple], reference_dim: int
+) -> None:
+    graph, inputs = decoder(layer(0), reference_dim=reference_dim), tensors(1, reference_dim)
+    inputs["points"][..., :2] = 9.0
+    inputs["memory"][:, -1] = np.inf  # the border of the coarser level
+
+    expected, _ = run(graph, inputs, prepared=False)
+    found, after = run(graph, inputs, prepared=True)
+
+    assert after.count("MSDeformAttn") == 2
+    np.testing.assert_array_equal(expected, np.zeros_like(expected))
+    np.testing.assert_array_equal(found, expected)
+
+
 def replaced(part: Layer, kind: str, nodes: Sequence[onnx.NodeProto]) -> Layer:
     """A layer with other nodes in the place of the one of this kind."""
     index = [node.op_type for node in part[0]].index(kind)

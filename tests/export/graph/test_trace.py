@@ -1,6 +1,8 @@
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
+import openvino as ov
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
@@ -9,10 +11,12 @@ from onnx.reference.op_run import OpRun
 from bundle.manifest import TensorSpec
 from bundle.postprocess import RawOutput
 from bundle.preprocess import pad_batch
+from export.graph.trace import Sizes, reference_graph
 from export.judge.verify import BOX_TOLERANCE, SCORE_TOLERANCE, difference
 from model.config import Variant
 from model.network.inference import torch_predictor
 from model.network.ops.reference import ms_deform_attn_reference
+from tests.ops.cases import CASES
 
 pytestmark = pytest.mark.slow
 
@@ -25,6 +29,8 @@ BATCHES = {
     "five": [(66, 64)] * 5,
     "wide": [(64, 321)],
 }
+# Of two kinds of reference points; all other sizes are the same, since each takes an export.
+EXPORTED_CASES = ("infinite, points", "infinite, boxes")
 
 
 class MSDeformAttn(OpRun):
@@ -55,6 +61,20 @@ def run_onnxruntime(path, images, padding_mask):
     session = ort.InferenceSession(str(path))
     inputs = {"images": images, "padding_mask": padding_mask}
     return RawOutput(*session.run(list(RawOutput._fields), inputs))
+
+
+def op_in_onnxruntime(graph, inputs):
+    session = ort.InferenceSession(graph)
+    names = [value.name for value in session.get_inputs()]
+    return session.run(None, dict(zip(names, inputs, strict=True)))[0]
+
+
+def op_in_openvino(graph, inputs):
+    core = ov.Core()
+    compiled = core.compile_model(
+        core.read_model(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    return compiled(inputs)[0]
 
 
 def load(exported, form, *, weights=False):
@@ -206,3 +226,21 @@ def test_a_graph_says_nothing_of_the_machine_that_made_it(exported, form):
     assert graph.producer_name == "detr-serve"
     assert all(not node.doc_string and not node.metadata_props for node in graph.graph.node)
     assert b".py" not in graph.SerializeToString()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name in EXPORTED_CASES], ids=str)
+def test_the_standard_form_of_the_op_gives_what_the_op_gives(case):
+    value, shapes, *others = case.inputs()
+    sizes = Sizes(case.heads, case.head_dim, case.reference_width, len(shapes), case.points)
+    graph = ir.to_proto(ir.Model(reference_graph(sizes).clone(), ir_version=10)).SerializeToString()
+    inputs = [value, torch.tensor(shapes, dtype=torch.int32), *others]
+
+    outputs = [
+        run(graph, [tensor.numpy() for tensor in inputs])
+        for run in (op_in_onnxruntime, op_in_openvino)
+    ]
+
+    expected = ms_deform_attn_reference(value, shapes, *others).numpy()
+    assert np.isfinite(expected).all()
+    for output in outputs:
+        np.testing.assert_allclose(output, expected, rtol=0, atol=1e-6)
