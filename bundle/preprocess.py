@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 from cv2.typing import MatLike
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
@@ -136,9 +137,12 @@ def decode_image(
         raise UndecodableImage("expected an image, got 0 bytes")
     image_format = _sniff_format(data, formats)
     with _decoding(image_format):
-        image = _load(data, image_format, max_pixels)
+        image = _open(data, image_format, max_pixels)
+        pixels = _faultless_jpeg(image, data)
+        if pixels is None:
+            image = _load(data, image_format, max_pixels)
+            pixels = _to_rgb(image, data)
         orientation = _orientation(image, data)
-        pixels = _to_rgb(image, data)
         image.close()  # its pixels
     if orientation in _UPRIGHT:
         pixels = np.asarray(_UPRIGHT[orientation](pixels), np.uint8)
@@ -256,6 +260,18 @@ def _decoding_bytes(image: Image.Image, data: bytes) -> int:
     num_pixels = image.width * image.height
     strip_bytes = 16 * min(num_pixels, _STRIP_PIXELS)
     return num_pixels * bytes_per_pixel + strip_bytes
+
+
+def _faultless_jpeg(image: Image.Image, data: bytes) -> Uint8Array | None:
+    """What Pillow would give, in about two thirds of its time; None if a decoder has to decide."""
+    if image.format != "JPEG" or image.mode not in ("RGB", "L"):
+        return None
+    try:
+        if simplejpeg.decode_jpeg_header(data)[:2] != (image.height, image.width):
+            return None
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True))
+    except ValueError:  # strict: for a warning too
+        return None
 
 
 def _load(data: bytes, image_format: str, max_pixels: int) -> Image.Image:

@@ -1,3 +1,4 @@
+import io
 import struct
 from typing import Any
 
@@ -9,11 +10,29 @@ from PIL import Image
 from bundle.preprocess import (
     DATASET_FORMATS,
     Preprocess,
+    UndecodableImage,
     decode_image,
     prepare,
     read_header,
 )
 from tests.bundle.image_files import PIXELS, Encode, exif_of, png, png_chunks
+
+
+def decoded_or_none(data: bytes) -> list[Any] | None:
+    try:
+        return decode_image(data, max_pixels=1_000_000).tolist()
+    except UndecodableImage:
+        return None
+
+
+def pixels_of_pillow(data: bytes) -> list[Any] | None:
+    try:
+        image = Image.open(io.BytesIO(data), formats=["JPEG"])
+        if image.width * image.height > 1_000_000:
+            return None
+        return np.asarray(image.convert("RGB")).tolist()
+    except (OSError, SyntaxError, ValueError):
+        return None
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
@@ -33,6 +52,41 @@ def test_a_jpeg_decodes_as_opencv_decodes_it(jpeg_bytes: bytes) -> None:
     decoded = decode_image(jpeg_bytes)
 
     assert np.abs(decoded.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("restart", [0, 2])
+def test_every_kind_of_jpeg_decodes_as_pillow_decodes_it(
+    encode: Encode, mode: str, subsampling: str, progressive: bool, restart: int
+) -> None:
+    image = Image.fromarray(PIXELS).resize((61, 47)).convert(mode)
+    options = {"subsampling": subsampling, "restart_marker_blocks": restart}
+    data = encode(image, "JPEG", quality=80, progressive=progressive, **options)
+
+    decoded = decode_image(data)
+
+    np.testing.assert_array_equal(decoded, Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.parametrize("changes", [1, 3])
+def test_a_damaged_jpeg_is_refused_or_decodes_as_pillow_decodes_it(
+    encode: Encode, changes: int
+) -> None:
+    good = encode(PIXELS, "JPEG", quality=80, restart_marker_blocks=3)
+    rng = np.random.default_rng(changes)
+    damaged = []
+    for _ in range(300):
+        data = np.frombuffer(good, np.uint8).copy()
+        data[rng.integers(3, len(good) - 2, changes)] = rng.integers(0, 256, changes)
+        damaged.append(data.tobytes())
+
+    outcomes = [(decoded_or_none(data), pixels_of_pillow(data)) for data in damaged]
+
+    assert all(decoded == expected for decoded, expected in outcomes)
+    num_refused = sum(decoded is None for decoded, _ in outcomes)
+    assert 10 < num_refused < 290
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
