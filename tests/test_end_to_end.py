@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from bundle.manifest import Manifest
+from detr_client import DetrClient, coco_results
 from model.data.digits import DigitsDataset, write_coco
 from model.evaluation.coco_metrics import score
 
@@ -27,25 +28,15 @@ def _run(*arguments: object) -> str:
 
 
 def _detect_all(address: str, directory: Path, ground_truth: dict[str, Any]) -> list[dict]:
-    """COCO results of every image of a data set, asked for over HTTP, eight at a time."""
-    results: list[dict] = []
+    """COCO results of every image of a data set, asked for over HTTP."""
     images = ground_truth["images"]
-    with httpx.Client(base_url=address, timeout=60) as client:
-        for start in range(0, len(images), 8):
-            part = images[start : start + 8]
-            files = [
-                ("images", (image["file_name"], (directory / image["file_name"]).read_bytes()))
-                for image in part
-            ]
-            answer = client.post(
-                "/detect",
-                params={"format": "coco", "threshold": 0},
-                files=files,
-                data={"image_ids": ",".join(str(image["id"]) for image in part)},
-            )
-            assert answer.status_code == 200, answer.text
-            results += answer.json()
-    return results
+    with DetrClient(address) as client:
+        results = client.detect_many(
+            [directory / image["file_name"] for image in images],
+            threshold=0,
+            image_ids=[image["id"] for image in images],
+        )
+    return coco_results(results)
 
 
 def test_the_demo_bundle_has_the_ap_that_its_manifest_says(tmp_path: Path) -> None:

@@ -83,6 +83,8 @@ def ask_detections(
     ids = range(len(images)) if image_ids is None else image_ids
     if len(ids) != len(images):
         raise ValueError(f"expected one image id an image, got {len(ids)} for {len(images)}")
+    if params.get("tile") is not None:
+        batching = batching._replace(most_images=1)  # tiles count as images
     results: list[ImageResult] = []
     for files in batches(images, batching):
         some_ids = ids[len(results) : len(results) + len(files)]

@@ -74,6 +74,16 @@ def test_parameters_reach_the_service(address: str, photo: Path) -> None:
     assert names(result) == ["green"]
 
 
+def test_large_images_are_sent_one_by_one_as_their_tiles_count_as_images(
+    address: str, photo: Path
+) -> None:
+    with DetrClient(address) as client:
+        results = client.detect_many([photo] * 8, threshold=0.5, tile=64)
+
+    assert len(results) == 8
+    assert {"red", "green"} <= set(names(results[-1]))
+
+
 def test_results_become_those_of_coco(address: str, photo: Path) -> None:
     with DetrClient(address) as client:
         results = client.detect_many([photo], image_ids=[7], num_detections=1)

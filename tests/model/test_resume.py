@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,13 @@ def test_the_same_data_under_another_name_go_on(images: Path, tmp_path: Path) ->
     assert state_of(tmp_path / "out")["progress"]["epoch"] == 2
 
 
+def middle_of_a_tensor(path: Path) -> int:
+    """Where in the file the largest tensor is; between tensors a bit may mean nothing."""
+    with zipfile.ZipFile(path) as archive:
+        entry = max(archive.infolist(), key=lambda entry: entry.file_size)
+    return entry.header_offset + entry.file_size // 2
+
+
 @pytest.mark.parametrize("damage", ["cut short", "one bit", "gone"])
 def test_a_damaged_state_falls_back_to_the_one_before(
     damage: str,
@@ -144,7 +152,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(
     train(config, open_data(config, images), out_dir=tmp_path)
     path = tmp_path / "last.training.pt"
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[middle_of_a_tensor(path)] ^= 1
     if damage == "gone":
         path.unlink()
     else:
