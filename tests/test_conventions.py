@@ -70,6 +70,9 @@ COMMANDS = {
     ],
     "export.published": ["--base-url", "--format", "--out"],
     "plugins.build": [],
+    "service.ray_app": [
+        *("--address", "--cpus", "--gpus", "--max-replicas", "--min-replicas", "--wait"),
+    ],
     "service.selftest": ["--bundle"],
     "service.detect": [
         *("--annotations", "--bundle", "--draw", "--format", "--nms-iou"),
