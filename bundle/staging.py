@@ -11,9 +11,9 @@ from bundle.layout import MANIFEST_FILE
 
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """A new directory beside `out` that takes its place in the end, or is removed on a failure.
+    """A new directory beside `out` that replaces it at the end, or is removed on failure.
 
-    Whatever stops the work, Ctrl-C included, `out` holds what it held or all that is new.
+    Whatever stops the work, even Ctrl-C, `out` is either the old directory or the complete new one.
     """
     out = out.resolve()
     staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -41,10 +41,10 @@ def _swap(staging: Path, out: Path) -> None:
 
 
 def require_replaceable(out: Path) -> None:
-    """Raise ValueError where `out` holds something else than a bundle."""
+    """Raise ValueError if `out` holds anything but a bundle."""
     if not out.exists() or (out / MANIFEST_FILE).is_file():
         return
     if not out.is_dir() or any(out.iterdir()):
         raise ValueError(
-            f"{out} is there and is no bundle; name a new directory by BUNDLE= (--out)"
+            f"{out} exists and is not a bundle; name a new directory by BUNDLE= (--out)"
         )

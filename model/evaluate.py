@@ -1,10 +1,10 @@
-"""COCO AP of anything that detects: a checkpoint here, the engine of a bundle in `export`.
+"""Measures COCO AP: of a checkpoint here, of a bundle's engine in `export.evaluate`.
 
     python -m model.evaluate --checkpoint FILE [--data DIR --split val] [--out results.json]
 
-Images are prepared and detections scaled by `bundle`, as the service does it, so the AP printed
-here is the AP of what is served. Without --data a model of the demo's classes is evaluated on
-the demo's validation set. `--results FILE` scores detections that are already in COCO's format.
+As in the service, `bundle` prepares images and scales detections, so the AP printed here is the AP
+of what is served. Without --data, a model with the demo's classes is evaluated on the demo's
+validation set. `--results FILE` scores existing detections in COCO's results format.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from model.data.layouts import locate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the evaluation of a checkpoint and of a bundle have in common."""
+    """Add the options shared by the evaluation of checkpoints and bundles."""
     parser.add_argument("--data", type=Path, help="data set in COCO's format; default: the demo's")
     parser.add_argument("--split", default="val", help="default: val")
     parser.add_argument("--out", type=Path, help="write the detections here, as COCO results JSON")
@@ -29,14 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_sides,
         default=(0, 0),
         metavar="ROWSxCOLUMNS",
-        help="of pixels, added to every batch at the bottom and on the right; default: 0x0",
+        help="of pixels, added to every batch at the bottom and right; default: 0x0",
     )
     parser.add_argument(
         "--save-thresholds",
         action="store_true",
-        help="write the scores of the best F1 into what is evaluated, for detections to start from",
+        help="store the thresholds of the best F1 in what is evaluated, as its default thresholds",
     )
-    parser.add_argument("--limit", type=_positive, help="evaluate the first so many images only")
+    parser.add_argument(
+        "--limit", type=_positive, help="evaluate only this many images, the first ones"
+    )
 
 
 def _positive(text: str) -> int:
@@ -54,7 +56,7 @@ def _sides(text: str) -> tuple[int, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the COCO metrics of a checkpoint, or of detections made before."""
+    """Print the COCO metrics of a checkpoint or of existing detections."""
     parser = argparse.ArgumentParser(prog="python -m model.evaluate", description=main.__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path)

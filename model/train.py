@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--resume",
         default="auto",
         metavar="auto|PATH",
-        help="go on where OUT stopped, if it did (auto, the default), or from a last.training.pt",
+        help="continue a run in OUT if any (auto, the default), or a given last.training.pt",
     )
     parser.add_argument("--init", type=Path, metavar="CHECKPOINT", help="weights to start from")
     args = parser.parse_args(arguments)

@@ -20,13 +20,13 @@ from model.checkpoints.published_urls import (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; a fault ends in one line on stderr and exit status 1."""
+    """The command line; an error is one line on stderr and exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m model.weights", description=__doc__)
     parser.add_argument("variant", choices=(*VARIANTS, BACKBONE))
     parser.add_argument("--format", choices=tuple(RELEASES), default="mmdet2",
-                        help="whose published files, of 2021 or 2022")  # fmt: skip
+                        help="version of the published files, from 2021 or 2022")  # fmt: skip
     parser.add_argument("--out", type=Path, default=WEIGHTS_DIR)
-    parser.add_argument("--base-url", help="a mirror of the place the files are published at")
+    parser.add_argument("--base-url", help="a mirror of the site that publishes the files")
     args = parser.parse_args(arguments)
     # PyTorch takes seconds to import: what is mistyped is told before.
     from model.checkpoints.fetch import fetch_backbone, fetch_detector

@@ -1,4 +1,4 @@
-"""Memory for the bodies of requests: whoever sends most gives way where there is too little.
+"""Memory for request bodies: when it runs short, the client that holds the most gives way.
 
 All state belongs to the event loop.
 """
@@ -9,7 +9,7 @@ from collections.abc import Hashable
 
 from service.errors import Overloaded
 
-COPIES = 2  # of a body: while a form is read, its files lie in it and beside it
+COPIES = 2  # of a body: while a form is parsed, its files exist twice
 
 
 class Body:
@@ -20,18 +20,18 @@ class Body:
         self.num_bytes = 0
         self.is_whole = False
         self.is_evicted = False
-        self.wait: asyncio.Timeout | None = None  # while more of it is waited for
+        self.wait: asyncio.Timeout | None = None  # while waiting for more of it
 
 
 class BodyBudget:
-    """Admits bodies byte by byte.
+    """Admits bodies piece by piece.
 
-    Where a client, or all of them, would hold too much, the largest unfinished body of the client
-    that holds most is given up.
+    When one client, or all together, would hold too much, the client that holds the most loses
+    its largest unfinished body.
 
     Args:
-        most_bytes: of all bodies.
-        client_bytes: of the bodies of one client.
+        most_bytes: limit for all bodies together.
+        client_bytes: limit for the bodies of one client.
     """
 
     def __init__(self, most_bytes: int, *, client_bytes: int) -> None:
@@ -42,13 +42,13 @@ class BodyBudget:
         self._held_by_all = 0
 
     def open(self, client: Hashable) -> Body:
-        """The body of a new request, empty so far."""
+        """The body of a new request, still empty."""
         body = Body(client)
         self._bodies.setdefault(client, set()).add(body)
         return body
 
     def close(self, body: Body) -> None:
-        """The request is answered."""
+        """Release the memory of a body whose request was answered."""
         bodies = self._bodies.get(body.client, set())
         if body in bodies:
             bodies.remove(body)
@@ -58,7 +58,7 @@ class BodyBudget:
             self._held.pop(body.client, None)
 
     def take(self, body: Body, num_bytes: int) -> None:
-        """Admit some more bytes of a body.
+        """Admit further bytes of a body.
 
         Raises:
             Overloaded: this body has to give way.
@@ -75,15 +75,15 @@ class BodyBudget:
                 raise self.refusal()
 
     def refusal(self) -> Overloaded:
-        """What the client of an evicted body is told."""
+        """The error for the client of an evicted body."""
         return Overloaded(
-            "the bodies that are being sent hold all the memory that there is for them; send the "
+            "the request bodies in flight use all the memory reserved for them; send the "
             "request again, or smaller ones, or fewer at a time",
             retry_after_s=1,
         )
 
     def _greedy_client(self, client: Hashable) -> Hashable | None:
-        """The client that has to give something up, if any."""
+        """The client that has to give up a body, if any."""
         if self._held[client] > self._client_bytes:
             return client
         if self._held_by_all > self._most_bytes:

@@ -41,7 +41,7 @@ class _Batch(NamedTuple):
 
 
 class Detector:
-    """One bundle being served: its engine, its batcher and what decodes for it."""
+    """One bundle being served: its engine and its batcher, with the shared image decoder."""
 
     def __init__(
         self,
@@ -54,13 +54,14 @@ class Detector:
         depth_of_all: Callable[[], int],
         on_failure: Callable[["Detector", str], None],
     ) -> None:
-        """Nothing is opened yet.
+        """Open nothing yet.
 
         Args:
-            name: that it is served under; by default the bundle's own.
-            depth_of_all: images admitted and not yet started, whichever model they are for.
-            decoder: of the images of all requests.
-            on_failure: told, on the event loop, why the engine is beyond help; it may `abort`.
+            name: the name it is served under; by default the bundle's own.
+            depth_of_all: counts images admitted and not yet started, for any model.
+            decoder: shared by all detectors.
+            on_failure: called on the event loop with the reason when the engine is given up; it
+                may call `abort`.
         """
         self.bundle = bundle
         self.manifest = bundle.manifest
@@ -78,7 +79,7 @@ class Detector:
         self._probe: asyncio.Task[None] | None = None
 
     async def start(self, open_it: OpenEngine) -> None:
-        """Open the bundle's engine, try it, warm it up and take requests.
+        """Open the bundle's engine, check and warm it up, then take requests.
 
         Raises:
             CannotStart: the engine cannot be opened, does not give its known answers, or hangs.
@@ -86,8 +87,8 @@ class Detector:
         self._started = await start_engine(self.bundle, self._settings, open_it=open_it)
         if self.manifest.batches == "equal_shapes":
             logger.warning(
-                "only images of equal shape share a batch: export did not find that padding "
-                "changes no answer of this bundle; rebuild it with `make export`"
+                "only images of equal shape share a batch: export did not confirm that padding "
+                "leaves this bundle's answers unchanged; rebuild it with `make export`"
             )
         if self.manifest.thresholds is None:
             logger.info(
@@ -112,7 +113,7 @@ class Detector:
 
     @property
     def max_batch_size(self) -> int:
-        """The least of what the engine (the bundle, until there is one) and the settings allow."""
+        """The smaller limit: the settings' or the engine's (the bundle's until it opens)."""
         limit = (
             self._started.engine.max_batch_size if self._started else self.manifest.max_batch_size
         )
@@ -120,7 +121,7 @@ class Detector:
 
     @property
     def engine_info(self) -> EngineInfo | None:
-        """What runs the bundle, once it is opened."""
+        """What runs the bundle; None until it is open."""
         return self._started.engine.info if self._started else None
 
     @property
@@ -129,7 +130,7 @@ class Detector:
         return self._batcher.depth if self._batcher else 0
 
     def publish(self) -> None:
-        """Tell the metrics what serves, or is being loaded, from now on."""
+        """Set the metrics that say which model and engine serve, or are being loaded."""
         self._metrics.model.labels(*self.model_ref.model_dump().values()).set(1)
         self._metrics.queue_depth.labels(self.name).set_function(lambda: self.depth)
         self._metrics.selftest_passed.labels(self.name).set(self._started is not None)
@@ -147,7 +148,7 @@ class Detector:
 
         Raises:
             NotReady: loading or closed.
-            Overloaded: no room, or the deadline would pass before they are run.
+            Overloaded: no room, or the deadline would pass before they run.
         """
         return self._require_batcher().admit(
             num_images, client=client, deadline_s=self._settings.deadline_s
@@ -210,14 +211,14 @@ class Detector:
         return found
 
     async def close(self) -> None:
-        """Refuse what comes, finish what was admitted, release the engine, unless it is aborted."""
+        """Refuse new requests, finish admitted ones, release the engine; `abort` cuts it short."""
         if self._batcher is not None:
             await self._batcher.close()
         if self._started is not None and not self._is_aborted:
             await asyncio.to_thread(self._started.engine.close)
 
     def abort(self, error: ServiceError) -> None:
-        """Answer every request with an error, refuse what comes, and leave the engine alone."""
+        """Answer every request with an error, refuse new ones, and leave the engine alone."""
         self._is_aborted = True
         if self._batcher is not None:
             self._batcher.abort(error)
@@ -252,7 +253,7 @@ class Detector:
         self._count_failures(report)
 
     def _count_failures(self, report: BatchReport) -> None:
-        """Doubt the engine after so many batches in a row that failed as a whole."""
+        """Test the engine after too many batches in a row failed as a whole."""
         has_failed = report.num_failed == report.size
         self._failures_in_row = self._failures_in_row + 1 if has_failed else 0
         is_probing = self._probe is not None and not self._probe.done()
@@ -260,7 +261,7 @@ class Detector:
             self._probe = asyncio.create_task(self._try_known_image())
 
     async def _try_known_image(self) -> None:
-        """Tell an engine that is beyond help from images that make it fail."""
+        """Distinguish a broken engine from images that make it fail."""
         image = read_known_answers(self.bundle.directory)[0].image
         num_failed = self._failures_in_row
         try:
@@ -271,7 +272,7 @@ class Detector:
                 self, f"{num_failed} batches in a row failed, and so did a known image: {error}"
             )
         except (NotReady, Overloaded):
-            return  # the next failure asks again
+            return  # the next failure tries again
         else:
             logger.warning(
                 "%d batches in a row failed, but a known image did not: the images are at fault",
@@ -282,9 +283,9 @@ class Detector:
 def bucket(height: int, width: int, *, short_side: int) -> tuple[int, int, bool]:
     """Only images of similar height and width share a batch, so that padding stays small.
 
-    With thirds of the short side, 4:3 and 3:2 landscapes are one bucket apart. An image that is
-    even a pixel higher than the short side never shares a batch with one that is wider: no batch
-    is larger than the largest landscape or the largest portrait, for which engines hold memory.
+    Buckets are a third of the short side wide: 4:3 and 3:2 landscapes are one bucket apart. An
+    image even a pixel taller than the short side never shares a batch with one that is wider, so
+    no batch exceeds the largest landscape or portrait, for which engines reserve memory.
     """
     step_px = -(-short_side // 3)
     return -(-height // step_px), -(-width // step_px), height > short_side
@@ -293,7 +294,7 @@ def bucket(height: int, width: int, *, short_side: int) -> tuple[int, int, bool]
 def _join(
     prepared: Sequence[Parts], outputs: Sequence[ImageOutput], tile_px: int | None
 ) -> list[Found]:
-    """What was found in each image, from what was found in its parts."""
+    """Merge the outputs for the parts of each image."""
     remaining = iter(outputs)
     found = []
     for parts in prepared:

@@ -1,4 +1,4 @@
-"""The data sets of a run, and their images in batches that any number of workers makes alike."""
+"""The data sets of a run, and its batches, which do not depend on the number of workers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from model.data.split import open_split
 from model.data.transforms import make_transform
 from model.data.workers import work_ahead
 
-DIGITS_EPOCH_IMAGES = 1600  # where the configuration does not say
-MicroBatch = tuple[Tensor, Tensor, list[dict[str, Any]]]  # as `collate` gives it
+DIGITS_EPOCH_IMAGES = 1600  # by default
+MicroBatch = tuple[Tensor, Tensor, list[dict[str, Any]]]  # as `collate` returns it
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RunData:
     """Training and validation images of a run.
 
     Attributes:
-        summary: what the data is, as plain values: goes into checkpoints, and decides whether
+        summary: identifies the data, as plain values; stored in checkpoints, and decides whether
             a run may be resumed.
     """
 
@@ -42,10 +42,10 @@ class RunData:
 
 
 def open_data(config: TrainConfig, data_dir: Path | None) -> RunData:
-    """The data sets that a configuration names. Faults go to the log.
+    """Open the data sets of a configuration. Faults are logged.
 
     Args:
-        data_dir: holds splits train and val, see `model.data.coco.locate`; the digits need none.
+        data_dir: holds splits train and val, see `model.data.layouts.locate`; None for the digits.
 
     Raises:
         ValueError: there is no such data set, or training on it would be wrong; says why.
@@ -84,15 +84,15 @@ def _open_digits(config: TrainConfig) -> RunData:
 def epoch_batches(
     dataset: Any, config: TrainConfig, *, epoch: int, skip_steps: int = 0
 ) -> Iterator[list[MicroBatch]]:
-    """The batches of one epoch, `accumulation_steps` of them to a step; the last may have fewer.
+    """The batches of one epoch, `accumulation_steps` per step; the last step may have fewer.
 
-    An image depends on (seed, epoch, index) alone, a batch on the configuration: both are the
+    An image depends only on (seed, epoch, index), a batch only on the configuration: both are the
     same for any number of workers, and after an interruption.
 
     Raises:
         LoadingFailed: an image cannot be loaded, or a worker was killed.
     """
-    dataset.set_epoch(epoch)  # before the workers start, which copy the data set
+    dataset.set_epoch(epoch)  # before the workers start and copy the data set
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
     order = torch.randperm(len(dataset), generator=generator).tolist()
     batches = batch_by_shape(order, dataset.is_portrait, batch_size=config.batch_size)
@@ -111,14 +111,14 @@ def epoch_batches(
 def batch_by_shape(
     order: Sequence[int], is_portrait: np.ndarray, *, batch_size: int
 ) -> list[list[int]]:
-    """Batches of images that are all upright or all not; what is left over at the end is mixed.
+    """Batches of only portraits or only landscapes; the images left at the end are mixed.
 
-    Images of like shape need less padding. Source: the published training groups in this way
+    Images of similar shape need less padding. Source: the published training groups them so
     (mmdetection, `AspectRatioBatchSampler`).
 
     Args:
         order: indices of images.
-        is_portrait: (I,) bool, by index: higher than wide.
+        is_portrait: (I,) bool, by index: taller than wide.
     """
     batches: list[list[int]] = []
     waiting: dict[bool, list[int]] = {True: [], False: []}
@@ -138,5 +138,5 @@ def _make_batch(dataset: Any, indices: list[int], *, min_side: int) -> MicroBatc
 
 
 def steps_per_epoch(num_images: int, config: TrainConfig) -> int:
-    """Optimiser steps in a pass over the data, the last of them perhaps a smaller batch."""
+    """Optimiser steps in a pass over the data; the last batch may be smaller."""
     return -(-num_images // (config.batch_size * config.accumulation_steps))

@@ -62,23 +62,23 @@ def train(
     resume: str = "auto",
     init: Path | None = None,
 ) -> int:
-    """Train a detector from the start, or on from where a run stopped.
+    """Train a detector from the start, or continue a stopped run.
 
     Args:
         data: its classes decide num_classes, whatever `config` says.
-        resume: "auto" goes on if `out_dir` holds a run and starts over if not; a path goes on
-            from that training state.
+        resume: "auto" continues a run in `out_dir` if there is one; a path continues from that
+            training state.
         init: checkpoint to take the weights of a new run from.
 
     Returns:
         The exit status: 0 for a complete run, 130 or 143 for one stopped by a signal.
 
     Raises:
-        ValueError: configuration, starting weights or the saved run do not allow it, or the
+        ValueError: configuration, starting weights or the saved run do not fit together, or the
             loss is NaN or infinite (`NonFiniteLoss`).
         LoadingFailed: an image could not be loaded, or a process that loads them was killed.
         MemoryRanOut: no memory was left for a step.
-        OSError: a file could not be written; the one before it is intact.
+        OSError: a file could not be written; its previous version is intact.
     """
     config = replace(config, model=replace(config.model, num_classes=len(data.classes)))
     fingerprint = run_fingerprint(config, data.summary)
@@ -90,7 +90,7 @@ def train(
     if saved is None:
         check_start(config, init)
     elif init is not None:
-        log.warning("INIT= (--init) %s is not read: the weights come from %s", init, state_path)
+        log.warning("ignoring INIT= (--init) %s: the weights come from %s", init, state_path)
     if doubt := learning_rate_doubt(config):
         log.warning(doubt)
 
@@ -124,7 +124,7 @@ def train(
                 save_state()
             else:
                 state.restore(saved)
-                log.info("going on from %s after step %d", state_path, state.progress.step)
+                log.info("continuing from %s after step %d", state_path, state.progress.step)
             progress = state.progress
             for epoch in range(progress.epoch, config.epochs):
                 train_epoch(
@@ -133,7 +133,7 @@ def train(
                 metrics = _evaluate(state, data, config, stop)
                 ap = metrics.numbers["AP"]
                 progress.epoch, progress.step_in_epoch = epoch + 1, 0
-                # NaN where no box is there to evaluate on: then the last epoch counts as the best.
+                # NaN if there is no box to evaluate on; the last epoch then counts as the best.
                 is_best = progress.best_ap is None or math.isnan(ap) or ap > progress.best_ap
                 if is_best and not math.isnan(ap):
                     progress.best_ap = ap
@@ -168,7 +168,7 @@ def train(
                         )
                     )
         except Interrupted:
-            log.warning("stopped; the same command with RESUME=auto (--resume) goes on from here")
+            log.warning("stopped; the same command with RESUME=auto (--resume) continues from here")
             return stop.exit_status
     log.info(
         "%s: %d epochs done, %s in %s; another OUT= (--out) starts a new run",
@@ -187,13 +187,13 @@ def train_epoch(
     board: SummaryWriter,
     save: Callable[[], None],
 ) -> None:
-    """The steps of the epoch at hand that are still to do; `save` is called at its end.
+    """Take the remaining steps of the current epoch; `save` is called at its end.
 
     Raises:
         Interrupted: a stop was requested; the step was finished and saved.
         LoadingFailed: an image could not be loaded; the steps before were saved.
-        MemoryRanOut: memory was short in a step; the steps before were saved where they could be.
-        NonFiniteLoss: the step at hand changed and saved nothing.
+        MemoryRanOut: a step ran out of memory; the steps before were saved if possible.
+        NonFiniteLoss: the step changed nothing, and nothing was saved.
     """
     progress = state.progress
     num_steps = steps_per_epoch(len(data.train), config)
@@ -245,14 +245,15 @@ def train_epoch(
 def _saved_if_loading_fails(
     state: TrainingState, stop: StopRequest, save: Callable[[], None]
 ) -> Iterator[None]:
-    """Saves the steps before the one whose images are missing."""
+    """Save the steps before the one whose images failed to load."""
     try:
         yield
     except LoadingFailed as error:
         save()
         stop.check()  # a stop may have ended the workers, too
         raise LoadingFailed(
-            f"{error}; saved after step {state.progress.step}: the same command goes on from there"
+            f"{error}; saved after step {state.progress.step}: the same command continues "
+            "from there"
         ) from None
 
 
@@ -267,7 +268,7 @@ def _shown_best(progress: Progress) -> str:
 
 
 def _predictor(state: TrainingState, config: TrainConfig, stop: StopRequest) -> Predict:
-    """The weights that are kept; raises Interrupted if a stop is requested."""
+    """A predictor with the weights to keep; it raises Interrupted if a stop is requested."""
     predict = torch_predictor(DetectionModel(state.evaluated_model, config.preprocess))
 
     def predict_or_stop(images: Uint8Array, padding_mask: BoolArray) -> RawOutput:
@@ -280,7 +281,7 @@ def _predictor(state: TrainingState, config: TrainConfig, stop: StopRequest) -> 
 def _evaluate(
     state: TrainingState, data: RunData, config: TrainConfig, stop: StopRequest
 ) -> Metrics:
-    """COCO metrics of the weights that are kept; raises Interrupted if a stop is requested."""
+    """COCO metrics of the weights to keep; raises Interrupted if a stop is requested."""
     started = time.monotonic()
     predict = _predictor(state, config, stop)
     metrics = evaluate(predict, data.val, preprocess=config.preprocess, classes=data.classes)
@@ -289,7 +290,7 @@ def _evaluate(
 
 
 def _provenance(config: TrainConfig, data: RunData, state: TrainingState) -> dict[str, Any]:
-    """What a checkpoint says about where its weights come from."""
+    """The provenance to store in a checkpoint."""
     return {
         "source": "model.train",
         "config": config.name,

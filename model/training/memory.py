@@ -1,4 +1,4 @@
-"""When the memory of the training process itself runs out."""
+"""Handles running out of memory in the training process itself."""
 
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ ADVICE = (
     "same, or lower short_sides and long_side"
 )
 _SMALLER = "a smaller batch goes on from its last.safetensors with INIT= (--init)"
-OUT_OF_MEMORY = f"{ADVICE}; what was saved last is whole, and {_SMALLER}"
+OUT_OF_MEMORY = f"{ADVICE}; the last save is intact, and {_SMALLER}"
 
 
 class MemoryRanOut(Exception):
@@ -29,10 +29,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def saved_if_memory_runs_out(state: TrainingState, save: Callable[[], None]) -> Iterator[None]:
-    """Around a step: saves the steps before it, as if it had not begun.
+    """Wrap a step: if memory runs out, save the steps before it, as if it had not begun.
 
-    Nothing is saved where memory ran out amid the change of the weights, or is too short for
-    saving too. Raises MemoryRanOut in every case.
+    Nothing is saved if memory ran out while weights were changing, or if there is too little for
+    saving. Raises MemoryRanOut in every case.
     """
     random = torch.get_rng_state()
     cuda_random = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
@@ -41,7 +41,7 @@ def saved_if_memory_runs_out(state: TrainingState, save: Callable[[], None]) -> 
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # which hold what the step had computed
+        traceback.clear_frames(error.__traceback__)  # frees what the step had computed
     else:
         return
     torch.set_rng_state(random)
@@ -50,8 +50,8 @@ def saved_if_memory_runs_out(state: TrainingState, save: Callable[[], None]) -> 
     if not state.is_between_steps or not _save_where_it_can_be(save):
         raise MemoryRanOut(OUT_OF_MEMORY)
     raise MemoryRanOut(
-        f"{ADVICE}; saved after step {state.progress.step}: the same command goes on from there "
-        f"where more memory is free, and {_SMALLER}"
+        f"{ADVICE}; saved after step {state.progress.step}: the same command continues from there "
+        f"if more memory is free, and {_SMALLER}"
     )
 
 

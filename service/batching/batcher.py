@@ -1,10 +1,10 @@
 """Work-conserving dynamic batching: items of many requests, grouped by bucket, run together.
 
-A request is admitted whole or refused at the door, before any work is spent on it. Its items
-wait in the bucket of their shape. Whenever the engine is free, a batch is formed at once from
-the bucket of the item whose turn it is; nothing waits for a batch to fill up. So that the engine
-finds it ready, the next batch is assembled while one runs: as soon as it is full, or else shortly
-before the end that is to be expected. The batcher knows no images: it calls `assemble` on the
+A request is admitted whole or refused, before any work is spent on it. Its items wait in the
+bucket of their shape. Whenever the engine is free, a batch is formed at once from the bucket of
+the item whose turn it is; the batcher never waits for a batch to fill up. The next batch is
+assembled while one runs, as soon as it is full or shortly before the running one should end, so
+that the engine finds it ready. The batcher knows nothing of images: it calls `assemble` on the
 items of one bucket in one thread, and `run` on the outcome in another.
 
 All state belongs to the event loop.
@@ -22,19 +22,19 @@ from service.batching.runner import Batch, Run, Runner
 from service.batching.ticket import Item, Result, Ticket
 from service.errors import NotReady, Overloaded, ServiceError
 
-# How early the next batch is assembled, in times of what assembling a full one takes. With 16
-# clients, 2 busy cores and batches of up to 16: 73 images/s without it, 80 with 1 or 2.
+# How early the next batch is assembled, as a multiple of the time that assembling a full one takes.
+# With 16 clients, 2 busy cores and batches of up to 16: 73 images/s at 0, 80 at 1 or 2.
 LEAD = 1.5
 
-_ALARM_STEPS = 10  # of which a paused process misses one, and no more
+_ALARM_STEPS = 10  # a process that was paused misses only one of them
 
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """What became of one batch, for the metrics."""
+    """How one batch went, for the metrics."""
 
     size: int
-    waits_s: list[float]  # of its items, from joining the queue to the start of the run
+    waits_s: list[float]  # one per item, from joining the queue to the start of the run
     run_s: float
     num_failed: int
 
@@ -42,11 +42,11 @@ class BatchReport:
 class Patience(NamedTuple):
     """How long the engine may take for a batch before it counts as hung."""
 
-    factor: float = 10.0  # of what such a batch usually takes
+    factor: float = 10.0  # times the usual duration of such a batch
     floor_s: float = 60.0
 
     def limit_s(self, usual_s: float) -> float:
-        """For a batch that usually takes so long; 0 where that is not known."""
+        """The limit for a batch that usually takes `usual_s`, which is 0 where it is not known."""
         return max(self.floor_s, self.factor * usual_s)
 
 
@@ -61,10 +61,10 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         run: one result for every item, in order.
         max_batch_size: most items in one batch.
         max_queue: most items admitted and not yet started.
-        depth_of_all: such items, where other batchers share max_queue; by default its own.
-        patience: with a run of the engine.
-        on_batch: told of every batch after it ran, on the event loop.
-        on_hang: told, in words, of a run for which there is no patience left; it may `abort`.
+        depth_of_all: counts such items in all batchers that share max_queue; by default its own.
+        patience: how long one run of the engine may take.
+        on_batch: called on the event loop after every batch.
+        on_hang: called with a message when a run counts as hung; it may call `abort`.
         clock: monotonic seconds.
     """
 
@@ -92,7 +92,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         self._runner: Runner[Item, Batch, Result] = Runner(
             assemble, run, on_start=self._expect_end, on_end=self._finish, clock=clock
         )
-        self._runs: list[Run[Item, Result]] = []  # the one that runs, then the one staged
+        self._runs: list[Run[Item, Result]] = []  # the running batch, then the staged one
         self._is_closing = False
         self._aborted = asyncio.Event()
         self._run_times = Durations()
@@ -100,7 +100,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
 
     @property
     def depth(self) -> int:
-        """Items admitted and not yet started, those still being decoded included."""
+        """Items admitted and not yet started, including those still being decoded."""
         return self._queue.depth
 
     def admit(
@@ -172,7 +172,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         return wait_s + num_batches_ahead * self._run_times.expect(self._max_batch_size)
 
     async def close(self) -> None:
-        """Refuse what comes, finish what was admitted, stop the threads, unless it is aborted."""
+        """Refuse new requests, finish admitted ones, stop the threads; `abort` cuts it short."""
         self._is_closing = True
         ended = asyncio.ensure_future(self._end())
         aborted = asyncio.ensure_future(self._aborted.wait())
@@ -185,14 +185,14 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         await self._runner.close()
 
     def abort(self, error: ServiceError) -> None:
-        """Answer every request with an error, refuse what comes, and wait for nothing."""
+        """Answer every request with an error, refuse new ones, and wait for nothing."""
         self._is_closing = True
         self._queue.fail_all(error)
         self._runner.abandon()
         self._aborted.set()
 
     def _pump(self) -> None:
-        """Start what can start: a batch if the engine is free, one behind it when it is time."""
+        """Start a batch if the engine is free, and stage the next one when it is time."""
         while len(self._runs) < 2:
             bucket = self._queue.oldest_bucket()
             if bucket is None:
@@ -207,7 +207,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
                 self._runner.submit(run)
 
     def _expect_end(self, run: Run[Item, Result]) -> None:
-        """Have the next batch ready by the time that this one should end; sound if it does not."""
+        """Time the next batch to be ready when this one should end; set the alarm for a hang."""
         run_s = self._run_times.expect(len(run.entries))
         self._wind(run, self._patience.limit_s(run_s), _ALARM_STEPS)
         lead_s = LEAD * self._assembly_times.expect(self._max_batch_size)
@@ -215,7 +215,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
             asyncio.get_running_loop().call_later(max(0.0, run_s - lead_s), self._near_end, run)
 
     def _wind(self, run: Run[Item, Result], limit_s: float, steps_left: int) -> None:
-        """Go on to the alarm of a run by one step."""
+        """Count one step towards the alarm of a run; at the last, the run counts as hung."""
         if run.is_over:
             return
         if not steps_left:
@@ -236,7 +236,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         if run.alarm is not None:
             run.alarm.cancel()
         self._runs.remove(run)
-        self._pump()  # first of all: the engine is free
+        self._pump()  # first, because the engine is free
         for entry in run.dropped:
             entry.ticket.expire()
         if not run.entries or run.started_at is None:

@@ -1,7 +1,7 @@
-"""The items that wait for the engine, in buckets of like shape. Belongs to the event loop.
+"""The items that wait for the engine, in buckets by shape. Belongs to the event loop.
 
-Clients take turns, an item each: the items of one client have turns that follow each other, and
-another client begins with the turn that is next. So one that has many items delays only itself.
+Clients take turns, one item each. The items of a client get consecutive turns, and another client
+starts at the current turn, so a client with many items delays only itself.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from service.errors import DeadlineExceeded, ServiceError
 
 
 class ItemQueue(Generic[Item, Result]):
-    """Gives out places, keeps the items in them in order, and hands them out by the batch.
+    """Admits requests, keeps their items in order, and hands them out in batches.
 
     Args:
         on_arrival: called when items have joined the queue.
@@ -37,7 +37,7 @@ class ItemQueue(Generic[Item, Result]):
     def admit(
         self, count: int, *, client: Hashable, deadline: float | None
     ) -> Ticket[Item, Result]:
-        """Places for all items of a request; `deadline` is a time of the clock."""
+        """A ticket for all items of a request; `deadline` is a time on the clock."""
         ticket: Ticket[Item, Result] = Ticket(self, count, client=client, deadline=deadline)
         self._tickets[ticket] = None
         self._all_left.clear()
@@ -121,7 +121,7 @@ class ItemQueue(Generic[Item, Result]):
         return None
 
     def num_in(self, bucket: Hashable) -> int:
-        """Items that wait in a bucket."""
+        """The number of items waiting in a bucket."""
         return len(self._buckets.get(bucket, ()))
 
     def take(self, bucket: Hashable, most: int) -> list[Entry[Item, Result]]:
@@ -141,7 +141,7 @@ class ItemQueue(Generic[Item, Result]):
             entry.ticket.num_held -= 1
             self._hold(entry.ticket.client, -1)
             taken.append(entry)
-        # A request that expired above may have had earlier items in this very batch.
+        # A request that expired above may have earlier items in this same batch.
         return [entry for entry in taken if entry.ticket.is_alive]
 
     def _take_turn(self, client: Hashable) -> tuple[int, int]:

@@ -25,7 +25,7 @@ class Entry(Generic[Item, Result]):
 
 
 class Places(Protocol[Item, Result]):
-    """What a ticket needs of the queue that gave it out."""
+    """What a ticket needs from the queue that issued it."""
 
     def add(
         self,
@@ -33,14 +33,14 @@ class Places(Protocol[Item, Result]):
         items: Sequence[Item],
         buckets: Sequence[Hashable],
     ) -> asyncio.TimerHandle | None:
-        """Queue the items of a ticket; the timer, if any, is that of its deadline."""
+        """Queue the items of a ticket; the timer, if any, rings at its deadline."""
 
     def forget(self, ticket: "Ticket[Item, Result]") -> None:
         """Remove what is left of a ticket."""
 
 
 class Ticket(Generic[Item, Result]):
-    """The place of one request: a context manager, so that leaving it always gives it back."""
+    """The place of one request; a context manager, so that the place is always given back."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Ticket(Generic[Item, Result]):
         self._places = places
         self.count = count
         self.client = client
-        self.deadline = deadline  # of the clock
+        self.deadline = deadline  # a time on the clock
         self.is_alive = True  # someone still waits for the answer
         self.num_held = count  # items that still count as waiting
         self.entries: list[Entry[Item, Result]] = []
@@ -67,10 +67,10 @@ class Ticket(Generic[Item, Result]):
         """Queue the items, one bucket each, and wait for all results, in their order.
 
         Raises:
-            DeadlineExceeded: the deadline passed before the last item was started, or even before
-                the items came.
+            DeadlineExceeded: the deadline passed before the last item was started, perhaps even
+                before the items were queued.
             EngineFailure: the engine failed on one of the items.
-            NotReady: the engine was given up, perhaps before the items came.
+            NotReady: the engine was given up, perhaps before the items were queued.
         """
         if len(items) != self.count:
             raise ValueError(f"expected the {self.count} admitted items, got {len(items)}")
@@ -106,12 +106,12 @@ class Ticket(Generic[Item, Result]):
             self._answer.set_exception(error)
 
     def expire(self) -> None:
-        """Fail, unless the engine has started on every item: then the answer is near."""
+        """Fail, unless the engine has started on every item, so that the answer is near."""
         if not all(entry.is_started for entry in self.entries):
             self.fail(DeadlineExceeded("the deadline passed while the request was queued"))
 
     def leave(self) -> None:
-        """Give the place back; items that have not started never will."""
+        """Give the place back; items not yet started are dropped."""
         if self.is_alive:
             self.is_alive = False
             self._places.forget(self)

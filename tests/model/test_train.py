@@ -150,7 +150,7 @@ def test_a_validation_set_without_boxes_keeps_the_last_epoch(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "huge"], "there are: base, refine, two_stage"),
+        (["--config", "huge"], "known are: base, refine, two_stage"),
         (["--config", "tiny"], "needs DATA=DIR"),
         (["--config", "demo", "--data", "."], "takes no DATA="),
         (["--config", "tiny", "--data", "nowhere"], "no annotations of split 'train'"),
