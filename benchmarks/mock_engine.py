@@ -19,7 +19,7 @@ class MockEngine:
     """Sleeps as long as a GPU would work, and finds 100 objects."""
 
     name = "mock"
-    info = EngineInfo("mock", "fp32", STANDARD_FORM, threads=1, streams=1)
+    info = EngineInfo("mock", "fp32", "fp32", STANDARD_FORM, threads=1, streams=1)
     gpu_memory_bytes = 0
 
     def __init__(

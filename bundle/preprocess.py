@@ -206,6 +206,12 @@ def prepare(image: Uint8Array, preprocess: Preprocess) -> tuple[Uint8Array, Geom
     return resized.astype(np.uint8, copy=False), Geometry(original, (height, width))
 
 
+def photograph(preprocess: Preprocess) -> Uint8Array:
+    """A black image of the size that a 4:3 photograph gets, (h, w, 3) uint8, to try an engine."""
+    size = resized_size(3, 4, short_side=preprocess.short_side, long_side=preprocess.long_side)
+    return np.zeros((*size, 3), np.uint8)
+
+
 def pad_batch(images: list[Uint8Array], min_side: int = 1) -> tuple[Uint8Array, BoolArray]:
     """Stack images (h, w, 3) uint8, each padded with zeros at the bottom and right.
 

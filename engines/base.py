@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 # latency: all threads on one batch. throughput: a batch is split, a thread for each part.
 Mode = Literal["latency", "throughput"]
+FloatType = Literal["fp32", "bf16"]  # of what is not quantised
 
 
 class EngineFailure(RuntimeError):
@@ -25,7 +26,8 @@ class EngineInfo(NamedTuple):
     """What runs a bundle: the runtime and its options."""
 
     runtime: str
-    precision: str  # what it computes in; fp32 if the bundle's is not possible here
+    precision: str  # what it computes in; fp32 if the bundle's is not possible or slower here
+    float_type: str  # of what is not quantised: that of the precision, unless it is int8
     graph: str  # the form of the graph; see `bundle.layout`
     threads: int  # in total
     streams: int  # parts of a batch that run in parallel
@@ -65,6 +67,11 @@ def choose_precision(manifest: Manifest, possible: Collection[str]) -> str:
         return manifest.precision
     logger.warning("%s is not possible here: the bundle runs in fp32", manifest.precision)
     return "fp32"
+
+
+def float_type_of(precision: str) -> str:
+    """What a graph of this precision computes floats in, unless the engine chooses."""
+    return "fp32" if precision == "int8" else precision
 
 
 def reason(error: Exception) -> str:

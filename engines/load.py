@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 from bundle.manifest import Bundle
-from engines.base import Engine, Mode
+from engines.base import Engine, FloatType, Mode
 from engines.guard import guard
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ class GpuOptions(NamedTuple):
 class _Options(NamedTuple):
     threads: int | None
     mode: Mode
+    float_type: FloatType | None
     gpu: GpuOptions
 
 
@@ -36,6 +37,7 @@ def open_engine(
     engine: EngineName = "auto",
     threads: int | None = None,
     mode: Mode = "latency",
+    float_type: FloatType | None = None,
     gpu: GpuOptions = DEFAULT_GPU_OPTIONS,
 ) -> Engine:
     """Open an engine on a bundle.
@@ -46,6 +48,7 @@ def open_engine(
             if it can be imported, else ONNX Runtime.
         threads: of the engine in total; None for one per core that the process may use.
         mode: what the threads do; see `Mode`. OpenVINO only.
+        float_type: in bf16 and int8, None for what is faster on this machine. OpenVINO only.
         gpu: for TensorRT.
 
     Raises:
@@ -54,7 +57,7 @@ def open_engine(
     name = _fastest_here(bundle) if engine == "auto" else engine
     if mode == "throughput" and name != "openvino":
         logger.warning("%s has no throughput mode: all threads run one batch", name)
-    return guard(_OPENERS[name](bundle, _Options(threads, mode, gpu)))
+    return guard(_OPENERS[name](bundle, _Options(threads, mode, float_type, gpu)))
 
 
 def _fastest_here(bundle: Bundle) -> Runtime:
@@ -89,7 +92,9 @@ def _open_openvino(bundle: Bundle, options: _Options) -> Engine:
         raise ValueError(
             f"OpenVINO cannot be imported ({error}); install it, or choose engine onnxruntime"
         ) from error
-    return OpenVinoEngine(bundle, threads=options.threads, mode=options.mode)
+    return OpenVinoEngine(
+        bundle, threads=options.threads, mode=options.mode, float_type=options.float_type
+    )
 
 
 def _open_onnxruntime(bundle: Bundle, options: _Options) -> Engine:

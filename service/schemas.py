@@ -214,6 +214,7 @@ class RunningEngine(BaseModel):
 
     runtime: str
     precision: str
+    float_type: str
     graph: str
     threads: int
     streams: int

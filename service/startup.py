@@ -9,10 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import numpy as np
-
 from bundle.manifest import Bundle
-from bundle.preprocess import pad_batch, resized_size
+from bundle.preprocess import pad_batch, photograph
 from engines.base import Engine, EngineFailure
 from engines.guard import guard
 from engines.load import GpuOptions, open_engine
@@ -103,10 +101,7 @@ def _start(bundle: Bundle, settings: Settings, open_it: OpenEngine) -> Started:
 def _warm_up(engine: Engine, bundle: Bundle, settings: Settings) -> float:
     """Run one 4:3 photograph alone and a full batch; returns the seconds of the longer run."""
     preprocess = bundle.manifest.preprocess
-    height, width = resized_size(
-        3, 4, short_side=preprocess.short_side, long_side=preprocess.long_side
-    )
-    image = np.zeros((height, width, 3), np.uint8)
+    image = photograph(preprocess)
     seconds = []
     for batch_size in {1, min(2, engine.max_batch_size, settings.max_batch_size or 2)}:
         started = time.perf_counter()

@@ -18,6 +18,7 @@ from engines.base import (
     EngineInfo,
     check_names,
     choose_precision,
+    float_type_of,
     reason,
 )
 from engines.cores import allowed_cores
@@ -83,7 +84,9 @@ class OnnxRuntimeEngine:
         if graph != HALF_FORM:
             precision = choose_precision(manifest, ("fp32", "int8"))
         runtime = "onnxruntime" if on_cpu else f"onnxruntime {providers[0].name}"
-        self.info = EngineInfo(runtime, precision, graph, threads, streams=1)
+        self.info = EngineInfo(
+            runtime, precision, float_type_of(precision), graph, threads, streams=1
+        )
 
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
         """See `Engine.run`."""

@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,9 +14,11 @@ import openvino as ov
 from bundle.layout import INPUTS, OUTPUTS, PLUGIN_FORM, STANDARD_FORM
 from bundle.manifest import REMEDY, Bundle, Manifest
 from bundle.postprocess import RawOutput
+from bundle.preprocess import pad_batch, photograph
 from engines.base import (
     EngineFailure,
     EngineInfo,
+    FloatType,
     Mode,
     check_names,
     choose_precision,
@@ -24,6 +27,7 @@ from engines.base import (
 from engines.compiled_cache import keep_compiled, read_compiled
 from engines.cores import allowed_cores
 from engines.cpu import openvino_graph
+from engines.cpu.fastest import measure_fastest, read_fastest
 from engines.cpu.signal_stack import kept_signal_stack
 from plugins import library
 
@@ -39,6 +43,8 @@ RUNTIME_ERRORS: Final[tuple[type[Exception], ...]] = (
 # emitter is called when the shapes are unknown"). Without these fused kernels a full-size two_stage
 # takes 1% less time.
 _WORKAROUNDS: Final = {"bf16": {"SNIPPETS_MODE": "DISABLE"}}
+
+_HINTS: Final = {"bf16": "bf16", "fp32": "f32"}
 
 # How many primitives of earlier shapes each stream caches. Every image size is a new shape: over
 # 1,000 random sizes of the demo, the process grew to 861 MB at the runtime's default of 5,000, to
@@ -58,6 +64,7 @@ class OpenVinoEngine:
         threads: int | None = None,
         mode: Mode = "latency",
         graph: str | None = None,
+        float_type: FloatType | None = None,
     ) -> None:
         """Compile a graph of the bundle, or load it compiled from the bundle's cache.
 
@@ -66,6 +73,7 @@ class OpenVinoEngine:
             mode: what the threads do; see `Mode`.
             graph: the form of the graph; None takes the plugin form if the native op is built,
                 else the standard form.
+            float_type: in a bundle of bf16 or int8, of what is not quantised; None for the faster.
 
         Raises:
             ValueError: the bundle has no such graph, the graph or the native op does not load, or
@@ -77,20 +85,19 @@ class OpenVinoEngine:
         core = _open_core(form)
         precisions = _precisions(core, form)
         precision = choose_precision(manifest, precisions)
-        # In an int8 graph, this is for what is not quantised: a full-size base at 800x1066 takes 6%
-        # less time than with float32, at the same AP (docs/numerics.md).
-        hint = "bf16" if precision != "fp32" and "bf16" in precisions else "f32"
+        # In an int8 graph, for what is not quantised. The AP is the same (docs/numerics.md).
+        hints = ["f32"]
+        if precision != "fp32" and "bf16" in precisions:
+            hints = [_HINTS[float_type]] if float_type else ["bf16", "f32"]
         threads = threads or allowed_cores()
         properties = {
             "NUM_STREAMS": threads if mode == "throughput" else 1,
             "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": hint,  # OpenVINO defaults to bf16 on CPUs that have it
             "ENABLE_CPU_PINNING": False,  # decoding threads share the cores
             "CPU_RUNTIME_CACHE_CAPACITY": _CACHED_PRIMITIVES,
-            **_WORKAROUNDS.get(hint, {}),
         }
         try:
-            model = _compile(core, bundle, path, properties)
+            model = _compile_fastest(core, bundle, path, properties, hints)
             threads = model.get_property("INFERENCE_NUM_THREADS")
             streams = model.get_property("NUM_STREAMS")
             self._requests = [model.create_infer_request() for _ in range(streams)]
@@ -106,7 +113,10 @@ class OpenVinoEngine:
         )
         self.name = manifest.name
         self.max_batch_size = manifest.max_batch_size * streams
-        self.info = EngineInfo("openvino", precision, form, threads, streams)
+        is_bf16 = model.get_property("INFERENCE_PRECISION_HINT") == ov.Type.bf16
+        floats: FloatType = "bf16" if is_bf16 else "fp32"
+        precision = precision if precision == "int8" else floats
+        self.info = EngineInfo("openvino", precision, floats, form, threads, streams)
 
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
         """See `Engine.run`. The batch is split evenly over the streams."""
@@ -186,23 +196,72 @@ def _precisions(core: ov.Core, form: str) -> set[str]:
     return {"fp32", "int8", "bf16"} if has_bf16 else {"fp32", "int8"}
 
 
-def _compile(
+def _compile_fastest(
+    core: ov.Core, bundle: Bundle, path: Path, properties: dict[str, Any], hints: Sequence[str]
+) -> ov.CompiledModel:
+    """The graph, computed in the fastest of these types, which is measured at the first start.
+
+    On one CPU bf16 takes half the time of float32, on another more: some only emulate it.
+    """
+    options = {hint: _options(properties, hint) for hint in hints}
+    machine = f"{core.get_property('CPU', 'FULL_DEVICE_NAME')}, OpenVINO {ov.get_version()}"
+    key = " ".join((machine, *map(str, options.values()), _made_from(bundle, "")))
+    fastest = hints[0] if len(hints) == 1 else read_fastest(bundle.directory, key=key)
+    if fastest is not None:
+        return _load_or_compile(core, bundle, path, options[fastest])
+    logger.info("measuring whether %s is faster on this machine ...", " or ".join(hints))
+    compiled = {hint: _compile(core, path, options[hint]) for hint in hints}
+    preprocess = bundle.manifest.preprocess
+    batch = pad_batch([photograph(preprocess)], preprocess.min_side)
+    inputs = dict(zip(INPUTS, batch, strict=True))
+    runs = {
+        hint: partial(model.create_infer_request().infer, inputs)
+        for hint, model in compiled.items()
+    }
+    fastest = measure_fastest(bundle.directory, runs, key=key)
+    _keep(bundle, path, compiled[fastest], fastest)
+    return compiled[fastest]
+
+
+def _options(properties: dict[str, Any], hint: str) -> dict[str, Any]:
+    """With the type in which floats are computed; OpenVINO defaults to bf16 where there is any."""
+    return {**properties, "INFERENCE_PRECISION_HINT": hint, **_WORKAROUNDS.get(hint, {})}
+
+
+def _load_or_compile(
     core: ov.Core, bundle: Bundle, path: Path, properties: dict[str, Any]
 ) -> ov.CompiledModel:
-    """Compile the graph, or load it. The cache does not depend on threads and streams."""
     hint = properties["INFERENCE_PRECISION_HINT"]
-    made_from = (hint, inspect.getsource(openvino_graph), bundle.manifest.model_dump_json())
-    name, key = f"{path.stem}.openvino", " ".join(made_from)
-    kept = read_compiled(bundle.directory, name, key=key)
+    kept = read_compiled(bundle.directory, _kept_name(path), key=_made_from(bundle, hint))
     if kept is not None:
         try:
             return core.import_model(kept, "CPU", properties)
         except RUNTIME_ERRORS as error:
             logger.info("%s is compiled again: %s", path, reason(error))  # another CPU or OpenVINO
-    model = core.read_model(path)
-    openvino_graph.prepare_graph(model, hint)
-    compiled = core.compile_model(model, "CPU", properties)
-    keep_compiled(
-        bundle.directory, name, key=key, export=lambda: compiled.export_model().getbuffer()
-    )
+    compiled = _compile(core, path, properties)
+    _keep(bundle, path, compiled, hint)
     return compiled
+
+
+def _compile(core: ov.Core, path: Path, properties: dict[str, Any]) -> ov.CompiledModel:
+    model = core.read_model(path)
+    openvino_graph.prepare_graph(model, properties["INFERENCE_PRECISION_HINT"])
+    return core.compile_model(model, "CPU", properties)
+
+
+def _keep(bundle: Bundle, path: Path, compiled: ov.CompiledModel, hint: str) -> None:
+    keep_compiled(
+        bundle.directory,
+        _kept_name(path),
+        key=_made_from(bundle, hint),
+        export=lambda: compiled.export_model().getbuffer(),
+    )
+
+
+def _kept_name(path: Path) -> str:
+    return f"{path.stem}.openvino"
+
+
+def _made_from(bundle: Bundle, hint: str) -> str:
+    """What a compiled graph depends on; not threads and streams."""
+    return f"{hint} {inspect.getsource(openvino_graph)} {bundle.manifest.model_dump_json()}"

@@ -17,7 +17,7 @@ from bundle.layout import IMAGES, OUTPUTS, PADDING_MASK, PLUGIN_FORM
 from bundle.manifest import Manifest, TensorSpec
 from bundle.postprocess import RawOutput
 from bundle.tensorrt_plan import BatchShape, ShapeProfile, max_batch
-from engines.base import EngineFailure, EngineInfo
+from engines.base import EngineFailure, EngineInfo, float_type_of
 from engines.gpu.cuda import MIB, Cuda, CudaError, DeviceMemory, Stream
 from engines.gpu.tensorrt_contexts import Lanes
 from engines.gpu.tensorrt_runtime import REBUILD, TensorRTError, log_of, require
@@ -71,7 +71,11 @@ class TensorRTEngine:
         # engine takes is measured as the drop in free memory.
         free_bytes = cuda.device().free_bytes
         self.gpu_memory_bytes = max(0, device.free_bytes - free_bytes)
-        self.info = EngineInfo("tensorrt", manifest.precision, graph, threads=1, streams=1)
+        self.info = EngineInfo(
+            *("tensorrt", manifest.precision, float_type_of(manifest.precision), graph),
+            threads=1,
+            streams=1,
+        )
         logger.info(
             "%s holds %d MiB of %s: activations %d, inputs and outputs %d, and weights, contexts "
             "and %d CUDA graphs; %d of %d MiB are free",

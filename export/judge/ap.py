@@ -35,8 +35,8 @@ class Measured(NamedTuple):
 
 
 def measure(bundle: Bundle, dataset: EvaluationData) -> Measured:
-    """Evaluate a bundle in the engine that serves it."""
-    manifest, engine = bundle.manifest, open_engine(bundle)
+    """Evaluate a bundle in the engine that serves it, where that may choose with bf16."""
+    manifest, engine = bundle.manifest, open_engine(bundle, float_type="bf16")
     log.info("AP in %s on %d images ...", manifest.precision, len(dataset))
     start = time.perf_counter()
     try:
@@ -53,7 +53,7 @@ def measure(bundle: Bundle, dataset: EvaluationData) -> Measured:
 
 def require_computable(bundle: Bundle) -> None:
     """Raise ValueError where the engine does not compute a bundle in its precision here."""
-    precision, engine = bundle.manifest.precision, open_engine(bundle)
+    precision, engine = bundle.manifest.precision, open_engine(bundle, float_type="bf16")
     engine.close()
     if engine.info.precision != precision:
         raise ValueError(

@@ -84,7 +84,7 @@ def test_name_and_batch_size_are_those_of_the_manifest(tmp_path: Path, kind: Eng
 
 
 def test_an_engine_says_what_it_is(engine: Engine, kind: EngineName) -> None:
-    assert engine.info == (kind, "fp32", "standard", 1, 1)
+    assert engine.info == (kind, "fp32", "fp32", "standard", 1, 1)
 
 
 def test_a_precision_that_is_not_possible_here_is_replaced_and_said(
@@ -217,7 +217,7 @@ def test_without_openvino_the_service_runs_on_onnx_runtime_and_says_so(tmp_path:
 
     result = detect_in_a_copy_of_the_service(tmp_path, blocked + DETECT)
 
-    assert result.stdout == "onnxruntime fp32 standard 1 1 (1, 100)\n", result.stderr
+    assert result.stdout == "onnxruntime fp32 fp32 standard 1 1 (1, 100)\n", result.stderr
     assert result.stderr.count("\n") == 1
     assert "OpenVINO cannot be imported" in result.stderr
 
@@ -227,7 +227,7 @@ def test_without_the_native_op_the_service_runs_the_standard_graph_and_says_so(
 ) -> None:
     result = detect_in_a_copy_of_the_service(tmp_path, DETECT)
 
-    assert result.stdout == "openvino fp32 standard 1 1 (1, 100)\n", result.stderr
+    assert result.stdout == "openvino fp32 fp32 standard 1 1 (1, 100)\n", result.stderr
     assert result.stderr.count("\n") == 1
     assert "is not built" in result.stderr
     assert "`make plugins`" in result.stderr

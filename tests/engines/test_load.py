@@ -21,7 +21,7 @@ def test_a_plan_is_run_where_there_is_a_gpu(
 
     output = engine.run(*pad_batch([scene[:64]]))
 
-    assert engine.info[:3] == ("tensorrt", "fp32", "standard")
+    assert engine.info[:4] == ("tensorrt", "fp32", "fp32", "standard")
     assert engine.max_batch_size == 8
     assert output.scores[0, 0] == pytest.approx(230 / 255)
     engine.close()

@@ -207,6 +207,7 @@ async def test_the_model_is_described(client: httpx.AsyncClient) -> None:
     assert model["engine"] == {
         "runtime": "fake",
         "precision": "fp32",
+        "float_type": "fp32",
         "graph": "standard",
         "threads": 2,
         "streams": 1,
@@ -216,7 +217,10 @@ async def test_the_model_is_described(client: httpx.AsyncClient) -> None:
 async def test_the_engine_that_runs_is_named(client: httpx.AsyncClient) -> None:
     exposition = (await client.get("/metrics")).text
 
-    labels = 'graph="standard",model="toy",precision="fp32",runtime="fake",streams="1",threads="2"'
+    labels = (
+        'float_type="fp32",graph="standard",model="toy",precision="fp32",runtime="fake",'
+        'streams="1",threads="2"'
+    )
     assert f"detr_engine_info{{{labels}}} 1.0" in exposition
 
 

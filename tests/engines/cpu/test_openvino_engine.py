@@ -114,7 +114,7 @@ def test_throughput_takes_a_batch_for_every_stream(
     engine = open_demo(threads=2, mode="throughput")
 
     assert engine.max_batch_size == 2 * manifest.max_batch_size
-    assert engine.info == ("openvino", "fp32", "standard", 2, 2)
+    assert engine.info == ("openvino", "fp32", "fp32", "standard", 2, 2)
 
 
 def test_a_failure_in_one_part_waits_for_the_others_and_fails_the_batch(
@@ -168,8 +168,8 @@ def test_the_second_start_compiles_nothing_and_answers_the_same(
 def test_a_second_start_in_bf16_answers_the_same(
     demo: Path, manifest: Manifest, batches: dict[str, Batch], oracle: dict[str, RawOutput]
 ) -> None:
-    bf16 = manifest.model_copy(update={"precision": "bf16"})
-    first, second = (OpenVinoEngine(Bundle(demo, bf16), threads=1) for _ in range(2))
+    bundle = Bundle(demo, manifest.model_copy(update={"precision": "bf16"}))
+    first, second = (OpenVinoEngine(bundle, threads=1, float_type="bf16") for _ in range(2))
     if first.info.precision != "bf16":
         pytest.skip("this CPU does not compute in bf16, or the extension is not built")
 
@@ -178,7 +178,7 @@ def test_a_second_start_in_bf16_answers_the_same(
     for found, again in zip(*outputs, strict=True):
         np.testing.assert_array_equal(found, again)
     assert np.abs(outputs[0].scores - oracle["three"].scores).max() > 1e-4
-    require_known_answers(second, Bundle(demo, bf16))
+    require_known_answers(second, bundle)
 
 
 def test_the_cache_serves_other_numbers_of_threads_and_streams(

@@ -74,7 +74,7 @@ def test_cuda_runs_the_standard_graph_without_rounding_float32(gpu: type[GpuSess
     assert session.model == str(DEMO / "model.onnx")
     assert list(session.providers) == ["CUDAExecutionProvider"]
     assert session.providers["CUDAExecutionProvider"]["use_tf32"] == "0"
-    assert engine.info[:3] == ("onnxruntime CUDAExecutionProvider", "fp32", "standard")
+    assert engine.info[:4] == ("onnxruntime CUDAExecutionProvider", "fp32", "fp32", "standard")
 
 
 def test_a_bundle_in_half_precision_is_run_in_float32(gpu: type[GpuSession]) -> None:

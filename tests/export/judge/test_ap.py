@@ -8,7 +8,7 @@ from model.evaluation.coco_metrics import Metrics
 
 def measured(ap, results=()):
     numbers = {"AP": ap, "AP50": ap}
-    engine = EngineInfo("openvino", "int8", "plugin", threads=1, streams=1)
+    engine = EngineInfo("openvino", "int8", "fp32", "plugin", threads=1, streams=1)
     return Measured(Metrics(numbers, (), list(results), {}, None), engine, seconds=1.0)
 
 

@@ -28,7 +28,7 @@ class TorchEngine:
     """The model itself behind the engine's interface; its first runs give smaller boxes."""
 
     name = "torch"
-    info = EngineInfo("torch", "fp32", "standard", threads=1, streams=1)
+    info = EngineInfo("torch", "fp32", "fp32", "standard", threads=1, streams=1)
     max_batch_size = 8
     gpu_memory_bytes = 0
 
