@@ -107,7 +107,7 @@ def make_bundle(
     else:
         log.warning(
             "detections start at a score of %s for every class: the checkpoint was not evaluated; "
-            "make evaluate ARGS=--save-thresholds writes better ones into the bundle",
+            "make evaluate BUNDLE= DATA= ARGS=--save-thresholds writes better ones into the bundle",
             made.manifest.threshold,
         )
     if made.manifest.batches == "equal_shapes":

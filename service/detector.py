@@ -93,8 +93,9 @@ class Detector:
         if self.manifest.thresholds is None:
             logger.info(
                 "a request without a threshold gets scores from %s on: the bundle has no "
-                "thresholds of its own; make evaluate ARGS=--save-thresholds writes them",
-                self.manifest.threshold,
+                "thresholds of its own; make evaluate BUNDLE=%s DATA= ARGS=--save-thresholds "
+                "writes them",
+                *(self.manifest.threshold, self.bundle.directory),
             )
         for sentence in self.manifest.assumed:
             logger.warning("assumed when the weights were converted: %s", sentence)
