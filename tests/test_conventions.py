@@ -70,6 +70,10 @@ COMMANDS = {
     ],
     "export.published": ["--base-url", "--format", "--out"],
     "plugins.build": [],
+    "service.bulk": [
+        *("--address", "--bundle", "--chunk-size", "--cpus", "--format", "--nms-iou"),
+        *("--num-detections", "--out", "--threshold", "--workers"),
+    ],
     "service.ray_app": [
         *("--address", "--cpus", "--gpus", "--max-replicas", "--min-replicas", "--wait"),
     ],

@@ -1,4 +1,4 @@
-"""The service on a Ray cluster: two raylets, a replica on each once images have to wait."""
+"""Replicas and bulk detection on a Ray cluster of two raylets."""
 
 import importlib
 import time
@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
 from prometheus_client import Histogram
 
 from benchmarks.replicas import free_port
 from bundle.manifest import Bundle
+from service.bulk import detect_all, make_job, with_ray
+from service.bulk_images import find_chunks
+from service.schemas import DetectQuery
 from service.settings import Settings
 from tests.fakes import FakeEngine
+from tests.service.bulk_fault import DiesOnce
 from tests.service.ray_cluster import cluster
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
@@ -89,19 +94,21 @@ def open_slow(_: Bundle, __: Settings) -> FakeEngine:
 
 
 @pytest.fixture(scope="module")
-def address(ray_app: Any, fake_bundle: Path) -> Iterator[str]:
+def nodes(ray_app: Any) -> Iterator[None]:
+    with cluster():
+        yield
+
+
+@pytest.fixture
+def address(ray_app: Any, nodes: None, fake_bundle: Path) -> Iterator[str]:
     port = free_port()
     scale = ray_app.Scale(max_replicas=2, wait_s=0.1, max_per_node=1, upscale_delay_s=0)
     settings = Settings(bundle=fake_bundle)
-    with cluster():
-        ray_app.serve.start(
-            http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"}
-        )
-        ray_app.serve.run(
-            ray_app.application(settings, scale, open_engine=open_slow), name="detr-serve"
-        )
-        yield f"http://127.0.0.1:{port}"
-        ray_app.serve.shutdown()
+    ray_app.serve.start(http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"})
+    app = ray_app.application(settings, scale, open_engine=open_slow)
+    ray_app.serve.run(app, name="detr-serve")
+    yield f"http://127.0.0.1:{port}"
+    ray_app.serve.shutdown()
 
 
 @pytest.mark.slow
@@ -127,3 +134,23 @@ def test_a_second_node_gets_a_replica_once_images_wait(ray_app, address, png_byt
     assert at_first == 1
     assert num_running() == 2
     assert set(statuses) == {200}
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_no_image_and_doubles_none(
+    nodes, toy_bundle, png_bytes, tmp_path
+):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for number in range(8):
+        (photos / f"{number}.png").write_bytes(png_bytes)
+    chunks = find_chunks([str(photos)], chunk_size=2)
+    job = make_job(Bundle.load(toy_bundle), DetectQuery(), chunks)
+
+    num_failed = detect_all(job, str(out), chunks, run=with_ray(2, num_cpus=1, worker=DiesOnce))
+
+    rows = pq.read_table(out / "parts").to_pylist()
+    assert (out / "has-died").exists()
+    assert num_failed == 0
+    assert [row["image_id"] for row in rows] == list(range(8))
+    assert all(row["detections"] for row in rows)

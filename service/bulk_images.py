@@ -1,0 +1,122 @@
+"""Which images a bulk run goes through, cut into chunks, and how their bytes are read.
+
+Places are paths or addresses of object storage that Arrow knows (s3://, gs://, file://): folders of
+images, images, or Parquet files with the files' bytes in a column `image`, as binary or as Hugging
+Face's struct with a field `bytes`, and perhaps columns `image_id` and `file_name`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.fs
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_TABLE_SUFFIX = ".parquet"
+
+
+class Chunk(BaseModel):
+    """Images whose results share a file: files, or the rows of one group of a Parquet file."""
+
+    index: int
+    first_id: int  # of its first image, where no column tells the ids
+    places: list[str]  # of files; of a Parquet file one
+    row_group: int | None = None
+    num_images: int
+
+
+class Source(NamedTuple):
+    """One image that has not been read."""
+
+    image_id: int
+    name: str
+    read: Callable[[], bytes]
+
+
+def open_place(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The file system of a path or an address, and the path in it."""
+    if "://" in place:
+        system, path = pyarrow.fs.FileSystem.from_uri(place)
+        return system, path
+    return pyarrow.fs.LocalFileSystem(), str(Path(place).absolute())
+
+
+def find_chunks(places: Sequence[str], *, chunk_size: int) -> list[Chunk]:
+    """All images of these places, in an order that is the same in every run.
+
+    Raises:
+        ValueError: there is nothing at a place, or no image.
+    """
+    files = [file for place in places for file in _files(place)]
+    tables = [file for file in files if file.endswith(_TABLE_SUFFIX)]
+    images = [file for file in files if file.lower().endswith(_IMAGE_SUFFIXES)]
+    parts: list[tuple[list[str], int | None, int]] = []  # places, row group, images
+    for start in range(0, len(images), chunk_size):
+        some = images[start : start + chunk_size]
+        parts.append((some, None, len(some)))
+    for table in tables:
+        system, path = open_place(table)
+        with system.open_input_file(path) as file:
+            metadata = pq.ParquetFile(file).metadata
+        parts += [
+            ([table], group, metadata.row_group(group).num_rows)
+            for group in range(metadata.num_row_groups)
+        ]
+    if not parts:
+        raise ValueError(f"expected images or Parquet files in {', '.join(places)}, got none")
+    chunks, first_id = [], 0
+    for index, (some, row_group, count) in enumerate(parts):
+        chunks.append(
+            Chunk(
+                index=index, first_id=first_id, places=some, row_group=row_group, num_images=count
+            )
+        )
+        first_id += count
+    return chunks
+
+
+def sources(chunk: Chunk) -> Iterator[Source]:
+    """The images of a chunk, in their order."""
+    if chunk.row_group is None:
+        for number, place in enumerate(chunk.places):
+            yield Source(chunk.first_id + number, place, partial(_read, place))
+        return
+    system, path = open_place(chunk.places[0])
+    with system.open_input_file(path) as file:
+        rows = pq.ParquetFile(file).read_row_group(chunk.row_group).to_pylist()
+    for number, row in enumerate(rows):
+        image = row.get("image")
+        data = image.get("bytes") if isinstance(image, dict) else image
+        name = row.get("file_name") or f"{chunk.places[0]}#{chunk.first_id + number}"
+        image_id = int(row.get("image_id", chunk.first_id + number))
+        yield Source(image_id, name, partial(_bytes, data))
+
+
+def _files(place: str) -> list[str]:
+    system, path = open_place(place)
+    info = system.get_file_info(path)
+    if info.type == pyarrow.fs.FileType.NotFound:
+        raise ValueError(f"there is nothing at {place}")
+    if info.type == pyarrow.fs.FileType.File:
+        return [place]
+    found = system.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
+    root = place.rstrip("/")
+    return sorted(
+        f"{root}{one.path.removeprefix(path.rstrip('/'))}" for one in found if one.is_file
+    )
+
+
+def _read(place: str) -> bytes:
+    system, path = open_place(place)
+    with system.open_input_stream(path) as file:
+        data: bytes = file.read()
+        return data
+
+
+def _bytes(data: Any) -> bytes:
+    if not isinstance(data, bytes):
+        raise ValueError(f"expected bytes in the column 'image', got {type(data).__name__}")
+    return data

@@ -1,0 +1,206 @@
+"""What one worker of a bulk run does: an engine, and chunks of images through it, to files."""
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from bundle.detect import Found
+from bundle.manifest import Bundle
+from bundle.postprocess import to_detections
+from bundle.preprocess import Geometry, Uint8Array, decode_image, pad_batch, prepare
+from engines.base import Engine, EngineFailure
+from engines.guard import guard
+from engines.load import open_engine
+from engines.self_check import require_known_answers
+from service.bulk_images import Chunk, Source, open_place, sources
+from service.detector import bucket
+from service.schemas import ImageResult, ModelRef
+
+PARTS = "parts"
+UNFINISHED = "unfinished"  # files that are being written
+
+_DETECTION = pa.struct(
+    [
+        ("bbox", pa.list_(pa.float64(), 4)),  # left, top, width, height, in pixels
+        ("category_id", pa.int64()),
+        ("category_name", pa.string()),
+        ("score", pa.float64()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("file_name", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("detections", pa.list_(_DETECTION)),
+        ("error", pa.string()),  # why there are none
+    ]
+)
+
+
+class Job(BaseModel):
+    """What a bulk run is; another one has another folder."""
+
+    bundle: Path
+    model: ModelRef
+    images: str  # a digest of which they are
+    num_images: int
+    threshold: float | None
+    num_detections: int | None
+    nms_iou: float | None
+
+
+class Prepared(NamedTuple):
+    """An image as the engine takes it, or why there is none."""
+
+    source: Source
+    image: Uint8Array | None
+    geometry: Geometry | None
+    error: str | None = None
+
+
+def part_name(chunk_index: int) -> str:
+    """The file of a chunk's results, in the folder `PARTS`."""
+    return f"{chunk_index:06d}.parquet"
+
+
+class Worker:
+    """Turns chunks into files of results; a chunk that is done twice is one file all the same."""
+
+    def __init__(
+        self,
+        job: Job,
+        out: str,
+        *,
+        num_threads: int,
+        open_it: Callable[..., Engine] = open_engine,
+    ) -> None:
+        """Open the engine.
+
+        Raises:
+            ValueError: the bundle is another than that of the job, or cannot be run here.
+        """
+        bundle = Bundle.load(job.bundle)
+        if ModelRef.from_manifest(bundle.manifest) != job.model:
+            raise ValueError(f"{job.bundle} is another bundle here than where the run was started")
+        self._job = job
+        self._out = out
+        self._manifest = bundle.manifest
+        self._engine = guard(open_it(bundle, threads=num_threads))
+        require_known_answers(self._engine, bundle)
+        self._decoders = ThreadPoolExecutor(num_threads)
+        self._num_ahead = 2 * self._engine.max_batch_size + num_threads
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+        """Go through chunks, as Ray Data hands them over; the images, and those that failed."""
+        chunks = [Chunk.model_validate_json(str(text)) for text in batch["chunk"]]
+        num_failed = [self.work_on(chunk) for chunk in chunks]
+        return {"images": [chunk.num_images for chunk in chunks], "failed": num_failed}
+
+    def work_on(self, chunk: Chunk) -> int:
+        """Write the file of a chunk, and return how many of its images failed."""
+        rows = sorted(self._rows(chunk), key=lambda row: int(row["image_id"]))
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        write_whole(
+            self._out, f"{PARTS}/{part_name(chunk.index)}", lambda f: pq.write_table(table, f)
+        )
+        return sum(row["error"] is not None for row in rows)
+
+    def _rows(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
+        waiting: dict[Hashable, list[Prepared]] = defaultdict(list)
+        for one in self._ahead(chunk):
+            if one.image is None:
+                yield _row(one)
+                continue
+            together = waiting[self._bucket(one.image)]
+            together.append(one)
+            if len(together) == self._engine.max_batch_size:
+                yield from self._run(together)
+                together.clear()
+        for together in waiting.values():
+            if together:
+                yield from self._run(together)
+
+    def _ahead(self, chunk: Chunk) -> Iterator[Prepared]:
+        """The images of a chunk, the next ones being decoded while one is run."""
+        pending: deque[Future[Prepared]] = deque()
+        for source in sources(chunk):
+            pending.append(self._decoders.submit(self._prepare, source))
+            if len(pending) > self._num_ahead:
+                yield pending.popleft().result()
+        for future in pending:
+            yield future.result()
+
+    def _prepare(self, source: Source) -> Prepared:
+        try:
+            image = decode_image(source.read())
+        except (ValueError, OSError) as error:
+            return Prepared(source, None, None, str(error))
+        return Prepared(source, *prepare(image, self._manifest.preprocess))
+
+    def _bucket(self, image: Uint8Array) -> Hashable:
+        height, width = image.shape[:2]
+        if self._manifest.batches == "equal_shapes":
+            return height, width
+        return bucket(height, width, short_side=self._manifest.preprocess.short_side)
+
+    def _run(self, together: list[Prepared]) -> Iterator[dict[str, Any]]:
+        """One batch; if the engine fails on it, its images one by one."""
+        images = [one.image for one in together if one.image is not None]
+        try:
+            batch = pad_batch(images, self._manifest.preprocess.min_side)
+            outputs = self._engine.run(*batch).rows()
+        except EngineFailure as error:
+            if len(together) == 1:
+                yield _row(together[0]._replace(error=str(error)))
+                return
+            for one in together:
+                yield from self._run([one])
+            return
+        for one, output in zip(together, outputs, strict=True):
+            assert one.geometry is not None
+            yield _row(one, self._result(one.source, Found(output, one.geometry)))
+
+    def _result(self, source: Source, found: Found) -> ImageResult:
+        detections = to_detections(
+            *found,
+            threshold=self._manifest.lowest_scores(self._job.threshold),
+            top_k=self._job.num_detections,
+            nms_iou=self._job.nms_iou,
+        )
+        return ImageResult.from_detections(
+            detections,
+            image_id=source.image_id,
+            file_name=source.name,
+            size=found.geometry.original,
+            classes=self._manifest.classes,
+        )
+
+
+def _row(one: Prepared, result: ImageResult | None = None) -> dict[str, Any]:
+    if result is not None:
+        return {**result.model_dump(), "error": None}
+    return {
+        "image_id": one.source.image_id,
+        "file_name": one.source.name,
+        "detections": [],
+        "error": one.error,
+    }
+
+
+def write_whole(folder: str, name: str, write: Callable[[Any], None]) -> None:
+    """Write a file that is there whole or not at all, on object storage as well."""
+    system, path = open_place(folder)
+    system.create_dir(f"{path}/{UNFINISHED}")
+    unfinished = f"{path}/{UNFINISHED}/{uuid4().hex}"
+    with system.open_output_stream(unfinished) as file:
+        write(file)
+    system.move(unfinished, f"{path}/{name}")

@@ -1,0 +1,167 @@
+"""Bulk detection: every image has exactly one result, whatever happens on the way."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import service.detect
+from bundle.manifest import Bundle
+from service.bulk import detect_all, make_job, write_coco
+from service.bulk_images import Chunk, find_chunks
+from service.bulk_worker import Job, Worker
+from service.schemas import DetectQuery
+from tests.fakes import POISON, FakeEngine
+
+
+@pytest.fixture
+def photos(tmp_path: Path, png_bytes: bytes) -> Path:
+    """Seven images and a file that is none, in two folders."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for number in range(7):
+        (folder / ("more" if number > 4 else "") / f"{number}.png").write_bytes(png_bytes)
+    (folder / "broken.jpg").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("not looked at")
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def here(job: Job, out: str, chunks: Sequence[Chunk]) -> Iterator[dict[str, int]]:
+    """A run in this process."""
+    worker = Worker(job, out, num_threads=1)
+    for chunk in chunks:
+        yield {"images": chunk.num_images, "failed": worker.work_on(chunk)}
+
+
+def bulk(
+    bundle: Path, place: Path, out: Path, *, run: Any = here, **query: Any
+) -> tuple[int, list[Chunk]]:
+    """How many images failed, and the chunks of two."""
+    chunks = find_chunks([str(place)], chunk_size=2)
+    job = make_job(Bundle.load(bundle), DetectQuery(**query), chunks)
+    return detect_all(job, str(out), chunks, run=run), chunks
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(out / "parts").to_pylist()
+    return found
+
+
+def test_every_image_has_its_detections_or_an_error(toy_bundle, photos, tmp_path, out):
+    num_failed, _ = bulk(toy_bundle, photos, out)
+    alone = tmp_path / "alone.json"
+    service.detect.main([str(photos / "1.png"), "--bundle", str(toy_bundle), "--out", str(alone)])
+
+    found = {Path(row["file_name"]).name: row for row in rows(out)}
+    assert num_failed == 1
+    assert [row["image_id"] for row in rows(out)] == list(range(8))
+    assert found.keys() == {"broken.jpg", *(f"{number}.png" for number in range(7))}
+    assert "JPEG, PNG" in found["broken.jpg"].pop("error")
+    assert found["broken.jpg"]["detections"] == []
+    assert found["5.png"]["error"] is None
+    assert (found["5.png"]["width"], found["5.png"]["height"]) == (128, 96)
+    assert found["5.png"]["detections"] == json.loads(alone.read_text())["results"][0]["detections"]
+    assert found["5.png"]["detections"]
+
+
+def test_a_parquet_file_brings_bytes_names_and_ids(toy_bundle, png_bytes, tmp_path, out):
+    images = tmp_path / "images.parquet"
+    table = pa.table({"image": [png_bytes, None, png_bytes], "image_id": [70, 5, 6],
+                      "file_name": ["a", "b", "c"]})  # fmt: skip
+    pq.write_table(table, images, row_group_size=2)
+
+    num_failed, chunks = bulk(toy_bundle, images, out)
+
+    assert num_failed == 1
+    assert [chunk.num_images for chunk in chunks] == [2, 1]
+    assert {(row["image_id"], row["file_name"], row["error"] is None) for row in rows(out)} == {
+        (70, "a", True), (5, "b", False), (6, "c", True),
+    }  # fmt: skip
+
+
+def test_images_in_structs_have_ids_by_their_order(toy_bundle, png_bytes, tmp_path, out):
+    images = tmp_path / "images.parquet"
+    pq.write_table(pa.table({"image": [{"bytes": png_bytes, "path": "x"}] * 2}), images)
+
+    bulk(toy_bundle, f"file://{images}", out)  # type: ignore[arg-type]
+
+    assert [row["image_id"] for row in rows(out)] == [0, 1]
+    assert all(row["detections"] for row in rows(out))
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(toy_bundle, photos, out):
+    def stopped(job: Job, folder: str, chunks: Sequence[Chunk]) -> Iterator[dict[str, int]]:
+        yield from here(job, folder, chunks[:2])
+        raise KeyboardInterrupt
+
+    done_later: list[int] = []
+
+    def rest(job: Job, folder: str, chunks: Sequence[Chunk]) -> Iterator[dict[str, int]]:
+        done_later.extend(chunk.index for chunk in chunks)
+        yield from here(job, folder, chunks)
+
+    with pytest.raises(KeyboardInterrupt):
+        bulk(toy_bundle, photos, out, run=stopped)
+    bulk(toy_bundle, photos, out, run=rest)
+
+    assert done_later == [2, 3]
+    assert [row["image_id"] for row in rows(out)] == list(range(8))
+    assert sorted(path.name for path in out.iterdir()) == ["job.json", "parts"]
+
+
+def test_results_of_another_job_are_not_mixed_in(toy_bundle, photos, out):
+    bulk(toy_bundle, photos, out)
+
+    with pytest.raises(ValueError, match="differs in threshold: choose another --out"):
+        bulk(toy_bundle, photos, out, threshold=0.9)
+
+    (photos / "new.png").write_bytes((photos / "1.png").read_bytes())
+    with pytest.raises(ValueError, match="differs in images, num_images"):
+        bulk(toy_bundle, photos, out)
+
+
+def test_an_image_that_the_engine_fails_on_fails_alone(fake_bundle, encode, scene, tmp_path, out):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "good.png").write_bytes(encode(scene, "PNG"))
+    (folder / "poison.png").write_bytes(encode(np.full_like(scene, POISON), "PNG"))
+
+    def run(job: Job, folder: str, chunks: Sequence[Chunk]) -> Iterator[dict[str, int]]:
+        worker = Worker(job, folder, num_threads=1, open_it=lambda *_, **__: FakeEngine())
+        yield {"images": 2, "failed": worker.work_on(chunks[0])}
+
+    num_failed, _ = bulk(fake_bundle, folder, out, run=run)
+
+    good, poisoned = rows(out)
+    assert num_failed == 1
+    assert good["detections"]
+    assert poisoned["error"] == "a poisoned image"
+
+
+def test_coco_results_are_one_list(toy_bundle, photos, out):
+    _, chunks = bulk(toy_bundle, photos, out)
+
+    write_coco(str(out), chunks)
+
+    entries = json.loads((out / "results.json").read_text())
+    assert len(entries) == sum(len(row["detections"]) for row in rows(out)) > 7
+    assert entries[0].keys() == {"image_id", "category_id", "bbox", "score"}
+    assert not (out / "unfinished").exists()
+
+
+@pytest.mark.parametrize("place", ["missing", "empty"])
+def test_a_place_without_images_is_told(tmp_path, place):
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(ValueError, match=place):
+        find_chunks([str(tmp_path / place)], chunk_size=2)
