@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         chunks = find_chunks(args.places, chunk_size=args.chunk_size)
         job = make_job(Bundle.load(args.bundle), query, chunks)
         run = with_ray(args.workers, num_cpus=args.cpus, address=args.address)
-        num_failed = detect_all(job, args.out, chunks, run=run)
+        num_failed = detect_all(job, chunks, out=args.out, run=run)
         if args.format == "coco":
             write_coco(args.out, chunks)
     except ValidationError as error:
@@ -78,7 +78,7 @@ def make_job(bundle: Bundle, query: DetectQuery, chunks: Sequence[Chunk]) -> Job
     )
 
 
-def detect_all(job: Job, out: str, chunks: Sequence[Chunk], *, run: Run) -> int:
+def detect_all(job: Job, chunks: Sequence[Chunk], *, out: str, run: Run) -> int:
     """Do what is not done yet, and return how many images failed in that.
 
     Raises:
@@ -113,7 +113,7 @@ def _claim(job: Job, out: str) -> None:
     system.create_dir(f"{path}/{PARTS}")
     if system.get_file_info(f"{path}/{JOB_FILE}").type == pyarrow.fs.FileType.NotFound:
         text = job.model_dump_json(indent=2).encode()
-        write_whole(out, JOB_FILE, lambda file: file.write(text))
+        write_whole(out, JOB_FILE, write=lambda file: file.write(text))
         return
     with system.open_input_stream(f"{path}/{JOB_FILE}") as file:
         before = json.loads(file.read())
@@ -162,7 +162,7 @@ def write_coco(out: str, chunks: Sequence[Chunk]) -> None:
             separator = ",\n"
         file.write(b"[]\n" if separator == "[\n" else b"\n]\n")
 
-    write_whole(out, RESULTS_FILE, write)
+    write_whole(out, RESULTS_FILE, write=write)
     remove_unfinished(out)
 
 

@@ -110,7 +110,9 @@ class Worker:
         rows = sorted(self._rows(chunk), key=lambda row: int(row["image_id"]))
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
         write_whole(
-            self._out, f"{PARTS}/{part_name(chunk.index)}", lambda f: pq.write_table(table, f)
+            self._out,
+            f"{PARTS}/{part_name(chunk.index)}",
+            write=lambda file: pq.write_table(table, file),
         )
         return sum(row["error"] is not None for row in rows)
 
@@ -196,7 +198,7 @@ def _row(one: Prepared, result: ImageResult | None = None) -> dict[str, Any]:
     }
 
 
-def write_whole(folder: str, name: str, write: Callable[[Any], None]) -> None:
+def write_whole(folder: str, name: str, *, write: Callable[[Any], None]) -> None:
     """Write a file that is there whole or not at all, on object storage as well."""
     system, path = open_place(folder)
     system.create_dir(f"{path}/{UNFINISHED}")

@@ -49,7 +49,7 @@ def bulk(
     """How many images failed, and the chunks of two."""
     chunks = find_chunks([str(place)], chunk_size=2)
     job = make_job(Bundle.load(bundle), DetectQuery(**query), chunks)
-    return detect_all(job, str(out), chunks, run=run), chunks
+    return detect_all(job, chunks, out=str(out), run=run), chunks
 
 
 def rows(out: Path) -> list[dict[str, Any]]:

@@ -147,7 +147,7 @@ def test_a_worker_that_is_killed_costs_no_image_and_doubles_none(
     chunks = find_chunks([str(photos)], chunk_size=2)
     job = make_job(Bundle.load(toy_bundle), DetectQuery(), chunks)
 
-    num_failed = detect_all(job, str(out), chunks, run=with_ray(2, num_cpus=1, worker=DiesOnce))
+    num_failed = detect_all(job, chunks, out=str(out), run=with_ray(2, num_cpus=1, worker=DiesOnce))
 
     rows = pq.read_table(out / "parts").to_pylist()
     assert (out / "has-died").exists()
