@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             threshold=args.threshold, num_detections=args.num_detections, nms_iou=args.nms_iou
         )
         chunks = find_chunks(args.places, chunk_size=args.chunk_size)
-        job = make_job(Bundle.load(args.bundle), query, chunks)
+        job = make_job(Bundle.load(args.bundle), chunks, query=query)
         run = with_ray(args.workers, num_cpus=args.cpus, address=args.address)
         num_failed = detect_all(job, chunks, out=args.out, run=run)
         if args.format == "coco":
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if num_failed else 0
 
 
-def make_job(bundle: Bundle, query: DetectQuery, chunks: Sequence[Chunk]) -> Job:
+def make_job(bundle: Bundle, chunks: Sequence[Chunk], *, query: DetectQuery) -> Job:
     """What is to be done.
 
     Raises:

@@ -48,7 +48,7 @@ def bulk(
 ) -> tuple[int, list[Chunk]]:
     """How many images failed, and the chunks of two."""
     chunks = find_chunks([str(place)], chunk_size=2)
-    job = make_job(Bundle.load(bundle), DetectQuery(**query), chunks)
+    job = make_job(Bundle.load(bundle), chunks, query=DetectQuery(**query))
     return detect_all(job, chunks, out=str(out), run=run), chunks
 
 

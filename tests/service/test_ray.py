@@ -145,7 +145,7 @@ def test_a_worker_that_is_killed_costs_no_image_and_doubles_none(
     for number in range(8):
         (photos / f"{number}.png").write_bytes(png_bytes)
     chunks = find_chunks([str(photos)], chunk_size=2)
-    job = make_job(Bundle.load(toy_bundle), DetectQuery(), chunks)
+    job = make_job(Bundle.load(toy_bundle), chunks, query=DetectQuery())
 
     num_failed = detect_all(job, chunks, out=str(out), run=with_ray(2, num_cpus=1, worker=DiesOnce))
 
