@@ -31,7 +31,7 @@ from service.schemas import DetectQuery, ModelRef
 JOB_FILE = "job.json"
 RESULTS_FILE = "results.json"
 
-# Goes through chunks, and tells of each how many images it had and how many of them failed.
+# Goes through chunks, and tells of each how many images it had.
 Run = Callable[[Job, str, Sequence[Chunk]], Iterable[dict[str, int]]]
 
 
@@ -79,7 +79,7 @@ def make_job(bundle: Bundle, chunks: Sequence[Chunk], *, query: DetectQuery) -> 
 
 
 def detect_all(job: Job, chunks: Sequence[Chunk], *, out: str, run: Run) -> int:
-    """Do what is not done yet, and return how many images failed in that.
+    """Do what is not done yet, and return how many images have failed, in earlier runs too.
 
     Raises:
         ValueError: the folder has results of another job.
@@ -91,13 +91,11 @@ def detect_all(job: Job, chunks: Sequence[Chunk], *, out: str, run: Run) -> int:
     }
     left = [chunk for chunk in chunks if part_name(chunk.index) not in done]
     num_done = job.num_images - sum(chunk.num_images for chunk in left)
-    num_failed = 0
     with tqdm(total=job.num_images, initial=num_done, unit="image") as progress:
         for outcome in run(job, out, left) if left else ():
             progress.update(outcome["images"])
-            num_failed += outcome["failed"]
     remove_unfinished(out)
-    return num_failed
+    return sum(row["error"] is not None for chunk in chunks for row in _rows(out, chunk, ["error"]))
 
 
 def remove_unfinished(out: str) -> None:
@@ -134,6 +132,7 @@ def with_ray(
     def run(job: Job, out: str, chunks: Sequence[Chunk]) -> Iterator[dict[str, int]]:
         import ray  # takes seconds
         import ray.data
+        from ray.exceptions import RayError
 
         if not ray.is_initialized():
             ray.init(address)
@@ -145,9 +144,12 @@ def with_ray(
             fn_constructor_kwargs={"num_threads": num_cpus},
             batch_size=1,
             num_cpus=num_cpus,
-            concurrency=min(num_workers, len(rows)),
+            compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(rows))),
         )
-        yield from results.iter_rows()
+        try:
+            yield from results.iter_rows()
+        except RayError as error:  # its last line says what was raised; the log has the rest
+            raise RuntimeError(str(error).strip().splitlines()[-1]) from error
 
     return run
 
@@ -167,10 +169,8 @@ def write_coco(out: str, chunks: Sequence[Chunk]) -> None:
 
 
 def _coco_entries(out: str, chunks: Sequence[Chunk]) -> Iterator[dict[str, Any]]:
-    system, path = open_place(out)
     for chunk in chunks:
-        table = pq.read_table(f"{path}/{PARTS}/{part_name(chunk.index)}", filesystem=system)
-        for row in table.to_pylist():
+        for row in _rows(out, chunk):
             for found in row["detections"]:
                 yield {
                     "image_id": row["image_id"],
@@ -178,6 +178,15 @@ def _coco_entries(out: str, chunks: Sequence[Chunk]) -> Iterator[dict[str, Any]]
                     "bbox": found["bbox"],
                     "score": found["score"],
                 }
+
+
+def _rows(out: str, chunk: Chunk, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    system, path = open_place(out)
+    table = pq.read_table(
+        f"{path}/{PARTS}/{part_name(chunk.index)}", columns=columns, filesystem=system
+    )
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -100,13 +100,14 @@ class Worker:
         self._num_ahead = 2 * self._engine.max_batch_size + num_threads
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
-        """Go through chunks, as Ray Data hands them over; the images, and those that failed."""
+        """Go through chunks, as Ray Data hands them over; how many images they have."""
         chunks = [Chunk.model_validate_json(str(text)) for text in batch["chunk"]]
-        num_failed = [self.work_on(chunk) for chunk in chunks]
-        return {"images": [chunk.num_images for chunk in chunks], "failed": num_failed}
+        for chunk in chunks:
+            self.work_on(chunk)
+        return {"images": [chunk.num_images for chunk in chunks]}
 
-    def work_on(self, chunk: Chunk) -> int:
-        """Write the file of a chunk, and return how many of its images failed."""
+    def work_on(self, chunk: Chunk) -> None:
+        """Write the file of a chunk."""
         rows = sorted(self._rows(chunk), key=lambda row: int(row["image_id"]))
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
         write_whole(
@@ -114,7 +115,6 @@ class Worker:
             f"{PARTS}/{part_name(chunk.index)}",
             write=lambda file: pq.write_table(table, file),
         )
-        return sum(row["error"] is not None for row in rows)
 
     def _rows(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
         waiting: dict[Hashable, list[Prepared]] = defaultdict(list)

@@ -12,7 +12,7 @@ import pytest
 
 import service.detect
 from bundle.manifest import Bundle
-from service.bulk import detect_all, make_job, write_coco
+from service.bulk import detect_all, main, make_job, write_coco
 from service.bulk_images import Chunk, find_chunks
 from service.bulk_worker import Job, Worker
 from service.schemas import DetectQuery
@@ -40,7 +40,8 @@ def here(job: Job, out: str, chunks: Sequence[Chunk]) -> Iterator[dict[str, int]
     """A run in this process."""
     worker = Worker(job, out, num_threads=1)
     for chunk in chunks:
-        yield {"images": chunk.num_images, "failed": worker.work_on(chunk)}
+        worker.work_on(chunk)
+        yield {"images": chunk.num_images}
 
 
 def bulk(
@@ -138,7 +139,8 @@ def test_an_image_that_the_engine_fails_on_fails_alone(fake_bundle, encode, scen
 
     def run(job: Job, folder: str, chunks: Sequence[Chunk]) -> Iterator[dict[str, int]]:
         worker = Worker(job, folder, num_threads=1, open_it=lambda *_, **__: FakeEngine())
-        yield {"images": 2, "failed": worker.work_on(chunks[0])}
+        worker.work_on(chunks[0])
+        yield {"images": 2}
 
     num_failed, _ = bulk(fake_bundle, folder, out, run=run)
 
@@ -165,3 +167,27 @@ def test_a_place_without_images_is_told(tmp_path, place):
 
     with pytest.raises(ValueError, match=place):
         find_chunks([str(tmp_path / place)], chunk_size=2)
+
+
+def test_a_wrong_call_is_one_line(toy_bundle, photos, out, capsys):
+    bulk(toy_bundle, photos, out, threshold=0.9)
+    options = ["--out", str(out), "--bundle", str(toy_bundle), "--chunk-size", "2"]
+
+    assert main([str(photos), *options]) == 2
+    assert "error: " in (message := capsys.readouterr().err.splitlines()[-1])
+    assert "differs in threshold" in message
+    assert main([str(photos / "missing"), *options]) == 2
+    assert capsys.readouterr().err.startswith("error: there is nothing at ")
+    with pytest.raises(SystemExit):
+        main([str(photos), *options, "--threshold", "7"])
+    assert "threshold: Input should be" in capsys.readouterr().err
+
+
+def test_a_run_that_is_done_only_writes_what_is_asked_for(toy_bundle, photos, out):
+    bulk(toy_bundle, photos, out)
+    options = ["--out", str(out), "--bundle", str(toy_bundle), "--chunk-size", "2"]
+
+    status = main([str(photos), *options, "--format", "coco"])
+
+    assert status == 1  # one image was none, in the run before
+    assert json.loads((out / "results.json").read_text())
