@@ -18,6 +18,7 @@ from service.boundary import REQUEST_ID, Boundary
 from service.error_bodies import error_body
 from service.errors import MethodNotAllowed, NotFound, ServiceError
 from service.metrics import Metrics
+from service.schemas import ModelRef
 from service.serving import Serving
 from service.settings import Settings, split_commas
 from service.startup import OpenEngine, open_served
@@ -30,14 +31,19 @@ API_VERSION = "1.0.0"
 
 
 class App(FastAPI):
-    """FastAPI, with a description that knows what is served; made anew, since that changes."""
+    """FastAPI, with a description that knows what is served."""
+
+    _described: tuple[ModelRef, ...] = ()
 
     def openapi(self) -> dict[str, Any]:
-        """See `service.openapi`."""
-        self.openapi_schema = None
-        description = super().openapi()
-        openapi.complete(description, serving=self.state.serving, settings=self.state.settings)
-        return description
+        """See `service.openapi`; made once for what is served, since making it takes long."""
+        serving: Serving = self.state.serving
+        served = tuple(model.detector.model_ref for model in serving.models)
+        if served != self._described:
+            self.openapi_schema = None
+            openapi.complete(super().openapi(), serving=serving, settings=self.state.settings)
+            self._described = served
+        return super().openapi()
 
 
 def create_app(

@@ -10,10 +10,13 @@ from starlette.types import Message, Receive, Scope
 
 from engines.memory import allowed_memory_bytes
 from service.body_budget import COPIES, Body, BodyBudget
+from service.decoding import give_memory_back
 from service.errors import PayloadTooLarge, RequestTimeout
 from service.settings import Settings
 
 MEMORY_SHARE = 8  # bodies may use an eighth of the process's memory
+TRIMMED_BYTES = 4 << 20  # after a body of that size, memory is given back to the system
+TRIM_AFTER_S = 0.1  # once its request has ended and let go of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,12 @@ def limited_body(scope: Scope, receive: Receive, *, limits: BodyLimits) -> Itera
         yield receive_limited
     finally:
         limits.budget.close(body)
+        if num_bytes > TRIMMED_BYTES:
+            asyncio.get_running_loop().call_later(TRIM_AFTER_S, _give_memory_back_soon)
+
+
+def _give_memory_back_soon() -> None:
+    asyncio.get_running_loop().run_in_executor(None, give_memory_back)
 
 
 async def _wait(receive: Receive, body: Body, until: float) -> Message | None:

@@ -11,7 +11,7 @@ All state belongs to the event loop.
 import asyncio
 import ctypes
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,6 +48,7 @@ class DecodePool:
     Args:
         num_threads: most jobs that run at a time.
         budget_bytes: most memory that running jobs may take together.
+        client_bytes: most memory that those of one client may take together; by default all.
         clock: monotonic seconds.
     """
 
@@ -56,14 +57,16 @@ class DecodePool:
         num_threads: int,
         budget_bytes: int,
         *,
+        client_bytes: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.budget_bytes = budget_bytes
+        self.largest_job_bytes = min(budget_bytes, client_bytes or budget_bytes)
         self._num_threads = num_threads
         self._clock = clock
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
         self._num_running = 0
         self._free_bytes = budget_bytes
+        self._running_bytes: Counter[Hashable] = Counter()  # of each client
         # In order of turns, for clients and for the requests of each.
         self._clients: OrderedDict[Hashable, OrderedDict[_Request, None]] = OrderedDict()
         self._pending_bytes: dict[Hashable, int] = {}  # per client, waiting and running
@@ -76,7 +79,7 @@ class DecodePool:
         """The outcome of every job, or what it raised, in their order.
 
         Args:
-            jobs: none of them larger than the budget.
+            jobs: none of them larger than `largest_job_bytes`.
             client: takes turns with other clients.
             deadline: a time on the clock.
 
@@ -135,14 +138,18 @@ class DecodePool:
             job, future = found.waiting.popleft()
             self._num_running += 1
             self._free_bytes -= job.num_bytes
+            self._running_bytes[found.client] += job.num_bytes
             running = asyncio.get_running_loop().run_in_executor(self._threads, _run, job)
             running.add_done_callback(partial(self._finish, job, future, found.client))
 
     def _startable(self) -> Iterator[_Request]:
         """Requests whose next job fits the remaining memory, in order of their turns."""
-        for requests in self._clients.values():
+        for client, requests in self._clients.items():
+            left_bytes = self.largest_job_bytes - self._running_bytes.get(client, 0)
             for request in requests:
-                if request.waiting and request.waiting[0][0].num_bytes <= self._free_bytes:
+                if request.waiting and request.waiting[0][0].num_bytes <= min(
+                    left_bytes, self._free_bytes
+                ):
                     yield request
 
     def _take_turn(self, request: _Request) -> None:
@@ -158,6 +165,9 @@ class DecodePool:
     ) -> None:
         self._num_running -= 1
         self._free_bytes += job.num_bytes
+        self._running_bytes[client] -= job.num_bytes
+        if not self._running_bytes[client]:
+            del self._running_bytes[client]
         self._count(client, -_weight(job))
         error = None if running.cancelled() else running.exception()
         if not future.done() and error is not None:
@@ -198,11 +208,11 @@ def _run(job: Job[Outcome]) -> tuple[Outcome, float]:
         outcome = job.work()
     finally:
         if job.num_bytes > TRIMMED_BYTES:
-            _give_memory_back()
+            give_memory_back()
     return outcome, time.perf_counter() - started
 
 
-def _give_memory_back() -> None:
+def give_memory_back() -> None:
     """Return freed memory to the system; the C library would keep it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
     if trim is not None:

@@ -76,7 +76,7 @@ class Settings(BaseSettings):
             ge=1 * MIB,
             description="Most of that memory for one client; at least twice DETR_MAX_BODY_BYTES.",
         ),
-    ] = 128 * MIB
+    ] = 64 * MIB
     max_pixels: Annotated[
         int, Field(ge=1, description="Most pixels of one image, as stated in its header.")
     ] = MAX_PIXELS
@@ -89,7 +89,8 @@ class Settings(BaseSettings):
         Field(
             ge=16 * MIB,
             description="Most memory for decoding images; by default what the decode threads need, "
-            "but at most an eighth of what the process may use.",
+            "but at most an eighth of what the process may use, and 192 MiB for one client at a "
+            "time. An image that needs more is refused.",
         ),
     ] = None
     engine: Annotated[

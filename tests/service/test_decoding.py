@@ -18,6 +18,7 @@ class Diary:
     """Work that is written down as it is done, once its gate is open."""
 
     def __init__(self) -> None:
+        self.begun: list[str] = []
         self.done: list[str] = []
         self.gate = Gate()
 
@@ -25,6 +26,7 @@ class Diary:
         return Job(lambda: self._do(name), num_bytes)
 
     def _do(self, name: str) -> str:
+        self.begun.append(name)
         self.gate.pass_through()
         self.done.append(name)
         return name.upper()
@@ -143,3 +145,18 @@ async def test_a_client_waits_for_its_own_images_and_for_as_much_of_others(diary
     diary.gate.open()
     await task
     assert pool.expected_wait_s("attacker", 10 * MB) == 0
+
+
+async def test_one_client_may_use_only_its_part_of_the_memory_at_a_time(diary: Diary) -> None:
+    pool = DecodePool(4, 4 * MB, client_bytes=2 * MB)
+
+    first = submit(pool, [diary.job(name) for name in "abcd"], "greedy")
+    second = submit(pool, [diary.job("x")], "modest")
+    for _ in range(3):
+        await asyncio.to_thread(diary.gate.wait_for_arrival)
+    started = sorted(diary.begun)
+    diary.gate.open()
+
+    assert started == ["a", "b", "x"]
+    assert await first == list("ABCD")
+    assert await second == ["X"]

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.json_body import parse_in_turn
+from service.errors import InvalidImage
+from service.json_body import decode_base64, parse_in_turn
 from tests.service.asking import code_of, message_of
 
 
@@ -105,3 +106,13 @@ async def test_bodies_are_parsed_one_after_another() -> None:
     )
 
     assert set(threads) == {"json_0"}
+
+
+@pytest.mark.parametrize("inside", ["=", "A="])
+def test_padding_before_the_end_is_refused_wherever_it_stands(inside: str) -> None:
+    text = "QUJD" * 300_000
+    broken = text[: 1 << 20] + inside + text[1 << 20 :]
+
+    assert decode_base64(text, "image 0") == b"ABC" * 300_000
+    with pytest.raises(InvalidImage, match="expected the file's content as base64"):
+        decode_base64(broken, "image 0")

@@ -247,3 +247,9 @@ async def test_the_api_is_the_one_on_record(fake_bundle: Path) -> None:
 
     recorded = json.loads(OPENAPI.read_text())
     assert described == recorded, "after a meant change, run python -m tests.data.openapi"
+
+
+async def test_the_description_is_made_once_for_what_is_served(fake_bundle: Path) -> None:
+    app = create_app(Settings(bundle=fake_bundle))
+
+    assert app.openapi() is app.openapi()
