@@ -24,3 +24,17 @@ class Durations:
             return 0.0
         smaller = [seen for seen in self._seconds if seen <= size]
         return self._seconds[max(smaller) if smaller else min(self._seconds)]
+
+    @property
+    def fixed_s(self) -> float:
+        """What a batch takes whatever its size: one batch more costs so much.
+
+        The intercept of a straight line through what was seen; 0 before two sizes were.
+        """
+        count = len(self._seconds)
+        if count < 2:
+            return 0.0
+        mean_size, mean_s = sum(self._seconds) / count, sum(self._seconds.values()) / count
+        spread = sum((size - mean_size) ** 2 for size in self._seconds)
+        rise = sum((size - mean_size) * seconds for size, seconds in self._seconds.items())
+        return max(0.0, mean_s - rise / spread * mean_size)

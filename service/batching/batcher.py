@@ -2,10 +2,11 @@
 
 A request is admitted whole or refused, before any work is spent on it. Its items wait in the
 bucket of their shape. Whenever the engine is free, a batch is formed at once from the bucket of
-the item whose turn it is; the batcher never waits for a batch to fill up. The next batch is
-assembled while one runs, as soon as it is full or shortly before the running one should end, so
-that the engine finds it ready. The batcher knows nothing of images: it calls `assemble` on the
-items of one bucket in one thread, and `run` on the outcome in another.
+the item whose turn it is. The one exception: clients that were just answered and are known to come
+back at once are waited for, where that is shorter than a run of their own (see `Returns`). The
+next batch is assembled while one runs, as soon as it is full or shortly before the running one
+should end, so that the engine finds it ready. The batcher knows nothing of images: it calls
+`assemble` on the items of one bucket in one thread, and `run` on the outcome in another.
 
 All state belongs to the event loop.
 """
@@ -18,6 +19,7 @@ from typing import Generic, NamedTuple
 
 from service.batching.batch_times import Durations
 from service.batching.item_queue import ItemQueue
+from service.batching.returns import Returns
 from service.batching.runner import Batch, Run, Runner
 from service.batching.ticket import Item, Result, Ticket
 from service.errors import NotReady, Overloaded, ServiceError
@@ -88,11 +90,13 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         self._on_batch = on_batch
         self._on_hang = on_hang
         self._clock = clock
-        self._queue: ItemQueue[Item, Result] = ItemQueue(self._pump, clock=clock)
+        self._queue: ItemQueue[Item, Result] = ItemQueue(self._arrive, clock=clock)
         self._runner: Runner[Item, Batch, Result] = Runner(
             assemble, run, on_start=self._expect_end, on_end=self._finish, clock=clock
         )
         self._runs: list[Run[Item, Result]] = []  # the running batch, then the staged one
+        self._returns = Returns()
+        self._wait: asyncio.TimerHandle | None = None  # for clients that should come back
         self._is_closing = False
         self._aborted = asyncio.Event()
         self._run_times = Durations()
@@ -191,20 +195,58 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         self._runner.abandon()
         self._aborted.set()
 
+    def _arrive(self, count: int) -> None:
+        self._returns.arrive(count, self._clock())
+        self._pump()
+
     def _pump(self) -> None:
         """Start a batch if the engine is free, and stage the next one when it is time."""
+        if self._wait is not None:
+            self._wait.cancel()
+            self._wait = None
         while len(self._runs) < 2:
             bucket = self._queue.oldest_bucket()
             if bucket is None:
                 return
             is_full = self._queue.num_in(bucket) >= self._max_batch_size
-            if self._runs and not is_full and not self._runs[0].is_ending:
-                return  # it may still grow until the engine is free
+            if not is_full and self._may_grow(bucket):
+                return
             entries = self._queue.take(bucket, self._max_batch_size)
             if entries:
                 run = Run(entries)
                 self._runs.append(run)
                 self._runner.submit(run)
+
+    def _may_grow(self, bucket: Hashable) -> bool:
+        """Whether a batch that is not full should wait for more; sets the timer for its end."""
+        if self._runs:
+            running = self._runs[0]
+            if not running.is_ending:
+                return True  # until the engine is free
+            num_missing = sum(entry.bucket == bucket for entry in running.entries)
+            return self._patience_s(bucket, self._returns.share_of(num_missing)) > 0
+        patience_s = self._patience_s(bucket, self._returns.missing(bucket))
+        left_s = patience_s - self._returns.elapsed_s(self._clock())
+        if left_s <= 0:
+            return False
+        self._wait = asyncio.get_running_loop().call_later(left_s, self._give_up)
+        return True
+
+    def _give_up(self) -> None:
+        """Wait no longer for those who have not come back."""
+        self._returns.give_up(self._clock())
+        self._pump()
+
+    def _patience_s(self, bucket: Hashable, num_missing: int) -> float:
+        """How long after an answer those are waited for who come back; 0 where it does not pay.
+
+        It pays where they are back, and joined to a batch, sooner than the run of their own takes
+        that they would cost in addition.
+        """
+        if not num_missing or self._is_closing or self._queue.num_buckets > 1:
+            return 0.0
+        saved_s = self._run_times.fixed_s - self._assembly_times.expect(self._max_batch_size)
+        return max(self._returns.delay_s, saved_s / 2) if self._returns.delay_s < saved_s else 0.0
 
     def _expect_end(self, run: Run[Item, Result]) -> None:
         """Time the next batch to be ready when this one should end; set the alarm for a hang."""
@@ -236,6 +278,8 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         if run.alarm is not None:
             run.alarm.cancel()
         self._runs.remove(run)
+        if run.entries:
+            self._returns.answer(len(run.entries), run.entries[0].bucket, self._clock())
         self._pump()  # first, because the engine is free
         for entry in run.dropped:
             entry.ticket.expire()

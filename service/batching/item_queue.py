@@ -17,11 +17,11 @@ class ItemQueue(Generic[Item, Result]):
     """Admits requests, keeps their items in order, and hands them out in batches.
 
     Args:
-        on_arrival: called when items have joined the queue.
+        on_arrival: called with their number when items have joined the queue.
         clock: monotonic seconds.
     """
 
-    def __init__(self, on_arrival: Callable[[], None], *, clock: Callable[[], float]) -> None:
+    def __init__(self, on_arrival: Callable[[int], None], *, clock: Callable[[], float]) -> None:
         self._on_arrival = on_arrival
         self._clock = clock
         self._buckets: dict[Hashable, OrderedDict[Entry[Item, Result], None]] = {}
@@ -90,7 +90,7 @@ class ItemQueue(Generic[Item, Result]):
             entry = Entry(ticket, index, item, bucket, self._take_turn(ticket.client), now)
             ticket.entries.append(entry)
             self._buckets.setdefault(bucket, OrderedDict())[entry] = None
-        self._on_arrival()
+        self._on_arrival(len(items))
         if ticket.deadline is None:
             return None
         delay_s = max(0.0, ticket.deadline - now)
@@ -123,6 +123,11 @@ class ItemQueue(Generic[Item, Result]):
     def num_in(self, bucket: Hashable) -> int:
         """The number of items waiting in a bucket."""
         return len(self._buckets.get(bucket, ()))
+
+    @property
+    def num_buckets(self) -> int:
+        """The number of shapes that wait."""
+        return len(self._buckets)
 
     def take(self, bucket: Hashable, most: int) -> list[Entry[Item, Result]]:
         """Remove up to `most` items of a bucket, in turn; late ones are expired instead."""

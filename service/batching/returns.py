@@ -1,0 +1,79 @@
+"""How many clients come back with another item after their answers, and how soon: learnt."""
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+SMOOTHING = 0.2  # weight of the newest batch
+MIN_SHARE = 0.8  # of a batch that has to come back: that of clients which wait for their answers
+
+
+class _Watched(NamedTuple):
+    """A batch that was answered; those who come after it count as its clients."""
+
+    bucket: Hashable
+    size: int
+    answered_at: float
+
+
+class Returns:
+    """Watches what arrives after each batch, up to as many items as it had.
+
+    In a closed loop of N clients and a batch of up to N, half of them wait while the engine works
+    for the other half, for ever, at the cost of two runs in the place of one. To wait for the
+    others ends that, where they come back sooner than a run costs in addition.
+    """
+
+    def __init__(self) -> None:
+        self._share = 0.0  # of a batch that comes back
+        self._delay_s = 0.0  # until the last of them is there
+        self._deviation_s = 0.0
+        self._watched: _Watched | None = None
+        self._num_back = 0
+
+    def answer(self, size: int, bucket: Hashable, now: float) -> None:
+        """A batch was answered."""
+        self.give_up(now)
+        self._watched, self._num_back = _Watched(bucket, size, now), 0
+
+    def arrive(self, count: int, now: float) -> None:
+        """Items have joined the queue."""
+        watched = self._watched
+        if watched is None or self._num_back >= watched.size:
+            return
+        self._num_back += count
+        if self._num_back >= watched.size:
+            self._learn(now)
+
+    def give_up(self, now: float) -> None:
+        """Those of the last batch who are not back are expected no more."""
+        if self._watched is not None and self._num_back < self._watched.size:
+            self._learn(now)
+        self._watched = None
+
+    def missing(self, bucket: Hashable) -> int:
+        """How many items are still to come back into a bucket after the last batch."""
+        watched = self._watched
+        if watched is None or watched.bucket != bucket:
+            return 0
+        return max(0, self.share_of(watched.size) - self._num_back)
+
+    def share_of(self, size: int) -> int:
+        """How many of a batch of this size come back; 0 unless nearly all do."""
+        return round(self._share * size) if self._share >= MIN_SHARE else 0
+
+    @property
+    def delay_s(self) -> float:
+        """Seconds from an answer until, nearly always, the last has come back."""
+        return self._delay_s + 2 * self._deviation_s
+
+    def elapsed_s(self, now: float) -> float:
+        """Seconds since the last answer."""
+        return float("inf") if self._watched is None else now - self._watched.answered_at
+
+    def _learn(self, now: float) -> None:
+        assert self._watched is not None
+        share = min(1.0, self._num_back / self._watched.size)
+        delay_s = now - self._watched.answered_at
+        self._deviation_s += SMOOTHING * (abs(delay_s - self._delay_s) - self._deviation_s)
+        self._delay_s += SMOOTHING * (delay_s - self._delay_s)
+        self._share += SMOOTHING * (share - self._share)

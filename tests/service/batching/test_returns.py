@@ -1,0 +1,169 @@
+"""Clients that come back as soon as they are answered share a batch, and nobody else waits."""
+
+import asyncio
+
+import pytest
+
+from service.batching.batch_times import Durations
+from service.batching.batcher import DynamicBatcher
+from service.batching.returns import Returns
+from tests.fakes import FakeClock
+from tests.service.batching.shouting import (
+    MAX_BATCH_SIZE,
+    MAX_QUEUE,
+    Batcher,
+    Shouter,
+    reach,
+    say,
+    settle,
+)
+
+
+def closed_loop(returns: Returns, *, num_batches: int, num_back: int, delay_s: float) -> float:
+    """Batches of four, of which so many come back so late; the time of the last answer."""
+    now = 0.0
+    for _ in range(num_batches):
+        now += 1.0
+        returns.answer(4, "bucket", now)
+        for _ in range(num_back):
+            returns.arrive(1, now + delay_s)
+    return now
+
+
+def test_all_are_expected_where_all_have_come_back() -> None:
+    returns = Returns()
+    closed_loop(returns, num_batches=40, num_back=4, delay_s=0.01)
+
+    returns.answer(4, "bucket", 100.0)
+
+    assert returns.missing("bucket") == 4
+    assert returns.delay_s == pytest.approx(0.01, abs=0.002)
+    assert returns.elapsed_s(100.5) == 0.5
+
+
+def test_those_who_are_back_are_not_missing() -> None:
+    returns = Returns()
+    closed_loop(returns, num_batches=40, num_back=4, delay_s=0.01)
+    returns.answer(4, "bucket", 100.0)
+
+    returns.arrive(3, 100.01)
+
+    assert returns.missing("bucket") == 1
+
+
+@pytest.mark.parametrize("num_back", [0, 1, 2])
+def test_nobody_is_expected_where_too_few_come_back(num_back: int) -> None:
+    returns = Returns()
+
+    closed_loop(returns, num_batches=40, num_back=num_back, delay_s=0.01)
+
+    assert returns.missing("bucket") == 0
+
+
+def test_nobody_is_expected_in_a_bucket_that_the_batch_was_not_of() -> None:
+    returns = Returns()
+    closed_loop(returns, num_batches=40, num_back=4, delay_s=0.01)
+
+    returns.answer(4, "bucket", 100.0)
+
+    assert returns.missing("another bucket") == 0
+
+
+def test_what_a_batch_takes_whatever_its_size_is_read_off_a_line() -> None:
+    durations = Durations()
+    for size in (1, 3, 8):
+        durations.record(size, 0.032 + 0.008 * size)
+
+    assert durations.fixed_s == pytest.approx(0.032)
+
+
+@pytest.mark.parametrize("sizes", [(), (4,)])
+def test_before_two_sizes_were_seen_nothing_is_known_of_it(sizes: tuple[int, ...]) -> None:
+    durations = Durations()
+    for size in sizes:
+        durations.record(size, 1.0)
+
+    assert durations.fixed_s == 0.0
+
+
+class TimedShouter(Shouter):
+    """Takes time on the clock of the test: some for a batch, more for every word.
+
+    Time passes once every client that was answered has asked again.
+    """
+
+    def __init__(self, clock: FakeClock, fixed_s: float) -> None:
+        super().__init__()
+        self._clock = clock
+        self._fixed_s = fixed_s
+        self._loop = asyncio.get_running_loop()
+
+    def run(self, batch: tuple[str, ...]) -> list[str]:
+        answers = super().run(batch)
+        asyncio.run_coroutine_threadsafe(settle(), self._loop).result()
+        self._clock.advance(self._fixed_s + 0.01 * len(batch))
+        return answers
+
+
+def open_batcher(shouter: Shouter, clock: FakeClock) -> Batcher:
+    return DynamicBatcher(
+        shouter.assemble,
+        shouter.run,
+        max_batch_size=MAX_BATCH_SIZE,
+        max_queue=MAX_QUEUE,
+        clock=clock,
+    )
+
+
+async def ask_again_and_again(batcher: Batcher, word: str, times: int) -> None:
+    for _ in range(times):
+        await say(batcher, word, client=word)
+
+
+async def start_in_two_halves(
+    batcher: Batcher, shouter: Shouter, times: int
+) -> list[asyncio.Task[None]]:
+    """Four clients in a closed loop, two of which come while the engine works for the others."""
+    shouter.gate.shut()
+    clients = [asyncio.ensure_future(ask_again_and_again(batcher, word, times)) for word in "ab"]
+    await reach(shouter.gate.wait_for_arrival)
+    clients += [asyncio.ensure_future(ask_again_and_again(batcher, word, times)) for word in "cd"]
+    await asyncio.sleep(0)
+    shouter.gate.open()
+    return clients
+
+
+@pytest.mark.anyio
+async def test_two_halves_of_a_batch_that_alternate_come_together(clock: FakeClock) -> None:
+    shouter = TimedShouter(clock, fixed_s=10.0)
+    batcher = open_batcher(shouter, clock)
+
+    await asyncio.gather(*await start_in_two_halves(batcher, shouter, times=40))
+
+    assert [len(batch) for batch in shouter.batches[-10:]] == [4] * 10
+    await batcher.close()
+
+
+@pytest.mark.anyio
+async def test_where_a_batch_costs_nothing_in_addition_nobody_is_waited_for(
+    clock: FakeClock,
+) -> None:
+    shouter = TimedShouter(clock, fixed_s=0.0)
+    batcher = open_batcher(shouter, clock)
+
+    await asyncio.gather(*await start_in_two_halves(batcher, shouter, times=40))
+
+    assert 4 not in [len(batch) for batch in shouter.batches[:-4]]
+    await batcher.close()
+
+
+@pytest.mark.anyio
+async def test_clients_that_stay_away_are_not_waited_for_long(clock: FakeClock) -> None:
+    shouter = TimedShouter(clock, fixed_s=0.1)
+    batcher = open_batcher(shouter, clock)
+    await asyncio.gather(*await start_in_two_halves(batcher, shouter, times=40))
+
+    answer = await say(batcher, "alone")
+
+    assert answer == ["ALONE"]
+    await batcher.close()
