@@ -39,6 +39,7 @@ def _detect_all(address: str, directory: Path, ground_truth: dict[str, Any]) -> 
     return coco_results(results)
 
 
+@pytest.mark.slow
 def test_the_demo_bundle_has_the_ap_that_its_manifest_says(tmp_path: Path) -> None:
     _run("export.evaluate", "--bundle", DEMO, "--out", tmp_path / "results.json")
 
@@ -54,6 +55,7 @@ def test_the_demo_bundle_has_the_ap_that_its_manifest_says(tmp_path: Path) -> No
     assert f1 == pytest.approx(manifest.thresholds.overall.f1, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_results_collected_over_http_have_that_ap_too(
     start: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -19,6 +21,7 @@ def run_without_gpu(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_tests_of_the_gpu_fail_without_one_and_skip_nothing() -> None:
     result = run_without_gpu("pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu")
 
@@ -29,6 +32,7 @@ def test_tests_of_the_gpu_fail_without_one_and_skip_nothing() -> None:
     assert "skipped" not in result.stdout
 
 
+@pytest.mark.slow
 def test_tests_of_the_gpu_are_no_part_of_the_others() -> None:
     result = run_without_gpu(
         "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests/gpu"

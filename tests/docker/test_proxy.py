@@ -125,6 +125,7 @@ def test_the_client_asks_again_for_what_a_killed_replica_had_in_flight(fleet, jp
     assert [answer.detections[0].category_name for answer in answers] == ["thing"] * 6
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_replica_that_is_drained_costs_no_request(fleet, jpeg_bytes):
     def ask_until_drained() -> list[int]:
@@ -164,6 +165,7 @@ def test_a_client_that_dawdles_is_cut_by_the_proxy(sent, tmp_path):
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.slow
 def test_replicas_are_told_the_address_of_the_client_and_of_no_other(toy_bundle, jpeg_bytes):
     with proxy() as front:
         replica = Process(

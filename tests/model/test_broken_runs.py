@@ -93,6 +93,7 @@ def test_a_run_whose_memory_ran_out_in_a_step_goes_on_exactly(
     assert_equal(state_of(tmp_path), state_of(uninterrupted))
 
 
+@pytest.mark.slow
 def test_a_run_whose_worker_was_killed_goes_on_exactly(
     images: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +127,7 @@ sys.exit(main(["--config", "workers", "--data", sys.argv[1], "--out", sys.argv[2
 """
 
 
+@pytest.mark.slow
 def test_a_damaged_image_amid_an_epoch_ends_a_real_run(tmp_path: Path) -> None:
     directory = write_images(tmp_path / "data", num_train=12, num_val=1)
     damage_pixels(directory / "images" / "train" / "7.png")
@@ -145,6 +147,7 @@ def test_a_damaged_image_amid_an_epoch_ends_a_real_run(tmp_path: Path) -> None:
     assert processes_with(str(tmp_path)) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_step_of_a_run_with_workers(tmp_path: Path) -> None:
     directory = write_images(tmp_path / "data", num_train=60, num_val=1)
     command = [sys.executable, "-c", WITH_WORKERS, str(directory), str(tmp_path / "out")]
@@ -165,6 +168,7 @@ def test_ctrl_c_finishes_the_step_of_a_run_with_workers(tmp_path: Path) -> None:
     assert processes_with(str(tmp_path)) == []
 
 
+@pytest.mark.slow
 def test_sigterm_stops_a_real_run_which_goes_on(tmp_path: Path) -> None:
     directory = write_images(tmp_path / "data", num_train=60, num_val=1)
     out_dir = tmp_path / "out"

@@ -60,6 +60,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(images: Path, tmp_path: Path) -
     assert {path.name: digest(path) for path in tmp_path.glob("last*")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [1, 1000])
 def test_the_data_set_decides_the_classes(num_classes: int, tmp_path: Path) -> None:
     categories = dict.fromkeys(range(1, num_classes + 1), COLOURS[1])

@@ -48,6 +48,7 @@ def sizes(case: OpCase) -> str:
 CALLS = (*CASES, OpCase("two threads", heads=8, head_dim=32, points=4, queries=150, shapes=PYRAMID))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_sanitizers_find_nothing_in_any_case(sanitizers: str, tmp_path: Path) -> None:
     # Functions stay apart, and as they are: so many checks take minutes to optimise.

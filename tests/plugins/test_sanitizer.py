@@ -76,6 +76,7 @@ def test_a_sanitizer_that_is_missing_is_named(
         run_sanitized("memcheck", ["true"], calls=CALLS, directory=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 def test_the_program_for_a_gpu_compiles(tmp_path: Path) -> None:
     built = build_program(tmp_path, gpu="sm_90")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -60,6 +61,7 @@ def drive(calls: list[Call], directory: Path, version: int) -> Driven:
     return Driven(creator, answers, outputs(calls, target.read_bytes()), result.stderr)
 
 
+@pytest.mark.slow
 def test_the_plugin_computes_what_the_reference_does(tmp_path: Path) -> None:
     calls = [Call.of(case, dtype) for case in TABLE for dtype in DTYPES]
 

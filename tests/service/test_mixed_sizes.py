@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.server_process import Process
@@ -62,6 +63,7 @@ def assert_same(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> 
             assert near or detection["score"] < 0.05, (detection, given)
 
 
+@pytest.mark.slow
 def test_images_of_all_sizes_and_clients_are_answered_as_if_alone(
     start: Callable[..., Process],
 ) -> None:

@@ -196,6 +196,7 @@ async def test_a_stopping_service_reloads_no_more(app: FastAPI, client: httpx.As
     assert "the service is draining" in message_of(answer)
 
 
+@pytest.mark.slow
 def test_reloads_under_load_lose_no_request(
     start: Callable[..., Process],
     place: Place,

@@ -76,7 +76,7 @@ def test_a_process_whose_engine_is_wrong_ends_with_status_1_and_one_message(
     assert re.search(
         r"image 1 \(64x85\) alone, .* FAILED; expected red 0\.902 at .*, got red 0\.813 at .*; see "
         rf"all with `python -m service\.selftest --bundle {wrong_bundle}`; remove {wrong_bundle}"
-        "/cache if there is one, .*`make export`",
+        "/cache if it exists, .*`make export`",
         message,
     )
     assert "Traceback" not in log

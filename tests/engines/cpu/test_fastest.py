@@ -70,6 +70,7 @@ def open_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Op
     return open_as
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_what_is_faster_in_float32_is_run_in_float32(
     open_as: Callable[..., OpenVinoEngine], precision: str
@@ -81,6 +82,7 @@ def test_what_is_faster_in_float32_is_run_in_float32(
     require_known_answers(engine, Bundle(DEMO, Manifest.load(DEMO)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_what_is_faster_in_bf16_is_run_in_bf16(
     open_as: Callable[..., OpenVinoEngine], precision: str

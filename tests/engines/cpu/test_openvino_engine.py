@@ -283,6 +283,7 @@ print(resident_mb() - before_mb)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_every_size_of_image(demo: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", GROWTH, str(demo)], cwd=ROOT, capture_output=True, text=True

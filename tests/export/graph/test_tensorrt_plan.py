@@ -204,6 +204,7 @@ def test_a_plan_that_differs_from_the_model_is_refused(small, trt, tmp_path):
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_a_float16_bundle_is_served_from_its_plan(trt, demo, tmp_path):
     exact, out = Bundle.load(demo), tmp_path / "fp16"
     planner = find_planner(["4x224x224"], exact.manifest.preprocess)
@@ -223,6 +224,7 @@ def test_a_float16_bundle_is_served_from_its_plan(trt, demo, tmp_path):
     assert report["agreement"]["plan"]["share"] == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "bf16"])
 def test_ap_is_that_of_the_plan(trt, demo, tmp_path, precision):
     exact = Bundle.load(demo)

@@ -152,6 +152,7 @@ for act in (lambda: outputs[2].sum().backward(),
 """
 
 
+@pytest.mark.slow
 def test_without_the_library_plain_pytorch_serves_and_says_so_once() -> None:
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT_LIBRARY], cwd=ROOT, capture_output=True, text=True
