@@ -88,7 +88,9 @@ class OpenVinoEngine:
         # In an int8 graph, for what is not quantised. The AP is the same (docs/numerics.md).
         hints = ["f32"]
         if precision != "fp32" and "bf16" in precisions:
-            hints = [_HINTS[float_type]] if float_type else ["bf16", "f32"]
+            # int8 with float32 around it is not judged at export, so it is not a choice here.
+            has_choice = precision == "bf16" and float_type is None
+            hints = ["bf16", "f32"] if has_choice else [_HINTS[float_type or "bf16"]]
         threads = threads or allowed_cores()
         properties = {
             "NUM_STREAMS": threads if mode == "throughput" else 1,
