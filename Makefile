@@ -141,10 +141,11 @@ lock: $(VENV)/pip.stamp ## resolve the newest allowed version of everything into
 
 # --- check
 
-# Tests run side by side, which is what takes most of the time off: traces of models use one core.
-SIDE_BY_SIDE = --numprocesses auto --maxprocesses 4 --dist worksteal
+# Tests run side by side, in a process more than there are cores: some wait for servers and clocks.
+SIDE_BY_SIDE = --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 4 --dist worksteal
 
-# All tests are held to the coverage that pyproject.toml asks for; a part of them covers a part.
+# All tests are held to the coverage that pyproject.toml asks for; a part of them covers a part. Slow
+# ones run without it (tests/conftest.py).
 test: install browser peers ## run all tests and measure their coverage, or run some [ARGS=]
 	$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE) --cov)
 
