@@ -224,9 +224,9 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
             if not running.is_ending:
                 return True  # until the engine is free
             num_missing = sum(entry.bucket == bucket for entry in running.entries)
-            return self._patience_s(bucket, self._returns.share_of(num_missing)) > 0
-        patience_s = self._patience_s(bucket, self._returns.missing(bucket))
-        left_s = patience_s - self._returns.elapsed_s(self._clock())
+            return self._wait_that_pays_s(bucket, self._returns.share_of(num_missing)) > 0
+        wait_s = self._wait_that_pays_s(bucket, self._returns.missing(bucket))
+        left_s = wait_s - self._returns.elapsed_s(self._clock())
         if left_s <= 0:
             return False
         self._wait = asyncio.get_running_loop().call_later(left_s, self._give_up)
@@ -237,11 +237,10 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         self._returns.give_up(self._clock())
         self._pump()
 
-    def _patience_s(self, bucket: Hashable, num_missing: int) -> float:
-        """How long after an answer those are waited for who come back; 0 where it does not pay.
+    def _wait_that_pays_s(self, bucket: Hashable, num_missing: int) -> float:
+        """Seconds after an answer that clients are waited for; 0 if that does not pay.
 
-        It pays where they are back, and joined to a batch, sooner than the run of their own takes
-        that they would cost in addition.
+        It pays if they are back sooner than what one more run costs, whatever its size.
         """
         if not num_missing or self._is_closing or self._queue.num_buckets > 1:
             return 0.0
