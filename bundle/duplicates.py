@@ -29,8 +29,20 @@ def without_duplicates(
 
 def _iou(box: Boxes, others: Boxes) -> Boxes:
     """IoU of one box (4,) with others (N, 4) -> (N,); 0 for boxes without area."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    shared = np.maximum(sides, 0).prod(axis=1)
-    both = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - shared
+    shared = shared_areas(box, others)
+    both = areas(box[None]) + areas(others) - shared
     iou: Boxes = np.divide(shared, both, out=np.zeros_like(shared), where=both > 0)
     return iou
+
+
+def areas(boxes: Boxes) -> Boxes:
+    """Areas of boxes (N, 4) xyxy -> (N,)."""
+    product: Boxes = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return product
+
+
+def shared_areas(box: Boxes, others: Boxes) -> Boxes:
+    """Areas that one box (4,) has in common with others (N, 4) -> (N,); both xyxy."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    product: Boxes = np.maximum(sides, 0).prod(axis=1)
+    return product

@@ -1,7 +1,7 @@
 """Accepts JPEG files that lack only their end marker, which some cameras and copies omit.
 
 A decoder cannot tell such a file from a truncated one and would fill up both. Here each is filled
-up in two ways: if all blocks of the image are present, both decode to the same pixels.
+up in several ways: if all blocks of the image are present, all decode to the same pixels.
 """
 
 import hashlib

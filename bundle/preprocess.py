@@ -140,7 +140,7 @@ def decode_image(
         image = _open(data, image_format, max_pixels)
         pixels = _faultless_jpeg(image, data)
         if pixels is None:
-            image = _load(data, image_format, max_pixels)
+            image = _load(image, data, image_format, max_pixels)
             pixels = _to_rgb(image, data)
         orientation = _orientation(image, data)
         image.close()  # its pixels
@@ -269,7 +269,7 @@ def _decoding_bytes(image: Image.Image, data: bytes) -> int:
 
 
 def _faultless_jpeg(image: Image.Image, data: bytes) -> Uint8Array | None:
-    """What Pillow would give, in about two thirds of its time; None if a decoder has to decide."""
+    """What Pillow would give, in about two thirds of its time; None if Pillow has to decide."""
     if image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return None
     try:
@@ -280,8 +280,8 @@ def _faultless_jpeg(image: Image.Image, data: bytes) -> Uint8Array | None:
         return None
 
 
-def _load(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
-    image = _open(data, image_format, max_pixels)
+def _load(image: Image.Image, data: bytes, image_format: str, max_pixels: int) -> Image.Image:
+    """The opened image with its pixels; of a JPEG that lacks its end, another image."""
     try:
         image.load()
     except OSError:

@@ -64,9 +64,8 @@ class Fingerprint(BaseModel):
             "compute capability": (self.compute_capability, here.compute_capability),
             "TensorRT": (self.tensorrt, here.tensorrt),
         }
-        if (
-            self.plugin_sha256 and here.plugin_sha256
-        ):  # if one is missing, loading it gives a better message
+        # If one is missing, loading it gives a better message.
+        if self.plugin_sha256 and here.plugin_sha256:
             named["plugin"] = (self.plugin_sha256[:12], here.plugin_sha256[:12])
         return [
             f"{name}: built for {built}, found {found}"

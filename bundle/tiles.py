@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bundle.duplicates import areas, shared_areas
 from bundle.postprocess import ImageOutput
 from bundle.preprocess import Uint8Array
 
@@ -120,9 +121,8 @@ def _placed(
 
 def _overlap(box: Float64Array, others: Float64Array, is_cut: BoolArray) -> Float64Array:
     """Overlap of one box (4,) with others (N, 4) -> (N,): IoU; for cut boxes, the covered share."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    common: Float64Array = np.maximum(high - low, 0).prod(axis=1)
-    areas = (others[:, 2:] - others[:, :2]).prod(axis=1)
-    total = np.where(is_cut, areas, (box[2:] - box[:2]).prod() + areas - common)
+    common = shared_areas(box, others)
+    own = areas(others)
+    total = np.where(is_cut, own, areas(box[None]) + own - common)
     share: Float64Array = common / np.maximum(total, np.finfo(np.float64).tiny)
     return share
