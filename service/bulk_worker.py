@@ -20,7 +20,7 @@ from engines.guard import guard
 from engines.load import open_engine
 from engines.self_check import require_known_answers
 from service.bulk_images import Chunk, Source, open_place, sources
-from service.detector import bucket
+from service.detector import bucket_of
 from service.schemas import ImageResult, ModelRef
 
 PARTS = "parts"
@@ -122,7 +122,7 @@ class Worker:
             if one.image is None:
                 yield _row(one)
                 continue
-            together = waiting[self._bucket(one.image)]
+            together = waiting[bucket_of(one.image, self._manifest)]
             together.append(one)
             if len(together) == self._engine.max_batch_size:
                 yield from self._run(together)
@@ -147,12 +147,6 @@ class Worker:
         except (ValueError, OSError) as error:
             return Prepared(source, None, None, str(error))
         return Prepared(source, *prepare(image, self._manifest.preprocess))
-
-    def _bucket(self, image: Uint8Array) -> Hashable:
-        height, width = image.shape[:2]
-        if self._manifest.batches == "equal_shapes":
-            return height, width
-        return bucket(height, width, short_side=self._manifest.preprocess.short_side)
 
     def _run(self, together: list[Prepared]) -> Iterator[dict[str, Any]]:
         """One batch; if the engine fails on it, its images one by one."""

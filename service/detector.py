@@ -12,11 +12,9 @@ import numpy.typing as npt
 
 from bundle.detect import Found
 from bundle.known_answers import Errors, read_known_answers
-from bundle.manifest import Bundle
+from bundle.manifest import Bundle, Manifest
 from bundle.postprocess import ImageOutput
-from bundle.preprocess import (
-    pad_batch,
-)
+from bundle.preprocess import pad_batch
 from bundle.tiles import cut, merge
 from engines.base import Engine, EngineInfo
 from service.batching.batcher import BatchReport, DynamicBatcher, Patience
@@ -194,7 +192,7 @@ class Detector:
                     tile_px=tile_px,
                 )
             pixels = [image for parts in prepared for image, _ in parts]
-            buckets = [self._bucket(image) for image in pixels]
+            buckets = [bucket_of(image, self.manifest) for image in pixels]
             outputs = await ticket.run(pixels, buckets)
             stopwatch.add(Stage.QUEUE, ticket.wait_s, ended_ago_s=ticket.run_s)
             stopwatch.add(Stage.INFER, ticket.run_s)
@@ -239,12 +237,6 @@ class Detector:
         )
         return batch
 
-    def _bucket(self, image: Pixels) -> Hashable:
-        height, width = image.shape[:2]
-        if self.manifest.batches == "equal_shapes":
-            return height, width
-        return bucket(height, width, short_side=self.manifest.preprocess.short_side)
-
     def _record(self, report: BatchReport) -> None:
         self._metrics.batch_size.labels(self.name).observe(report.size)
         self._metrics.batch_seconds.labels(self.name).observe(report.run_s)
@@ -267,7 +259,7 @@ class Detector:
         num_failed = self._failures_in_row
         try:
             with self._require_batcher().admit(1) as ticket:
-                await ticket.run([image], [self._bucket(image)])
+                await ticket.run([image], [bucket_of(image, self.manifest)])
         except EngineFailure as error:
             self._on_failure(
                 self, f"{num_failed} batches in a row failed, and so did a known image: {error}"
@@ -279,6 +271,14 @@ class Detector:
                 "%d batches in a row failed, but a known image did not: the images are at fault",
                 num_failed,
             )
+
+
+def bucket_of(image: Pixels, manifest: Manifest) -> Hashable:
+    """What images (h, w, 3) have in common that may share a batch of this bundle."""
+    height, width = image.shape[:2]
+    if manifest.batches == "equal_shapes":
+        return height, width
+    return bucket(height, width, short_side=manifest.preprocess.short_side)
 
 
 def bucket(height: int, width: int, *, short_side: int) -> tuple[int, int, bool]:
