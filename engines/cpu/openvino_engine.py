@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -44,7 +44,7 @@ RUNTIME_ERRORS: Final[tuple[type[Exception], ...]] = (
 # takes 1% less time.
 _WORKAROUNDS: Final = {"bf16": {"SNIPPETS_MODE": "DISABLE"}}
 
-_HINTS: Final = {"bf16": "bf16", "fp32": "f32"}
+_FLOAT_TYPES: Final = {"bf16": "bf16", "f32": "fp32"}  # in our words
 
 # How many primitives of earlier shapes each stream caches. Every image size is a new shape: over
 # 1,000 random sizes of the demo, the process grew to 861 MB at the runtime's default of 5,000, to
@@ -73,7 +73,7 @@ class OpenVinoEngine:
             mode: what the threads do; see `Mode`.
             graph: the form of the graph; None takes the plugin form if the native op is built,
                 else the standard form.
-            float_type: in a bundle of bf16 or int8, of what is not quantised; None for the faster.
+            float_type: see `open_engine`.
 
         Raises:
             ValueError: the bundle has no such graph, the graph or the native op does not load, or
@@ -85,12 +85,7 @@ class OpenVinoEngine:
         core = _open_core(form)
         precisions = _precisions(core, form)
         precision = choose_precision(manifest, precisions)
-        # In an int8 graph, for what is not quantised. The AP is the same (docs/numerics.md).
-        hints = ["f32"]
-        if precision != "fp32" and "bf16" in precisions:
-            # int8 with float32 around it is not judged at export, so it is not a choice here.
-            has_choice = precision == "bf16" and float_type is None
-            hints = ["bf16", "f32"] if has_choice else [_HINTS[float_type or "bf16"]]
+        hints = _hints(precision, precisions, float_type)
         threads = threads or allowed_cores()
         properties = {
             "NUM_STREAMS": threads if mode == "throughput" else 1,
@@ -99,7 +94,7 @@ class OpenVinoEngine:
             "CPU_RUNTIME_CACHE_CAPACITY": _CACHED_PRIMITIVES,
         }
         try:
-            model = _compile_fastest(core, bundle, path, properties, hints)
+            model, hint = _compile_fastest(core, bundle, path, properties, hints)
             threads = model.get_property("INFERENCE_NUM_THREADS")
             streams = model.get_property("NUM_STREAMS")
             self._requests = [model.create_infer_request() for _ in range(streams)]
@@ -115,10 +110,12 @@ class OpenVinoEngine:
         )
         self.name = manifest.name
         self.max_batch_size = manifest.max_batch_size * streams
-        is_bf16 = model.get_property("INFERENCE_PRECISION_HINT") == ov.Type.bf16
-        floats: FloatType = "bf16" if is_bf16 else "fp32"
-        precision = precision if precision == "int8" else floats
-        self.info = EngineInfo("openvino", precision, floats, form, threads, streams)
+        floats = _FLOAT_TYPES[hint]
+        self.info = EngineInfo(
+            *("openvino", precision if precision == "int8" else floats, floats, form),
+            threads,
+            streams,
+        )
 
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
         """See `Engine.run`. The batch is split evenly over the streams."""
@@ -198,10 +195,20 @@ def _precisions(core: ov.Core, form: str) -> set[str]:
     return {"fp32", "int8", "bf16"} if has_bf16 else {"fp32", "int8"}
 
 
+def _hints(precision: str, possible: Collection[str], float_type: FloatType | None) -> list[str]:
+    """The types in which floats may be computed, in OpenVINO's words."""
+    if precision == "fp32" or "bf16" not in possible:
+        return ["f32"]
+    if float_type is not None:
+        return [hint for hint, name in _FLOAT_TYPES.items() if name == float_type]
+    # int8 is judged with bf16 around it where that is possible, so it has no choice.
+    return ["bf16", "f32"] if precision == "bf16" else ["bf16"]
+
+
 def _compile_fastest(
     core: ov.Core, bundle: Bundle, path: Path, properties: dict[str, Any], hints: Sequence[str]
-) -> ov.CompiledModel:
-    """The graph, computed in the fastest of these types, which is measured at the first start.
+) -> tuple[ov.CompiledModel, str]:
+    """The graph, and the fastest of these types, which is measured at the first start.
 
     On one CPU bf16 takes half the time of float32, on another more: some only emulate it.
     """
@@ -210,7 +217,7 @@ def _compile_fastest(
     key = " ".join((machine, *map(str, options.values()), _made_from(bundle, "")))
     fastest = hints[0] if len(hints) == 1 else read_fastest(bundle.directory, key=key)
     if fastest is not None:
-        return _load_or_compile(core, bundle, path, options[fastest])
+        return _load_or_compile(core, bundle, path, options[fastest]), fastest
     logger.info("measuring whether %s is faster on this machine ...", " or ".join(hints))
     compiled = {hint: _compile(core, path, options[hint]) for hint in hints}
     preprocess = bundle.manifest.preprocess
@@ -222,7 +229,7 @@ def _compile_fastest(
     }
     fastest = measure_fastest(bundle.directory, runs, key=key)
     _keep(bundle, path, compiled[fastest], fastest)
-    return compiled[fastest]
+    return compiled[fastest], fastest
 
 
 def _options(properties: dict[str, Any], hint: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def engines_on_cpu(bundle: Bundle) -> Iterator[Engine]:
     with suppress(ImportError):  # there is no OpenVINO for every platform
         from engines.cpu.openvino_engine import OpenVinoEngine
 
-        with closing(guard(OpenVinoEngine(bundle))) as engine:
+        with closing(guard(OpenVinoEngine(bundle, float_type="bf16"))) as engine:
             yield engine
 
 
