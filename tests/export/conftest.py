@@ -1,7 +1,6 @@
 """Small models with random weights, exported once each for all tests of this folder."""
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from filelock import FileLock
-from onnxscript import optimizer
 
 from bundle.manifest import Bundle, ClassInfo, Manifest
 from bundle.thresholds import OperatingPoint, Thresholds
@@ -40,25 +38,12 @@ class Exported(NamedTuple):
     model: DetectionModel
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _exporter_is_not_measured() -> Iterator[None]:
-    """PyTorch's exporter without coverage, whose tracer doubles the minute that a model takes."""
-
-    def unmeasured(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **options: Any) -> Any:
-            tracer = sys.gettrace()
-            sys.settrace(None)
-            try:
-                return function(*args, **options)
-            finally:
-                sys.settrace(tracer)
-
-        return run
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.onnx, "export", unmeasured(torch.onnx.export))
-        patch.setattr(optimizer, "optimize", unmeasured(optimizer.optimize))
-        yield
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of an exported model are slow: the first of each variant exports it."""
+    for item in items:
+        if "exported" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from engines.load import open_engine
 from export import bundle_writer
 from export.__main__ import main
+from export.graph.calibration import NUM_IMAGES
 from export.judge.ap import MAX_AP_DROP, agreement
 from export.precisions import Data, Materials, open_splits
 from export.recipe import make_bundle, write_bundle
@@ -96,8 +97,8 @@ def demo(tmp_path):
 
 @pytest.fixture(scope="module")
 def data():
-    """The demo's validation set, and few images to calibrate on."""
-    return Data(DigitsDataset("train", num_images=40), DigitsDataset("val"))
+    """The demo's validation set, and as many images to calibrate on as export takes."""
+    return Data(DigitsDataset("train", num_images=NUM_IMAGES), DigitsDataset("val"))
 
 
 def test_int8_keeps_the_ap_of_the_demo_and_the_report_says_so(demo, data, tmp_path):
