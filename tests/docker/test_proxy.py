@@ -26,7 +26,7 @@ from tests.server_process import Process
 
 pytestmark = pytest.mark.skipif(find_haproxy() is None, reason="no HAProxy: make peers")
 
-IMAGE_MS = 400
+IMAGE_MS = 1000  # all requests of a test have to be in flight together for a while
 DRAIN_DELAY_S = 2  # longer than the two looks that the proxy takes
 
 
