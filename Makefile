@@ -29,7 +29,7 @@ SHAPES =
 ARGS =
 PYTHON =
 
-# The native libraries are made anew when their sources or the installed packages change.
+# The native libraries are rebuilt when their sources or the installed packages change.
 NATIVE = build/plugins.stamp
 
 # One word of the shell, whatever is in it; a ~ at its start is the home directory.
@@ -102,10 +102,12 @@ $(VENV)/full.stamp: pyproject.toml constraints.txt | $(VENV)/pip.stamp
 	@$(PIP) --no-deps --group headers
 	@touch $(VENV)/service.stamp $@
 
-plugins: $(NATIVE) ## compile the native kernels into build/plugins
+# Looks again every time: a compiler may have been installed since.
+plugins: $(VENV)/service.stamp ## compile the native kernels into build/plugins
+	@$(BIN)/python -m plugins.build
 
 $(NATIVE): $(wildcard plugins/*.py plugins/*/*/*.h plugins/*/*/*.cpp plugins/*/*/*.cu) $(VENV)/service.stamp
-	@$(BIN)/python -m plugins.build
+	@$(MAKE) --no-print-directory plugins
 	@mkdir -p $(@D) && touch $@
 
 browser: ## install Chromium for the test of the page, where apt-get may be used

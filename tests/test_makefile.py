@@ -32,6 +32,14 @@ def make(tmp_path: Path) -> Callable[..., list[str]]:
     return make
 
 
+def test_make_plugins_looks_for_compilers_even_if_nothing_has_changed(
+    make: Callable[..., list[str]],
+) -> None:
+    words = make("plugins")
+
+    assert words[1:] == ["-m", "plugins.build"]
+
+
 def test_one_path_may_have_spaces(make: Callable[..., list[str]], tmp_path: Path) -> None:
     folder = tmp_path / "my  photo's"
     folder.mkdir()
