@@ -5,7 +5,6 @@ their SHA-256, so that what is served is what was verified.
 """
 
 import hashlib
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal, NamedTuple, Self
 
@@ -13,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bundle.atomic import write_atomically
+from bundle.json_file import read_json
 from bundle.layout import (
     CACHE_FOLDER,
     IMAGES,
@@ -163,11 +163,11 @@ class Manifest(_Frozen):
     @classmethod
     def _parse(cls, path: Path) -> Self:
         try:
-            content = json.loads(path.read_bytes())
+            content = read_json(path.read_bytes(), path)
         except FileNotFoundError:
             raise ValueError(f"{path}: no bundle there; {REMEDY}") from None
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: not valid JSON ({error}); {REMEDY}") from error
+            raise ValueError(f"{error}; {REMEDY}") from error
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != FORMAT_VERSION:
             raise ValueError(

@@ -1,9 +1,9 @@
 """Image ids from a COCO annotation file."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
+from bundle.json_file import read_json
 from service.names import did_you_mean
 
 
@@ -24,10 +24,10 @@ def read_image_ids(annotation_file: Path, paths: Sequence[Path]) -> list[int]:
 
 
 def _read_names(annotation_file: Path) -> dict[str, int]:
+    content = read_json(annotation_file.read_bytes(), annotation_file)
     try:
-        images = json.loads(annotation_file.read_bytes())["images"]
-        pairs = [(image["file_name"], image["id"]) for image in images]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        pairs = [(image["file_name"], image["id"]) for image in content["images"]]
+    except (KeyError, TypeError) as error:
         raise ValueError(
             f"{annotation_file}: expected COCO's annotations, a JSON object whose list `images` "
             f"has an id and a file_name in every entry ({type(error).__name__}: {error})"

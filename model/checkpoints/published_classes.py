@@ -4,7 +4,6 @@ Projects number outputs in two ways. For the authors and Hugging Face, an output
 category's id; mmdetection numbers the categories in the order of the annotation file.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bundle.json_file import read_json
 from bundle.manifest import ClassInfo
 from model.checkpoints.published_layouts import COCO_CLASSES
 from model.checkpoints.published_settings import Settings
@@ -71,10 +71,10 @@ def settle_outputs(
 
 def read_categories(annotations: Path) -> tuple[ClassInfo, ...]:
     """The categories of a COCO annotation file, in its order; ValueError for any other file."""
-    try:
-        categories = list(json.loads(annotations.read_bytes())["categories"])
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ValueError(f"{annotations} is no COCO annotation file ({error!r})") from error
+    content = read_json(annotations.read_bytes(), annotations)
+    categories = content.get("categories") if isinstance(content, dict) else None
+    if not isinstance(categories, list):
+        raise ValueError(f"{annotations} is no COCO annotation file: it has no list of categories")
     classes = tuple(_category(annotations, entry) for entry in categories)
     if not classes:
         raise ValueError(f"{annotations} has no categories")

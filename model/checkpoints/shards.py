@@ -1,10 +1,11 @@
 """Weights in several files with an index, which is how transformers saves large models."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from bundle.json_file import read_json
 
 _INDEX_END = ".index.json"
 _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")  # name of the whole, count, ending
@@ -63,11 +64,11 @@ def _weight_map(index: Path) -> dict[str, str]:
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError for anything else."""
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}, beside the weights, is not valid JSON: {error}") from error
+        content = read_json(path.read_bytes(), path)
+    except ValueError as error:
+        raise ValueError(f"beside the weights, {error}") from error
     if not isinstance(content, dict):
         raise ValueError(
-            f"{path}, beside the weights, holds {str(content)[:40]!r}, expected an object"
+            f"beside the weights, {path}: expected a JSON object, got {str(content)[:40]!r}"
         )
     return content

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bundle.json_file import read_json
 from bundle.manifest import ClassInfo
 from model.data.faults import Fault, shown
 from model.data.fields import read_box, read_flag, read_id, read_number, read_size
-from model.data.json_file import read_json
 
 _SECTIONS = ("images", "annotations", "categories")
 _FORMS = {

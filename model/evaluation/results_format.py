@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bundle.json_file import read_json
 from model.data.fields import read_id, read_number
-from model.data.json_file import read_json
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
 # A box that ends this far outside its image was not just rounded or left unclipped.

@@ -65,19 +65,20 @@ def test_a_path_without_an_entry_is_an_error_that_names_it(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "message"),
     [
-        *("", "[]", "{}", "[" * 9999, '{"images": 1}', '{"images": [1]}'),
-        '{"images": [{"id": 1}]}',
-        '{"images": [{"id": "x", "file_name": "a"}]}',
-        '{"images": [{"id": 1, "file_name": 2}]}',
+        *((text, "not valid JSON") for text in ("", "{", "[" * 99999)),
+        *((text, "expected") for text in ("[]", "{}", '{"images": 1}', '{"images": [1]}')),
+        ('{"images": [{"id": 1}]}', "expected"),
+        ('{"images": [{"id": "x", "file_name": "a"}]}', "expected"),
+        ('{"images": [{"id": 1, "file_name": 2}]}', "expected"),
     ],
 )
 def test_a_file_that_is_no_annotation_file_is_an_error_that_names_it(
-    tmp_path: Path, content: str
+    tmp_path: Path, content: str, message: str
 ) -> None:
     file = tmp_path / "other.json"
     file.write_text(content)
 
-    with pytest.raises(ValueError, match=r"other\.json: expected"):
+    with pytest.raises(ValueError, match=rf"other\.json: {message}"):
         read_image_ids(file, [Path("a.jpg")])

@@ -193,7 +193,9 @@ def test_more_than_one_category_of_a_name_is_placed_by_id(write: Write) -> None:
         ('{"categories": 7}', "is no COCO annotation file"),
         ("[1]", "is no COCO annotation file"),
         ("null", "is no COCO annotation file"),
-        ("[" * 99999, "is no COCO annotation file"),
+        ('{"categories": {"1": "a"}}', "is no COCO annotation file"),
+        ("{", "not valid JSON"),
+        ("[" * 99999, "not valid JSON"),
     ],
 )
 def test_categories_of_another_form_are_named_in_one_line(
@@ -201,7 +203,7 @@ def test_categories_of_another_form_are_named_in_one_line(
 ) -> None:
     (tmp_path / "odd.json").write_text(text)
 
-    with pytest.raises(ValueError, match=rf"odd\.json {message}") as error:
+    with pytest.raises(ValueError, match=rf"odd\.json:? {message}") as error:
         read_categories(tmp_path / "odd.json")
     assert "\n" not in str(error.value)
 

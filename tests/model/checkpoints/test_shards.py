@@ -88,7 +88,7 @@ def test_a_tensor_that_its_part_lacks_is_named(tmp_path: Path) -> None:
         ({"weight_map": {"a": "/x.bin"}}, "expected a file beside it"),
         ({"weight_map": {"a": 3}}, "names 3, expected a file beside it"),
         ({"weight_map": {"a": "model.bin.index.json"}}, "expected a file beside it"),
-        ([], "expected an object"),
+        ([], "expected a JSON object"),
     ],
 )
 def test_an_index_that_is_none_is_refused(tmp_path: Path, content: Any, message: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model.data.json_file import read_json
+from bundle.json_file import read_json
 
 CONTENT = [{"name": "Mutter, weiß"}]
 TEXT = json.dumps(CONTENT, ensure_ascii=False)
