@@ -3,6 +3,7 @@
 from detr_client.client import AsyncDetrClient, DetrClient
 from detr_client.errors import DetrError, Unreachable
 from detr_client.exchange import Batching
+from detr_client.options import Options
 from detr_client.results import Detection, ImageResult, coco_results
 from detr_client.retries import Retries
 
@@ -13,6 +14,7 @@ __all__ = [
     "DetrClient",
     "DetrError",
     "ImageResult",
+    "Options",
     "Retries",
     "Unreachable",
     "coco_results",

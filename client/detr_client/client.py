@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import httpx
 
@@ -17,6 +17,7 @@ from detr_client.exchange import (
     ask_model,
 )
 from detr_client.images import ImageLike
+from detr_client.options import Options
 from detr_client.results import ImageResult
 from detr_client.retries import Retries
 
@@ -70,61 +71,33 @@ class DetrClient:
             transport=transport,
         )
 
-    def detect(
-        self,
-        image: ImageLike,
-        *,
-        threshold: float | None = None,
-        num_detections: int | None = None,
-        classes: Sequence[str] | None = None,
-        nms_iou: float | None = None,
-        tile: int | None = None,
-    ) -> ImageResult:
+    def detect(self, image: ImageLike, **options: Unpack[Options]) -> ImageResult:
         """The detections in one image; see `detect_many`."""
-        (result,) = self.detect_many(
-            [image],
-            threshold=threshold,
-            num_detections=num_detections,
-            classes=classes,
-            nms_iou=nms_iou,
-            tile=tile,
-        )
+        (result,) = self.detect_many([image], **options)
         return result
 
     def detect_many(
         self,
         images: Sequence[ImageLike],
         *,
-        threshold: float | None = None,
-        num_detections: int | None = None,
-        classes: Sequence[str] | None = None,
-        nms_iou: float | None = None,
-        tile: int | None = None,
         image_ids: Sequence[int] | None = None,
+        **options: Unpack[Options],
     ) -> list[ImageResult]:
         """The detections in any number of images, in their order.
 
         Args:
             images: paths, bytes of files, uint8 arrays (H, W[, 3 or 4]) in RGB, Pillow images.
-            threshold: lowest score; the service's own unless it is given.
-            num_detections: most of an image, up to what the model has.
-            classes: names or ids of those wanted.
-            nms_iou: of boxes of one class that overlap by more, only the best; unless it is
-                given, all.
-            tile: side in pixels of the tiles that larger images are cut into, for small objects.
             image_ids: of the images in the results; by default their index.
+            options: `threshold`, `num_detections`, `classes`, `nms_iou` and `tile`; see `Options`.
         """
-        params = {
-            "model": self._model,
-            "threshold": threshold,
-            "num_detections": num_detections,
-            "classes": classes,
-            "nms_iou": nms_iou,
-            "tile": tile,
-        }
         return self._take(
             ask_detections(
-                images, image_ids, params=params, batching=self._batching, retries=self._retries
+                images,
+                image_ids,
+                model=self._model,
+                options=options,
+                batching=self._batching,
+                retries=self._retries,
             )
         )
 
@@ -189,50 +162,27 @@ class AsyncDetrClient:
             transport=transport,
         )
 
-    async def detect(
-        self,
-        image: ImageLike,
-        *,
-        threshold: float | None = None,
-        num_detections: int | None = None,
-        classes: Sequence[str] | None = None,
-        nms_iou: float | None = None,
-        tile: int | None = None,
-    ) -> ImageResult:
+    async def detect(self, image: ImageLike, **options: Unpack[Options]) -> ImageResult:
         """The detections in one image; see `DetrClient.detect_many`."""
-        (result,) = await self.detect_many(
-            [image],
-            threshold=threshold,
-            num_detections=num_detections,
-            classes=classes,
-            nms_iou=nms_iou,
-            tile=tile,
-        )
+        (result,) = await self.detect_many([image], **options)
         return result
 
     async def detect_many(
         self,
         images: Sequence[ImageLike],
         *,
-        threshold: float | None = None,
-        num_detections: int | None = None,
-        classes: Sequence[str] | None = None,
-        nms_iou: float | None = None,
-        tile: int | None = None,
         image_ids: Sequence[int] | None = None,
+        **options: Unpack[Options],
     ) -> list[ImageResult]:
         """The detections in any number of images, in their order; see `DetrClient.detect_many`."""
-        params = {
-            "model": self._model,
-            "threshold": threshold,
-            "num_detections": num_detections,
-            "classes": classes,
-            "nms_iou": nms_iou,
-            "tile": tile,
-        }
         return await self._take(
             ask_detections(
-                images, image_ids, params=params, batching=self._batching, retries=self._retries
+                images,
+                image_ids,
+                model=self._model,
+                options=options,
+                batching=self._batching,
+                retries=self._retries,
             )
         )
 

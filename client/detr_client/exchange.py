@@ -12,6 +12,7 @@ import httpx
 
 from detr_client.errors import DetrError, Unreachable
 from detr_client.images import File, ImageLike, to_file
+from detr_client.options import Options, given
 from detr_client.results import ImageResult
 from detr_client.retries import Retries
 
@@ -61,8 +62,7 @@ def ask(send: Send, retries: Retries) -> Conversation[httpx.Response]:
 
 def ask_model(model: str | None, retries: Retries) -> Conversation[dict[str, Any]]:
     """What GET /model answers, of this model or of the first that is served."""
-    params = {} if model is None else {"model": model}
-    response = yield from ask(Send("GET", "/model", {"params": params}), retries)
+    response = yield from ask(Send("GET", "/model", {"params": _model_param(model)}), retries)
     answer: dict[str, Any] = response.json()
     return answer
 
@@ -71,7 +71,8 @@ def ask_detections(
     images: Sequence[ImageLike],
     image_ids: Sequence[int] | None,
     *,
-    params: dict[str, Any],
+    model: str | None,
+    options: Options,
     batching: Batching,
     retries: Retries,
 ) -> Conversation[list[ImageResult]]:
@@ -79,11 +80,13 @@ def ask_detections(
 
     Raises:
         ValueError, TypeError, OSError: see `to_file`; or image_ids do not fit the images.
+        TypeError: see `given`.
     """
+    params = given(options) | _model_param(model)
     ids = range(len(images)) if image_ids is None else image_ids
     if len(ids) != len(images):
         raise ValueError(f"expected one image id an image, got {len(ids)} for {len(images)}")
-    if params.get("tile") is not None:
+    if "tile" in params:
         batching = batching._replace(most_images=1)  # tiles count as images
     results: list[ImageResult] = []
     for files in batches(images, batching):
@@ -92,8 +95,7 @@ def ask_detections(
             "files": [("images", (file.name, file.data)) for file in files],
             "data": {"image_ids": ",".join(map(str, some_ids))},
         }
-        given = {name: value for name, value in params.items() if value is not None}
-        response = yield from ask(Send("POST", "/detect", {**form, "params": given}), retries)
+        response = yield from ask(Send("POST", "/detect", {**form, "params": params}), retries)
         results += [ImageResult.from_json(result) for result in response.json()["results"]]
     return results
 
@@ -110,6 +112,10 @@ def batches(images: Sequence[ImageLike], batching: Batching) -> Iterator[list[Fi
         group.append(file)
     if group:
         yield group
+
+
+def _model_param(model: str | None) -> dict[str, str]:
+    return {} if model is None else {"model": model}
 
 
 def _checked(outcome: httpx.Response | httpx.TransportError) -> httpx.Response:

@@ -13,7 +13,16 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from detr_client import AsyncDetrClient, Batching, DetrClient, DetrError, ImageResult, coco_results
+from detr_client import (
+    AsyncDetrClient,
+    Batching,
+    DetrClient,
+    DetrError,
+    ImageResult,
+    Options,
+    coco_results,
+)
+from service.schemas import DetectQuery
 from tests.server_process import Process
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +81,12 @@ def test_parameters_reach_the_service(address: str, photo: Path) -> None:
         result = client.detect(photo, threshold=0, num_detections=1, classes=["green", "30"])
 
     assert names(result) == ["green"]
+
+
+def test_the_options_are_the_parameters_of_the_service() -> None:
+    others = {"model", "format", "top_k"}  # of the client; always JSON; an older name
+
+    assert Options.__annotations__.keys() == DetectQuery.model_fields.keys() - others
 
 
 def test_large_images_are_sent_one_by_one_as_their_tiles_count_as_images(

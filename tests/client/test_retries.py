@@ -180,3 +180,17 @@ def test_what_is_no_image_is_refused_before_anything_is_sent(
 def test_image_ids_that_do_not_fit_the_images_are_refused() -> None:
     with pytest.raises(ValueError, match="got 2 for 1"):
         Service(done()).client().detect_many([b"x"], image_ids=[1, 2])
+
+
+@pytest.mark.anyio
+async def test_a_mistyped_argument_is_told_before_anything_is_sent() -> None:
+    service = Service(done())
+    transport = httpx.MockTransport(service)
+
+    with pytest.raises(TypeError, match="'treshold'; expected threshold"):
+        service.client().detect(b"x", treshold=0.5)  # type: ignore[call-arg]
+    async with AsyncDetrClient("http://test", transport=transport) as client:
+        with pytest.raises(TypeError, match="'treshold'; expected threshold"):
+            await client.detect_many([b"x"], treshold=0.5)  # type: ignore[call-arg]
+
+    assert service.requests == []
