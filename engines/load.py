@@ -48,8 +48,8 @@ def open_engine(
             if it can be imported, else ONNX Runtime.
         threads: of the engine in total; None for one per core that the process may use.
         mode: what the threads do; see `Mode`. OpenVINO only.
-        float_type: of what is not quantised in bf16 and int8; None for the faster in bf16, and for
-            bf16 in int8. It is fp32 where bf16 is not possible. OpenVINO only.
+        float_type: of what is not quantised in bf16 and int8; None for whichever is faster. It is
+            fp32 where bf16 is not possible. OpenVINO only.
         gpu: for TensorRT.
 
     Raises:

@@ -201,8 +201,7 @@ def _hints(precision: str, possible: Collection[str], float_type: FloatType | No
         return ["f32"]
     if float_type is not None:
         return [hint for hint, name in _FLOAT_TYPES.items() if name == float_type]
-    # int8 is judged with bf16 around it where that is possible, so it has no choice.
-    return ["bf16", "f32"] if precision == "bf16" else ["bf16"]
+    return ["bf16", "f32"]
 
 
 def _compile_fastest(

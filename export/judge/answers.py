@@ -5,7 +5,7 @@ from contextlib import closing, suppress
 from typing import Any
 
 from bundle.manifest import Bundle
-from engines.base import Engine
+from engines.base import Engine, FloatType
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from engines.guard import guard
 from engines.self_check import WrongAnswers, require_known_answers
@@ -13,14 +13,20 @@ from export.judge.refusal import Refused
 
 
 def engines_on_cpu(bundle: Bundle) -> Iterator[Engine]:
-    """Every engine that may serve a bundle on a CPU, opened one after the other, and closed."""
+    """Every engine that may serve a bundle on a CPU, opened one after the other, and closed.
+
+    OpenVINO may serve bf16 and int8 in two ways, as it measures which type of floats is faster.
+    """
     with closing(guard(OnnxRuntimeEngine(bundle))) as engine:
         yield engine
     with suppress(ImportError):  # there is no OpenVINO for every platform
         from engines.cpu.openvino_engine import OpenVinoEngine
 
-        with closing(guard(OpenVinoEngine(bundle, float_type="bf16"))) as engine:
-            yield engine
+        has_choice = bundle.manifest.precision in ("bf16", "int8")
+        float_types: tuple[FloatType, ...] = ("bf16", "fp32") if has_choice else ("fp32",)
+        for float_type in float_types:
+            with closing(guard(OpenVinoEngine(bundle, float_type=float_type))) as engine:
+                yield engine
 
 
 def judge_answers(bundle: Bundle, engines: Iterable[Engine]) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ class Measured(NamedTuple):
 
 
 def measure(bundle: Bundle, dataset: EvaluationData) -> Measured:
-    """Evaluate a bundle in the engine that serves it, in bf16 where that may choose float32."""
+    """Evaluate a bundle in the engine that serves it, in bf16 though that may choose float32."""
     manifest, engine = bundle.manifest, open_engine(bundle, float_type="bf16")
     log.info("AP in %s on %d images ...", manifest.precision, len(dataset))
     start = time.perf_counter()

@@ -10,6 +10,8 @@ from model.data.split import Split
 
 MOST = 0.9  # a property shared by more of the boxes is no accident
 AREA_TOLERANCE = 0.01  # relative
+# Boxes outside of their images that are no sloppiness, if all would be inside as centres.
+MIN_OUTSIDE, MIN_OUTSIDE_SHARE = 5, 0.05
 SHOWN_CLASSES = 10
 
 
@@ -87,7 +89,7 @@ def _full_images(num_objects: Counter[int], model: ModelConfig) -> Iterator[Faul
 
 
 def _box_format(split: Split) -> Iterator[Fault]:
-    """Boxes given as corners or as fractions of the image, instead of sizes in pixels."""
+    """Boxes that are corners, centres or fractions of the image, instead of corner and size."""
     boxes = [box for box in split.annotations.boxes if box.image_id in split.files]
     if not boxes:
         return
@@ -106,6 +108,12 @@ def _box_format(split: Split) -> Iterator[Fault]:
             "[x, y, width, height]: write x2 - x1 and y2 - y1 instead of x2 and y2"
         )
         yield Fault("corner-boxes", None, None, message)
+    elif _are_centres(split, boxes):
+        message = (
+            f"boxes seem to be given by their centres, [cx, cy, width, height], {found} {where}; "
+            "COCO's format has the top left corner: write cx - width / 2 and cy - height / 2"
+        )
+        yield Fault("centre-boxes", None, None, message)
 
 
 def _are_corners(split: Split, boxes: list[BoxEntry]) -> bool:
@@ -115,13 +123,25 @@ def _are_corners(split: Split, boxes: list[BoxEntry]) -> bool:
     by_sides = sum(_is_area(box, box.bbox[2] * box.bbox[3]) for box in telling)
     if by_corners > MOST * len(telling) and by_sides < by_corners / 2:
         return True
-    num_inside = sum(_is_inside(split, box.image_id, corners=box.bbox) for box in boxes)
-    as_corners = ((x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in boxes))
-    num_sticking_out = sum(
-        not _is_inside(split, box.image_id, corners=corners)
-        for box, corners in zip(boxes, as_corners, strict=True)
+    as_corners = ((x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in (box.bbox for box in boxes))
+    num_inside = sum(
+        _is_inside(split, box.image_id, as_corner)
+        for box, as_corner in zip(boxes, as_corners, strict=True)
     )
-    return num_inside >= MOST * len(boxes) and num_sticking_out > len(boxes) / 2
+    num_outside = sum(not _is_inside(split, box.image_id, box.bbox) for box in boxes)
+    return num_inside >= MOST * len(boxes) and num_outside > len(boxes) / 2
+
+
+def _are_centres(split: Split, boxes: list[BoxEntry]) -> bool:
+    """Judge by boxes that leave the image, while all of them would be inside as centres."""
+    num_outside = sum(not _is_inside(split, box.image_id, box.bbox) for box in boxes)
+    if num_outside < max(MIN_OUTSIDE, MIN_OUTSIDE_SHARE * len(boxes)):
+        return False
+    by_centres = ((box.image_id, box.bbox) for box in boxes)
+    return all(
+        _is_inside(split, image_id, (x - w / 2, y - h / 2, w, h))
+        for image_id, (x, y, w, h) in by_centres
+    )
 
 
 def _corner_area(box: BoxEntry) -> float:
@@ -133,10 +153,14 @@ def _is_area(box: BoxEntry, area: float) -> bool:
     return abs((box.stated_area or 0) - area) <= AREA_TOLERANCE * area
 
 
-def _is_inside(split: Split, image_id: int, *, corners: tuple[float, float, float, float]) -> bool:
-    x1, y1, x2, y2 = corners
+def _is_inside(split: Split, image_id: int, bbox: tuple[float, float, float, float]) -> bool:
+    """Whether a box [x, y, width, height] is in its image, but for a pixel."""
+    x, y, box_width, box_height = bbox
     height, width = split.size(image_id)
-    return 0 <= x1 < x2 <= width + 1 and 0 <= y1 < y2 <= height + 1
+    is_box = box_width > 0 and box_height > 0
+    return (
+        is_box and x >= 0 and y >= 0 and x + box_width <= width + 1 and y + box_height <= height + 1
+    )
 
 
 def _orientation(split: Split) -> Iterator[Fault]:

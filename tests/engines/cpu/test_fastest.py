@@ -85,10 +85,10 @@ def open_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Op
         ("bf16", "bf16", ("bf16", "bf16")),
         ("bf16", "f32", ("fp32", "fp32")),
         ("int8", "bf16", ("int8", "bf16")),
-        ("int8", "f32", ("int8", "bf16")),  # as it was judged
+        ("int8", "f32", ("int8", "fp32")),
     ],
 )
-def test_a_bundle_in_bf16_is_run_in_what_is_faster_and_no_other_has_a_choice(
+def test_bundles_in_bf16_and_int8_are_run_in_what_is_faster_and_float32_as_it_is(
     open_as: Callable[..., OpenVinoEngine],
     precision: str,
     fastest: str,

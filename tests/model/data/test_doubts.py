@@ -97,6 +97,34 @@ def test_sound_boxes_are_not_taken_for_corners(boxes, areas):
     assert doubts_of(split_of(boxes, areas=areas)) == {}
 
 
+def test_centres_taken_for_corners_are_refused():
+    centres = [
+        (50, 30, 20, 20),
+        (52, 8, 16, 10),
+        (10, 35, 18, 10),
+        (48, 20, 24, 30),
+        (30, 33, 9, 14),
+    ]
+
+    fatal, message = doubts_of(split_of([(10, 10, 5, 5), *centres]))["centre-boxes"]
+
+    assert fatal
+    assert "[10, 10, 5, 5] of image 1" in message
+    assert "cx - width / 2" in message
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [(50, 30, 20, 20), (30, 20, 10, 10), (45, 2, 40, 5)],  # sloppy, but few
+        [(50, 30, 12, 12)] * 5 + [(30, 20, 10, 10)] * 96,  # and few of many
+        [(50, 30, 12, 12)] * 9 + [(0, 20, 10, 10)],  # this one would leave the image as a centre
+    ],
+)
+def test_boxes_that_leave_the_image_are_not_taken_for_centres(boxes):
+    assert "centre-boxes" not in doubts_of(split_of(boxes))
+
+
 def test_boxes_in_parts_of_the_image_are_refused():
     fatal, message = doubts_of(split_of([(0.1, 0.2, 0.5, 0.5), (0, 0, 1, 1)]))["normalised-boxes"]
 
