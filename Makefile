@@ -14,6 +14,7 @@ BUNDLE =
 HOST =
 PORT =
 CONFIG =
+SET =
 DATA =
 OUT =
 RESUME =
@@ -28,6 +29,22 @@ RUNTIME =
 SHAPES =
 ARGS =
 PYTHON =
+
+# What a target takes is named in its help, as NAME=. Any other variable on the command line is
+# refused, not ignored; these may be given with every target, and so may the service's settings.
+EVERYWHERE = PYTHON VENV BIN PIP CXX NVCC NATIVE RESOLVE SIDE_BY_SIDE SHELL DETR_%
+GOALS = $(or $(MAKECMDGOALS),help)
+given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+taken = $(sort $(foreach goal,$(GOALS),$(shell \
+	sed -n 's/^$(goal):.*## //p' $(firstword $(MAKEFILE_LIST)) | grep -o '[[:upper:]]*=' | tr -d '=')))
+lower = $(shell echo '$(1)' | tr '[:upper:]' '[:lower:]')
+as_settings = $(foreach name,$(1),$(call lower,$(name))=$($(name)))
+UNKNOWN := $(filter-out $(EVERYWHERE),$(given))
+UNKNOWN := $(if $(UNKNOWN),$(filter-out $(taken),$(UNKNOWN)))
+ifneq ($(UNKNOWN),)
+$(error unknown variable $(UNKNOWN)$(if $(filter SET,$(taken)),; use SET='$(call as_settings,$(UNKNOWN))'). \
+make $(GOALS) takes $(or $(taken),none). Write variables of the environment before make)
+endif
 
 # The native libraries are rebuilt when their sources or the installed packages change.
 NATIVE = build/plugins.stamp
@@ -45,7 +62,7 @@ help: ## list the targets
 # --- use
 
 # The bundle of a published detector is made once, which takes the packages that export needs.
-serve: $(VENV)/$(if $(VARIANT),full,service).stamp $(NATIVE) ## serve a bundle over HTTP, or the published VARIANT= [BUNDLE= FORMAT= HOST= PORT=]
+serve: $(VENV)/$(if $(VARIANT),full,service).stamp $(NATIVE) ## serve a bundle over HTTP, or the published VARIANT= [BUNDLE= FORMAT= HOST= PORT= ARGS=]
 	$(if $(and $(VARIANT),$(BUNDLE)),$(error give VARIANT=, a published detector, or BUNDLE=, one of your own))
 	@$(if $(VARIANT),DETR_BUNDLE=$$($(BIN)/python -m export.published $(VARIANT) $(call option,FORMAT,format) $(ARGS)) && export DETR_BUNDLE && ) \
 	exec env $(if $(BUNDLE),DETR_BUNDLE=$(call quote,$(BUNDLE))) $(if $(HOST),DETR_HOST=$(HOST)) \
@@ -58,9 +75,9 @@ detect: $(VENV)/service.stamp $(NATIVE) ## detect in images and folders: PATHS= 
 	$(BIN)/python -m service.detect "$$@" $(call option,BUNDLE,bundle) $(call option,OUT,out) \
 	$(call option,ANNOTATIONS,annotations) $(ARGS)
 
-train: $(VENV)/full.stamp $(NATIVE) ## train a model, the demo unless told otherwise [CONFIG= DATA= OUT= RESUME= INIT=]
-	$(BIN)/python -m model.train $(call option,CONFIG,config) $(call option,DATA,data) \
-	$(call option,OUT,out) $(call option,RESUME,resume) $(call option,INIT,init) $(ARGS)
+train: $(VENV)/full.stamp $(NATIVE) ## train a model, the demo unless told otherwise [CONFIG= SET='field=value ...' DATA= OUT= RESUME= INIT= ARGS=]
+	$(BIN)/python -m model.train $(call option,CONFIG,config) $(call option,SET,set) \
+	$(call option,DATA,data) $(call option,OUT,out) $(call option,RESUME,resume) $(call option,INIT,init) $(ARGS)
 
 evaluate: $(VENV)/full.stamp $(NATIVE) ## COCO AP of CHECKPOINT= or BUNDLE=, the demo's unless told otherwise [DATA= OUT= ARGS=]
 	$(BIN)/python -m $(if $(CHECKPOINT),model.evaluate --checkpoint $(call quote,$(CHECKPOINT)),\

@@ -20,6 +20,18 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _require_at_least(config: object, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value is None or value >= least, f"{name} must be at least {least}, got {value}")
+
+
+def _require_share(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 <= value <= 1, f"{name} must be between 0 and 1, got {value}")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Sizes of the detector. The defaults are the published base variant."""
@@ -49,11 +61,11 @@ class ModelConfig:
     query_content: Literal["position", "memory"] = "position"
 
     def __post_init__(self) -> None:
-        _require(self.num_classes >= 1, f"num_classes must be at least 1, got {self.num_classes}")
-        for name in ("num_heads", "num_points", "num_decoder_layers", "num_queries", "ffn_dim",
-                     "num_detections", "backbone_width"):  # fmt: skip
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1")
-        _require(self.num_encoder_layers >= 0, "num_encoder_layers must not be negative")
+        _require_at_least(
+            self, 1, "num_classes", "num_heads", "num_points", "num_decoder_layers", "num_queries",
+            "ffn_dim", "num_detections", "backbone_width",
+        )  # fmt: skip
+        _require_at_least(self, 0, "num_encoder_layers")
         _require(
             self.hidden_dim % self.num_heads == 0,
             f"hidden_dim {self.hidden_dim} must be a multiple of num_heads {self.num_heads}",
@@ -62,13 +74,16 @@ class ModelConfig:
             self.hidden_dim % 32 == 0 and self.hidden_dim >= 64,
             f"hidden_dim {self.hidden_dim} must be a multiple of 32 from 64 on (32 norm groups)",
         )
-        _require(self.num_levels >= 3, f"num_levels must be at least 3, got {self.num_levels}")
+        _require_at_least(self, 3, "num_levels")
         _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
         _require(
             len(self.backbone_blocks) == 4 and min(self.backbone_blocks) >= 1,
             f"backbone_blocks must be four positive counts, got {self.backbone_blocks}",
         )
-        _require(-1 <= self.frozen_stages <= 4, "frozen_stages must be in -1..4")
+        _require(
+            -1 <= self.frozen_stages <= 4,
+            f"frozen_stages must be in -1..4, got {self.frozen_stages}",
+        )
         _require(
             self.query_content == "position" or self.variant is Variant.TWO_STAGE,
             "query_content='memory' needs the two_stage variant",
@@ -89,7 +104,9 @@ class LossConfig:
     encoder_matches: int = 1  # proposals matched to every ground truth on the encoder head
 
     def __post_init__(self) -> None:
-        _require(self.encoder_matches >= 1, "encoder_matches must be at least 1")
+        _require_at_least(self, 0, "class_weight", "box_weight", "giou_weight", "focal_gamma")
+        _require_at_least(self, 1, "encoder_matches")
+        _require_share(self, "focal_alpha")
 
 
 @dataclass(frozen=True)
@@ -106,7 +123,14 @@ class AugmentConfig:
     crop_max: int = 600
 
     def __post_init__(self) -> None:
-        _require(bool(self.short_sides), "short_sides must name at least one size")
+        for name in ("short_sides", "crop_short_sides"):
+            sizes = getattr(self, name)
+            _require(
+                bool(sizes) and min(sizes) >= 1,
+                f"{name} must name at least one size, in pixels, got {sizes}",
+            )
+        _require_at_least(self, 1, "long_side", "crop_long_side")
+        _require_share(self, "flip_probability", "crop_probability")
         _require(
             1 <= self.crop_min <= self.crop_max,
             f"crop_min {self.crop_min} must be in 1..crop_max {self.crop_max}",
@@ -146,14 +170,25 @@ class TrainConfig:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation_steps"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1")
-        _require(self.num_threads is None or self.num_threads >= 1, "num_threads must be positive")
-        _require(self.learning_rate > 0, "learning_rate must be positive")
+        _require_at_least(
+            self, 1, "epochs", "epoch_images", "batch_size", "accumulation_steps", "num_threads"
+        )
+        _require_at_least(
+            self, 0, "pretrain_steps", "weight_decay", "backbone_lr_factor", "offsets_lr_factor",
+            "warmup_steps", "num_workers", "seed",
+        )  # fmt: skip
+        for name in ("learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            _require(value > 0, f"{name} must be positive, got {value}")
         _require(
-            self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay must be between 0 and 1"
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            f"ema_decay must be between 0 and 1, got {self.ema_decay}",
         )
         _require(
             self.pretrain_steps == 0 or self.dataset == "digits",
             "pretrain_steps needs dataset='digits', which provides the crops",
+        )
+        _require(
+            self.epoch_images is None or self.dataset == "digits",
+            "epoch_images needs dataset='digits', which makes as many images as it is asked for",
         )

@@ -1,6 +1,7 @@
 """Trains a detector; the loop is in `model.training.loop`.
 
-    python -m model.train --config NAME --data DIR --out DIR --resume auto|PATH [--init CHECKPOINT]
+    python -m model.train --config NAME|FILE.toml --set FIELD=VALUE --data DIR --out DIR
+        --resume auto|PATH --init CHECKPOINT
 
 Exit status: 0 done, 1 refused or failed, 130 or 143 stopped by SIGINT or SIGTERM after saving.
 """
@@ -13,8 +14,9 @@ from pathlib import Path
 
 from model.checkpoints.file_kind import require_checkpoint
 from model.config import TrainConfig
-from model.configs import CONFIGS, get_config
+from model.configs import CONFIGS
 from model.data.layouts import locate_run
+from model.overrides import load_config
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,16 @@ log = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m model.train", description="Train a detector.")
-    parser.add_argument("--config", default="demo", help=f"one of: {', '.join(CONFIGS)}")
+    parser.add_argument(
+        "--config", default="demo", help=f"one of: {', '.join(CONFIGS)}; or a file NAME.toml"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="settings to change, such as 'epochs=30 model.num_queries=100'",
+    )
     parser.add_argument("--data", type=Path, help="directory with a COCO-format data set")
     parser.add_argument("--out", type=Path, help="directory to write to (default: runs/CONFIG)")
     parser.add_argument(
@@ -35,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        config = get_config(args.config)
+        config, changes = load_config(args.config, args.set)
+        if changes:
+            log.info("%s: %s", args.config, ", ".join(changes))
         locate_run(config, args.data)
         if args.init is not None and not _is_started(args.out or _default_out(config)):
             require_checkpoint(args.init)

@@ -36,7 +36,7 @@ MAX_LINES = 400
 
 # The options of every command, frozen: a new knob is a field of a config or of Settings.
 COMMANDS = {
-    "model.train": ["--config", "--data", "--init", "--out", "--resume"],
+    "model.train": ["--config", "--data", "--init", "--out", "--resume", "--set"],
     "model.evaluate": [
         *(
             "--batch-size",

@@ -1,5 +1,6 @@
 """What the targets hand to the commands, whatever characters are in a path."""
 
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = re.findall(r"^([a-z-]+):.*?## ", MAKEFILE, flags=re.M)
 STAMPS = (".venv/service.stamp", ".venv/full.stamp", "build/plugins.stamp")
 
 
@@ -68,6 +71,10 @@ def test_several_paths_are_words_that_may_be_quoted_or_have_wildcards(
     [
         (["serve", "BUNDLE=my bundle"], ["my bundle", "-m", "service"]),
         (["train", "DATA=my data"], ["", "-m", "model.train", "--data", "my data"]),
+        (
+            ["train", "SET=epochs=3 model.dropout=0"],
+            ["", "-m", "model.train", "--set", "epochs=3 model.dropout=0"],
+        ),
         (["train", "DATA=~/my data"], ["", "-m", "model.train", "--data", "/nobody/my data"]),
         (
             ["export", "CHECKPOINT=my run/best.safetensors", "BUNDLE=my bundle", "SHAPES=1 2"],
@@ -118,3 +125,52 @@ def test_nothing_is_served_where_a_variant_cannot_be_made(
         make("serve", "VARIANT=refine")
 
     assert failure.value.stdout == ""
+
+
+def refusal(make: Callable[..., list[str]], *words: str) -> str:
+    with pytest.raises(subprocess.CalledProcessError) as failure:
+        make(*words)
+    assert failure.value.stdout == ""
+    return str(failure.value.stderr)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_target_ignores_a_variable(make: Callable[..., list[str]], target: str) -> None:
+    said = refusal(make, target, "BUNDEL=x")
+
+    assert "unknown variable BUNDEL" in said
+    assert f"make {target} takes" in said
+
+
+def test_a_setting_given_as_a_variable_is_answered_with_how_it_is_given(
+    make: Callable[..., list[str]],
+) -> None:
+    said = refusal(make, "train", "EPOCHS=5")
+
+    assert "unknown variable EPOCHS; use SET='epochs=5'" in said
+
+
+def test_a_variable_of_another_target_is_refused_too(make: Callable[..., list[str]]) -> None:
+    said = refusal(make, "train", "CHECKPOINT=best.safetensors")
+
+    assert "make train takes ARGS CONFIG DATA" in said
+
+
+def test_a_setting_of_the_service_and_the_environment_are_left_alone(
+    make: Callable[..., list[str]],
+) -> None:
+    assert make("serve", "DETR_PORT=9000", "PYTHON=python3") == ["", "-m", "service"]
+
+
+def variables(text: str) -> set[str]:
+    """The variables of the command line that a part of a recipe reads."""
+    options = re.findall(r"call (?:option|quote),(?:\$\()?([A-Z]+)", text)
+    return {*options, *re.findall(r"\$\(([A-Z]+)\)", text), *re.findall(r"if \$\(([A-Z]+)\)", text)}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_names_every_variable_that_it_reads(target: str) -> None:
+    head, recipe = re.findall(rf"^{target}:.*?## (.*)\n((?:\t.*\n)*)", MAKEFILE, flags=re.M)[0]
+    inputs = set(re.findall(r"^([A-Z]+) =$", MAKEFILE, flags=re.M))
+
+    assert variables(recipe) & inputs == set(re.findall(r"([A-Z]+)=", head)) - {"PYTHON"}

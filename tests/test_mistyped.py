@@ -25,6 +25,9 @@ print(json.dumps(told))
 """
 CASES = [
     (["model.train", "--config", "finetun"], "unknown config 'finetun'"),
+    (["model.train", "--set", "epoch=3"], "unknown setting 'epoch'; did you mean one of: epochs"),
+    (["model.train", "--set", "epochs=x"], "epochs: expected a whole number, got 'x'"),
+    (["model.train", "--config", "none.toml"], "there is no configuration file none.toml"),
     (["model.train", "--config", "finetune"], "config finetune needs DATA=DIR (--data)"),
     (["model.train", "--config", "finetune", "--data", "none"], "no annotations of split 'train'"),
     (["model.train", "--init", "none.safetensors"], "none.safetensors: no such checkpoint"),
