@@ -1,4 +1,4 @@
-"""python -m export CHECKPOINT --out BUNDLE: a checkpoint becomes a bundle, verified."""
+"""python -m export CHECKPOINT --out BUNDLE: turns a checkpoint into a verified bundle."""
 
 import argparse
 import logging
@@ -20,46 +20,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, help="NAME.safetensors")
     parser.add_argument("--out", type=Path, required=True, help="directory of the bundle")
     parser.add_argument(
-        "--name", help="of the model; default: that of its data set, else of its file"
+        "--name", help="name of the model; default: that of its data set, else of its file"
     )
     parser.add_argument(
         "--samples",
         type=Path,
         nargs="*",
         help="images that the web page offers; default: four of the split val of --data; without "
-        "a name, none",
+        "a file, none",
     )
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
         default="fp32",
-        help="default: fp32, exact; fp16 is for GPUs, and refused where it changes detections; "
-        "bf16 and int8 are refused where they cost AP",
+        help="default: fp32, exact; fp16 is for GPUs, and refused if it changes detections; bf16 "
+        "and int8 are refused if AP drops",
     )
     parser.add_argument(
         "--data",
         type=Path,
-        help="data set in COCO's format: int8 is calibrated on its split train, AP is measured, "
-        "and fp16 is tried, on its split val, which gives samples, too; default: the demo's, for "
-        "fp16 photographs",
+        help="data set in COCO's format: its split train calibrates int8; its split val is used to "
+        "measure AP, to try fp16 and for samples; default: the demo's, for fp16 photographs",
     )
     parser.add_argument(
         "--runtime",
         choices=("onnx", "tensorrt"),
         default="onnx",
-        help="default: onnx, graphs for every engine; tensorrt: and a plan for this GPU",
+        help="default: onnx, graphs for every engine; tensorrt adds a plan for this GPU",
     )
     parser.add_argument(
         "--shapes",
         nargs="+",
         default=(),
         metavar="SHAPE",
-        help=f"batches that the TensorRT plan takes: {SHAPE_FORMAT}; default: every image, alone "
+        help=f"batches that the TensorRT plan takes: {SHAPE_FORMAT}; default: all images, alone "
         "and in batches",
     )
     args = parser.parse_args(argv)
     if args.shapes and args.runtime != "tensorrt":
-        parser.error("SHAPES= (--shapes) is of use with RUNTIME=tensorrt (--runtime) only")
+        parser.error("SHAPES= (--shapes) needs RUNTIME=tensorrt (--runtime)")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("export").setLevel(logging.INFO)
     try:
@@ -78,7 +77,7 @@ def _export(args: argparse.Namespace) -> None:
     require_checkpoint(args.checkpoint)
     if args.data is not None:
         locate(args.data, "val")
-    # PyTorch takes seconds to import: what is mistyped is told before.
+    # PyTorch takes seconds to import, so mistyped arguments are reported first.
     from export.bundle_writer import preprocess_of
     from export.recipe import export_bundle
     from model.checkpoints.checkpoint_file import load_checkpoint

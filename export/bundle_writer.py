@@ -26,12 +26,12 @@ from model.network.inference import DetectionModel, torch_predictor
 
 SIDE_STEP_PX = 32
 # On a CPU a batch pays where images are small: 1.5 times the images/s at 128 x 128. At 800 x 1067
-# batches of 1, 2 and 4 ran 0.25, 0.31 and 0.29 images/s, each further image for 0.4 GB of memory.
+# batches of 1, 2 and 4 ran 0.25, 0.31 and 0.29 images/s, and each further image took 0.4 GB.
 MAX_BATCH_SIZE = 8
 MAX_BATCH_PIXELS = 1_000_000
 NUM_SAMPLES = 4  # of a data set
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}
-_DIGIT_SAMPLES = (5, 23, 31, 39)  # validation images over photographs that are CC0
+_DIGIT_SAMPLES = (5, 23, 31, 39)  # validation images whose photographs are CC0
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -118,7 +118,7 @@ def _read_files(files: Sequence[Path]) -> dict[str, bytes]:
 
 
 def _with_boxes(data: EvaluationData) -> list[int]:
-    """A few images that have boxes, evenly spread, or any where none has."""
+    """A few images with boxes, evenly spread; any images if none has boxes."""
     boxed = {entry["image_id"] for entry in data.ground_truth()["annotations"]}
     indices = [index for index in range(len(data)) if data.image_id(index) in boxed]
     indices = indices or list(range(len(data)))
@@ -144,16 +144,16 @@ def sample_images(bundle: Bundle) -> list[Uint8Array]:
 
 
 def preprocess_of(checkpoint: Checkpoint) -> Preprocess:
-    """The preprocessing of a bundle: that of training, for images that the graph takes."""
+    """The preprocessing of a bundle: as in training, with the smallest side the graph takes."""
     preprocess = checkpoint.config.preprocess
     least = max(preprocess.min_side, smallest_side(checkpoint.config.model))
     return preprocess.model_copy(update={"min_side": least})
 
 
 def smallest_side(config: ModelConfig) -> int:
-    """Smallest height and width the graph may get: a square of it has a token for every query.
+    """Smallest side of an image for the graph: such a square has a token for every query.
 
-    Only proposals are taken from tokens; other variants take every size from 1 x 1.
+    Only two_stage takes its queries from tokens; other variants take every size from 1 x 1.
     """
     if config.variant is not Variant.TWO_STAGE:
         return 1
@@ -164,13 +164,13 @@ def smallest_side(config: ModelConfig) -> int:
 
 
 def batch_limit(preprocess: Preprocess) -> int:
-    """Most images that the service may put in one batch: few where they are large."""
+    """How many images the service may put in one batch: few if they are large."""
     pixels = preprocess.short_side * preprocess.long_side
     return max(1, min(MAX_BATCH_SIZE, MAX_BATCH_PIXELS // pixels))
 
 
 def _rounded(model: DetectionModel) -> DetectionModel:
-    """The model with its weights rounded to bfloat16, computed in float32 on every machine."""
+    """The model with weights rounded to bfloat16, which every machine can compute in float32."""
     rounded = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in rounded.parameters():
@@ -179,14 +179,14 @@ def _rounded(model: DetectionModel) -> DetectionModel:
 
 
 def _num_tokens(side: int, num_levels: int) -> int:
-    """Tokens of a square image: every level is half the one before, rounded up; the first, 1/8."""
+    """Tokens of a square image: the first level is 1/8, each next one half, rounded up."""
     return sum((-(-side // (8 << level))) ** 2 for level in range(num_levels))
 
 
 def default_name(checkpoint: Checkpoint) -> str:
-    """What a model is called: like its data set, or the demo's configuration; else like its file.
+    """Name of a model: that of its data set, for the demo of its configuration, else of its file.
 
-    best.safetensors and last.safetensors are called like their folder.
+    For best.safetensors and last.safetensors, it is the name of their folder.
     """
     data = checkpoint.provenance.get("data")
     dataset = data.get("dataset") if isinstance(data, dict) else None

@@ -1,4 +1,4 @@
-"""python -m export.evaluate --bundle DIR: COCO's numbers of what is served."""
+"""python -m export.evaluate --bundle DIR: COCO's numbers for a bundle, as it is served."""
 
 import argparse
 import sys
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         require_data(args)
         bundle = Bundle.load(args.bundle)
-        # PyTorch takes seconds to import: what is mistyped is told before.
+        # PyTorch takes seconds to import, so mistyped arguments are reported first.
         from model.evaluation.report import evaluate_command, found_thresholds
 
         with closing(open_engine(bundle)) as engine:

@@ -1,7 +1,7 @@
 """What differs between the precisions of a bundle: a row of `RECIPES` for each.
 
-The data it needs, what writes its graphs, what judges it, and what to export instead where the
-judge refuses it.
+The data it needs, what writes its graphs, what judges it, and what to export instead if the judge
+refuses it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ NUM_AGREEMENT_IMAGES = 16  # of a data set
 
 
 class Data(NamedTuple):
-    """Data sets, opened before anything takes its time; None where a recipe does without."""
+    """Data sets, opened before any slow step; None if a recipe does not need one."""
 
     train: EvaluationData | None = None  # int8 is calibrated on it
     val: EvaluationData | None = None  # a precision is judged on it
@@ -42,7 +42,7 @@ class Materials(NamedTuple):
     exact: Bundle  # in float32, verified
     data: Data = Data()
     planner: Planner | None = None  # for a TensorRT plan
-    model: DetectionModel | None = None  # that `exact` was traced from; for a float32 plan only
+    model: DetectionModel | None = None  # traced as `exact`; needed for a float32 plan only
 
 
 class Verdict(NamedTuple):
@@ -56,9 +56,9 @@ class Recipe(NamedTuple):
     """How a bundle of one precision is made from one in float32."""
 
     open_data: Callable[[Path | None, Sequence[ClassInfo]], Data]
-    write: Callable[[Bundle, Materials], Bundle]  # changes graphs of the copy that it is given
+    write: Callable[[Bundle, Materials], Bundle]  # changes the graphs of the copy it is given
     judge: Callable[[Bundle, Materials], Verdict]  # raises Refused
-    instead: str  # what to export where the judge refuses
+    instead: str  # what to export if the judge refuses
 
 
 # --- fp32
@@ -77,7 +77,7 @@ def _write_fp32(copy: Bundle, materials: Materials) -> Bundle:
 
 
 def _judge_fp32(made: Bundle, materials: Materials) -> Verdict:
-    """The graphs have been verified already; the plan, if any, does what PyTorch does."""
+    """Judge the plan, if any, by PyTorch's answers; the graphs have been verified already."""
     if materials.planner is None:
         return Verdict()
     assert materials.model is not None
@@ -99,7 +99,7 @@ def _write_fp16(copy: Bundle, materials: Materials) -> Bundle:
 
 
 def _judge_fp16(made: Bundle, materials: Materials) -> Verdict:
-    """Detections stay what they are in float32: emulated on this CPU, and in the plan."""
+    """Judge by the detections of float32: fp16 emulated on this CPU, and in the plan, if any."""
     images = _agreement_images(made, materials.data.val)
     with stage(f"running {len(images)} images in fp16, emulated"):
         report = {"emulated": agreement.judge_rounding(materials.exact, "fp16", images=images)}
@@ -113,7 +113,7 @@ def _judge_fp16(made: Bundle, materials: Materials) -> Verdict:
 
 
 def _agreement_images(bundle: Bundle, data: EvaluationData | None) -> list[Uint8Array]:
-    """Some of a data set, evenly spread; without one samples, photographs and these mirrored."""
+    """Some of a data set, evenly spread; else samples, photographs and mirrored photographs."""
     if data is not None:
         count = min(NUM_AGREEMENT_IMAGES, len(data))
         return [data.read_image(number * len(data) // count) for number in range(count)]
@@ -126,10 +126,10 @@ def _agreement_images(bundle: Bundle, data: EvaluationData | None) -> list[Uint8
 
 
 def open_splits(data_dir: Path | None, classes: Sequence[ClassInfo]) -> Data:
-    """The splits train and val in a directory, or without one the demo's if these are its classes.
+    """The splits train and val in a directory; without one, the demo's if the classes are its own.
 
     Raises:
-        ValueError: neither, other classes, or a fault of the data, such as a split without images.
+        ValueError: neither applies, other classes, or faulty data, such as a split without images.
     """
     val = open_evaluation_data(data_dir, "val", classes=classes)
     train = (
@@ -143,12 +143,12 @@ def open_splits(data_dir: Path | None, classes: Sequence[ClassInfo]) -> Data:
 
 
 def _write_bf16(copy: Bundle, materials: Materials) -> Bundle:
-    """Engines on a CPU compute the graphs in bf16 as they are; a plan needs one that says so."""
+    """CPU engines compute unchanged graphs in bf16; a plan needs a graph with casts."""
     return copy if materials.planner is None else add_half_graph(copy, "bf16")
 
 
 def _write_int8(copy: Bundle, materials: Materials) -> Bundle:
-    """int8 where it pays; in a plan the rest is float16."""
+    """Write int8 where it pays; in a plan, the rest is float16."""
     train = materials.data.train
     assert train is not None
     with stage(f"calibrating on {min(calibration.NUM_IMAGES, len(train))} images"):

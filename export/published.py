@@ -1,4 +1,4 @@
-"""A published detector as a bundle: downloaded, checked, converted and exported, once.
+"""Makes a bundle of a published detector: downloads, checks, converts and exports it, once.
 
 python -m export.published base|refine|two_stage [--format mmdet2|mmdet3] [--out weights]
 
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 
 def published_bundle(url: str, checkpoint: Path, *, export: Export | None = None) -> Path:
-    """The directory of the bundle that is made of a published file; made if it is not there.
+    """The directory of a published file's bundle, which is made if it does not exist.
 
-    It is beside the checkpoint and has the digits of the file's SHA-256 in its name. What an
-    earlier call got done is not done again, and the download goes on where it stopped.
+    It is beside the checkpoint, and its name has the digits of the file's SHA-256. Steps that an
+    earlier call finished are not repeated, and the download resumes where it stopped.
 
     Args:
         url: of a file whose name ends in the first digits of its SHA-256.
@@ -41,22 +41,22 @@ def published_bundle(url: str, checkpoint: Path, *, export: Export | None = None
         export: makes the bundle; by default `export_bundle`.
 
     Raises:
-        ValueError, OSError: as `download`, `convert` and `export_bundle`.
+        ValueError, OSError: see `download`, `convert` and `export_bundle`.
     """
     directory = checkpoint.with_name(f"{checkpoint.stem}-{digest_prefix(url)}")
     if directory.exists():
         try:
             Bundle.load(directory)
         except ValueError as error:
-            log.warning("%s; it is made anew", error)
+            log.warning("%s; making it again", error)
         else:
             return directory
-    # PyTorch takes seconds to import, and is needed for a new bundle only.
+    # PyTorch takes seconds to import, and only a new bundle needs it.
     from model.checkpoints.fetch import fetch_detector
 
     log.info("downloading %s and converting it", url)
     fetch_detector(url, checkpoint)
-    log.info("exporting it, which takes a few minutes and is done once")
+    log.info("exporting it, which takes a few minutes and is only done once")
     (export or _export)(checkpoint, directory)
     return directory
 
@@ -70,14 +70,14 @@ def _export(checkpoint: Path, directory: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the directory of a published detector's bundle, made if it is not there yet."""
+    """Print the directory of a published detector's bundle, making it if it does not exist."""
     parser = argparse.ArgumentParser(prog="python -m export.published", description=main.__doc__)
     parser.add_argument("variant", choices=VARIANTS)
     parser.add_argument("--format", choices=tuple(RELEASES), default="mmdet2",
-                        help="whose published files, of 2021 or 2022")  # fmt: skip
+                        help="which published files: of 2021 or 2022")  # fmt: skip
     parser.add_argument("--out", type=Path, default=WEIGHTS_DIR,
-                        help="folder of download, checkpoint and bundle")  # fmt: skip
-    parser.add_argument("--base-url", help="a mirror of the place the files are published at")
+                        help="folder for download, checkpoint and bundle")  # fmt: skip
+    parser.add_argument("--base-url", help="a mirror of the published files")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("export").setLevel(logging.INFO)
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where it was", file=sys.stderr)
+        print("\nstopped; the same command resumes where it was", file=sys.stderr)
         return 130
     return 0
 

@@ -38,23 +38,23 @@ def export_bundle(
     samples: Sequence[Path] | None = None,
     planner: Planner | None = None,
 ) -> Manifest:
-    """Export, verify, judge and write a bundle to the directory `out`; a bundle there is replaced.
+    """Export, verify, judge and write a bundle to the directory `out`, replacing a bundle there.
 
     Args:
-        data_dir: data set in COCO's format: int8 is calibrated on its split train, AP is measured
-            and fp16 is tried on its split val. If None, the demo's; for fp16 photographs.
-            Without `samples`, a few of its split val are taken for them.
+        data_dir: data set in COCO's format: its split train calibrates int8; its split val is used
+            to measure AP, to try fp16 and, without `samples`, for a few samples. If None, the
+            demo's; for fp16, photographs.
         name: of the model; if None, see `default_name`.
         samples: image files that the page offers and the graph is verified on; if None, a few
             validation images of the data set, or of the demo if the model knows its digits.
-        planner: for a TensorRT plan, too, which is then what is judged.
+        planner: to add a TensorRT plan, which is then what is judged.
 
     Raises:
         ValueError: the checkpoint is inconsistent, a sample is not an image, there are no images,
-            `out` holds something else than a bundle, the graph or the plan differs from the
-            model, the precision costs too much or cannot be judged here, or there can be no plan.
+            `out` is not a bundle, the graph or the plan differs from the model, the precision
+            costs too much or cannot be judged here, or no plan can be built.
         OSError: the disk is full or not writable.
-        In all cases `out` is as it was before.
+        In all cases `out` is left as it was.
     """
     require_replaceable(out)
     data = RECIPES[precision].open_data(data_dir, checkpoint.classes)
@@ -83,10 +83,10 @@ def make_bundle(
     """Write a bundle to an empty directory, judge it, and save it with its report.
 
     Args:
-        report: what is known of the float32 bundle.
+        report: what is known about the float32 bundle.
 
     Raises:
-        ValueError: it is refused, or cannot be made or judged here.
+        ValueError: the bundle is refused, or cannot be made or judged here.
     """
     recipe = RECIPES[precision]
     made = write_bundle(materials, directory, precision=precision)
@@ -112,7 +112,7 @@ def make_bundle(
         )
     if made.manifest.batches == "equal_shapes":
         log.warning(
-            "an engine gives an image another answer beside larger ones: the bundle is going to be "
+            "an engine's answer to an image changes beside larger ones, so the bundle will be "
             "served in batches of images of equal shape"
         )
     content = json.dumps({**report, **verdict.report, "known_answers": answers}, indent=2)
@@ -122,7 +122,7 @@ def make_bundle(
 
 
 def write_bundle(materials: Materials, directory: Path, *, precision: Precision) -> Bundle:
-    """Write a bundle in a precision, without a plan and unjudged; the manifest is not saved yet."""
+    """Write a bundle in a precision, without plan or judgement; the manifest is not saved yet."""
     exact = materials.exact
     left_out = shutil.ignore_patterns(MANIFEST_FILE, CACHE_FOLDER)
     shutil.copytree(exact.directory, directory, dirs_exist_ok=True, ignore=left_out)

@@ -1,4 +1,4 @@
-"""Says what export is doing."""
+"""Reports what export is doing, and for how long."""
 
 import logging
 import time
@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def stage(description: str) -> Iterator[None]:
-    """Say what is being done, and then how long it took."""
+    """Log what is being done, and then how long it took."""
     log.info("%s ...", description)
     start = time.perf_counter()
     yield

@@ -1,4 +1,4 @@
-"""Asks a detr-serve service for detections."""
+"""Client for the object detection service detr-serve."""
 
 from detr_client.client import AsyncDetrClient, DetrClient
 from detr_client.errors import DetrError, Unreachable

@@ -1,4 +1,4 @@
-"""DetrClient and AsyncDetrClient: the same, one for plain and one for async programs."""
+"""DetrClient and AsyncDetrClient: the same client, for plain and for async programs."""
 
 import asyncio
 import time
@@ -33,18 +33,19 @@ def _with_key(headers: Mapping[str, str] | None, api_key: str | None) -> dict[st
 
 
 class DetrClient:
-    """Detections of one service, over connections that are kept.
+    """Gets detections from a service, over connections that stay open.
 
     Args:
-        base_url: where it is, such as "http://localhost:8000".
-        model: which one, where the service has several; by default its first.
+        base_url: address of the service, such as "http://localhost:8000".
+        model: which one to use, if the service has several; by default its first.
         retries: when and how often a request is sent again.
         batching: how many images share a request.
-        api_key: where the service asks for one.
+        api_key: needed if the service asks for one.
         headers: sent with every request.
-        transport, sleep: in place of the network and of waiting, for tests.
+        transport, sleep: replace the network and the waiting in tests.
 
-    Every method raises `DetrError` for an answer that is an error and `Unreachable` for none.
+    Every method raises `DetrError` if the service answers with an error, and `Unreachable` if it
+    does not answer.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class DetrClient:
 
         Args:
             images: paths, bytes of files, uint8 arrays (H, W[, 3 or 4]) in RGB, Pillow images.
-            image_ids: of the images in the results; by default their index.
+            image_ids: of the images, for the results; by default their index.
             options: `threshold`, `num_detections`, `classes`, `nms_iou` and `tile`; see `Options`.
         """
         return self._take(
@@ -136,7 +137,7 @@ class DetrClient:
 
 
 class AsyncDetrClient:
-    """`DetrClient` for async programs: the same arguments and methods, to be awaited."""
+    """`DetrClient` for async programs: the same arguments, and the same methods as coroutines."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What can go wrong when the service is asked."""
+"""What can go wrong with a request."""
 
 import httpx
 
@@ -7,10 +7,10 @@ class DetrError(Exception):
     """The service answered with an error.
 
     Attributes:
-        message: what it said was expected, what arrived and what to do.
-        status: of HTTP; None without an answer.
-        code: stable, such as "invalid_image"; None where the answer was not the service's.
-        request_id: under which the service's log has the request.
+        message: what was expected, what arrived and what to do.
+        status: the HTTP status; None without an answer.
+        code: a stable name, such as "invalid_image"; None if the answer was not the service's.
+        request_id: identifies the request in the service's log.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class DetrError(Exception):
 
     @classmethod
     def from_response(cls, response: httpx.Response) -> "DetrError":
-        """The error of an answer, which a proxy may have written in place of the service."""
+        """The error in an answer, which may come from a proxy instead of the service."""
         request_id = response.headers.get("X-Request-Id")
         try:
             error = response.json()["error"]
@@ -40,4 +40,4 @@ class DetrError(Exception):
 
 
 class Unreachable(DetrError):
-    """There was no answer: no connection, or one that broke or took too long."""
+    """There was no answer: no connection, a broken one, or one that took too long."""

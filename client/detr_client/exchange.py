@@ -1,7 +1,7 @@
-"""What is said to the service, step by step; who takes the steps decides how to wait.
+"""The exchange with the service, step by step, independent of how a client waits.
 
-A conversation is a generator of steps. It is sent the outcome of each: of a `Send` the answer, or
-why there was none. Its return value is what the caller wanted.
+A conversation is a generator of steps. The client takes each step and sends back the outcome: for a
+`Send`, the answer or why there was none. The return value is what the caller wanted.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -37,14 +37,14 @@ Conversation: TypeAlias = Generator[Send | Pause, Outcome, T]
 
 
 class Batching(NamedTuple):
-    """How many images, and bytes of them, share a request; the service has limits for both."""
+    """How many images, and how many bytes, share a request; the service limits both."""
 
     most_images: int = 16
     most_bytes: int = 30_000_000
 
 
 def ask(send: Send, retries: Retries) -> Conversation[httpx.Response]:
-    """One request, sent again while that helps.
+    """One request, sent again as long as that may help.
 
     Raises:
         DetrError: the service answered with an error.
@@ -61,7 +61,7 @@ def ask(send: Send, retries: Retries) -> Conversation[httpx.Response]:
 
 
 def ask_model(model: str | None, retries: Retries) -> Conversation[dict[str, Any]]:
-    """What GET /model answers, of this model or of the first that is served."""
+    """What GET /model says about this model, or about the first if None."""
     response = yield from ask(Send("GET", "/model", {"params": _model_param(model)}), retries)
     answer: dict[str, Any] = response.json()
     return answer
@@ -79,13 +79,13 @@ def ask_detections(
     """The detections of any number of images, in as many requests as they need.
 
     Raises:
-        ValueError, TypeError, OSError: see `to_file`; or image_ids do not fit the images.
+        ValueError, TypeError, OSError: see `to_file`; or there is not one image id per image.
         TypeError: see `given`.
     """
     params = given(options) | _model_param(model)
     ids = range(len(images)) if image_ids is None else image_ids
     if len(ids) != len(images):
-        raise ValueError(f"expected one image id an image, got {len(ids)} for {len(images)}")
+        raise ValueError(f"expected one image id per image, got {len(ids)} for {len(images)}")
     if "tile" in params:
         batching = batching._replace(most_images=1)  # tiles count as images
     results: list[ImageResult] = []
@@ -101,7 +101,7 @@ def ask_detections(
 
 
 def batches(images: Sequence[ImageLike], batching: Batching) -> Iterator[list[File]]:
-    """The files of the images, read as they are needed, in groups within the limits."""
+    """The files of the images, read when needed, in groups within the limits."""
     group: list[File] = []
     for index, image in enumerate(images):
         file = to_file(image, f"image-{index}")

@@ -1,4 +1,4 @@
-"""What may be sent as an image, and how it becomes a file of the request."""
+"""What can be sent as an image, and how it becomes a file in the request."""
 
 import io
 from os import PathLike
@@ -21,10 +21,10 @@ class File(NamedTuple):
 
 
 def to_file(image: ImageLike, name: str) -> File:
-    """The file to send for an image; arrays and Pillow images become PNG, without loss.
+    """The file to send for an image; arrays and Pillow images become lossless PNG.
 
     Args:
-        name: where the image has none of its own.
+        name: for an image that has none.
 
     Raises:
         ValueError: a URL, an array of another dtype or shape, or a mode that PNG does not have.
@@ -64,7 +64,7 @@ def _from_array(array: "npt.NDArray[Any]") -> "Image.Image":
 def _to_png(image: "Image.Image") -> bytes:
     buffer = io.BytesIO()
     try:
-        image.save(buffer, "PNG", compress_level=1)  # seldom smaller at a higher one, and slower
+        image.save(buffer, "PNG", compress_level=1)  # a higher level is slower and seldom smaller
     except OSError as error:
         raise ValueError(f"{error}; convert it first: image.convert('RGB')") from error
     return buffer.getvalue()

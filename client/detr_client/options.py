@@ -1,17 +1,17 @@
-"""What a request may ask for besides its images: stated here for both clients."""
+"""What a request may ask for besides its images, for both clients."""
 
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
 
 class Options(TypedDict, total=False):
-    """What is wanted of the detections; the service decides what is left out, or None.
+    """Which detections are wanted; the service decides for an option that is omitted or None.
 
     Attributes:
         threshold: lowest score.
-        num_detections: most of an image, up to what the model has.
-        classes: names or ids of those wanted; by default all.
-        nms_iou: of boxes of one class that overlap by more, only the best; by default all.
+        num_detections: at most this many per image, up to the model's maximum.
+        classes: names or ids of the classes wanted; by default all.
+        nms_iou: of boxes of one class that overlap by more, keep only the best; by default all.
         tile: side in pixels of the tiles that larger images are cut into, for small objects.
     """
 
@@ -23,10 +23,10 @@ class Options(TypedDict, total=False):
 
 
 def given(options: Options) -> dict[str, Any]:
-    """The options that say something, as parameters of a request.
+    """The options that are set, as parameters of a request.
 
     Raises:
-        TypeError: one has a name that is not among them.
+        TypeError: an option has an unknown name.
     """
     names = Options.__annotations__
     if unknown := next((name for name in options if name not in names), None):

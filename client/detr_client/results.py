@@ -17,7 +17,7 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """The detections of one image, best first; width and height are those of the image as shown."""
+    """The detections in one image, best first; width and height are those it is displayed with."""
 
     image_id: int
     file_name: str | None
@@ -27,7 +27,7 @@ class ImageResult:
 
     @classmethod
     def from_json(cls, result: Mapping[str, Any]) -> "ImageResult":
-        """One of the `results` of an answer; fields that are not known here are left out."""
+        """One of the `results` of an answer; unknown fields are ignored."""
         detections = tuple(
             Detection(
                 bbox=tuple(one["bbox"]),
@@ -42,10 +42,10 @@ class ImageResult:
 
 
 def coco_results(results: Iterable[ImageResult]) -> list[dict[str, Any]]:
-    """The same detections as COCO's evaluators load them: json.dump writes the file.
+    """The detections in COCO's results format: write them with json.dump for an evaluator.
 
-    For an AP that compares with published figures, detect with threshold=0, and with the data
-    set's image ids as `image_ids`.
+    For an AP comparable with published figures, detect with threshold=0, and pass the data set's
+    image ids as `image_ids`.
     """
     return [
         {

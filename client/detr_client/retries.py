@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 import httpx
 
-# Busy, loading, stopping, or gone: another try, or another replica, may answer.
+# Busy, loading, stopping or gone: another try, or another replica, may answer.
 _TRANSIENT = {408, 429, 502, 503, 504}
 
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How often and how patiently a request is sent again; asking twice does no harm.
+    """How often and how patiently a request is sent again; sending it twice does no harm.
 
     Attributes:
-        most: tries after the first.
-        first_s: pause before the second try where the service names none; doubles with every try.
-        longest_s: a longer pause is not made: the request fails with what was last answered.
+        most: how many tries may follow the first.
+        first_s: pause before the second try, if the service names none; doubles with every try.
+        longest_s: if the service asks for a longer pause, the request fails with its last answer.
     """
 
     most: int = 5
@@ -28,10 +28,10 @@ class Retries:
     def pause_s(
         self, outcome: httpx.Response | httpx.TransportError, num_tries: int
     ) -> float | None:
-        """Seconds until the next try, after so many; None if there is none.
+        """Seconds until the next try, after `num_tries`; None if there should be no other.
 
-        What Retry-After says is honoured. Other pauses are shortened by up to a half, at random,
-        so that clients that were refused together do not come back together.
+        Retry-After is honoured. Other pauses are shortened at random by up to a half, so that
+        clients that were refused together do not come back together.
         """
         if num_tries > self.most:
             return None
@@ -47,7 +47,7 @@ class Retries:
 
 
 def _retry_after_s(value: str) -> float | None:
-    """Seconds of a Retry-After header, which holds them or a date; None where it holds neither."""
+    """Seconds in a Retry-After header, which holds a number or a date; None if neither."""
     if value.isdecimal():
         return float(value)
     try:

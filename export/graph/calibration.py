@@ -1,4 +1,4 @@
-"""How large activations become on the user's images: the ranges that int8 has to hold."""
+"""How large activations get on the user's images: the ranges that int8 must represent."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,17 +26,17 @@ def measure_ranges(
     preprocess: Preprocess,
     batch_size: int,
 ) -> dict[str, float]:
-    """Run images through a float32 graph and see how large its activations become.
+    """Run images through a float32 graph and record how large its activations get.
 
     Args:
         graph: file of a graph in standard form, its weights beside it.
-        names: of the activations, whose first axis is that of the batch.
-        dataset: of which `NUM_IMAGES`, evenly spread, are run; all where it has fewer.
-        batch_size: images that the service may put in one batch.
+        names: of the activations, whose first axis is the batch.
+        dataset: `NUM_IMAGES` of its images are run, evenly spread; all if it has fewer.
+        batch_size: how many images the service may put in one batch.
 
     Returns:
-        For each name the largest magnitude in an image, on average over the images. No other
-        statistic gave a better AP on the demo and on BCCD: docs/numerics.md.
+        For each name the largest magnitude in an image, averaged over the images. No other
+        statistic gave a better AP on both the demo and BCCD: docs/numerics.md.
 
     Raises:
         ValueError: there is no image, one cannot be read, or an activation is not finite.
@@ -55,7 +55,7 @@ def measure_ranges(
             runs.append(session.run(None, inputs))
             bar.update(len(indices))
     ranges = {
-        name: float(np.concatenate(maxima).mean())  # of (B,) of every batch
+        name: float(np.concatenate(maxima).mean())  # maxima: (B,) for every batch
         for name, maxima in zip(names, zip(*runs, strict=True), strict=True)
     }
     infinite = [name for name, value in ranges.items() if not np.isfinite(value)]
@@ -65,9 +65,9 @@ def measure_ranges(
 
 
 def _open_session(graph: Path, names: Sequence[str]) -> ort.InferenceSession:
-    """The graph with, for outputs, the largest magnitude (B,) of each activation.
+    """The graph with the largest magnitude (B,) of each activation as its outputs.
 
-    Nothing that they do not depend on is run.
+    Nodes that they do not depend on are removed.
     """
     model = ir.load(graph)
     values = {value.name: value for node in model.graph for value in node.outputs}

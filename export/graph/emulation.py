@@ -1,8 +1,8 @@
-"""A half-precision graph on a CPU with the rounding of a GPU, and how large its numbers become.
+"""Runs a half-precision graph on a CPU with a GPU's rounding, and finds its largest numbers.
 
-A CPU runtime computes such a graph in float32 and drops the casts between its nodes. Here every
-value that is half in the graph is a float32 that has been rounded to it, which is what a GPU stores
-after it has added products in float32.
+A CPU runtime computes such a graph in float32 and drops the casts between its nodes. Here, every
+half value of the graph is a float32 rounded to half, which is what a GPU stores after adding
+products in float32.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from bundle.layout import GRAPH_FILES, INPUTS, STANDARD_FORM, WEIGHTS_FILES
 from bundle.postprocess import RawOutput
 from export.graph.half_precision import FLOAT, HALVES, write_half
 
-# What moves or picks numbers leaves them as round as they were.
+# These nodes move or pick numbers that have been rounded already.
 _MOVES = {
     *("Concat", "Expand", "Gather", "GatherElements", "MaxPool", "Relu", "Reshape", "Slice"),
     *("Split", "Squeeze", "Transpose", "Unsqueeze", "Where"),
@@ -26,7 +26,7 @@ _HALF_TYPES = set(HALVES.values())
 
 
 class Magnitude(NamedTuple):
-    """The largest absolute value that a node computed, and where the node is in the model."""
+    """The largest absolute value that a node computed, and the node's place in the model."""
 
     largest: float
     operator: str
@@ -42,7 +42,7 @@ class Emulation:
         Args:
             graph: in standard form.
             precision: "fp16" or "bf16".
-            scratch: an empty directory, which must last.
+            scratch: an empty directory that outlives this object.
 
         Raises:
             ValueError: see `write_half`.
@@ -63,7 +63,7 @@ class Emulation:
         self._session = open_session(model, scratch)
 
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
-        """Detections, as an engine gives them; not finite where a number was too large."""
+        """Detections, as an engine returns them; not finite if a number was too large."""
         inputs = dict(zip(INPUTS, (images, padding_mask), strict=True))
         scores, labels, boxes, *peaks = self._session.run(None, inputs)
         self._peaks = np.maximum(self._peaks, peaks)
@@ -71,7 +71,7 @@ class Emulation:
 
     @property
     def magnitudes(self) -> list[Magnitude]:
-        """How large half values became before they were rounded, in the order of the graph."""
+        """How large half values were before rounding, in the order of the graph."""
         return [
             Magnitude(float(peak), *place)
             for peak, place in zip(self._peaks, self._places, strict=True)
@@ -85,7 +85,7 @@ def emulate(model: ir.Model) -> list[ir.Value]:
         model: in standard form; changed in place.
 
     Returns:
-        Those values that are computed, before they are rounded, in the order of the graph.
+        The computed ones of these values, before rounding, in the order of the graph.
     """
     for value in model.graph.initializers.values():
         if value.dtype in _HALF_TYPES:
@@ -107,7 +107,7 @@ def emulate(model: ir.Model) -> list[ir.Value]:
 
 
 def open_session(model: ir.Model, scratch: Path) -> ort.InferenceSession:
-    """A session of a graph that is no file yet; its weights are written to `scratch`."""
+    """A session for a graph in memory; the graph and its weights are written to `scratch`."""
     path = scratch / GRAPH_FILES[STANDARD_FORM]
     ir.save(model, path, external_data=WEIGHTS_FILES[STANDARD_FORM])
     options = ort.SessionOptions()
@@ -116,7 +116,7 @@ def open_session(model: ir.Model, scratch: Path) -> ort.InferenceSession:
 
 
 def place_of(node: ir.Node) -> str:
-    """The module whose weights a node computes with, or which is before it."""
+    """The module whose weights a node computes with, or the nearest one before it."""
     pending, seen = [node], {node}
     for near in pending:  # grows
         for value in near.inputs:

@@ -1,27 +1,28 @@
-"""Half precision written into an ONNX graph: weights and activations in float16 or bfloat16.
+"""Writes half precision into an ONNX graph: weights and activations in float16 or bfloat16.
 
-What stays float32 is decided by what a number means, read from the flow of data; names and places
-in the graph do not matter. A *learned layer* is a Conv, MatMul or Gemm with constant weights.
+What a number means, read from the flow of data, decides what stays float32; names and places in the
+graph do not matter. A *learned layer* is a Conv, MatMul or Gemm with constant weights. These stay
+float32:
 
-geometry: all that is computed from the inputs before any learned layer: pixels while they are
+geometry: everything computed from the inputs before the first learned layer: pixels while they are
     normalised, padding masks while they are counted, valid ratios, the encoder's reference points
     and anchors, angles of the position encoding and their sines. A coordinate near 1 moves in steps
     of 0.08 px on a level 167 px wide, angles on padding reach 3e6, and an anchor of 1e4 swallows
     what is added to it.
-locations: what feeds `reference_points` of MSDeformAttn, from the last learned layer on, that layer
-    included: box deltas, their sum with the anchor, sigmoid and its inverse. As above, and errors
-    pass from layer to layer.
-ranks: what feeds TopK, likewise. Logits near -5 come in steps of 0.004 in float16 and 0.03 in
-    bfloat16, so that many proposals would share one.
-results: what feeds the outputs of the graph, likewise. Scores and boxes are answered in float32.
+locations: what feeds `reference_points` of MSDeformAttn, from the last learned layer on, including
+    that layer: box deltas, their sum with the anchor, sigmoid and its inverse. The reasons are the
+    same, and errors pass from layer to layer.
+ranks: what feeds TopK, from the last learned layer on. Logits near -5 move in steps of 0.004 in
+    float16 and 0.03 in bfloat16, so many proposals would share one.
+results: what feeds the outputs of the graph, likewise. Scores and boxes are returned in float32.
 angles: what feeds Sin and Cos, likewise. An angle of 6 moves in steps of 0.004.
 statistics: ReduceSum and what feeds it, back to the layer before, which stays half: mean and
-    variance of GroupNorm. They sum over a whole level: 133,000 numbers a group at 800x1333.
-sampling: in the standard form, GridSample, its grid, and what is made of its result up to the next
-    learned layer, softmax and all: what MSDeformAttn does inside, in float32 by its contract. Its
+    variance of GroupNorm. They sum over a whole level: 133,000 numbers per group at 800x1333.
+sampling: in the standard form, GridSample, its grid, and everything from its result to the next
+    learned layer, softmax included: what MSDeformAttn does inside, in float32 by its contract. Its
     `value`, `sampling_offsets` and `attention_logits` are half, its `reference_points` are not.
 
-LayerNormalization needs no rule: ONNX gives its statistics a type of their own, float32.
+LayerNormalization needs no rule: ONNX has a separate type for its statistics, float32.
 """
 
 from collections.abc import Iterable
@@ -39,22 +40,22 @@ from export.graph.trace import EXTERNAL_FROM_BYTES
 HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 BF16_OPSET = 22  # the first in which Conv, MaxPool and others take bfloat16
 LEARNED_LAYERS = {"Conv", "Gemm", "MatMul"}
-# Of group norm over valid cells: sums and counts of a whole map exceed float16, and the reciprocal
-# of the deviation is the first number behind them that does not.
+# In group norm over valid cells, sums and counts of a whole map exceed float16; the reciprocal of
+# the deviation is the first number after them that does not.
 STATISTICS = {"ReduceSum", "Reciprocal"}
 ANGLES = {"Sin", "Cos"}
-REFERENCE_POINTS = 2  # which input of MSDeformAttn
+REFERENCE_POINTS = 2  # index among the inputs of MSDeformAttn
 
 FLOAT = ir.DataType.FLOAT
 
 
 def write_half(model: ir.Model, precision: str) -> None:
-    """Turn a float32 graph into one that computes in half precision wherever no rule forbids it.
+    """Make a float32 graph compute in half precision wherever no rule forbids it.
 
     Inputs and outputs keep their types. Every weight is stored in the type it is used in.
 
     Args:
-        model: in either form; changed in place. Every value must have its type.
+        model: in either form; changed in place. The type of every value must be known.
         precision: "fp16" or "bf16".
 
     Raises:
@@ -78,7 +79,7 @@ def write_half(model: ir.Model, precision: str) -> None:
 
 
 def add_half_graph(bundle: Bundle, precision: str) -> Bundle:
-    """Write the plugin graph in half precision beside it, with weights of its own.
+    """Write a half-precision copy of the plugin graph beside it, with its own weights.
 
     Raises:
         ValueError: a weight is too large, or the graph is not valid ONNX.
@@ -110,16 +111,16 @@ def float32_nodes(graph: ir.Graph) -> set[ir.Node]:
             exact += node.outputs
     kept = flow.geometry | _sources(exact, ends=flow.layers) | _sampling(graph, flow.layers)
     kept |= _statistics(graph, flow.layers)
-    for node in reversed(graph):  # constants are what their users are
+    for node in reversed(graph):  # a constant stays float32 if a node that uses it does
         if node not in flow.layers and flow.constants.issuperset(node.outputs):
             kept |= {node for output in node.outputs if kept.intersection(output.consumers())}
     return kept
 
 
 class _Flow(NamedTuple):
-    constants: set[ir.Value]  # what depends on no input
+    constants: set[ir.Value]  # values that depend on no input
     layers: set[ir.Node]  # learned layers
-    geometry: set[ir.Node]  # nodes with no learned layer before them, that are none
+    geometry: set[ir.Node]  # nodes before any learned layer
 
 
 def _flow(graph: ir.Graph) -> _Flow:
@@ -138,7 +139,7 @@ def _flow(graph: ir.Graph) -> _Flow:
 
 
 def _sources(values: Iterable[ir.Value | None], *, ends: set[ir.Node]) -> set[ir.Node]:
-    """The nodes that float values are made by, back to the nearest of `ends`, these included."""
+    """The nodes that compute float values, back to and including the nearest of `ends`."""
     found: set[ir.Node] = set()
     pending = list(values)
     while pending:
@@ -151,7 +152,7 @@ def _sources(values: Iterable[ir.Value | None], *, ends: set[ir.Node]) -> set[ir
 
 
 def _sampling(graph: ir.Graph, layers: set[ir.Node]) -> set[ir.Node]:
-    """What MSDeformAttn has become in the standard form, between the learned layers around it."""
+    """The standard form of MSDeformAttn, between the learned layers around it."""
     samplers = {node for node in graph if node.op_type == "GridSample"}
     sums: set[ir.Node] = set()
     pending = list(samplers)
@@ -177,7 +178,7 @@ def _is_reference_points(node: ir.Node, index: int) -> bool:
 
 
 def _numbers(node: ir.Node) -> list[ir.Value]:
-    """The inputs that a node computes with: float values, quantised or not; no sizes or indices."""
+    """The inputs that a node computes with: floats, quantised or not, but no sizes or indices."""
     return [
         value
         for value in node.inputs
@@ -191,14 +192,14 @@ def _is_quantised(value: ir.Value) -> bool:
 
 
 class _Casts:
-    """The values of a graph in other types, each made once."""
+    """The values of a graph, cast to other types, each once."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
         self._made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
     def of(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """`value` in that type: itself, a converted weight, or the output of a Cast."""
+        """`value` as that type: itself, a converted weight, or the output of a Cast."""
         if value.dtype is dtype:
             return value
         if (value, dtype) not in self._made:

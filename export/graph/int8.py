@@ -1,23 +1,23 @@
-"""int8 in the ONNX graphs: QuantizeLinear and DequantizeLinear where it pays and does no harm.
+"""Writes int8 into the ONNX graphs: QuantizeLinear and DequantizeLinear where it pays.
 
-What is quantised is decided by the flow of data; names and places in the graph do not matter. A
-*learned layer* is a Conv or MatMul with constant weights.
+The flow of data decides what is quantised; names and places in the graph do not matter. A *learned
+layer* is a Conv or MatMul with constant weights.
 
 | rule | because |
 |---|---|
 | int8: learned layers that a `value` of MSDeformAttn depends on: backbone, neck, encoder and \
-value projections | they run over maps and tokens: nearly all multiplications |
+value projections | they run over maps and tokens, and do nearly all multiplications |
 | float: all other layers: the decoder, the heads, what ranks proposals | they run over a few \
-hundred queries, and scores, boxes and reference points come straight out of them |
-| float: the convolution that reads the image | its three channels do not fill the dot products of \
-int8: no time is lost, and its rounding would go through everything |
+hundred queries, and directly give scores, boxes and reference points |
+| float: the convolution that reads the image | its three channels do not fill int8's dot \
+products, so int8 would save no time, and its rounding would affect everything |
 | int8: what a convolution's output is added to | the convolution then adds it in registers and \
 writes int8 itself |
 | float: all other sums, normalisation, softmax, positions, MSDeformAttn | they are cheap, or no \
 runtime has them in int8 |
 
-Weights have a scale for each output channel, activations one in all. Every zero point is 0, because
-TensorRT takes no other, and biases are float, because it takes no int32.
+Weights have a scale per output channel, activations a single one. Every zero point is 0, because
+TensorRT accepts no other, and biases are float, because it does not accept int32.
 """
 
 from collections import defaultdict
@@ -36,8 +36,8 @@ from model.data.evaluation_data import EvaluationData
 
 OUTPUT_AXIS = {"Conv": 0, "MatMul": 1}  # of the weights of layers that can be quantised
 LARGEST = 127  # -128 is not used, so that the range is symmetric
-MIN_CHANNELS = 4  # that a layer reads; so many products are added up in one instruction
-VALUE = 0  # which input of MSDeformAttn
+MIN_CHANNELS = 4  # that a layer reads: one instruction adds up this many products
+VALUE = 0  # index among the inputs of MSDeformAttn
 
 FLOAT = ir.DataType.FLOAT
 
@@ -50,10 +50,10 @@ class Reader(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What becomes int8, by names of tensors, which both forms of a graph share.
+    """What becomes int8, by the names of tensors, which both forms of a graph share.
 
-    activations: name -> the inputs that read it in int8. layers: outputs of the layers whose
-    weights are int8.
+    activations: name -> the inputs that read it in int8. layers: names of the outputs of the layers
+    whose weights become int8.
     """
 
     activations: dict[str, list[Reader]]
@@ -95,10 +95,10 @@ def plan_int8(plugin: ir.Graph) -> Plan:
 
 
 def write_int8(graphs: Graphs, plan: Plan, *, ranges: Mapping[str, float]) -> None:
-    """Change both forms of a graph to a plan; they go on sharing their weights.
+    """Apply a plan to both forms of a graph, which keep sharing their weights.
 
     Args:
-        ranges: name of every activation of the plan -> largest magnitude that int8 has to hold.
+        ranges: name of every activation in the plan -> largest magnitude that int8 must represent.
     """
     weights: dict[str, _Rounded] = {}
     for model in graphs:
@@ -121,7 +121,7 @@ def write_int8(graphs: Graphs, plan: Plan, *, ranges: Mapping[str, float]) -> No
 
 
 def _read_graphs(bundle: Bundle) -> Graphs:
-    """Both forms of a bundle's graph; weights that they share are the same object."""
+    """Both forms of a bundle's graph, with the weights they share as the same objects."""
     plugin, standard = (ir.load(bundle.graph(form)) for form in (PLUGIN_FORM, STANDARD_FORM))
     graphs = Graphs(plugin, standard)
     kept: dict[tuple[int | None, int | None], ir.ExternalTensor] = {}
@@ -160,9 +160,9 @@ def _is_wide_layer(node: ir.Node) -> bool:
 
 
 def _summand(node: ir.Node, convolutions: Sequence[ir.Node]) -> int | None:
-    """Which input of a node is added to the output of a convolution; None where none is.
+    """Which input of a node is added to the output of a convolution; None if none is.
 
-    Of two convolutions the first one's output is added to the second one's.
+    If both come from convolutions, it is the output of the first.
     """
     producers = [None if value is None else value.producer() for value in node.inputs]
     added_to = [layer for layer in convolutions if layer in producers]
@@ -172,7 +172,7 @@ def _summand(node: ir.Node, convolutions: Sequence[ir.Node]) -> int | None:
 
 
 def _by_weights(layers: Sequence[ir.Node]) -> dict[ir.Value, list[ir.Node]]:
-    """Layers by what they have for weights: equal ones are kept once."""
+    """Layers grouped by their weights, which are then stored only once."""
     groups: dict[ir.Value, list[ir.Node]] = defaultdict(list)
     for layer in layers:
         weights = layer.inputs[1]
@@ -182,7 +182,7 @@ def _by_weights(layers: Sequence[ir.Node]) -> dict[ir.Value, list[ir.Node]]:
 
 
 def _round_activation(graph: ir.Graph, exact: ir.Value, largest: float) -> ir.Value:
-    """The activation as it is after int8; one that is zero always stays so."""
+    """The activation after rounding to int8; one that is always zero stays zero."""
     name = _name(exact)
     scale = np.array(largest / LARGEST if largest else 1.0, np.float32)
     step = _constant(graph, ir.tensor(scale, name=f"{name}.scale"))

@@ -1,4 +1,4 @@
-"""From the ONNX graphs of a bundle to a TensorRT plan beside them, for the GPU of this machine."""
+"""Builds a TensorRT plan from a bundle's graph, for the GPU of this machine."""
 
 import re
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ SHAPE_FORMAT = "BATCHxHEIGHTxWIDTH, or the smallest, usual and largest of them a
 
 
 class Planner(NamedTuple):
-    """What makes plans on this machine, and for which batches."""
+    """What it takes to build plans on this machine, and for which batches."""
 
     trt: Any
     cuda: Cuda
@@ -38,15 +38,15 @@ class Planner(NamedTuple):
 
 
 def find_planner(shapes: Sequence[str], preprocess: Preprocess) -> Planner:
-    """TensorRT, the GPU and the op, seen to be there before anything takes its time.
+    """TensorRT, the GPU and the plugin, checked before any slow step.
 
     Args:
         shapes: see `choose_profiles`.
         preprocess: of the bundle.
 
     Raises:
-        ValueError: a shape is wrong, or TensorRT, CUDA, a GPU or the library of the op is missing;
-            says what to do.
+        ValueError: a shape is wrong, or TensorRT, CUDA, a GPU or the plugin is missing; says what
+            to do.
     """
     profiles = choose_profiles(shapes, preprocess)
     try:
@@ -55,24 +55,24 @@ def find_planner(shapes: Sequence[str], preprocess: Preprocess) -> Planner:
         load_plugin(trt, plugin)
     except ValueError as error:
         raise ValueError(
-            "a TensorRT plan is made on a machine with TensorRT and a GPU of the kind that will "
-            f"run it: {error}"
+            "a TensorRT plan is built on a machine with TensorRT and the kind of GPU that will run "
+            f"it: {error}"
         ) from error
     assert plugin is not None
     return Planner(trt, cuda, plugin, profiles)
 
 
 def choose_profiles(shapes: Sequence[str], preprocess: Preprocess) -> tuple[ShapeProfile, ...]:
-    """The profiles that `shapes` name, or the default ones.
+    """The profiles named by `shapes`, or the default ones.
 
     Args:
-        shapes: "8x800x1333" takes every batch up to it and is tuned for it;
-            "1x128x128:1x800x1067:8x800x1333" names also the smallest, and the usual, which it is
-            tuned for.
-        preprocess: of the bundle, whose images all have to fit.
+        shapes: "8x800x1333" takes every batch up to that shape and is tuned for it;
+            "1x128x128:1x800x1067:8x800x1333" also gives the smallest shape, and the usual one to
+            tune for.
+        preprocess: of the bundle; all of its images must fit.
 
     Raises:
-        ValueError: a shape is malformed, or an image fits no profile.
+        ValueError: a shape is malformed, or some image fits no profile.
     """
     if not shapes:
         return default_profiles(preprocess)
@@ -87,12 +87,12 @@ def choose_profiles(shapes: Sequence[str], preprocess: Preprocess) -> tuple[Shap
 
 
 def add_plan(bundle: Bundle, planner: Planner) -> Bundle:
-    """Build a plan of one of the bundle's graphs into its directory; its manifest is not saved.
+    """Build a plan from one of the bundle's graphs; the manifest is not saved yet.
 
-    What TensorRT measured is kept for the next build.
+    TensorRT's measurements are kept for the next build.
 
     Raises:
-        ValueError: TensorRT does not build it; the message holds what it said.
+        ValueError: TensorRT does not build it; the message includes TensorRT's own.
     """
     form = form_for_tensorrt(bundle.manifest.graphs)
     TIMING_CACHE.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def add_plan(bundle: Bundle, planner: Planner) -> Bundle:
 
 
 def open_plan(bundle: Bundle, planner: Planner) -> Engine:
-    """The engine that serves the plan of a bundle.
+    """The engine that runs a bundle's plan.
 
     Raises:
         ValueError: the plan does not run on this GPU.

@@ -1,8 +1,8 @@
 """A detector as ONNX graphs in two forms from one trace.
 
-The plugin form holds a node `MSDeformAttn` (domain `detr`) for every call of the op. The standard
-form is the same graph with each of these nodes replaced by what `model/network/ops/reference.py`
-becomes when it is exported itself: standard operators only. Both read one file of weights.
+The plugin form has a node `MSDeformAttn` (domain `detr`) for every call of the op. The standard
+form is the same graph, with each of these nodes replaced by an export of
+`model/network/ops/reference.py`: standard operators only. Both share one file of weights.
 """
 
 import logging
@@ -33,7 +33,7 @@ from model.network.inference import DetectionModel
 from model.network.ops.reference import ms_deform_attn_reference
 
 EXAMPLE_BATCH = 2
-EXTERNAL_FROM_BYTES = 1024  # tensors from this size on go into the file of weights
+EXTERNAL_FROM_BYTES = 1024  # tensors of at least this size go into the file of weights
 
 
 class Graphs(NamedTuple):
@@ -44,11 +44,11 @@ class Graphs(NamedTuple):
 
 
 def export_graphs(model: DetectionModel, *, min_side: int) -> Graphs:
-    """Trace the model, free in batch, height and width, and make both forms.
+    """Trace the model with free batch size, height and width, and make both forms.
 
     Args:
         model: in evaluation mode.
-        min_side: smallest height and width the graph has to take, in pixels.
+        min_side: smallest height and width that the graph must accept, in pixels.
     """
     plugin = _trace(model, min_side)
     sizes = [_sizes(node) for node in _attention_nodes(plugin)]
@@ -62,7 +62,7 @@ def export_graphs(model: DetectionModel, *, min_side: int) -> Graphs:
 
 
 def write_graphs(graphs: Graphs, directory: Path) -> dict[str, str]:
-    """Write both graphs and their common weights; returns form -> file name.
+    """Write both graphs and their shared weights; returns form -> file name.
 
     Raises:
         ValueError: a graph is not valid ONNX.
@@ -92,12 +92,12 @@ def write_graphs(graphs: Graphs, directory: Path) -> dict[str, str]:
 
 def _trace(model: DetectionModel, min_side: int) -> ir.Model:
     """The plugin form, not yet optimised."""
-    # Height, width and every level's share of them differ, lest the tracer takes two for one.
+    # Height, width and their size on every level all differ, so the tracer cannot confuse any two.
     height, width = min_side + 96, min_side + 224
     images = torch.zeros(EXAMPLE_BATCH, height, width, 3, dtype=torch.uint8)
     padding_mask = torch.zeros(EXAMPLE_BATCH, height, width, dtype=torch.bool)
     free = {0: "batch", 1: "height", 2: "width"}
-    same = dict.fromkeys(free, torch.export.Dim.DYNAMIC)  # takes the names of the images' axes
+    same = dict.fromkeys(free, torch.export.Dim.DYNAMIC)  # named like the axes of the images
     return _export(
         model,
         (images, padding_mask),
@@ -129,7 +129,7 @@ def _attention_nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 
 class _Reference(nn.Module):
-    """The op with its level shapes as a tensor, as the node has them."""
+    """The op with its level shapes as a tensor, like the node."""
 
     def forward(
         self,
@@ -149,7 +149,7 @@ class _Reference(nn.Module):
 
 
 class Sizes(NamedTuple):
-    """What is fixed in the shapes of an MSDeformAttn node's inputs."""
+    """The sizes in an MSDeformAttn node's input shapes that are fixed."""
 
     num_heads: int
     head_dim: int
@@ -169,7 +169,7 @@ def _sizes(node: ir.Node) -> Sizes:
 
 @cache
 def reference_graph(sizes: Sizes) -> ir.Graph:
-    """The reference implementation, free in batch, tokens and queries; without initialisers."""
+    """The reference implementation, with free batch, tokens and queries; without initialisers."""
     heads, dim, reference_dim, levels, points = sizes
     shapes = torch.tensor([(2 * level + 3, level + 2) for level in range(levels, 0, -1)])
     num_tokens, num_queries = int(shapes.prod(1).sum()), 5
@@ -192,7 +192,7 @@ def reference_graph(sizes: Sizes) -> ir.Graph:
 
 
 def _replace_attention(model: ir.Model, sizes: Sequence[Sizes]) -> None:
-    """Put the reference implementation in the place of every MSDeformAttn node."""
+    """Replace every MSDeformAttn node with the reference implementation."""
     for node, size in zip(_attention_nodes(model), sizes, strict=True):
         node.overload = f"{size.reference_dim}d"
         graph = reference_graph(size).clone()
@@ -205,7 +205,7 @@ def _replace_attention(model: ir.Model, sizes: Sequence[Sizes]) -> None:
 
 
 def _finish(model: ir.Model) -> None:
-    """Drop what only a debugger of the exporter would read; it would name local paths, too."""
+    """Drop what only helps debug the exporter, which includes local paths."""
     ir.passes.Sequential(
         passes.DeduplicateInitializersPass(),
         passes.CommonSubexpressionEliminationPass(),
@@ -225,7 +225,7 @@ def _finish(model: ir.Model) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says about itself: absent torchvision, its own deprecations."""
+    """Silence the exporter's remarks about itself: absent torchvision, its own deprecations."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,8 +1,8 @@
-"""PyTorch operators as ONNX: our own, and those that `torch.onnx` only knows in pieces.
+"""Translates PyTorch operators to ONNX: our own, and those that `torch.onnx` would decompose.
 
-To take an operator apart, the exporter traces the whole model once more, which takes as long as the
-first time. The few of them that our models hold are translated here instead. An export ends with
-the name of an operator that is missing.
+To decompose operators, the exporter traces the whole model once more, which takes as long as the
+first time. The few such operators in our models are translated here instead. If one is missing, the
+export fails and names it.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from bundle.layout import OPERATOR, OPERATOR_DOMAIN
 
 OPSET = 20
 
-_op: Any = opset20  # its annotations do not know the numbers it takes
+_op: Any = opset20  # its annotations leave out the numbers it accepts
 _FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
 _Formal = onnx.defs.OpSchema.FormalParameter
 _SCHEMA = onnx.defs.OpSchema(
@@ -72,7 +72,7 @@ def _and(x: Any, y: Any) -> Any:
 
 
 def _item(x: Any) -> Any:
-    """The integer that a tensor without axes holds."""
+    """The integer in a tensor without axes."""
     return _op.Cast(x, to=ir.DataType.INT64)
 
 
@@ -102,7 +102,7 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
 
 @contextmanager
 def traced_once() -> Iterator[None]:
-    """Without the second trace, which would take operators apart."""
+    """Skip the second trace, which would decompose operators."""
     with patch.object(ExportedProgram, "run_decompositions", _without_dead_code):
         yield
 

@@ -1,4 +1,4 @@
-"""Whether detections in half precision are those in float32."""
+"""Whether half precision gives the detections of float32."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 class Agreement(NamedTuple):
     """How far detections in half precision are from those in float32.
 
-    share: of the detections in float32, those with one of the same class within SAME_BOX_PX in
-    every coordinate; detections displaced from the top-N by an equal score are not counted.
-    score_error: the largest difference of scores of equal rank. box_error_px: the largest
-    difference of a coordinate among those that agree. num_at_cut: those displaced.
+    share: of the float32 detections, those with a counterpart of the same class within SAME_BOX_PX
+    in every coordinate; detections displaced from the top-N by an equal score are not counted.
+    score_error: the largest difference between scores of equal rank. box_error_px: the largest
+    difference of a coordinate among detections that agree. num_at_cut: how many were displaced.
     """
 
     share: float
@@ -46,7 +46,7 @@ class Agreement(NamedTuple):
 
 
 class _ImageAgreement(NamedTuple):
-    distance_px: npt.NDArray[np.float64]  # of every detection that counts, to the nearest alike
+    distance_px: npt.NDArray[np.float64]  # of each counted detection to the nearest of its class
     score_error: float
     num_at_cut: int
 
@@ -56,10 +56,10 @@ def judge_rounding(
 ) -> dict[str, Any]:
     """Run images through a float32 bundle, with and without rounding to `precision`, on the CPU.
 
-    Returns what the report says of it.
+    Returns the entry for the report.
 
     Raises:
-        Refused: a number is too large for the type, or detections become others.
+        Refused: a number is too large for the type, or detections change.
         ValueError: a weight is too large.
     """
     with closing(guard(OnnxRuntimeEngine(exact))) as engine, TemporaryDirectory() as scratch:
@@ -77,10 +77,10 @@ def judge_rounding(
 def judge_engine(exact: Bundle, engine: Engine, *, images: Sequence[Uint8Array]) -> dict[str, Any]:
     """Run images through a float32 bundle on the CPU and through another engine.
 
-    Returns what the report says of it.
+    Returns the entry for the report.
 
     Raises:
-        Refused: detections become others.
+        Refused: detections change.
     """
     with closing(guard(OnnxRuntimeEngine(exact))) as expected:
         found = compare(
@@ -93,7 +93,7 @@ def judge_engine(exact: Bundle, engine: Engine, *, images: Sequence[Uint8Array])
 def compare(
     exact: Predict, other: Predict, *, images: Sequence[Uint8Array], preprocess: Preprocess
 ) -> Agreement:
-    """Run every image alone in both and compare what is found."""
+    """Run every image alone through both and compare the detections."""
     parts = []
     for image in images:
         batch = make_batch([image], preprocess)
@@ -123,7 +123,7 @@ def _compare_image(
     score_error = float(np.abs(expected.scores - found.scores).max())
     is_at_cut = expected.scores <= expected.scores[-1] + 2 * score_error
     is_displaced = is_at_cut & (distance_px >= SAME_BOX_PX)
-    is_displaced &= 2 * is_displaced.sum() <= len(is_displaced)  # more are no exceptions
+    is_displaced &= 2 * is_displaced.sum() <= len(is_displaced)  # not if most are
     return _ImageAgreement(distance_px[~is_displaced], score_error, int(is_displaced.sum()))
 
 
@@ -142,6 +142,6 @@ def _require_agreement(found: Agreement, subject: str) -> None:
     )
     if found.share < MIN_AGREEMENT:
         raise Refused(
-            f"in {subject} {1 - found.share:.1%} of the detections become others, where "
+            f"in {subject}, {1 - found.share:.1%} of the detections change, where "
             f"{1 - MIN_AGREEMENT:.0%} is allowed"
         )

@@ -19,7 +19,7 @@ def engines_on_cpu(bundle: Bundle) -> Iterator[Engine]:
     """
     with closing(guard(OnnxRuntimeEngine(bundle))) as engine:
         yield engine
-    with suppress(ImportError):  # there is no OpenVINO for every platform
+    with suppress(ImportError):  # OpenVINO does not exist for every platform
         from engines.cpu.openvino_engine import OpenVinoEngine
 
         has_choice = bundle.manifest.precision in ("bf16", "int8")
@@ -30,10 +30,10 @@ def engines_on_cpu(bundle: Bundle) -> Iterator[Engine]:
 
 
 def judge_answers(bundle: Bundle, engines: Iterable[Engine]) -> list[dict[str, Any]]:
-    """Try engines on the known answers of their bundle; what the report says of each.
+    """Try engines on the known answers of their bundle; returns an entry of the report for each.
 
     Raises:
-        Refused: one does not give them.
+        Refused: an engine does not give them.
     """
     reports = []
     for engine in engines:

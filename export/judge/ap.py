@@ -18,8 +18,8 @@ from model.evaluation.evaluation import evaluate
 from model.network.boxes import generalised_iou
 
 MAX_AP_DROP = 0.005
-MIN_AP = 0.05  # of float32: a drop from less says nothing
-# A detection is found again if one of the same class has this IoU with it, and half its score.
+MIN_AP = 0.05  # in float32: a drop from less says nothing
+# A sure detection is found again if another of its class has this IoU with it and half SURE_SCORE.
 SURE_SCORE = 0.5
 SAME_IOU = 0.75
 
@@ -35,7 +35,7 @@ class Measured(NamedTuple):
 
 
 def measure(bundle: Bundle, dataset: EvaluationData) -> Measured:
-    """Evaluate a bundle in the engine that serves it, in bf16 though that may choose float32."""
+    """Evaluate a bundle in the engine that serves it, in bf16 even if float32 is faster here."""
     manifest, engine = bundle.manifest, open_engine(bundle, float_type="bf16")
     log.info("AP in %s on %d images ...", manifest.precision, len(dataset))
     start = time.perf_counter()
@@ -52,7 +52,7 @@ def measure(bundle: Bundle, dataset: EvaluationData) -> Measured:
 
 
 def require_computable(bundle: Bundle) -> None:
-    """Raise ValueError where the engine does not compute a bundle in its precision here."""
+    """Raise ValueError if the engine cannot compute a bundle in its precision on this machine."""
     precision, engine = bundle.manifest.precision, open_engine(bundle, float_type="bf16")
     engine.close()
     if engine.info.precision != precision:
@@ -64,17 +64,17 @@ def require_computable(bundle: Bundle) -> None:
 
 
 def require_judgeable(before: Measured) -> None:
-    """Raise ValueError where AP in float32 is too low for a drop to say anything."""
+    """Raise ValueError if AP in float32 is too low for a drop to say anything."""
     exact = before.metrics.numbers["AP"]
-    if not exact >= MIN_AP:  # NaN where no image has a box
+    if not exact >= MIN_AP:  # NaN if no image has a box
         raise ValueError(
-            f"the AP in fp32 is {exact:.4f}; expected {MIN_AP} at least, to judge a drop by: train "
+            f"the AP in fp32 is {exact:.4f}; expected at least {MIN_AP}, to judge a drop by: train "
             "the model first, or give the data that it was trained for"
         )
 
 
 def require_kept(before: Measured, after: Measured, *, precision: str) -> None:
-    """Raise Refused where AP drops too far from float32."""
+    """Raise Refused if AP drops too far from float32."""
     exact, reduced = before.metrics.numbers["AP"], after.metrics.numbers["AP"]
     if exact - reduced > MAX_AP_DROP:
         raise Refused(
@@ -109,7 +109,7 @@ def compare(
 
 
 def agreement(expected: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]) -> float | None:
-    """The share of sure detections that another bundle also makes; None where none is sure.
+    """The share of sure detections that another bundle also makes; None if none is sure.
 
     Both in COCO's results format.
     """

@@ -1,10 +1,10 @@
-"""Runs the engine that serves against PyTorch on photographs; refuses a graph that differs.
+"""Compares the serving engine with PyTorch on photographs; refuses a graph that differs.
 
-An image's answer depends on the image alone. So what an engine says of a batch is compared with
-what PyTorch says of every image by itself.
+An image's answer depends on the image alone. So an engine's answer to a batch is compared with
+PyTorch's answers to its images one by one.
 
-Sizes and batch sizes are none of those seen in tracing: an exporter that takes an example's size
-for a constant gives wrong numbers at other sizes, and no error.
+Image and batch sizes differ from those used in tracing: an exporter that takes an example's size
+for a constant gives wrong numbers at other sizes, without any error.
 """
 
 import copy
@@ -28,9 +28,9 @@ from model.network.inference import DetectionModel, decode_detections, normalise
 
 SCORE_TOLERANCE = 1e-4
 BOX_TOLERANCE = 1e-5  # of the image's width or height
-# Refinement can amplify rounding: where PyTorch itself is inexact, more is tolerated. In float32
+# Refinement can amplify rounding, so more is tolerated where PyTorch itself is inexact. In float32
 # ONNX Runtime was up to 7 times as far from PyTorch as PyTorch from float64 (R50, random weights
-# of large scale); a size that tracing took for a constant costs 0.1 and more.
+# of large scale); a size that tracing took for a constant causes errors of 0.1 and more.
 ROUNDING_FACTOR = 10
 MAX_TOLERANCE = 1e-3
 
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 class Batch(NamedTuple):
     """Input of one comparison: images (B, H, W, 3) uint8 and padding_mask (B, H, W) bool.
 
-    min_side: to which each image alone is padded.
+    min_side: the size that each image is padded to on its own.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Batch(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How far two outputs for the same batch are apart.
+    """How far apart two outputs for the same batch are.
 
-    score_error: largest difference of scores of equal rank. box_error: largest difference of a
-    coordinate between matched boxes, 1 where one has no counterpart. num_at_cut: detections that
-    only one output holds, because others of the same score took their place at the end of the
-    list; more than half of a list are no exceptions any more, and count as an error of 1.
+    score_error: largest difference between scores of equal rank. box_error: largest difference of a
+    coordinate between matched boxes, 1 for a box without a counterpart. num_at_cut: detections
+    displaced from the end of one list by others of the same score; if they are more than half of a
+    list, that does not explain them, and they count as an error of 1.
     """
 
     score_error: float
@@ -71,13 +71,13 @@ class Difference(NamedTuple):
 
 
 class Tolerance(NamedTuple):
-    """Largest errors of scores and of box coordinates."""
+    """Largest allowed errors of scores and of box coordinates."""
 
     score: float = SCORE_TOLERANCE
     box: float = BOX_TOLERANCE
 
     def widened(self, rounding: Difference) -> "Tolerance":
-        """The tolerance for a model whose own rounding errors are these."""
+        """The tolerance for a model with these rounding errors in PyTorch."""
         return Tolerance(
             min(max(self.score, ROUNDING_FACTOR * rounding.score_error), MAX_TOLERANCE),
             min(max(self.box, ROUNDING_FACTOR * rounding.box_error), MAX_TOLERANCE),
@@ -87,9 +87,9 @@ class Tolerance(NamedTuple):
 def verify(
     model: DetectionModel, engine: Engine, *, preprocess: Preprocess, images: Sequence[Image]
 ) -> list[dict[str, Any]]:
-    """Compare engine and model on batches made of the images; returns a report of each.
+    """Compare engine and model on batches made of the images; returns a report for each batch.
 
-    A batch of unlike images may fail where each of them passes alone: see `batches_allowed`.
+    A batch of unlike images may fail if each of them passes alone: see `batches_allowed`.
 
     Args:
         preprocess: of the bundle.
@@ -132,10 +132,10 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def difference(expected: RawOutput, found: RawOutput) -> Difference:
-    """How far two outputs are apart; detections are matched by label and score.
+    """How far apart two outputs are; detections are matched by label and score.
 
-    Those of (nearly) equal score may come in any order, and at the end of the list one may have
-    pushed out another.
+    Detections of (nearly) equal score may come in any order, and at the end of the list one may
+    have displaced another.
     """
     if expected.scores.shape != found.scores.shape:
         raise ValueError(f"expected {expected.scores.shape} scores, got {found.scores.shape}")
@@ -145,7 +145,7 @@ def difference(expected: RawOutput, found: RawOutput) -> Difference:
 
 
 def photograph_files() -> list[Path]:
-    """The files of photographs that scikit-image brings: a cat, a cup, a rocket, an astronaut."""
+    """The files of four photographs in scikit-image: a cat, a cup, a rocket and an astronaut."""
     folder = Path(skimage.__file__).parent / "data"
     return [folder / name for name in _PHOTOS]
 
@@ -190,7 +190,7 @@ def _passes_alone(model: DetectionModel, engine: Engine, batch: Batch) -> bool:
 
 
 def _one_by_one(batch: Batch) -> list[Batch]:
-    """The images of a batch, each in a batch of its own, padded no more than alone."""
+    """The images of a batch, each alone in a batch, without padding for the others."""
     singles = []
     for image, mask in zip(batch.images, batch.padding_mask, strict=True):
         height, width = (~mask[:, 0]).sum(), (~mask[0]).sum()

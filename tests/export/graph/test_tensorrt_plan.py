@@ -137,7 +137,7 @@ def test_without_tensorrt_one_line_says_what_is_missing(checkpoint_of, tmp_path,
 
     assert status == 1
     error = capsys.readouterr().err
-    assert error.startswith("a TensorRT plan is made on a machine with TensorRT and a GPU")
+    assert error.startswith("a TensorRT plan is built on a machine with TensorRT and the kind")
     assert "install the Python package tensorrt" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -146,9 +146,7 @@ def test_without_tensorrt_one_line_says_what_is_missing(checkpoint_of, tmp_path,
 def test_without_a_gpu_nothing_is_started(trt, monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
 
-    with pytest.raises(
-        ValueError, match=r"and a GPU of the kind that will run it: .*cuda-bindings"
-    ):
+    with pytest.raises(ValueError, match=r"the kind of GPU that will run it: .*cuda-bindings"):
         find_planner([], PUBLISHED)
 
 
@@ -163,7 +161,7 @@ def test_shapes_are_of_use_with_tensorrt_only(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path / "x"), "--out", str(tmp_path / "out"), "--shapes", "8x800x800"])
 
-    assert "SHAPES= (--shapes) is of use with RUNTIME=tensorrt" in capsys.readouterr().err
+    assert "SHAPES= (--shapes) needs RUNTIME=tensorrt" in capsys.readouterr().err
 
 
 # --- the plan in the bundle
