@@ -152,6 +152,9 @@ class TrainConfig:
     backbone_init: Literal["random", "imagenet", "checkpoint"] = "imagenet"
     pretrain_steps: int = 0  # steps of backbone pre-training on crops (digits only)
     epochs: int = 50
+    # The run ends after so many minutes, whatever `epochs` says, and its schedule with it: epoch n
+    # of the schedule is then n / epochs of the time.
+    minutes: float | None = None
     epoch_images: int | None = None  # images per epoch of an endless data set
     batch_size: int = 2  # images per forward pass
     accumulation_steps: int = 16  # forward passes per optimiser step
@@ -177,9 +180,9 @@ class TrainConfig:
             self, 0, "pretrain_steps", "weight_decay", "backbone_lr_factor", "offsets_lr_factor",
             "warmup_steps", "num_workers", "seed",
         )  # fmt: skip
-        for name in ("learning_rate", "clip_norm"):
+        for name in ("learning_rate", "clip_norm", "minutes"):
             value = getattr(self, name)
-            _require(value > 0, f"{name} must be positive, got {value}")
+            _require(value is None or value > 0, f"{name} must be positive, got {value}")
         _require(
             self.ema_decay is None or 0 < self.ema_decay < 1,
             f"ema_decay must be between 0 and 1, got {self.ema_decay}",

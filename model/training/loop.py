@@ -38,6 +38,7 @@ from model.training.memory import (
     saved_if_memory_runs_out,
 )
 from model.training.optimiser_step import forward_dtype, take_step
+from model.training.run_time import Clock, RunTime
 from model.training.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
 from model.training.starting_weights import check_start, load_starting_weights
 from model.training.training_state import (
@@ -61,6 +62,7 @@ def train(
     out_dir: Path,
     resume: str = "auto",
     init: Path | None = None,
+    clock: Clock = time.monotonic,
 ) -> int:
     """Train a detector from the start, or continue a stopped run.
 
@@ -69,6 +71,7 @@ def train(
         resume: "auto" continues a run in `out_dir` if there is one; a path continues from that
             training state.
         init: checkpoint to take the weights of a new run from.
+        clock: decides when a run with `config.minutes` ends.
 
     Returns:
         The exit status: 0 for a complete run, 130 or 143 for one stopped by a signal.
@@ -114,25 +117,33 @@ def train(
         SummaryWriter(str(out_dir / "tensorboard"), purge_step=first_step) as board,
     ):
         try:
-            started = time.monotonic()
+            started = clock()
             if saved is None:
                 load_starting_weights(model, config, init=init, stop=stop)
             state = TrainingState.start(model, config)
             save_state = partial(state.save, out_dir / STATE_FILE, fingerprint)
             if saved is None:
-                state.progress.start_seconds = time.monotonic() - started
+                state.progress.start_seconds = clock() - started
                 save_state()
             else:
                 state.restore(saved)
                 log.info("continuing from %s after step %d", state_path, state.progress.step)
             progress = state.progress
-            for epoch in range(progress.epoch, config.epochs):
+            run_time = RunTime(progress, config, clock)
+            while not run_time.is_over or progress.step_in_epoch:
                 train_epoch(
-                    state, data, config=config, dtype=dtype, stop=stop, board=board, save=save_state
+                    state,
+                    data,
+                    run_time=run_time,
+                    dtype=dtype,
+                    stop=stop,
+                    board=board,
+                    save=save_state,
                 )
                 metrics = _evaluate(state, data, config, stop)
+                run_time.count_evaluation()
                 ap = metrics.numbers["AP"]
-                progress.epoch, progress.step_in_epoch = epoch + 1, 0
+                progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
                 # NaN if there is no box to evaluate on; the last epoch then counts as the best.
                 is_best = progress.best_ap is None or math.isnan(ap) or ap > progress.best_ap
                 if is_best and not math.isnan(ap):
@@ -140,9 +151,9 @@ def train(
                 for name, value in metrics.defined.items():
                     board.add_scalar(f"validation/{name}", value, progress.step)
                 log.info(
-                    "epoch %d/%d: %s, %s, %s so far",
-                    *(progress.epoch, config.epochs, _shown(metrics), _shown_best(progress)),
-                    timedelta(seconds=round(progress.start_seconds + progress.seconds)),
+                    "%s: %s, %s, %s so far",
+                    *(run_time.epoch_name(progress.epoch), _shown(metrics), _shown_best(progress)),
+                    timedelta(seconds=round(progress.total_seconds)),
                 )
                 for name in ("last", "best") if is_best else ("last",):
                     save_checkpoint(
@@ -155,9 +166,9 @@ def train(
                         thresholds=metrics.thresholds,
                     )
                 save_state()
-                if progress.epoch == config.epochs and metrics.thresholds:
+                if run_time.is_over and metrics.thresholds:
                     log.info("best F1 at %s", metrics.thresholds.overall)
-                if progress.epoch == config.epochs and "AP" in metrics.defined:
+                if run_time.is_over and "AP" in metrics.defined:
                     log.info(
                         padding_report(
                             _predictor(state, config, stop),
@@ -170,6 +181,12 @@ def train(
         except Interrupted:
             log.warning("stopped; the same command with RESUME=auto (--resume) continues from here")
             return stop.exit_status
+    if progress.step == 0:
+        raise ValueError(
+            f"minutes={config.minutes:g} passed before the first step; the weights to start from "
+            f"took {timedelta(seconds=round(progress.start_seconds))} and are saved: the same "
+            "command continues with more minutes"
+        )
     log.info(
         "%s: %d epochs done, %s in %s; another OUT= (--out) starts a new run",
         *(out_dir, progress.epoch, _shown_best(progress), out_dir / "best.safetensors"),
@@ -181,13 +198,13 @@ def train_epoch(
     state: TrainingState,
     data: RunData,
     *,
-    config: TrainConfig,
+    run_time: RunTime,
     dtype: torch.dtype,
     stop: StopRequest,
     board: SummaryWriter,
     save: Callable[[], None],
 ) -> None:
-    """Take the remaining steps of the current epoch; `save` is called at its end.
+    """Take the remaining steps of the current epoch that there is time for, then `save`.
 
     Raises:
         Interrupted: a stop was requested; the step was finished and saved.
@@ -195,14 +212,15 @@ def train_epoch(
         MemoryRanOut: a step ran out of memory; the steps before were saved if possible.
         NonFiniteLoss: the step changed nothing, and nothing was saved.
     """
-    progress = state.progress
+    progress, config = state.progress, run_time.config
     num_steps = steps_per_epoch(len(data.train), config)
     state.model.train()
-    saved_at = step_start = time.monotonic()
+    run_time.count()
+    saved_at = progress.seconds
     with (
         _saved_if_loading_fails(state, stop, save),
         progress_bar(
-            desc=f"epoch {progress.epoch + 1}/{config.epochs}",
+            desc=run_time.epoch_name(progress.epoch + 1),
             total=len(data.train),
             initial=progress.step_in_epoch * config.batch_size * config.accumulation_steps,
             unit=" images",
@@ -212,20 +230,21 @@ def train_epoch(
             data.train, config, epoch=progress.epoch, skip_steps=progress.step_in_epoch
         )
         for batches in steps:
-            factor = schedule_factor(progress.step, num_steps, config=config)
+            if run_time.is_over:
+                break
+            factor = schedule_factor(
+                progress.step, num_steps, config=config, used_share=run_time.used_share
+            )
             set_learning_rate(state.optimizer, factor)
             with saved_if_memory_runs_out(state, save):
                 values = take_step(state, batches, config=config, dtype=dtype)
 
-            now = time.monotonic()
-            progress.seconds += now - step_start
-            step_start = now
-            steps_left = config.epochs * num_steps - progress.step
+            run_time.count_step()
             values["learning_rate"] = config.learning_rate * factor
             bar.set_postfix(
                 loss=f"{values['loss']:.3f}",
                 lr=f"{values['learning_rate']:.1e}",
-                run_left=timedelta(seconds=round(progress.seconds / progress.step * steps_left)),
+                run_left=run_time.left(num_steps),
                 refresh=False,
             )
             bar.update(sum(len(targets) for _, _, targets in batches))
@@ -235,9 +254,9 @@ def train_epoch(
             if stop.is_requested:
                 save()
                 raise Interrupted
-            if now - saved_at > SAVE_INTERVAL_S:
+            if progress.seconds - saved_at > SAVE_INTERVAL_S:
                 save()
-                saved_at = now
+                saved_at = progress.seconds
     save()
 
 
@@ -282,11 +301,8 @@ def _evaluate(
     state: TrainingState, data: RunData, config: TrainConfig, stop: StopRequest
 ) -> Metrics:
     """COCO metrics of the weights to keep; raises Interrupted if a stop is requested."""
-    started = time.monotonic()
     predict = _predictor(state, config, stop)
-    metrics = evaluate(predict, data.val, preprocess=config.preprocess, classes=data.classes)
-    state.progress.seconds += time.monotonic() - started
-    return metrics
+    return evaluate(predict, data.val, preprocess=config.preprocess, classes=data.classes)
 
 
 def _provenance(config: TrainConfig, data: RunData, state: TrainingState) -> dict[str, Any]:
@@ -297,7 +313,7 @@ def _provenance(config: TrainConfig, data: RunData, state: TrainingState) -> dic
         "data": data.summary,
         "epochs": state.progress.epoch,
         "steps": state.progress.step,
-        "seconds": round(state.progress.start_seconds + state.progress.seconds, 1),
+        "seconds": round(state.progress.total_seconds, 1),
         "is_average": state.average is not None,
         "torch": torch.__version__,
         "commit": _commit(),

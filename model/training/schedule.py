@@ -53,18 +53,26 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def schedule_factor(step: int, steps_per_epoch: int, *, config: TrainConfig) -> float:
-    """The fraction of the full learning rate at step `step`, counted from 0 over the run."""
+def schedule_factor(
+    step: int, steps_per_epoch: int, *, config: TrainConfig, used_share: float | None = None
+) -> float:
+    """The fraction of the full learning rate at a step.
+
+    Args:
+        step: counted from 0 over the run.
+        used_share: how much of its time the run has used, 0 to 1, if its end is set by time: the
+            schedule of all epochs is then stretched to fit. None if its end is set by epochs.
+    """
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    num_steps = config.epochs * steps_per_epoch
+    position = step if used_share is None else used_share * num_steps
     if config.schedule == "step":
-        num_drops = sum(step >= epoch * steps_per_epoch for epoch in config.lr_drop_epochs)
+        num_drops = sum(position >= epoch * steps_per_epoch for epoch in config.lr_drop_epochs)
         return warmup * DROP_FACTOR**num_drops
-    return warmup * cosine_factor(
-        step - config.warmup_steps, config.epochs * steps_per_epoch - config.warmup_steps
-    )
+    return warmup * cosine_factor(position - config.warmup_steps, num_steps - config.warmup_steps)
 
 
-def cosine_factor(step: int, num_steps: int) -> float:
+def cosine_factor(step: float, num_steps: int) -> float:
     """Half a cosine from 1 at step 0 to 0 at `num_steps`; 1 before."""
     progress = min(1.0, max(0.0, step / max(1, num_steps)))
     return 0.5 * (1 + math.cos(math.pi * progress))

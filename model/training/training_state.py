@@ -29,8 +29,15 @@ class Progress:
     step_in_epoch: int = 0  # optimiser steps of the current epoch
     step: int = 0  # optimiser steps of the run
     start_seconds: float = 0.0  # before step 1: loading or pre-training the first weights
-    seconds: float = 0.0  # in training and evaluation, over all sessions
+    seconds: float = 0.0  # since then, over all sessions
+    step_seconds: float = 0.0  # of these, in steps
+    evaluation_seconds: float = 0.0  # of the longest evaluation
     best_ap: float | None = None
+
+    @property
+    def total_seconds(self) -> float:
+        """All the time of the run so far."""
+        return self.start_seconds + self.seconds
 
 
 @dataclass
@@ -125,7 +132,7 @@ def read_last_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] |
 def read_training_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
     """The content of a state file that this run may continue.
 
-    The number of epochs may be larger than in the saved run, and the same data may be renamed.
+    A run may be made longer (more epochs or minutes), and the same data may be renamed.
 
     Raises:
         DamagedState: no such file, or not a training state.
@@ -146,12 +153,14 @@ def read_training_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, An
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} has format {version}, this version reads {FORMAT_VERSION}")
     before, now = _comparable(saved["fingerprint"]), _comparable(fingerprint)
-    if now["config"]["epochs"] > before["config"]["epochs"]:
-        log.info(
-            "%s epochs instead of %s: the learning rates to come are those of the longer run",
-            *(now["config"]["epochs"], before["config"]["epochs"]),
-        )
-        before["config"]["epochs"] = now["config"]["epochs"]
+    for length in ("epochs", "minutes"):
+        ours, theirs = now["config"][length], before["config"].get(length)
+        if ours is not None and theirs is not None and ours > theirs:
+            log.info(
+                "%s %s instead of %s: the learning rates to come are those of the longer run",
+                *(ours, length, theirs),
+            )
+            before["config"][length] = ours
     if lines := _differences(before, now):
         raise ValueError(
             f"{path} was saved by another run and cannot be continued by this one:\n  "

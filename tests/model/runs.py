@@ -121,7 +121,8 @@ def run_out_of_memory() -> None:
 def state_of(out_dir: Path) -> dict[str, Any]:
     """All that a run would go on from, but for the time it took."""
     state = torch.load(out_dir / "last.training.pt", weights_only=True)
-    del state["progress"]["seconds"], state["progress"]["start_seconds"]
+    for name in [name for name in state["progress"] if name.endswith("seconds")]:
+        del state["progress"][name]
     return state
 
 

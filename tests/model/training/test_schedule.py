@@ -1,6 +1,7 @@
 """Parameter groups, learning rates and the moving average."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -50,6 +51,18 @@ def test_the_cosine_schedule_warms_up_and_ends_at_zero() -> None:
     factors = [schedule_factor(step, 10, config=config) for step in (0, 4, 9, 10, 60, 110)]
 
     assert factors == pytest.approx([0.1, 0.5, 1, 1, 0.5, 0])
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine"])
+def test_by_time_at_an_even_pace_the_schedule_is_the_same(
+    schedule: Literal["step", "cosine"],
+) -> None:
+    config = replace(tiny(), schedule=schedule, warmup_steps=10, epochs=10, lr_drop_epochs=(4, 8))
+
+    by_steps = [schedule_factor(step, 8, config=config) for step in range(80)]
+    by_time = [schedule_factor(step, 8, config=config, used_share=step / 80) for step in range(80)]
+
+    assert by_time == pytest.approx(by_steps)
 
 
 def test_the_rate_of_each_group_is_scaled() -> None:

@@ -1,0 +1,80 @@
+"""The time that a run takes, and the end of a run that is given its time in advance."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from model.config import TrainConfig
+from model.training.training_state import Progress
+
+Clock = Callable[[], float]  # seconds since some moment, as time.monotonic
+EVALUATIONS_AT_THE_END = 2  # of the images alone, then with padding
+
+
+@dataclass
+class RunTime:
+    """Counts all the time of a run in its progress, over all sessions.
+
+    With `config.minutes`, the run is over when another step and the last evaluations would take
+    longer than that. What they take is measured: the mean of all steps, the longest evaluation.
+    """
+
+    progress: Progress
+    config: TrainConfig
+    clock: Clock = time.monotonic
+    _counted_until: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._counted_until = self.clock()
+
+    def count(self) -> float:
+        """Add the seconds since the last call, or since the start, and return them."""
+        now = self.clock()
+        seconds = now - self._counted_until
+        self._counted_until = now
+        self.progress.seconds += seconds
+        return seconds
+
+    def count_step(self) -> None:
+        """Count what the step took that has just ended."""
+        self.progress.step_seconds += self.count()
+
+    def count_evaluation(self) -> None:
+        """Count what the evaluation took that has just ended."""
+        self.progress.evaluation_seconds = max(self.progress.evaluation_seconds, self.count())
+
+    @property
+    def used_share(self) -> float | None:
+        """How much of the time for training has passed, 0 to 1; None if the run has no limit."""
+        if self.config.minutes is None:
+            return None
+        return min(1.0, self.progress.total_seconds / max(self._seconds_for_training, 1e-9))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run ends before its next step, unless an epoch is still to be evaluated."""
+        if self.config.minutes is None:
+            return self.progress.epoch >= self.config.epochs
+        pace = self.progress.step_seconds / max(1, self.progress.step)
+        return self.progress.total_seconds + pace > self._seconds_for_training
+
+    def epoch_name(self, number: int) -> str:
+        """What to call the epoch with that number, counted from 1."""
+        if self.config.minutes is None:
+            return f"epoch {number}/{self.config.epochs}"
+        share = self.progress.total_seconds / (self.config.minutes * 60)
+        return f"epoch {number} ({share:.0%} of {self.config.minutes:g} minutes)"
+
+    def left(self, steps_per_epoch: int) -> timedelta:
+        """The time that the run will go on, without evaluation if it has no limit."""
+        progress = self.progress
+        if self.config.minutes is None:
+            steps = self.config.epochs * steps_per_epoch - progress.step
+            return timedelta(seconds=round(progress.seconds / progress.step * steps))
+        return timedelta(seconds=round(self.config.minutes * 60 - progress.total_seconds))
+
+    @property
+    def _seconds_for_training(self) -> float:
+        reserve = EVALUATIONS_AT_THE_END * self.progress.evaluation_seconds
+        return (self.config.minutes or 0.0) * 60 - reserve
