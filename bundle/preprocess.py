@@ -5,6 +5,7 @@ call it. Normalisation happens inside the graph, which takes uint8.
 """
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -65,6 +66,7 @@ _UPRIGHT: dict[int, Callable[[MatLike], MatLike]] = {
     7: lambda pixels: cv2.flip(cv2.transpose(pixels), -1),
     8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
+_LOST_BLOCKS = re.compile("premature end of data segment|found marker")  # libjpeg's warnings
 _STRIP_PIXELS = 1 << 20  # converted at a time, so that a large image is in memory only once
 
 Uint8Array = npt.NDArray[np.uint8]
@@ -127,14 +129,12 @@ def decode_image(
 
     The format is recognised by content. EXIF orientation is applied, transparency becomes white,
     16-bit samples are scaled by the largest one present, and animations yield their first frame. A
-    JPEG may lack its end marker, but nothing else.
+    JPEG may lack its end marker, but nothing before it.
 
     Raises:
         UnsupportedImage: the content is not of an accepted format.
         UndecodableImage: empty, truncated or corrupt, or more than `max_pixels` by its header.
     """
-    if not data:
-        raise UndecodableImage("expected an image, got 0 bytes")
     image_format = _sniff_format(data, formats)
     with _decoding(image_format):
         image = _open(data, image_format, max_pixels)
@@ -231,6 +231,8 @@ def pad_batch(images: list[Uint8Array], min_side: int = 1) -> tuple[Uint8Array, 
 
 
 def _sniff_format(data: bytes, formats: Sequence[str]) -> str:
+    if not data:
+        raise UndecodableImage("expected an image, got 0 bytes")
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WEBP"
     found = next((name for start, name in _SIGNATURES if data.startswith(start)), None)
@@ -269,15 +271,23 @@ def _decoding_bytes(image: Image.Image, data: bytes) -> int:
 
 
 def _faultless_jpeg(image: Image.Image, data: bytes) -> Uint8Array | None:
-    """What Pillow would give, in about two thirds of its time; None if Pillow has to decide."""
-    if image.format != "JPEG" or image.mode not in ("RGB", "L"):
+    """What Pillow would give, in about two thirds of its time; None if Pillow has to decide.
+
+    Raises UndecodableImage if blocks are missing, which Pillow would fill with grey.
+    """
+    if image.format != "JPEG":
         return None
     try:
         if simplejpeg.decode_jpeg_header(data)[:2] != (image.height, image.width):
             return None
-        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True))
-    except ValueError:  # strict: for a warning too
+        pixels = np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True))
+    except ValueError as error:  # strict: for a warning too
+        if _LOST_BLOCKS.search(str(error)):
+            raise UndecodableImage(
+                "the JPEG image is damaged: a part of its pixels is missing"
+            ) from error
         return None
+    return pixels if image.mode in ("RGB", "L") else None
 
 
 def _load(image: Image.Image, data: bytes, image_format: str, max_pixels: int) -> Image.Image:

@@ -84,7 +84,7 @@ def test_a_damaged_jpeg_is_refused_or_decodes_as_pillow_decodes_it(
 
     outcomes = [(decoded_or_none(data), pixels_of_pillow(data)) for data in damaged]
 
-    assert all(decoded == expected for decoded, expected in outcomes)
+    assert all(decoded in (None, expected) for decoded, expected in outcomes)
     num_refused = sum(decoded is None for decoded, _ in outcomes)
     assert 10 < num_refused < 290
 

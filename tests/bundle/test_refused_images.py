@@ -1,4 +1,6 @@
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +12,15 @@ from bundle.preprocess import (
     UndecodableImage,
     UnsupportedImage,
     decode_image,
+    read_header,
 )
 from tests.bundle.image_files import PIXELS, Encode, exif_of, png
 
 
-def test_nothing_is_no_image() -> None:
+@pytest.mark.parametrize("read", [decode_image, read_header])
+def test_nothing_is_no_image(read: Callable[[bytes], object]) -> None:
     with pytest.raises(UndecodableImage, match="0 bytes"):
-        decode_image(b"")
+        read(b"")
 
 
 @pytest.mark.parametrize(
@@ -73,6 +77,27 @@ def is_refused_or(pixels: np.ndarray, data: bytes) -> bool:
         return np.array_equal(decode_image(data), pixels)
     except UndecodableImage as error:
         return "the JPEG image is damaged" in str(error)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_with_a_hole_before_its_end_marker_is_refused(
+    encode: Encode, mode: str, options: dict[str, Any]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise).convert(mode), "JPEG", **options)
+
+    pieces = [data[:size] + b"\xff\xd9" for size in range(1000, len(data) - 100, 101)]
+
+    assert [len(piece) for piece in pieces if not is_refused_or(noise, piece)] == []
+
+
+def test_a_jpeg_with_spare_bytes_before_its_end_marker_is_decoded(
+    encode: Encode, scene: np.ndarray
+) -> None:
+    data = encode(scene, "JPEG")
+
+    np.testing.assert_array_equal(decode_image(data[:-2] + b"\0\0\xff\xd9"), decode_image(data))
 
 
 def test_a_jpeg_that_breaks_off_between_two_scans_is_refused(
