@@ -4,7 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-_ARCHIVES = ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"7z\xbc\xaf", "7z"))
+# First bytes of a file, what it is, and what to do.
+_OTHERS = (
+    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (b"PK\x03\x04", "a zip archive; unpack it first"),
+    (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the file by `git lfs pull`"),
+    (b"<", "an HTML or XML page; download the file itself"),
+)
 
 
 def read_json(data: bytes, path: Path) -> Any:
@@ -16,9 +23,10 @@ def read_json(data: bytes, path: Path) -> Any:
     Raises:
         ValueError: it is not valid JSON; says what it is, if it is recognised.
     """
-    archive = next((kind for start, kind in _ARCHIVES if data.startswith(start)), None)
-    if archive is not None:
-        raise ValueError(f"{path}: not valid JSON but a {archive} archive; unpack it first")
+    beginning = data[:64].lstrip()
+    other = next((kind for start, kind in _OTHERS if beginning.startswith(start)), None)
+    if other is not None:
+        raise ValueError(f"{path}: not valid JSON but {other}")
     if not data.strip():
         raise ValueError(f"{path}: not valid JSON: the file is empty")
     try:
@@ -30,6 +38,8 @@ def read_json(data: bytes, path: Path) -> Any:
     except json.JSONDecodeError as error:
         hint = "; is it one JSON value per line? Put them into one list" * _is_lines(data)
         raise ValueError(f"{path}: not valid JSON: {error}{hint}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f"{path}: {str(error).split(';')[0]}") from error
 
 
 def _is_lines(data: bytes) -> bool:

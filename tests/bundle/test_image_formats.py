@@ -29,6 +29,10 @@ from bundle.image_formats import describe_content
         (b"data:image/png;base64,", "a data: URL; send the decoded bytes"),
         (b"/9j/4AAQ", "an image in base64; send the decoded bytes"),
         (b'{"image": ""}', "JSON; send the image as a form file or as the body"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "a Git LFS pointer; fetch the file by `git lfs pull`",
+        ),
         (b"hello, world", "content of an unknown kind (it starts with b'hello, w')"),
         (b"\xff\xd8", "content of an unknown kind (it starts with b'\\xff\\xd8')"),
         (b"", "content of an unknown kind (it starts with b'')"),

@@ -39,8 +39,15 @@ def zipped() -> bytes:
         (TEXT.encode()[:-3], "Unterminated string"),
         (b'{"a": 1}\n{"a": 2}\n', "one JSON value per line"),
         (b"0 0.5 0.5 0.1 0.1\n", "Extra data"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"\n<!DOCTYPE html>", "an HTML or XML page"),
     ],
 )
 def test_a_file_that_is_no_json_is_named(data: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=rf"^train\.json: not valid JSON.*{message}"):
         read_json(data, PATH)
+
+
+def test_a_number_without_end_is_refused_with_the_name_of_the_file() -> None:
+    with pytest.raises(ValueError, match=r"^train\.json: Exceeds the limit"):
+        read_json(b"9" * 5000, PATH)
