@@ -14,7 +14,7 @@ from typing import Any
 from bundle.json_file import read_json
 from bundle.manifest import ClassInfo
 from model.data.faults import Fault, shown
-from model.data.fields import read_box, read_flag, read_id, read_number, read_size
+from model.data.fields import is_unicode, read_box, read_flag, read_id, read_number, read_size
 
 _SECTIONS = ("images", "annotations", "categories")
 _FORMS = {
@@ -236,7 +236,7 @@ class _Reader:
         value = entry.get(key)
         if key == "name" and isinstance(value, int) and not isinstance(value, bool):
             return str(value)
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or not value.strip() or not is_unicode(value):
             raise self._malformed(where, entry, key)
         return value
 

@@ -18,6 +18,11 @@ def read_id(value: object) -> int | str | None:
     return int(number)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether text can be written to a file; half of a surrogate pair, as `\\ud800`, cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def read_number(value: object) -> float | None:
     """A finite number, perhaps written as text; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):

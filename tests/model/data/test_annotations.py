@@ -230,8 +230,8 @@ def test_what_a_file_of_another_format_holds_is_shown(tmp_path, content):
     assert str(error.value).endswith(repr(content))
 
 
-@pytest.mark.parametrize("name", ["", " ", "\n"])
-def test_a_blank_name_is_none(read, name):
+@pytest.mark.parametrize("name", ["", " ", "\n", "\ud800"])
+def test_a_blank_or_unwritable_name_is_none(read, name):
     assert [fault.kind for fault in read(category={"name": name}).faults] == ["malformed"]
 
 
