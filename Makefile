@@ -3,7 +3,11 @@
 
 VENV = .venv
 BIN = $(VENV)/bin
-PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+
+# Packages are compiled by every core, not by pip's one, and without the tests that some bring.
+# A file that is no Python of this version, such as a template, is left as it is.
+COMPILE = $(BIN)/python -m compileall -q -j 0 -x '/tests/' $(VENV)/lib >/dev/null 2>&1 || true
 
 # Threads of torch that wait sleep instead of spinning: where the cores have other work, two
 # threads that spin train at a sixth of the speed.
@@ -111,12 +115,14 @@ $(VENV)/pip.stamp:
 $(VENV)/service.stamp: pyproject.toml constraints.txt | $(VENV)/pip.stamp
 	@echo 'installing what serving needs into $(VENV)'
 	@$(PIP) --group service
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/full.stamp: pyproject.toml constraints.txt | $(VENV)/pip.stamp
 	@echo 'installing what training, export and tests need into $(VENV)'
 	@$(PIP) --group dev
 	@$(PIP) --no-deps --group headers
+	@$(COMPILE)
 	@touch $(VENV)/service.stamp $@
 
 # Looks again every time: a compiler may have been installed since.

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from plugins import library
 
@@ -46,13 +47,15 @@ X86_FLAGS = {
 class Library:
     """One shared library: its file name, sources, and what a binding needs of its framework.
 
-    Its compiler is that for C++ where none is named.
+    Its compiler is that for C++ where none is named. Only its files in bindings/ get
+    `binding_flags`, so that libraries can share the objects of their other files.
     """
 
     name: str
     sources: tuple[Path, ...]
     compiler: str | None = None
     flags: tuple[str, ...] = FLAGS
+    binding_flags: tuple[str, ...] = ()
     link_flags: tuple[str, ...] = ("-pthread",)
 
 
@@ -80,7 +83,7 @@ def _openvino_extension() -> Iterator[Library]:
     yield Library(
         library.openvino_extension(),
         (OP / "bindings" / "openvino_extension.cpp", *cpu_kernels()),
-        flags=(*FLAGS, "-isystem", str(root / "include")),
+        binding_flags=("-isystem", str(root / "include")),
         # Its code has to outlive the last node of a graph, which may outlive the runtime's core.
         link_flags=("-pthread", "-Wl,-z,nodelete,-z,defs", *map(str, runtime)),
     )
@@ -131,41 +134,45 @@ def tensorrt_headers() -> Path | None:
     return next((folder for folder in folders if (folder / "NvInferRuntime.h").exists()), None)
 
 
-def build(compiler: str, wanted: Library) -> bool:
+def build(compiler: str, wanted: Library, *, objects: Path) -> bool:
     """Make a library unless it is up to date; True if it had to be made.
 
-    `compiler` is that for C++.
+    Args:
+        compiler: that for C++.
+        objects: folder for compiled files. One that is there, of the same command, is used again:
+            no source may have changed since.
 
     Raises:
         RuntimeError: the compiler failed; the message is what it said.
     """
     compiler = wanted.compiler or compiler
-    commands = {source: _command(compiler, wanted, source) for source in wanted.sources}
-    key = _key([*commands.values(), list(wanted.link_flags)], wanted.sources)
+    commands = [_command(compiler, wanted, source) for source in wanted.sources]
+    key = _key([*commands, list(wanted.link_flags)], wanted.sources)
     target, stamp = library.FOLDER / wanted.name, library.FOLDER / f"{wanted.name}.key"
     if target.exists() and stamp.exists() and stamp.read_text() == key:
         return False
-    work = library.FOLDER / f"{wanted.name}.{os.getpid()}"
-    work.mkdir(parents=True)
-    try:
-        objects = {source: work / f"{source.stem}.o" for source in wanted.sources}
-        jobs = [[*commands[source], "-o", str(out)] for source, out in objects.items()]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_run, jobs))
-        made = work / wanted.name
-        linked = ["-o", str(made), *map(str, objects.values()), *wanted.link_flags]
-        _run([compiler, "-shared", *linked])
-        os.replace(made, target)
-        stamp.write_text(key)
-    finally:
-        shutil.rmtree(work)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        compiled = list(pool.map(lambda command: _compile(command, objects), commands))
+    made = objects / wanted.name
+    linked = ["-o", str(made), *map(str, compiled), *wanted.link_flags]
+    _run([compiler, "-shared", *linked])
+    os.replace(made, target)
+    stamp.write_text(key)
     return True
 
 
 def _command(compiler: str, wanted: Library, source: Path) -> list[str]:
     is_x86 = platform.machine() in ("x86_64", "AMD64")
     own = X86_FLAGS.get(source.name, ()) if is_x86 else ()
-    return [compiler, *wanted.flags, *own, "-c", str(source)]
+    binding = wanted.binding_flags if source.parent.name == "bindings" else ()
+    return [compiler, *wanted.flags, *binding, *own, "-c", str(source)]
+
+
+def _compile(command: list[str], objects: Path) -> Path:
+    target = objects / f"{hashlib.sha256(repr(command).encode()).hexdigest()}.o"
+    if not target.exists():
+        _run([*command, "-o", str(target)])
+    return target
 
 
 def _key(commands: list[list[str]], sources: tuple[Path, ...]) -> str:
@@ -191,15 +198,16 @@ def main() -> int:
     if shutil.which(compiler) is None:
         print(f"no C++ compiler ({compiler}): nothing native is built; standard operators serve")
         return 0
-    for wanted in libraries():
-        try:
-            made = build(compiler, wanted)
-        except RuntimeError as error:
-            variable = "NVCC" if wanted.compiler else "CXX"
-            without = f"{variable}=none does without"
-            print(f"{wanted.name}: not built; {without}\n{error}", file=sys.stderr)
-            return 1
-        print(f"{wanted.name}: {'built' if made else 'up to date'}")
+    with TemporaryDirectory(prefix="objects.", dir=library.FOLDER) as objects:
+        for wanted in libraries():
+            try:
+                made = build(compiler, wanted, objects=Path(objects))
+            except RuntimeError as error:
+                variable = "NVCC" if wanted.compiler else "CXX"
+                without = f"{variable}=none does without"
+                print(f"{wanted.name}: not built; {without}\n{error}", file=sys.stderr)
+                return 1
+            print(f"{wanted.name}: {'built' if made else 'up to date'}")
     return 0
 
 

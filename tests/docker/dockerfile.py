@@ -103,7 +103,9 @@ def _copy(stage: Stage, words: list[str], stages: dict[str, Stage], context: Pat
 
 def _run(stage: Stage, command: str) -> None:
     command = re.sub(r"^python(?= )", f"{sys.base_prefix}/bin/python3", command)
+    command = command.replace(" --no-cache-dir", "")  # it has what `make install` downloaded
     pip = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_"))}
+    pip["PIP_NO_COMPILE"] = "1"  # which takes longer than the few starts here without byte code
     subprocess.run(
         stage.rewrite(command),
         shell=True,

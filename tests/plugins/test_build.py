@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -15,8 +16,10 @@ needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where libraries are looked for and put, instead of build/plugins."""
-    monkeypatch.setattr(library, "FOLDER", tmp_path / "built")
-    return tmp_path / "built"
+    built = tmp_path / "built"
+    built.mkdir()
+    monkeypatch.setattr(library, "FOLDER", built)
+    return built
 
 
 @pytest.fixture
@@ -27,11 +30,17 @@ def one_function(tmp_path: Path) -> Library:
     return Library("libone.so", (source,))
 
 
+def make(wanted: Library) -> bool:
+    """Build a library whose sources may have changed since it was built before."""
+    with TemporaryDirectory() as objects:
+        return build.build(COMPILER, wanted, objects=Path(objects))
+
+
 @needs_compiler
 def test_a_library_is_made_once(folder: Path, one_function: Library) -> None:
     assert library.find("libone.so") is None
 
-    made = [build.build(COMPILER, one_function) for _ in range(3)]
+    made = [make(one_function) for _ in range(3)]
 
     assert made == [True, False, False]
     assert library.find("libone.so") == folder / "libone.so"
@@ -41,14 +50,14 @@ def test_a_library_is_made_once(folder: Path, one_function: Library) -> None:
 @needs_compiler
 @pytest.mark.usefixtures("folder")
 def test_a_library_is_made_again_when_a_source_or_a_flag_changes(one_function: Library) -> None:
-    build.build(COMPILER, one_function)
+    make(one_function)
 
     one_function.sources[0].write_text('extern "C" int one() { return 2; }\n')
     with_flag = Library(one_function.name, one_function.sources, flags=(*build.FLAGS, "-g"))
 
-    assert build.build(COMPILER, one_function)
-    assert build.build(COMPILER, with_flag)
-    assert not build.build(COMPILER, with_flag)
+    assert make(one_function)
+    assert make(with_flag)
+    assert not make(with_flag)
 
 
 @needs_compiler
@@ -60,23 +69,44 @@ def test_headers_are_part_of_what_a_library_is_made_from(
     header = tmp_path / "core" / "some.h"
     header.parent.mkdir()
     header.write_text("#define ONE 1\n")
-    build.build(COMPILER, one_function)
+    make(one_function)
 
     header.write_text("#define ONE 2\n")
 
-    assert build.build(COMPILER, one_function)
+    assert make(one_function)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("folder")
+def test_what_two_libraries_are_made_of_is_compiled_once(
+    tmp_path: Path, one_function: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    run = build._run
+    monkeypatch.setattr(build, "_run", lambda command: (commands.append(command), run(command)))
+    binding = tmp_path / "bindings" / "framework.cpp"
+    binding.parent.mkdir()
+    binding.write_text("int framework() { return FRAMEWORK; }\n")
+    sources = (*one_function.sources, binding)
+    other = Library("libother.so", sources, binding_flags=("-DFRAMEWORK=2",))
+
+    made = [build.build(COMPILER, wanted, objects=tmp_path) for wanted in (one_function, other)]
+
+    compiled = [command[-3] for command in commands if "-c" in command]
+    assert made == [True, True]
+    assert compiled == [str(one_function.sources[0]), str(binding)]
 
 
 @needs_compiler
 def test_a_source_that_does_not_compile_leaves_the_library_of_before(
     folder: Path, one_function: Library
 ) -> None:
-    build.build(COMPILER, one_function)
+    make(one_function)
     before = (folder / "libone.so").read_bytes()
     one_function.sources[0].write_text("int one( {\n")
 
     with pytest.raises(RuntimeError, match="error: expected"):
-        build.build(COMPILER, one_function)
+        make(one_function)
 
     assert (folder / "libone.so").read_bytes() == before
     assert sorted(path.name for path in folder.iterdir()) == ["libone.so", "libone.so.key"]
