@@ -23,6 +23,7 @@ DATA =
 OUT =
 RESUME =
 INIT =
+VAL_FRACTION =
 CHECKPOINT =
 VARIANT =
 FORMAT =
@@ -40,7 +41,7 @@ EVERYWHERE = PYTHON VENV BIN PIP CXX NVCC NATIVE RESOLVE SIDE_BY_SIDE SHELL DETR
 GOALS = $(or $(MAKECMDGOALS),help)
 given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 taken = $(sort $(foreach goal,$(GOALS),$(shell \
-	sed -n 's/^$(goal):.*## //p' $(firstword $(MAKEFILE_LIST)) | grep -o '[[:upper:]]*=' | tr -d '=')))
+	sed -n 's/^$(goal):.*## //p' $(firstword $(MAKEFILE_LIST)) | grep -o '[[:upper:]_]*=' | tr -d '=')))
 lower = $(shell echo '$(1)' | tr '[:upper:]' '[:lower:]')
 as_settings = $(foreach name,$(1),$(call lower,$(name))=$($(name)))
 UNKNOWN := $(filter-out $(EVERYWHERE),$(given))
@@ -79,20 +80,21 @@ detect: $(VENV)/service.stamp $(NATIVE) ## detect in images and folders: PATHS= 
 	$(BIN)/python -m service.detect "$$@" $(call option,BUNDLE,bundle) $(call option,OUT,out) \
 	$(call option,ANNOTATIONS,annotations) $(ARGS)
 
-train: $(VENV)/full.stamp $(NATIVE) ## train a model, the demo unless told otherwise [CONFIG= SET='field=value ...' DATA= OUT= RESUME= INIT= ARGS=]
+train: $(VENV)/full.stamp $(NATIVE) ## train a model, the demo unless told otherwise [CONFIG= SET='field=value ...' DATA= VAL_FRACTION= OUT= RESUME= INIT= ARGS=]
 	$(BIN)/python -m model.train $(call option,CONFIG,config) $(call option,SET,set) \
-	$(call option,DATA,data) $(call option,OUT,out) $(call option,RESUME,resume) $(call option,INIT,init) $(ARGS)
+	$(call option,DATA,data) $(call option,VAL_FRACTION,val-fraction) \
+	$(call option,OUT,out) $(call option,RESUME,resume) $(call option,INIT,init) $(ARGS)
 
-evaluate: $(VENV)/full.stamp $(NATIVE) ## COCO AP of CHECKPOINT= or BUNDLE=, the demo's unless told otherwise [DATA= OUT= ARGS=]
+evaluate: $(VENV)/full.stamp $(NATIVE) ## COCO AP of CHECKPOINT= or BUNDLE=, the demo's unless told otherwise [DATA= VAL_FRACTION= OUT= ARGS=]
 	$(BIN)/python -m $(if $(CHECKPOINT),model.evaluate --checkpoint $(call quote,$(CHECKPOINT)),\
 	export.evaluate --bundle $(call quote,$(or $(BUNDLE),bundles/demo))) \
-	$(call option,DATA,data) $(call option,OUT,out) $(ARGS)
+	$(call option,DATA,data) $(call option,VAL_FRACTION,val-fraction) $(call option,OUT,out) $(ARGS)
 
 export: CHECKPOINT = runs/demo/best.safetensors
 export: BUNDLE = runs/demo/bundle
-export: $(VENV)/full.stamp $(NATIVE) ## turn a checkpoint into a bundle [CHECKPOINT= BUNDLE= PRECISION=fp32|fp16|bf16|int8 DATA= RUNTIME=tensorrt SHAPES= ARGS=]
+export: $(VENV)/full.stamp $(NATIVE) ## turn a checkpoint into a bundle [CHECKPOINT= BUNDLE= PRECISION=fp32|fp16|bf16|int8 DATA= VAL_FRACTION= RUNTIME=tensorrt SHAPES= ARGS=]
 	$(BIN)/python -m export $(call quote,$(CHECKPOINT)) --out $(call quote,$(BUNDLE)) \
-	$(call option,PRECISION,precision) $(call option,DATA,data) $(call option,RUNTIME,runtime) $(if $(SHAPES),--shapes $(SHAPES)) $(ARGS)
+	$(call option,PRECISION,precision) $(call option,DATA,data) $(call option,VAL_FRACTION,val-fraction) $(call option,RUNTIME,runtime) $(if $(SHAPES),--shapes $(SHAPES)) $(ARGS)
 
 weights: $(VENV)/full.stamp ## download and convert published weights: VARIANT=base|refine|two_stage|resnet50 [FORMAT= OUT= ARGS=]
 	$(BIN)/python -m model.weights $(VARIANT) $(call option,FORMAT,format) $(call option,OUT,out) $(ARGS)

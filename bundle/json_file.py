@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+_SEEN_BYTES = 8192  # enough to tell formats apart
 # First bytes of a file, what it is, and what to do.
 _OTHERS = (
     (b"\x1f\x8b", "a gzip archive; unpack it first"),
@@ -40,6 +41,14 @@ def read_json(data: bytes, path: Path) -> Any:
         raise ValueError(f"{path}: not valid JSON: {error}{hint}") from error
     except ValueError as error:  # a number of thousands of digits
         raise ValueError(f"{path}: {str(error).split(';')[0]}") from error
+
+
+def starts_with(file: Path, first: str, *others: str) -> bool:
+    """Whether a file begins with a character of JSON, and has one of the others soon after it."""
+    with file.open("rb") as stream:
+        data = stream.read(_SEEN_BYTES)
+    text = data.decode(json.detect_encoding(data), errors="ignore").lstrip()
+    return text.startswith(first) and any(other in text for other in others)
 
 
 def _is_lines(data: bytes) -> bool:

@@ -11,7 +11,8 @@ from bundle.manifest import Precision
 from engines.base import EngineFailure
 from export.graph.tensorrt_plan import SHAPE_FORMAT, find_planner
 from model.checkpoints.file_kind import require_checkpoint
-from model.data.layouts import locate
+from model.data.data_set import add_val_fraction
+from model.data.layouts import require_split
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,9 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data",
         type=Path,
-        help="data set in COCO's format: its split train calibrates int8; its split val is used to "
+        help="directory of a data set: its split train calibrates int8; its split val is used to "
         "measure AP, to try fp16 and for samples; default: the demo's, for fp16 photographs",
     )
+    add_val_fraction(parser)
     parser.add_argument(
         "--runtime",
         choices=("onnx", "tensorrt"),
@@ -60,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.shapes and args.runtime != "tensorrt":
         parser.error("SHAPES= (--shapes) needs RUNTIME=tensorrt (--runtime)")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("export").setLevel(logging.INFO)
+    for ours in ("export", "model.data"):
+        logging.getLogger(ours).setLevel(logging.INFO)
     try:
         _export(args)
     except (ValueError, OSError, EngineFailure) as error:
@@ -76,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _export(args: argparse.Namespace) -> None:
     require_checkpoint(args.checkpoint)
     if args.data is not None:
-        locate(args.data, "val")
+        require_split(args.data, "val", val_fraction=args.val_fraction)
     # PyTorch takes seconds to import, so mistyped arguments are reported first.
     from export.bundle_writer import preprocess_of
     from export.recipe import export_bundle
@@ -91,6 +94,7 @@ def _export(args: argparse.Namespace) -> None:
         args.out,
         precision=args.precision,
         data_dir=args.data,
+        val_fraction=args.val_fraction,
         name=args.name,
         samples=args.samples,
         planner=planner,

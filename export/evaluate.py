@@ -1,6 +1,7 @@
 """python -m export.evaluate --bundle DIR: COCO's numbers for a bundle, as it is served."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -19,6 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, required=True, help="directory of the bundle")
     add_arguments(parser)
     args = parser.parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("model.data").setLevel(logging.INFO)
     try:
         require_data(args)
         bundle = Bundle.load(args.bundle)

@@ -6,6 +6,7 @@ refuses it.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -55,7 +56,7 @@ class Verdict(NamedTuple):
 class Recipe(NamedTuple):
     """How a bundle of one precision is made from one in float32."""
 
-    open_data: Callable[[Path | None, Sequence[ClassInfo]], Data]
+    open_data: Callable[..., Data]  # as `open_splits`
     write: Callable[[Bundle, Materials], Bundle]  # changes the graphs of the copy it is given
     judge: Callable[[Bundle, Materials], Verdict]  # raises Refused
     instead: str  # what to export if the judge refuses
@@ -64,10 +65,12 @@ class Recipe(NamedTuple):
 # --- fp32
 
 
-def _open_val(data_dir: Path | None, classes: Sequence[ClassInfo]) -> Data:
+def _open_val(
+    data_dir: Path | None, classes: Sequence[ClassInfo], *, val_fraction: float | None
+) -> Data:
     if data_dir is None:
         return Data()
-    val = open_evaluation_data(data_dir, "val", classes=classes)
+    val = open_evaluation_data(data_dir, "val", classes=classes, val_fraction=val_fraction)
     require_classes(classes, val.classes)
     return Data(val=val)
 
@@ -125,17 +128,20 @@ def _agreement_images(bundle: Bundle, data: EvaluationData | None) -> list[Uint8
 # --- bf16 and int8: judged by AP, as they are served
 
 
-def open_splits(data_dir: Path | None, classes: Sequence[ClassInfo]) -> Data:
+def open_splits(
+    data_dir: Path | None, classes: Sequence[ClassInfo], *, val_fraction: float | None = None
+) -> Data:
     """The splits train and val in a directory; without one, the demo's if the classes are its own.
 
     Raises:
         ValueError: neither applies, other classes, or faulty data, such as a split without images.
     """
-    val = open_evaluation_data(data_dir, "val", classes=classes)
+    opened = partial(open_evaluation_data, data_dir, classes=classes, val_fraction=val_fraction)
+    val = opened("val")
     train = (
         digits.DigitsDataset("train", num_images=calibration.NUM_IMAGES)
         if data_dir is None
-        else open_evaluation_data(data_dir, "train", classes=classes)
+        else opened("train")
     )
     for dataset in (train, val):
         require_classes(classes, dataset.classes)

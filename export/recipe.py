@@ -34,6 +34,7 @@ def export_bundle(
     *,
     precision: Precision = "fp32",
     data_dir: Path | None = None,
+    val_fraction: float | None = None,
     name: str | None = None,
     samples: Sequence[Path] | None = None,
     planner: Planner | None = None,
@@ -41,9 +42,10 @@ def export_bundle(
     """Export, verify, judge and write a bundle to the directory `out`, replacing a bundle there.
 
     Args:
-        data_dir: data set in COCO's format: its split train calibrates int8; its split val is used
+        data_dir: of a data set: its split train calibrates int8; its split val is used
             to measure AP, to try fp16 and, without `samples`, for a few samples. If None, the
             demo's; for fp16, photographs.
+        val_fraction: the part of its images that becomes its split val where it has none.
         name: of the model; if None, see `default_name`.
         samples: image files that the page offers and the graph is verified on; if None, a few
             validation images of the data set, or of the demo if the model knows its digits.
@@ -57,7 +59,7 @@ def export_bundle(
         In all cases `out` is left as it was.
     """
     require_replaceable(out)
-    data = RECIPES[precision].open_data(data_dir, checkpoint.classes)
+    data = RECIPES[precision].open_data(data_dir, checkpoint.classes, val_fraction=val_fraction)
     chosen = data.val if data_dir is not None else None
     sample_files = read_samples(checkpoint, samples, data=chosen)
     model = DetectionModel(build_model(checkpoint), preprocess_of(checkpoint)).eval()

@@ -8,6 +8,7 @@ validation set. `--results FILE` scores existing detections in COCO's results fo
 """
 
 import argparse
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -15,12 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from model.checkpoints.file_kind import require_checkpoint
-from model.data.layouts import locate
+from model.data.data_set import add_val_fraction
+from model.data.layouts import require_split
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options shared by the evaluation of checkpoints and bundles."""
-    parser.add_argument("--data", type=Path, help="data set in COCO's format; default: the demo's")
+    parser.add_argument("--data", type=Path, help="directory of a data set; default: the demo's")
+    add_val_fraction(parser)
     parser.add_argument("--split", default="val", help="default: val")
     parser.add_argument("--out", type=Path, help="write the detections here, as COCO results JSON")
     parser.add_argument("--batch-size", type=_positive, default=1, help="default: 1, no padding")
@@ -65,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.results is not None and args.save_thresholds:
         parser.error("--save-thresholds writes into a checkpoint; --results has none")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("model.data").setLevel(logging.INFO)
     try:
         require_data(args)
         if args.results is None:
@@ -83,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def require_data(args: argparse.Namespace) -> None:
     """Raise ValueError where a data set is named and there is none."""
     if args.data is not None:
-        locate(args.data, args.split)
+        require_split(args.data, args.split, val_fraction=args.val_fraction)
 
 
 def _evaluate_checkpoint(args: argparse.Namespace) -> None:

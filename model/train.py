@@ -15,7 +15,8 @@ from pathlib import Path
 from model.checkpoints.file_kind import require_checkpoint
 from model.config import TrainConfig
 from model.configs import CONFIGS
-from model.data.layouts import locate_run
+from model.data.data_set import add_val_fraction
+from model.data.layouts import require_run_data
 from model.overrides import load_config
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FIELD=VALUE",
         help="settings to change, such as 'epochs=30 model.num_queries=100'",
     )
-    parser.add_argument("--data", type=Path, help="directory with a COCO-format data set")
+    parser.add_argument("--data", type=Path, help="directory of a data set, in any known format")
+    add_val_fraction(parser)
     parser.add_argument("--out", type=Path, help="directory to write to (default: runs/CONFIG)")
     parser.add_argument(
         "--resume",
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, changes = load_config(args.config, args.set)
         if changes:
             log.info("%s: %s", args.config, ", ".join(changes))
-        locate_run(config, args.data)
+        require_run_data(config, args.data, val_fraction=args.val_fraction)
         if args.init is not None and not _is_started(args.out or _default_out(config)):
             require_checkpoint(args.init)
     except ValueError as error:
@@ -79,7 +81,7 @@ def _train(config: TrainConfig, args: argparse.Namespace) -> int:
     try:
         return train(
             config,
-            open_data(config, args.data),
+            open_data(config, args.data, val_fraction=args.val_fraction),
             out_dir=args.out or _default_out(config),
             resume=args.resume,
             init=args.init,

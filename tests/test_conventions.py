@@ -36,7 +36,7 @@ MAX_LINES = 400
 
 # The options of every command, frozen: a new knob is a field of a config or of Settings.
 COMMANDS = {
-    "model.train": ["--config", "--data", "--init", "--out", "--resume", "--set"],
+    "model.train": ["--config", "--data", "--init", "--out", "--resume", "--set", "--val-fraction"],
     "model.evaluate": [
         *(
             "--batch-size",
@@ -48,15 +48,18 @@ COMMANDS = {
             "--results",
             "--save-thresholds",
             "--split",
+            "--val-fraction",
         ),
     ],
     "model.checkpoint convert": ["--classes", "--num-heads", "--num-queries"],
     "model.checkpoint show": [],
     "model.weights": ["--base-url", "--format", "--out"],
-    "model.data.check": ["--decode", "--split"],
+    "model.data.check": ["--decode", "--split", "--val-fraction"],
+    "model.data.convert": ["--out", "--val-fraction"],
     "model.data.digits": ["--num-images", "--seed", "--split"],
     "export": [
         *("--data", "--name", "--out", "--precision", "--runtime", "--samples", "--shapes"),
+        "--val-fraction",
     ],
     "export.evaluate": [
         "--batch-size",
@@ -67,6 +70,7 @@ COMMANDS = {
         "--padding",
         "--save-thresholds",
         "--split",
+        "--val-fraction",
     ],
     "export.published": ["--base-url", "--format", "--out"],
     "plugins.build": [],

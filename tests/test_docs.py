@@ -98,9 +98,9 @@ def test_every_make_target_says_what_it_does():
 def test_commands_in_the_documents_exist():
     wrong = []
     for page, line in commands():
-        for target, options in re.findall(r"(?:^|&& )make (\S+)((?: [A-Z]+=\S+)*)", line):
-            taken = re.findall(r"([A-Z]+)=", HELP.get(target, ""))
-            known = set(re.findall(r" ([A-Z]+)=", options)) <= set(taken)
+        for target, options in re.findall(r"(?:^|&& )make (\S+)((?: [A-Z_]+=\S+)*)", line):
+            taken = re.findall(r"([A-Z_]+)=", HELP.get(target, ""))
+            known = set(re.findall(r" ([A-Z_]+)=", options)) <= set(taken)
             wrong += [] if target in TARGETS and known else [f"{page}: {line}"]
         for module in re.findall(r"python -m ([a-z_.]+)", line):
             file = ROOT / module.replace(".", "/")

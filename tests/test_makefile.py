@@ -75,6 +75,7 @@ def test_several_paths_are_words_that_may_be_quoted_or_have_wildcards(
             ["train", "SET=epochs=3 model.dropout=0"],
             ["", "-m", "model.train", "--set", "epochs=3 model.dropout=0"],
         ),
+        (["train", "VAL_FRACTION=0.1"], ["", "-m", "model.train", "--val-fraction", "0.1"]),
         (["train", "DATA=~/my data"], ["", "-m", "model.train", "--data", "/nobody/my data"]),
         (
             ["export", "CHECKPOINT=my run/best.safetensors", "BUNDLE=my bundle", "SHAPES=1 2"],
@@ -164,13 +165,17 @@ def test_a_setting_of_the_service_and_the_environment_are_left_alone(
 
 def variables(text: str) -> set[str]:
     """The variables of the command line that a part of a recipe reads."""
-    options = re.findall(r"call (?:option|quote),(?:\$\()?([A-Z]+)", text)
-    return {*options, *re.findall(r"\$\(([A-Z]+)\)", text), *re.findall(r"if \$\(([A-Z]+)\)", text)}
+    options = re.findall(r"call (?:option|quote),(?:\$\()?([A-Z_]+)", text)
+    return {
+        *options,
+        *re.findall(r"\$\(([A-Z_]+)\)", text),
+        *re.findall(r"if \$\(([A-Z_]+)\)", text),
+    }
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_target_names_every_variable_that_it_reads(target: str) -> None:
     head, recipe = re.findall(rf"^{target}:.*?## (.*)\n((?:\t.*\n)*)", MAKEFILE, flags=re.M)[0]
-    inputs = set(re.findall(r"^([A-Z]+) =$", MAKEFILE, flags=re.M))
+    inputs = set(re.findall(r"^([A-Z_]+) =$", MAKEFILE, flags=re.M))
 
-    assert variables(recipe) & inputs == set(re.findall(r"([A-Z]+)=", head)) - {"PYTHON"}
+    assert variables(recipe) & inputs == set(re.findall(r"([A-Z_]+)=", head)) - {"PYTHON"}

@@ -1,20 +1,20 @@
-"""The only reader of COCO annotation files, shared by the check, training and evaluation.
+"""The only parser of annotations, which readers of all formats give as COCO's lists.
 
 Tools write the same fact in many ways: `iscrowd` as null or "0", `area` as 0, ids as text, sizes as
 floats or not at all. A value that can mean only one thing is accepted and noted; any other is a
 fault whose message shows the value.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bundle.json_file import read_json
 from bundle.manifest import ClassInfo
 from model.data.faults import Fault, shown
 from model.data.fields import is_unicode, read_box, read_flag, read_id, read_number, read_size
+from model.data.formats.source import Source
+from model.data.segmentation import box_of
 
 _SECTIONS = ("images", "annotations", "categories")
 _FORMS = {
@@ -56,13 +56,14 @@ class BoxEntry:
 
 @dataclass(frozen=True)
 class Annotations:
-    """An annotation file.
+    """The annotations of a split.
 
     Attributes:
+        file: the file, or the folder of files, that they stand in.
         classes: in the order of the file's categories; the position is the label.
         faults: entries that could not be read (fatal, and missing from the lists), and notes on
             how others were read.
-        sha256: of the file's bytes.
+        sha256: of what the files say.
         image_numbers, category_numbers: the number used for every id that is text in the file.
     """
 
@@ -76,32 +77,27 @@ class Annotations:
     category_numbers: Mapping[str, int] = field(default_factory=dict)
 
 
-def read_annotations(annotation_file: Path) -> Annotations:
-    """The content of an annotation file, normalised.
+def parse_annotations(source: Source) -> Annotations:
+    """The content of a split, normalised.
 
     Raises:
-        ValueError: it is missing, not JSON, or lacks the list images, annotations or categories.
+        ValueError: it lacks the list images, annotations or categories.
     """
-    try:
-        data = annotation_file.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{annotation_file}: cannot be read: {error}") from error
-    content = read_json(data, annotation_file)
+    content = source.content
     for section in _SECTIONS:
         if not isinstance(content, dict) or not isinstance(content.get(section), list):
             found = f"{section} is missing or not a list"
             found = found if isinstance(content, dict) else f"the file holds {shown(content)}"
             raise ValueError(
-                f"{annotation_file}: expected COCO's format, an object with the lists images, "
+                f"{source.file}: expected COCO's format, an object with the lists images, "
                 f"annotations and categories; {found}"
             )
-    reader = _Reader(content)
+    reader = _Reader(content, source.places)
     images, boxes = tuple(reader.images()), tuple(reader.boxes())
     classes = tuple(reader.classes(used_ids={box.category_id for box in boxes}))
-    faults = (*reader.faults, *reader.notes())
-    sha256 = hashlib.sha256(data).hexdigest()
+    faults = (*source.faults, *reader.faults, *reader.notes())
     numbers = reader.image_numbers, reader.category_numbers
-    return Annotations(annotation_file, images, boxes, classes, faults, sha256, *numbers)
+    return Annotations(source.file, images, boxes, classes, faults, source.sha256, *numbers)
 
 
 class _Unreadable(Exception):
@@ -113,6 +109,7 @@ class _Reader:
     """Reads the lists of one file and collects faults and notes."""
 
     content: dict[str, list[Any]]
+    places: Mapping[str, Sequence[str]]
     faults: list[Fault] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -185,9 +182,10 @@ class _Reader:
 
     def _entries(self, section: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every entry, with its place for messages."""
+        places = self.places.get(section)
         for position, entry in enumerate(self.content[section]):
             if isinstance(entry, dict):
-                yield f"{section}[{position}]", entry
+                yield places[position] if places else f"{section}[{position}]", entry
 
     def _check_entries(self, section: str) -> None:
         if not self.content[section]:
@@ -257,6 +255,9 @@ class _Reader:
         return position
 
     def _box(self, where: str, entry: dict[str, Any]) -> tuple[float, float, float, float]:
+        if entry.get("bbox") in (None, []) and (box := box_of(entry.get("segmentation"))):
+            self._note("boxes are missing: taken from segmentation", where, entry, "id")
+            return box
         box = read_box(entry.get("bbox"))
         if box is None:
             raise self._malformed(where, entry, "bbox")
@@ -281,7 +282,8 @@ class _Reader:
     def _malformed(self, where: str, entry: dict[str, Any], key: str) -> _Unreadable:
         found = f"is {shown(entry[key])}" if key in entry else "is missing"
         message = f"{where}: {key} {found}, expected {_FORMS[key]}"
-        annotation_id = _whole(entry.get("id")) if where.startswith("annotations") else None
+        is_annotation = not entry.keys().isdisjoint(("image_id", "category_id", "bbox"))
+        annotation_id = _whole(entry.get("id")) if is_annotation else None
         self.faults.append(Fault("malformed", self._image_id(entry), annotation_id, message))
         return _Unreadable()
 

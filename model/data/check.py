@@ -1,6 +1,6 @@
-"""Checks a data set in COCO format before the first step and reports every fault by name.
+"""Checks a data set before the first step and reports every fault by name.
 
-    python -m model.data.check DIR [--split SPLIT] [--decode]
+    python -m model.data.check DIR [--split SPLIT] [--val-fraction FRACTION] [--decode]
 
 Nothing is repaired. A fault is fatal if training would be wrong; for others the message says what
 training does about it. The exit status is 1 if a fault is fatal. Without --decode, only headers
@@ -16,10 +16,11 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.data.annotations import BoxEntry
+from model.data.data_set import DataSet, add_val_fraction, open_data_set
 from model.data.doubts import doubts, other_classes, shared_images
 from model.data.faults import Fault, describe
-from model.data.layouts import locate
-from model.data.split import MIN_BOX_SIDE_PX, Split, clip_box, is_in_image, open_split
+from model.data.formats.source import ALL
+from model.data.split import MIN_BOX_SIDE_PX, Split, clip_box, is_in_image
 
 ROUNDING_PX = 0.1  # COCO rounds boxes to 0.01; a box that sticks out by less is fine
 SHOWN_OF_A_KIND = 10
@@ -105,29 +106,48 @@ def _box_fault(box: BoxEntry, height: int, width: int) -> Iterator[Fault]:
 
 
 def main() -> int:
-    """Report every fault of a data set in COCO format."""
+    """Report every fault of a data set, in any known format."""
     parser = argparse.ArgumentParser(prog="python -m model.data.check", description=main.__doc__)
     parser.add_argument("data", type=Path, help="directory of the data set")
     parser.add_argument("--split", help="default: train and val")
     parser.add_argument("--decode", action="store_true", help="decode every image")
+    add_val_fraction(parser)
     args = parser.parse_args()
+    try:
+        data_set = open_data_set(args.data, args.val_fraction)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return int(_report(data_set, args.split, args.decode))
+
+
+def _report(data_set: DataSet, split: str | None, decode: bool) -> bool:
+    """Print what is found; returns whether something is wrong."""
     opened: dict[str, Split] = {}
     is_wrong = False
-    for name in ["train", "val"] if args.split is None else [args.split]:
+    for name in _splits(data_set) if split is None else [split]:
         try:
-            opened[name] = open_split(*locate(args.data, name), decode=args.decode)
+            opened[name] = data_set.open(name, decode=decode)
         except ValueError as error:
             print(error, file=sys.stderr)
             is_wrong = True
             continue
-        if name == "train":
+        if name in ("train", ALL):
             faults = check_split(opened[name], ModelConfig())
         else:
             faults = check_validation(opened[name], opened.get("train"))
         print(f"{name}: {opened[name].annotations.file}")
         print(describe(faults, limit=SHOWN_OF_A_KIND))
         is_wrong |= any(fault.fatal for fault in faults)
-    return int(is_wrong)
+    if opened:
+        print(data_set.describe(list(opened.values())))
+    return is_wrong
+
+
+def _splits(data_set: DataSet) -> list[str]:
+    """Train and val; for a data set that is not divided, and shall not be, its only split."""
+    is_whole = data_set.val_fraction is None and data_set.layout.has(ALL)
+    return [ALL] if is_whole else ["train", "val"]
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from bundle.manifest import ClassInfo
 from model.data import digits
 from model.data.check import check_validation
 from model.data.coco import CocoDataset
+from model.data.data_set import open_data_set
 from model.data.faults import Fault, describe
-from model.data.layouts import locate
-from model.data.split import Split, open_split
+from model.data.split import Split
 
 SHOWN_OF_A_KIND = 3
 log = logging.getLogger(__name__)
@@ -45,7 +45,11 @@ def require_classes(classes: Sequence[ClassInfo], expected: Sequence[ClassInfo])
 
 
 def open_evaluation_data(
-    data_dir: Path | None, split: str, *, classes: Sequence[ClassInfo]
+    data_dir: Path | None,
+    split: str,
+    *,
+    classes: Sequence[ClassInfo],
+    val_fraction: float | None = None,
 ) -> EvaluationData:
     """The data set in a directory; without one, the demo's, if these are its classes.
 
@@ -55,12 +59,14 @@ def open_evaluation_data(
     if data_dir is None:
         if tuple(classes) != digits.CLASSES:
             raise ValueError(
-                "expected DATA=DIR (--data), a data set in COCO's format; only a model of the "
+                "expected DATA=DIR (--data), a data set; only a model of the "
                 f"demo's {len(digits.CLASSES)} digits is evaluated without, this one has "
                 f"{len(classes)} classes"
             )
         return digits.DigitsDataset("val")
-    opened = open_split(*locate(data_dir, split))
+    data_set = open_data_set(data_dir, val_fraction)
+    opened = data_set.open(split)
+    log.info(data_set.describe([opened]))
     report_faults(opened, check_validation(opened))
     return CocoDataset(opened)
 

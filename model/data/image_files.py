@@ -13,7 +13,6 @@ from tqdm import tqdm
 from bundle.preprocess import DATASET_FORMATS, ImageHeader, decode_image, read_header
 from model.data.annotations import ImageEntry
 from model.data.faults import Fault
-from model.data.layouts import find_image
 
 NUM_READERS = 8  # threads that wait for files
 MIN_TRAINING_SIDE_PX = 32  # smaller images are not trained on, as published
@@ -102,3 +101,23 @@ def size_fault(image: ImageEntry, file: ImageFile) -> Fault | None:
 
 def _shown(size: tuple[int, int]) -> str:
     return f"{size[1]} x {size[0]}"
+
+
+def find_image(file_name: str, image_dir: Path) -> Path:
+    """The file of an image in `image_dir`, even if a tool put folders before its name.
+
+    Label Studio writes `images/1.png` for a file in the folder images, on Windows `images\\1.png`.
+
+    Raises:
+        FileNotFoundError: it is in none of the possible places; names them.
+    """
+    name = file_name.replace("\\", "/")
+    last = name.rsplit("/", 1)[-1]
+    places = dict.fromkeys(
+        [image_dir / file_name, image_dir / name, image_dir.parent / name, image_dir / last]
+    )
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        elsewhere = "".join(f", nor {place}" for place in list(places)[1:])
+        raise FileNotFoundError(f"there is no file {next(iter(places))}{elsewhere}")
+    return found

@@ -1,92 +1,95 @@
-"""Finds the files of a data set, in the layouts that tools export."""
+"""Recognises the format of a data set, as the tool that made it exported it."""
 
 from pathlib import Path
 
 from model.config import TrainConfig
+from model.data.formats import coco, cvat, label_studio, labelme, voc, yolo
+from model.data.formats.source import ALL, SPLIT_NAMES, Layout
+from model.data.unknown_layout import describe_folder
 
-ROBOFLOW_FILE = "_annotations.coco.json"
-_OTHER_NAMES = {"val": ("valid",)}  # of a split
+_FINDERS = (coco.find, yolo.find, cvat.find, voc.find, label_studio.find, labelme.find)
+_SPLITS = ("train", "val")  # of a run
 
 
-def locate(data_dir: Path, split: str) -> tuple[Path, Path]:
-    """The annotation file and the image directory of a split ("train", "val", ...).
-
-    The first layout found counts: COCO's own `annotations/instances_SPLIT2017.json` (or 2014, or
-    without a year) with `SPLIT2017/`; `annotations/SPLIT.json`; `SPLIT.json`; Roboflow's
-    `SPLIT/_annotations.coco.json`; or one file for every split, `instances.json` or Label
-    Studio's `result.json`. Images are in `SPLIT2017/`, `images/SPLIT/`, `SPLIT/`, `images/` or
-    beside the annotation file. The split val may be called valid.
+def find_layout(data_dir: Path) -> Layout:
+    """The data set in a folder, or in the only folder that there is in it.
 
     Raises:
-        ValueError: none is found; the message lists what was looked for.
+        ValueError: there is none of a known format; says what is there. Or it is damaged.
     """
-    names = [split, *_OTHER_NAMES.get(split, ())]
-    stems = [f"{split}2017", f"{split}2014", *names]
-    annotation_files = [
-        *(data_dir / "annotations" / f"instances_{stem}.json" for stem in stems),
-        *(data_dir / "annotations" / f"{name}.json" for name in names),
-        *(data_dir / f"instances_{name}.json" for name in names),
-        *(data_dir / f"{name}.json" for name in names),
-        *(data_dir / name / ROBOFLOW_FILE for name in names),
-        data_dir / "annotations" / "instances.json",
-        data_dir / "instances.json",
-        data_dir / "result.json",
-    ]
-    annotation_file = next((path for path in annotation_files if path.is_file()), None)
-    if annotation_file is None:
-        places = "\n".join(f"  {path}" for path in annotation_files)
-        raise ValueError(f"no annotations of split {split!r}; looked for\n{places}")
-    return annotation_file, _image_dir(data_dir, annotation_file, names)
+    if not data_dir.is_dir():
+        what = "is a file; give the folder that it is in" if data_dir.exists() else "does not exist"
+        raise ValueError(f"DATA={data_dir} {what}")
+    for find in _FINDERS:
+        if (layout := find(data_dir)) is not None:
+            return layout
+    inside = [path for path in data_dir.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+    if len(inside) == 1 and inside[0].is_dir():
+        return find_layout(inside[0])
+    raise ValueError(f"no annotations of a known format in {data_dir}\n{describe_folder(data_dir)}")
 
 
-def locate_run(config: TrainConfig, data_dir: Path | None) -> list[tuple[Path, Path]]:
-    """The splits train and val of a run (see `locate`), or none where it makes its own images.
+def stored_split(layout: Layout, split: str, *, val_fraction: float | None) -> str:
+    """The split that the files have, of which `split` is all, or one side of the division.
+
+    A data set that is not divided is every split of itself, as long as it is not to be divided.
 
     Raises:
-        ValueError: the configuration asks for a directory and there is none, or it takes none.
+        ValueError: there is none; says which there are, and what to do.
     """
+    if val_fraction is None or split not in _SPLITS:
+        stored = split if layout.has(split) else ALL
+        if not layout.has(stored):
+            raise ValueError(_missing(layout, split))
+        return stored
+    if layout.has("val"):
+        raise ValueError(
+            "VAL_FRACTION (--val-fraction) makes a split val where there is none, and this data "
+            "set has one: leave it out"
+        )
+    stored = "train" if layout.has("train") else ALL
+    if not layout.has(stored):
+        raise ValueError(_missing(layout, "train"))
+    return stored
+
+
+def require_run_data(
+    config: TrainConfig, data_dir: Path | None, *, val_fraction: float | None
+) -> None:
+    """Raise ValueError unless there is the data of a run: train and val, or none for the digits."""
     if config.dataset == "digits":
-        if data_dir is not None:
+        given = {"DATA= (--data)": data_dir, "VAL_FRACTION= (--val-fraction)": val_fraction}
+        for option in (option for option, value in given.items() if value is not None):
             raise ValueError(
-                f"config {config.name} makes its own images and takes no DATA= (--data); "
+                f"config {config.name} makes its own images and takes no {option}; "
                 "choose a config with dataset='coco' to train on a directory"
             )
-        return []
-    if data_dir is None:
+    elif data_dir is None:
         raise ValueError(
-            f"config {config.name} needs DATA=DIR (--data), a data set in COCO's format with the "
-            "splits train and val"
+            f"config {config.name} needs DATA=DIR (--data), a data set with the splits train and "
+            "val, or with VAL_FRACTION=0.1"
         )
-    return [locate(data_dir, split) for split in ("train", "val")]
+    else:
+        layout = find_layout(data_dir)
+        stored = {stored_split(layout, split, val_fraction=val_fraction) for split in _SPLITS}
+        if val_fraction is None and stored == {ALL}:
+            raise ValueError(_missing(layout, "val"))
 
 
-def _image_dir(data_dir: Path, annotation_file: Path, names: list[str]) -> Path:
-    if annotation_file.name == ROBOFLOW_FILE:
-        return annotation_file.parent
-    folders = dict.fromkeys([annotation_file.stem.removeprefix("instances_"), *names])
-    image_dirs = [
-        *(data_dir / folder for folder in folders),
-        *(data_dir / "images" / folder for folder in folders),
-        data_dir / "images",
-    ]
-    return next((path for path in image_dirs if path.is_dir()), annotation_file.parent)
+def require_split(data_dir: Path, split: str, *, val_fraction: float | None) -> None:
+    """Raise ValueError unless a data set is recognised and has the split."""
+    stored_split(find_layout(data_dir), split, val_fraction=val_fraction)
 
 
-def find_image(file_name: str, image_dir: Path) -> Path:
-    """The file of an image in `image_dir`, even if a tool put folders before its name.
-
-    Label Studio writes `images/1.png` for a file in the folder images, on Windows `images\\1.png`.
-
-    Raises:
-        FileNotFoundError: it is in none of the possible places; names them.
-    """
-    name = file_name.replace("\\", "/")
-    last = name.rsplit("/", 1)[-1]
-    places = dict.fromkeys(
-        [image_dir / file_name, image_dir / name, image_dir.parent / name, image_dir / last]
+def _missing(layout: Layout, split: str) -> str:
+    there = [name for name in (*SPLIT_NAMES, ALL) if layout.has(name)]
+    message = f"no annotations of split {split!r}; this is {layout.name}"
+    divide = (
+        "VAL_FRACTION=0.1 (--val-fraction 0.1) sets a tenth of its images aside as val, the same "
+        "ones every time"
     )
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        elsewhere = "".join(f", nor {place}" for place in list(places)[1:])
-        raise FileNotFoundError(f"there is no file {next(iter(places))}{elsewhere}")
-    return found
+    if there == [ALL]:
+        return f"{message}, not divided into splits: {divide}"
+    if split == "val" and "train" in there:
+        return f"{message} with the splits {', '.join(there)}: {divide}"
+    return f"{message} with the splits {', '.join(there) or 'of other names'}"

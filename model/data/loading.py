@@ -1,5 +1,6 @@
 """The data sets of a run, and its batches, which do not depend on the number of workers."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +16,15 @@ from model.config import TrainConfig
 from model.data.check import check_split, check_validation
 from model.data.coco import CocoDataset
 from model.data.collate import collate
+from model.data.data_set import open_data_set
 from model.data.digits import DigitsDataset
 from model.data.evaluation_data import report_faults
-from model.data.layouts import locate_run
-from model.data.split import open_split
+from model.data.layouts import require_run_data
 from model.data.transforms import make_transform
 from model.data.workers import work_ahead
 
 DIGITS_EPOCH_IMAGES = 1600  # by default
+log = logging.getLogger(__name__)
 MicroBatch = tuple[Tensor, Tensor, list[dict[str, Any]]]  # as `collate` returns it
 
 
@@ -41,19 +43,24 @@ class RunData:
     summary: dict[str, Any]
 
 
-def open_data(config: TrainConfig, data_dir: Path | None) -> RunData:
+def open_data(
+    config: TrainConfig, data_dir: Path | None, *, val_fraction: float | None = None
+) -> RunData:
     """Open the data sets of a configuration. Faults are logged.
 
     Args:
-        data_dir: holds splits train and val, see `model.data.layouts.locate`; None for the digits.
+        data_dir: holds a data set of a known format; None for the digits.
+        val_fraction: the part of the images that becomes the split val where there is none.
 
     Raises:
         ValueError: there is no such data set, or training on it would be wrong; says why.
     """
-    places = locate_run(config, data_dir)
+    require_run_data(config, data_dir, val_fraction=val_fraction)
     if data_dir is None:
         return _open_digits(config)
-    train_split, val_split = (open_split(*place) for place in places)
+    data_set = open_data_set(data_dir, val_fraction)
+    train_split, val_split = (data_set.open(split) for split in ("train", "val"))
+    log.info(data_set.describe([train_split, val_split]))
     report_faults(train_split, check_split(train_split, config.model))
     report_faults(val_split, check_validation(val_split, train_split))
     transform = make_transform(config.augment, config.preprocess)
@@ -65,6 +72,8 @@ def open_data(config: TrainConfig, data_dir: Path | None) -> RunData:
         "val_images": len(val),
         "classes": [info.name for info in train.classes],
     }
+    if val_fraction is not None:
+        summary["val_fraction"] = val_fraction
     for name, split in (("train", train_split), ("val", val_split)):
         summary[f"{name}_annotations"] = split.annotations.file.name
         summary[f"{name}_sha256"] = split.annotations.sha256

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.data.annotations import Annotations, BoxEntry, ImageEntry, read_annotations
+from model.data.annotations import Annotations, BoxEntry, ImageEntry
 from model.data.faults import Fault
 from model.data.image_files import ImageFile, read_image_files, size_fault
 
@@ -74,13 +74,8 @@ class Split:
         }  # fmt: skip
 
 
-def open_split(annotation_file: Path, image_dir: Path, *, decode: bool = False) -> Split:
-    """Read the annotations and the header of every image; with `decode`, the pixels too.
-
-    Raises:
-        ValueError: the annotations cannot be read at all, see `read_annotations`.
-    """
-    annotations = read_annotations(annotation_file)
+def open_split(annotations: Annotations, image_dir: Path, *, decode: bool = False) -> Split:
+    """Read the header of every image; with `decode`, the pixels too."""
     files: dict[int, ImageFile] = {}
     faults: list[Fault] = []
     for image, found in read_image_files(annotations.images, image_dir, decode=decode):

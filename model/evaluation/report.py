@@ -10,7 +10,7 @@ from bundle.manifest import ClassInfo
 from bundle.preprocess import Preprocess
 from bundle.thresholds import Thresholds
 from model.data import digits
-from model.data.evaluation_data import open_evaluation_data
+from model.data.evaluation_data import EvaluationData, open_evaluation_data
 from model.evaluation.coco_metrics import Metrics, format_report, score
 from model.evaluation.diagnosis import explain
 from model.evaluation.evaluation import evaluate
@@ -26,7 +26,7 @@ def evaluate_command(
     args: argparse.Namespace,
 ) -> Metrics:
     """Evaluate as `add_arguments` of model.evaluate says: print the report, write the results."""
-    dataset = open_evaluation_data(args.data, args.split, classes=classes)
+    dataset = _open_data(args, classes)
     rows, columns = args.padding
     metrics = evaluate(
         with_padding(predict, rows, columns=columns),
@@ -42,6 +42,12 @@ def evaluate_command(
         write_atomically(args.out, json.dumps(results).encode())
         print(f"{len(metrics.results)} detections in {args.out}")
     return metrics
+
+
+def _open_data(args: argparse.Namespace, classes: Sequence[ClassInfo]) -> EvaluationData:
+    return open_evaluation_data(
+        args.data, args.split, classes=classes, val_fraction=args.val_fraction
+    )
 
 
 def found_thresholds(metrics: Metrics) -> Thresholds:
@@ -61,6 +67,6 @@ def print_report(metrics: Metrics) -> None:
 
 def score_results(args: argparse.Namespace) -> None:
     """Print the report on detections that were made before."""
-    dataset = open_evaluation_data(args.data, args.split, classes=digits.CLASSES)
+    dataset = _open_data(args, digits.CLASSES)
     ground_truth = dataset.ground_truth()
     print_report(score(ground_truth, read_results(args.results, ground_truth)))

@@ -251,7 +251,7 @@ def test_a_model_of_other_things_needs_data(checkpoint_of, tmp_path, capsys):
     status = main([str(checkpoint), "--out", str(tmp_path / "bundle"), "--precision", "bf16"])
 
     assert status == 1
-    assert "expected DATA=DIR (--data), a data set in COCO's format" in capsys.readouterr().err
+    assert "expected DATA=DIR (--data), a data set; only" in capsys.readouterr().err
     assert names_in(tmp_path) == []
 
 

@@ -15,10 +15,9 @@ from bundle.preprocess import Preprocess
 from model.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint
 from model.configs import demo, tiny
 from model.data.coco import CocoDataset
+from model.data.data_set import open_data_set
 from model.data.digits import CLASSES, DigitsDataset
 from model.data.evaluation_data import open_evaluation_data, require_classes
-from model.data.layouts import locate
-from model.data.split import open_split
 from model.evaluate import main
 from model.evaluation.evaluation import evaluate
 from model.network.deformable_detr import DeformableDetr
@@ -52,7 +51,7 @@ def _perfect(dataset):
 
 @pytest.fixture(scope="module")
 def photographs():
-    return CocoDataset(open_split(*locate(FIXTURE, "val")))
+    return CocoDataset(open_data_set(FIXTURE).open("val"))
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
@@ -188,7 +187,7 @@ def checkpoint(tmp_path_factory):
     config = tiny()
     config = replace(config, model=replace(config.model, num_classes=80))
     path = tmp_path_factory.mktemp("checkpoint") / "untrained.safetensors"
-    classes = CocoDataset(open_split(*locate(FIXTURE, "val"))).classes
+    classes = CocoDataset(open_data_set(FIXTURE).open("val")).classes
     save_checkpoint(
         path,
         DeformableDetr(config.model),
@@ -283,7 +282,7 @@ def test_results_are_written_with_the_ids_of_a_data_set_whose_ids_are_text(text_
         checkpoint,
         DeformableDetr(config.model),
         config=config,
-        classes=CocoDataset(open_split(*locate(text_ids, "val"))).classes,
+        classes=CocoDataset(open_data_set(text_ids).open("val")).classes,
         provenance={},
         metrics={},
     )

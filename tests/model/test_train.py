@@ -154,7 +154,7 @@ def test_a_validation_set_without_boxes_keeps_the_last_epoch(
         (["--config", "huge"], "known are: base, refine, two_stage"),
         (["--config", "tiny"], "needs DATA=DIR"),
         (["--config", "demo", "--data", "."], "takes no DATA="),
-        (["--config", "tiny", "--data", "nowhere"], "no annotations of split 'train'"),
+        (["--config", "tiny", "--data", "nowhere"], "DATA=nowhere does not exist"),
     ],
 )
 def test_a_command_that_cannot_work_says_why(

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from model.data.annotations import read_annotations
+from tests.model.data.reading import read_annotations
 
 UUID = "6fa459ea-ee8a-3ca4-894e-db77e160355e"
 

@@ -10,15 +10,15 @@ from PIL import Image
 
 from model.config import ModelConfig
 from model.data.check import check_split, main
+from model.data.data_set import open_data_set
 from model.data.faults import Fault, describe
-from model.data.layouts import locate
-from model.data.split import open_split
+from tests.model.data.reading import read_split
 
 SMALL_MODEL = ModelConfig(num_queries=6, num_detections=5)
 
 
 def check(annotation_file: Path, image_dir: Path) -> list[Fault]:
-    return check_split(open_split(annotation_file, image_dir), SMALL_MODEL)
+    return check_split(read_split(annotation_file, image_dir), SMALL_MODEL)
 
 
 @pytest.fixture
@@ -58,7 +58,9 @@ def test_a_sound_data_set_has_no_fault(sound):
 
 
 def test_real_annotations_have_no_fault():
-    faults = check(*locate(Path("tests/data/coco_fixture12"), "train"))
+    faults = check_split(
+        open_data_set(Path("tests/data/coco_fixture12")).open("train"), SMALL_MODEL
+    )
 
     assert {fault.kind for fault in faults} == {"crowds", "empty-classes", "many-objects"}
 
@@ -96,7 +98,7 @@ def test_a_box_that_no_detection_could_match_is_not_evaluated(sound, bbox, is_ev
     content, write = sound
     content["annotations"][1]["bbox"] = bbox
 
-    truth = open_split(*write()).ground_truth()
+    truth = read_split(*write()).ground_truth()
 
     assert (12 in [entry["id"] for entry in truth["annotations"]]) is is_evaluated
 
@@ -230,10 +232,10 @@ def test_damage_amid_the_pixels_is_found_by_decoding(sound):
     content[content.index(b"IDAT") + 6] ^= 0xFF
     (files[1] / "b.png").write_bytes(content)
 
-    split = open_split(*files, decode=True)
+    split = read_split(*files, decode=True)
 
     assert [fault.kind for fault in split.file_faults] == ["unreadable-image"]
-    assert open_split(*files).file_faults == ()
+    assert read_split(*files).file_faults == ()
 
 
 def test_a_tiny_image_is_reported(sound):

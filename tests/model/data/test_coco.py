@@ -11,9 +11,9 @@ from PIL import Image
 from bundle.preprocess import Preprocess
 from model.config import AugmentConfig
 from model.data.coco import CocoDataset
-from model.data.layouts import locate
-from model.data.split import open_split
+from model.data.data_set import open_data_set
 from model.data.transforms import make_transform
+from tests.model.data.reading import read_split
 
 FIXTURE = Path("tests/data/coco_fixture12")
 AUGMENT = AugmentConfig(
@@ -54,14 +54,14 @@ def write_data(tmp_path):
 def test_labels_follow_the_order_of_the_files_categories(write_data):
     files = write_data([(50, 50)], [[(5, 5, 10, 10, 3), (5, 5, 10, 20, 7)]])
 
-    dataset = CocoDataset(open_split(*files))
+    dataset = CocoDataset(read_split(*files))
 
     assert [(c.id, c.name) for c in dataset.classes] == [(7, "cat"), (3, "dog")]
     assert dataset[0][1]["labels"].tolist() == [1, 0]
 
 
 def test_boxes_are_normalised_centres_and_sizes(write_data):
-    dataset = CocoDataset(open_split(*write_data([(50, 100)], [[(10, 10, 20, 30, 7)]])))
+    dataset = CocoDataset(read_split(*write_data([(50, 100)], [[(10, 10, 20, 30, 7)]])))
 
     image, target = dataset[0]
 
@@ -71,7 +71,7 @@ def test_boxes_are_normalised_centres_and_sizes(write_data):
 
 
 def test_crowds_are_no_targets_but_stay_in_the_ground_truth(write_data):
-    dataset = CocoDataset(open_split(*write_data([(50, 50)], [[(5, 5, 10, 10, 7)]], iscrowd=1)))
+    dataset = CocoDataset(read_split(*write_data([(50, 50)], [[(5, 5, 10, 10, 7)]], iscrowd=1)))
 
     assert dataset[0][1]["boxes"].shape == (0, 4)
     assert len(dataset.ground_truth()["annotations"]) == 1
@@ -82,21 +82,21 @@ def test_crowds_are_no_targets_but_stay_in_the_ground_truth(write_data):
 )
 def test_boxes_without_a_part_in_the_image_are_dropped(write_data, box):
     dataset = CocoDataset(
-        open_split(*write_data([(50, 50)], [[(1, 1, 5, 5, 3), (*box, 7), (2, 2, 5, 5, 3)]]))
+        read_split(*write_data([(50, 50)], [[(1, 1, 5, 5, 3), (*box, 7), (2, 2, 5, 5, 3)]]))
     )
 
     assert dataset[0][1]["labels"].tolist() == [1, 1]
 
 
 def test_a_box_that_sticks_out_is_clipped(write_data):
-    dataset = CocoDataset(open_split(*write_data([(50, 50)], [[(-10, 40, 20, 20, 7)]])))
+    dataset = CocoDataset(read_split(*write_data([(50, 50)], [[(-10, 40, 20, 20, 7)]])))
 
     torch.testing.assert_close(dataset[0][1]["boxes"], torch.tensor([[0.1, 0.9, 0.2, 0.2]]))
 
 
 def test_boxes_belong_to_their_image(write_data):
     boxes = [[(1, 1, 9, 9, 3)], [], [(2, 2, 4, 4, 7), (3, 3, 5, 5, 7)], []]
-    dataset = CocoDataset(open_split(*write_data([(40, 40)] * 4, boxes)))
+    dataset = CocoDataset(read_split(*write_data([(40, 40)] * 4, boxes)))
 
     counts = [len(dataset[i][1]["labels"]) for i in range(4)]
 
@@ -108,8 +108,8 @@ def test_only_training_leaves_out_tiny_images_and_both_keep_images_without_boxes
     sizes = [(31, 200), (32, 32)]
     files = write_data(sizes, [[(1, 1, 9, 9, 3)], []])
 
-    training = CocoDataset(open_split(*files), transform=make_transform(AUGMENT, Preprocess()))
-    evaluation = CocoDataset(open_split(*files))
+    training = CocoDataset(read_split(*files), transform=make_transform(AUGMENT, Preprocess()))
+    evaluation = CocoDataset(read_split(*files))
 
     assert [training.image_id(i) for i in range(len(training))] == [101]
     assert [evaluation.image_id(i) for i in range(len(evaluation))] == [100, 101]
@@ -119,7 +119,7 @@ def test_only_training_leaves_out_tiny_images_and_both_keep_images_without_boxes
 def test_augmentation_depends_on_seed_epoch_and_index_alone():
     transform = make_transform(AUGMENT, Preprocess())
     one, other, third = (
-        CocoDataset(open_split(*locate(FIXTURE, "train")), transform=transform, seed=seed)
+        CocoDataset(open_data_set(FIXTURE).open("train"), transform=transform, seed=seed)
         for seed in (1, 1, 2)
     )
     one.set_epoch(3)
@@ -134,7 +134,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone():
 
 
 def test_real_images_and_their_boxes_are_read():
-    dataset = CocoDataset(open_split(*locate(FIXTURE, "val")))
+    dataset = CocoDataset(open_data_set(FIXTURE).open("val"))
 
     targets = [dataset[i][1] for i in range(len(dataset))]
 
@@ -147,8 +147,8 @@ def test_real_images_and_their_boxes_are_read():
 def test_a_thousand_classes_and_one_class_are_alike(write_data):
     many = tuple((10 * i, f"class {i}") for i in range(1, 1001))
 
-    dataset = CocoDataset(open_split(*write_data([(40, 40)], [[(1, 1, 9, 9, 10_000)]], many)))
-    single = CocoDataset(open_split(*write_data([(40, 40)], [[(1, 1, 9, 9, 5)]], ((5, "cell"),))))
+    dataset = CocoDataset(read_split(*write_data([(40, 40)], [[(1, 1, 9, 9, 10_000)]], many)))
+    single = CocoDataset(read_split(*write_data([(40, 40)], [[(1, 1, 9, 9, 5)]], ((5, "cell"),))))
 
     assert dataset[0][1]["labels"].tolist() == [999]
     assert single[0][1]["labels"].tolist() == [0]
@@ -156,7 +156,7 @@ def test_a_thousand_classes_and_one_class_are_alike(write_data):
 
 def test_a_damaged_image_is_named(write_data):
     annotation_file, image_dir = write_data([(40, 40)], [[]])
-    dataset = CocoDataset(open_split(annotation_file, image_dir))
+    dataset = CocoDataset(read_split(annotation_file, image_dir))
     content = (image_dir / "0.png").read_bytes()
     (image_dir / "0.png").write_bytes(content[: len(content) // 2])
 

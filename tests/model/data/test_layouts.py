@@ -1,8 +1,21 @@
-"""Where annotations and images are found."""
+"""Which format a folder has, which splits, and what is said of a folder that is none."""
+
+import json
+from pathlib import Path
 
 import pytest
 
-from model.data.layouts import find_image, locate
+from model.configs import small
+from model.data.formats.source import ALL
+from model.data.layouts import find_layout, require_run_data, require_split, stored_split
+from tests.model.data.formats import exports
+
+CONTENT = json.dumps({"images": [], "annotations": [], "categories": []})
+
+
+def write(file: Path, text: str = "") -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
 
 
 @pytest.mark.parametrize(
@@ -15,54 +28,115 @@ from model.data.layouts import find_image, locate
         ("annotations/val.json", "images/val"),
         ("val.json", "images"),
         ("val.json", "val"),
-        ("instances.json", "images"),
         ("valid/_annotations.coco.json", "valid"),
-        ("result.json", "images"),
         ("val.json", "."),
     ],
 )
-def test_common_layouts_are_found(tmp_path, annotation_file, image_dir):
-    (tmp_path / annotation_file).parent.mkdir(exist_ok=True)
-    (tmp_path / annotation_file).touch()
+def test_common_layouts_of_coco_are_found(
+    tmp_path: Path, annotation_file: str, image_dir: str
+) -> None:
+    write(tmp_path / annotation_file, CONTENT)
     (tmp_path / image_dir).mkdir(parents=True, exist_ok=True)
 
-    found = locate(tmp_path, "val")
+    source = find_layout(tmp_path).read("val")
 
-    assert found == (tmp_path / annotation_file, tmp_path / image_dir)
-
-
-def test_the_images_of_the_split_come_before_the_common_directory(tmp_path):
-    (tmp_path / "val.json").touch()
-    (tmp_path / "images" / "val").mkdir(parents=True)
-
-    assert locate(tmp_path, "val")[1] == tmp_path / "images" / "val"
-
-
-def test_what_was_looked_for_is_listed(tmp_path):
-    with pytest.raises(ValueError, match=r"(?s)split 'val'.*instances_val2017.json.*val.json"):
-        locate(tmp_path, "val")
+    assert (source.file, source.image_dir) == (tmp_path / annotation_file, tmp_path / image_dir)
 
 
 @pytest.mark.parametrize(
-    ("file_name", "stored"),
+    ("annotation_file", "image_dir"),
     [
-        ("1.png", "images/1.png"),
-        ("day/1.png", "images/day/1.png"),
-        ("images/1.png", "images/1.png"),
-        ("images\\1.png", "images/1.png"),
-        ("day\\1.png", "images/day/1.png"),
-        ("upload/7/1.png", "images/1.png"),
-        ("/data/upload/1.png", "images/1.png"),
-        ("odd\\name.png", "images/odd\\name.png"),
+        ("instances.json", "images"),
+        ("annotations/instances_default.json", "images"),
+        ("result.json", "images"),
+        ("labels.json", "data"),
+        ("_annotations.coco.json", "."),
     ],
 )
-def test_an_image_is_found_behind_the_folders_that_a_tool_writes(tmp_path, file_name, stored):
-    (tmp_path / stored).parent.mkdir(parents=True)
-    (tmp_path / stored).touch()
+def test_one_file_of_coco_for_all_images_is_found(
+    tmp_path: Path, annotation_file: str, image_dir: str
+) -> None:
+    write(tmp_path / annotation_file, CONTENT)
+    (tmp_path / image_dir).mkdir(parents=True, exist_ok=True)
 
-    assert find_image(file_name, tmp_path / "images") == tmp_path / stored
+    source = find_layout(tmp_path).read(ALL)
+
+    assert (source.file, source.image_dir) == (tmp_path / annotation_file, tmp_path / image_dir)
 
 
-def test_an_image_that_is_nowhere_is_missing_with_the_places(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"images/day/1\.png.*nor .*images/1\.png"):
-        find_image("day/1.png", tmp_path / "images")
+def test_the_images_of_the_split_come_before_the_common_directory(tmp_path: Path) -> None:
+    write(tmp_path / "val.json", CONTENT)
+    (tmp_path / "images" / "val").mkdir(parents=True)
+
+    assert find_layout(tmp_path).read("val").image_dir == tmp_path / "images" / "val"
+
+
+def test_a_split_of_any_name_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "annotations" / "instances_minival.json", CONTENT)
+
+    require_split(tmp_path, "minival", val_fraction=None)
+
+
+def test_a_missing_val_split_is_answered_with_the_way_to_make_one(tmp_path: Path) -> None:
+    exports.coco(tmp_path)
+    (tmp_path / "annotations" / "instances_val.json").unlink()
+
+    with pytest.raises(ValueError, match=r"no annotations of split 'val'.*VAL_FRACTION=0\.1"):
+        require_split(tmp_path, "val", val_fraction=None)
+
+
+def test_training_on_data_that_is_not_divided_asks_for_the_val_fraction(tmp_path: Path) -> None:
+    exports.label_studio(tmp_path)
+
+    with pytest.raises(ValueError, match=r"not divided into splits: VAL_FRACTION=0\.1"):
+        require_run_data(small(), tmp_path, val_fraction=None)
+    require_run_data(small(), tmp_path, val_fraction=0.1)
+
+
+def test_data_that_is_not_divided_is_evaluated_whole(tmp_path: Path) -> None:
+    exports.label_studio(tmp_path)
+
+    assert stored_split(find_layout(tmp_path), "val", val_fraction=None) == ALL
+
+
+def test_a_missing_split_is_answered_with_those_that_are_there(tmp_path: Path) -> None:
+    exports.voc(tmp_path)
+
+    with pytest.raises(ValueError, match=r"split 'test'.*Pascal VOC.*the splits train, val$"):
+        require_split(tmp_path, "test", val_fraction=None)
+
+
+def test_a_val_split_cannot_be_made_where_there_is_one(tmp_path: Path) -> None:
+    exports.coco(tmp_path)
+
+    with pytest.raises(ValueError, match=r"VAL_FRACTION .* this data set has one"):
+        require_split(tmp_path, "train", val_fraction=0.1)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([], "no file"),
+        (["a.jpg", "b.jpg"], r"2 \.jpg\n.*images without annotations"),
+        (["images/a.jpg", "labels/a.txt"], r"images/: 1 \.jpg\n.*add data\.yaml, or classes\.txt"),
+        (["a.jpg", "a.xml"], r"1 \.xml.*\n.*Pascal VOC or CVAT, but no \.xml"),
+        (["data.json"], r"JSON of another tool"),
+        (["export.zip"], r"an archive: unpack it first"),
+        (["train.csv", "a.jpg"], r"a table or records"),
+    ],
+)
+def test_a_folder_of_no_known_format_is_described(
+    tmp_path: Path, files: list[str], said: str
+) -> None:
+    for name in files:
+        write(tmp_path / name)
+
+    with pytest.raises(ValueError, match=rf"(?s)known format.*found:.*{said}.*known are COCO"):
+        find_layout(tmp_path)
+
+
+def test_a_file_is_not_taken_for_a_folder(tmp_path: Path) -> None:
+    write(tmp_path / "data.yaml")
+
+    with pytest.raises(ValueError, match="is a file; give the folder that it is in"):
+        find_layout(tmp_path / "data.yaml")

@@ -14,7 +14,7 @@ from model.configs import demo, tiny
 from model.data.coco import CocoDataset
 from model.data.digits import DigitsDataset
 from model.data.loading import batch_by_shape, epoch_batches, steps_per_epoch
-from model.data.split import open_split
+from tests.model.data.reading import read_split
 
 CONFIG = replace(demo(), batch_size=2, accumulation_steps=2, num_workers=0)
 NUM_IMAGES = 11  # three steps: 4, 4 and 3 images
@@ -106,7 +106,7 @@ def test_every_image_is_in_one_batch_and_only_the_last_is_smaller(num_images, ba
 def test_batches_of_a_data_set_follow_the_shapes_of_its_images(tmp_path: Path) -> None:
     config = replace(tiny(), batch_size=2, augment=None)
     sizes = [(40, 60), (60, 40)] * 4
-    dataset = CocoDataset(open_split(*write_blank(tmp_path, sizes)), transform=lambda s, _: s)
+    dataset = CocoDataset(read_split(*write_blank(tmp_path, sizes)), transform=lambda s, _: s)
 
     steps = list(epoch_batches(dataset, config, epoch=0))
 

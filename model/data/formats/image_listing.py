@@ -1,0 +1,75 @@
+"""The image files of a folder, by name and by stem, and their sizes."""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from bundle.preprocess import DATASET_FORMATS, read_header
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+NUM_READERS = 8  # threads that wait for files
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its name; hidden files are none."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def images_below(directory: Path) -> list[Path]:
+    """Every image in a folder and the folders in it, sorted."""
+    return sorted(path for path in directory.rglob("*") if is_image(path) and path.is_file())
+
+
+class ImageListing:
+    """The images below a folder, found by what a tool says of them."""
+
+    def __init__(self, images: Iterable[Path]) -> None:
+        self._images = {path.as_posix(): path for path in images}
+        self._by_name: dict[str, list[Path]] = {}
+        for path in self._images.values():
+            for key in (path.name, path.stem):
+                self._by_name.setdefault(key, []).append(path)
+
+    def find(self, *names: str, near: Path | None = None) -> Path | None:
+        """The image that the first fitting name stands for, or None.
+
+        A name may have folders, of any system, before it, and may lack the suffix. Of several
+        images of that name, the one counts whose path ends as the name does, then one near a file.
+        """
+        for name in names:
+            parts = PurePosixPath(name.replace("\\", "/")).parts
+            last = parts[-1] if parts else ""
+            found = self._by_name.get(last) or self._by_name.get(PurePosixPath(last).stem)
+            if found:
+                folders = parts[:-1]
+                return max(found, key=lambda path: _closeness(path.parent, folders, near))
+        return None
+
+
+def _closeness(folder: Path, folders: Sequence[str], near: Path | None) -> tuple[int, int]:
+    """How many of the last folders are those named, and how many of the first those of `near`."""
+    from_end = _num_shared(reversed(folder.parts), reversed(folders))
+    return from_end, 0 if near is None else _num_shared(folder.parts, near.parent.parts)
+
+
+def _num_shared(first: Iterable[str], second: Iterable[str]) -> int:
+    pairs = zip(first, second, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def displayed_sizes(paths: Sequence[Path]) -> dict[Path, tuple[int, int] | None]:
+    """(height, width) of images as displayed; None where the file cannot be read."""
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        sizes = pool.map(_displayed_size, paths)
+        bar = tqdm(sizes, total=len(paths), desc="reading sizes", unit=" images", leave=False)
+        return dict(zip(paths, bar, strict=True))
+
+
+def _displayed_size(path: Path) -> tuple[int, int] | None:
+    try:
+        return read_header(path.read_bytes(), DATASET_FORMATS).size
+    except (OSError, ValueError):
+        return None  # reported when the image itself is checked

@@ -1,0 +1,153 @@
+"""labelme: a JSON file for every image, beside it or in a folder of their own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from math import dist
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bundle.json_file import read_json, starts_with
+from model.data.fields import read_number, read_size
+from model.data.formats.image_listing import ImageListing, images_below
+from model.data.formats.shapes import Point, around, around_boxes, around_ellipse
+from model.data.formats.source import ALL, SPLIT_NAMES, Box, Collector, Source, split_folder
+
+_NO_CLASSES = ("__ignore__", "_background_")  # in labels.txt
+_SEEN_FILES = 20
+
+
+@dataclass(frozen=True)
+class LabelmeObject:
+    """One object, of one shape or of several in a group; box is None where it cannot be read."""
+
+    label: str
+    box: Box | None
+    place: str
+
+
+@dataclass(frozen=True)
+class LabelmeImage:
+    """What one file says; size is (height, width), None where it is missing."""
+
+    file: Path
+    image_name: str
+    size: tuple[int, int] | None
+    objects: list[LabelmeObject]
+    left_out: list[str]
+
+
+@dataclass(frozen=True)
+class LabelmeData:
+    """A data set of labelme. Its classes are in the order of labels.txt, else sorted by name."""
+
+    directory: Path
+    name: str = "labelme"
+
+    def has(self, split: str) -> bool:
+        """Whether there is a folder of the split."""
+        if split == ALL:
+            return not any(self.has(name) for name in SPLIT_NAMES)
+        return split_folder(self.directory, split) is not None
+
+    def read(self, split: str) -> Source:
+        """The annotated images of a split; those without a file are left out."""
+        folder = self.directory if split == ALL else split_folder(self.directory, split)
+        class_names = dict(enumerate(self._class_names))
+        collector = Collector(self.directory, image_dir=self.directory, class_names=class_names)
+        listing = ImageListing(images_below(self.directory))
+        for image in (i for i in self._images if folder in i.file.parents):
+            place = image.file.relative_to(self.directory).as_posix()
+            path = listing.find(image.image_name, image.file.stem, near=image.file)
+            image_id = collector.add_image(path or image.image_name, image.size, place=place)
+            for what in image.left_out:
+                collector.leave_out(f"shapes of type {what}")
+            for found in image.objects:
+                where = f"{place}, {found.place}"
+                collector.add_box(image_id, found.label, found.box, place=where)
+        return collector.source()
+
+    @cached_property
+    def _images(self) -> list[LabelmeImage]:
+        """All files of all splits, since the classes are common to them."""
+        files = [file for file in sorted(self.directory.rglob("*.json")) if _is_labelme(file)]
+        bar = tqdm(files, desc="reading annotations", unit=" files", leave=False)
+        return [_read_image(file) for file in bar]
+
+    @cached_property
+    def _class_names(self) -> list[str]:
+        file = self.directory / "labels.txt"
+        if file.is_file():
+            lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            names = dict.fromkeys(line.strip() for line in lines if line.strip())
+            return [name for name in names if name not in _NO_CLASSES]
+        return sorted({found.label for i in self._images for found in i.objects} - {""})
+
+
+def find(data_dir: Path) -> LabelmeData | None:
+    """The data set in a folder, if one of the first JSON files in it is labelme's."""
+    files = islice(data_dir.rglob("*.json"), _SEEN_FILES)
+    return LabelmeData(data_dir) if any(_is_labelme(file) for file in files) else None
+
+
+def _is_labelme(file: Path) -> bool:
+    return starts_with(file, "{", '"shapes"', '"imagePath"')
+
+
+def _read_image(file: Path) -> LabelmeImage:
+    content = read_json(file.read_bytes(), file)
+    shapes = content.get("shapes")
+    if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
+        raise ValueError(f"{file}: expected labelme's list of shapes")
+    groups: dict[tuple[str, object], list[tuple[int, dict[str, Any]]]] = {}
+    left_out = []
+    for number, shape in enumerate(shapes, start=1):
+        kind = shape.get("shape_type", "polygon")  # old versions have polygons only
+        if kind not in _BOXES:
+            left_out.append(str(kind))
+            continue
+        group = shape.get("group_id")
+        key = f"shape {number}" if group is None else repr(group)
+        groups.setdefault((str(shape.get("label") or ""), key), []).append((number, shape))
+    return LabelmeImage(
+        file=file,
+        image_name=str(content.get("imagePath") or file.stem),
+        size=read_size(content.get("imageHeight"), content.get("imageWidth")),
+        objects=[_object(label, shapes) for (label, _), shapes in groups.items()],
+        left_out=left_out,
+    )
+
+
+def _object(label: str, shapes: Sequence[tuple[int, dict[str, Any]]]) -> LabelmeObject:
+    boxes = [_box(shape) for _, shape in shapes]
+    known = [box for box in boxes if box is not None]
+    numbers = ", ".join(str(number) for number, _ in shapes)
+    box = around_boxes(known) if len(known) == len(boxes) else None
+    return LabelmeObject(label, box, f"shape {numbers}")
+
+
+def _box(shape: dict[str, Any]) -> Box | None:
+    try:
+        points = [(read_number(x), read_number(y)) for x, y in shape["points"]]
+        known = [(x, y) for x, y in points if x is not None and y is not None]
+        return _BOXES[shape.get("shape_type", "polygon")](known) if known == points else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _circle(points: list[Point]) -> Box:
+    centre, edge = points
+    radius = dist(centre, edge)
+    return around_ellipse(centre, (radius, radius))
+
+
+def _mask(points: list[Point]) -> Box:
+    """The corners are the first and last pixel."""
+    x, y, w, h = around(points)
+    return x, y, w + 1, h + 1
+
+
+_BOXES = {"rectangle": around, "polygon": around, "circle": _circle, "mask": _mask}

@@ -1,0 +1,182 @@
+"""Pascal VOC: an XML file for every image, in one folder or beside the images of every split."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from tqdm import tqdm
+
+from model.data.fields import read_number, read_size
+from model.data.formats.image_listing import ImageListing, images_below
+from model.data.formats.shapes import around
+from model.data.formats.source import (
+    ALL,
+    SPLIT_NAMES,
+    Collector,
+    Source,
+    has_split_folders,
+    names_of,
+    split_folder,
+)  # fmt: skip
+from model.data.formats.xml_file import read_xml, root_tag, text_of
+
+_LISTS = Path("ImageSets", "Main")
+
+
+@dataclass(frozen=True)
+class VocObject:
+    """An object as its file says it; corners is (xmin, ymin, xmax, ymax), None where damaged."""
+
+    class_name: str
+    corners: tuple[float, ...] | None
+    is_difficult: str
+    place: str
+
+
+@dataclass(frozen=True)
+class VocImage:
+    """What one XML file says; size is (height, width), None where it is missing."""
+
+    file: Path
+    image_name: str
+    size: tuple[int, int] | None
+    objects: list[VocObject]
+
+
+@dataclass(frozen=True)
+class VocData:
+    """A data set in the format of Pascal VOC. Its classes are sorted by name.
+
+    VOC's own files count pixels from 1 and name the last pixel of a box; most tools write edges,
+    counted from 0. A corner at 0, or between pixels, tells that the whole set has edges.
+    """
+
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        """The format, and how its corners are counted."""
+        counted = "edges from 0" if self._has_edges else "pixels from 1"
+        return f"Pascal VOC, corners are {counted}"
+
+    def has(self, split: str) -> bool:
+        """Whether there is a list in ImageSets/Main or a folder of the split."""
+        if split == ALL:
+            return not any(self.has(name) for name in SPLIT_NAMES)
+        return self._list(split) is not None or self._folder(split) is not None
+
+    def read(self, split: str) -> Source:
+        """The images of a split, whether they have objects or not."""
+        listing = ImageListing(images_below(self.directory))
+        class_names = dict(enumerate(self._class_names))
+        collector = Collector(self.directory, image_dir=self.directory, class_names=class_names)
+        for image in self._images_of(split, collector):
+            place = image.file.relative_to(self.directory).as_posix()
+            path = listing.find(image.image_name, image.file.stem, near=image.file)
+            image_id = collector.add_image(path or image.image_name, image.size, place=place)
+            for found in image.objects:
+                collector.add_box(
+                    image_id, found.class_name, self._box(found.corners),
+                    place=found.place, is_crowd=found.is_difficult,
+                )  # fmt: skip
+        return collector.source()
+
+    @cached_property
+    def _images(self) -> dict[Path, VocImage]:
+        """All files of all splits, since classes and counting are common to them."""
+        files = sorted(self.directory.rglob("*.xml"))
+        bar = tqdm(files, desc="reading annotations", unit=" files", leave=False)
+        return {file: _read_image(file, self.directory) for file in bar}
+
+    @cached_property
+    def _class_names(self) -> list[str]:
+        return sorted({o.class_name for i in self._images.values() for o in i.objects} - {""})
+
+    @cached_property
+    def _has_edges(self) -> bool:
+        corners = [o.corners for i in self._images.values() for o in i.objects if o.corners]
+        return any(value < 1 or value != int(value) for box in corners for value in box)
+
+    def _box(self, corners: tuple[float, ...] | None) -> Any:
+        if corners is None:
+            return None
+        x1, y1, x2, y2 = corners
+        first = 0 if self._has_edges else 1
+        return x1 - first, y1 - first, x2 - x1 + first, y2 - y1 + first
+
+    def _images_of(self, split: str, collector: Collector) -> list[VocImage]:
+        if split == ALL:
+            return list(self._images.values())
+        names, folder = self._list(split), self._folder(split)
+        if names is None:
+            return [i for i in self._images.values() if folder and folder in i.file.parents]
+        by_stem = {file.stem: image for file, image in self._images.items()}
+        stems = [line.split()[0] for line in names.read_text().splitlines() if line.strip()]
+        for stem in (stem for stem in stems if Path(stem).name not in by_stem):
+            collector.add_fault(
+                "missing-annotation", f"{names} lists {stem}, which has no XML file"
+            )
+        return [by_stem[Path(s).name] for s in dict.fromkeys(stems) if Path(s).name in by_stem]
+
+    def _list(self, split: str) -> Path | None:
+        names = [self.directory / _LISTS / f"{name}.txt" for name in names_of(split)]
+        return next((path for path in names if path.is_file()), None)
+
+    def _folder(self, split: str) -> Path | None:
+        folders = (split_folder(self.directory, split), None)
+        if folders[0] is None and (self.directory / "Annotations").is_dir():
+            folders = (split_folder(self.directory / "Annotations", split), None)
+        return folders[0]
+
+
+def find(data_dir: Path) -> VocData | None:
+    """The data set in a folder, if the first XML files in it are VOC's."""
+    places = [data_dir / "Annotations", data_dir]
+    if has_split_folders(data_dir):
+        places += [path for name in SPLIT_NAMES if (path := split_folder(data_dir, name))]
+    for place in (path for path in places if path.is_dir()):
+        files = [*place.glob("*.xml"), *place.glob("*/*.xml")][:3]
+        if files and all(root_tag(file) == "annotation" for file in files):
+            return VocData(data_dir)
+    return None
+
+
+def _read_image(file: Path, directory: Path) -> VocImage:
+    root = read_xml(file)
+    if root.tag != "annotation":
+        raise ValueError(f"{file}: expected VOC's element annotation, found {root.tag}")
+    place = file.relative_to(directory).as_posix()
+    return VocImage(
+        file=file,
+        image_name=text_of(root, "filename") or text_of(root, "path") or file.stem,
+        size=read_size(text_of(root, "size/height"), text_of(root, "size/width")),
+        objects=[
+            VocObject(
+                class_name=text_of(found, "name"),
+                corners=_corners(found),
+                is_difficult=text_of(found, "difficult"),
+                place=f"{place}, object {number}",
+            )
+            for number, found in enumerate(root.findall("object"), start=1)
+        ],
+    )
+
+
+def _corners(found: Element) -> tuple[float, ...] | None:
+    """Of the object itself, not of its parts; of its polygon where there is no box."""
+    names = ("xmin", "ymin", "xmax", "ymax")
+    values = [read_number(text_of(found, f"bndbox/{name}")) for name in names]
+    corners = tuple(value for value in values if value is not None)
+    if len(corners) == 4:
+        return corners
+    points = [
+        (read_number(text_of(found, f"polygon/x{n}")), read_number(text_of(found, f"polygon/y{n}")))
+        for n in range(1, 1 + len(found.findall("polygon/*")) // 2)
+    ]
+    known = [(x, y) for x, y in points if x is not None and y is not None]
+    if not known or found.find("bndbox") is not None:
+        return None
+    x, y, w, h = around(known)
+    return x, y, x + w, y + h

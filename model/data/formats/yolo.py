@@ -1,0 +1,202 @@
+"""YOLO: a text file of labels for every image, and the classes in a YAML file or a list.
+
+A line is `class cx cy w h` or a polygon, `class x y x y x y ...`, in fractions of the image's
+sides.
+The splits stand in the YAML file of Roboflow and Ultralytics, or are folders or lists of images.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from model.data.fields import read_number
+from model.data.formats.image_listing import displayed_sizes, images_below, is_image
+from model.data.formats.shapes import around
+from model.data.formats.source import ALL, Box, Collector, Source, names_of, split_folder
+from model.data.formats.yolo_yaml import YoloYaml, find_yaml
+
+CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "train/classes.txt")
+LARGEST_FRACTION = 1.1  # beyond rounding: more is a length in pixels
+_NOT_LABELS = frozenset({"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt"})
+
+
+@dataclass(frozen=True)
+class YoloData:
+    """A data set in YOLO's format; class ids are the indices of the label files."""
+
+    directory: Path
+    name: str
+    class_file: Path
+    class_names: dict[int, str]
+    yaml: YoloYaml | None
+
+    def has(self, split: str) -> bool:
+        """Whether the split is named; without any, all images are one."""
+        if split == ALL:
+            return not any(self._places(name) for name in ("train", "val", "test"))
+        return bool(self._places(split))
+
+    def read(self, split: str) -> Source:
+        """The images of a split with the boxes of their label files."""
+        images = self._images(split)
+        sizes = displayed_sizes(images)
+        collector = Collector(
+            self.class_file, image_dir=self.directory, class_names=self.class_names
+        )
+        read = set()
+        for path in tqdm(images, desc="reading labels", unit=" files", leave=False):
+            label_file = label_file_of(path)
+            place = _relative(label_file, self.directory)
+            image_id = collector.add_image(path, sizes[path], place=place)
+            if label_file.is_file():
+                read.add(label_file)
+                self._read_labels(collector, image_id, label_file, sizes[path])
+        if len(read) < len(images):
+            collector.add_note("no-label-file", _without_labels(len(images) - len(read), images))
+        if split == ALL or all(place.is_dir() for place in self._places(split)):
+            collector.leave_out("label files without an image", len(self._strays(read)))
+        return collector.source()
+
+    def _strays(self, read: set[Path]) -> set[Path]:
+        """Text files beside the label files that are none of an image."""
+        files = {file for folder in {file.parent for file in read} for file in folder.glob("*.txt")}
+        return {file for file in files - read if file.name not in _NOT_LABELS}
+
+    def _read_labels(
+        self, collector: Collector, image_id: int, file: Path, size: tuple[int, int] | None
+    ) -> None:
+        has_points = self.yaml is not None and self.yaml.has_keypoints
+        lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            place = f"{_relative(file, self.directory)}, line {number}"
+            try:
+                label, box = parse_line(line, has_points=has_points)
+                if label not in self.class_names:
+                    raise ValueError(
+                        f"class {label}; {self.class_file.name} names {len(self.class_names)} "
+                        f"classes, {min(self.class_names)} to {max(self.class_names)}"
+                    )
+            except ValueError as error:
+                collector.add_fault("malformed", f"{place}: {error}", image_id=image_id)
+                continue
+            if size is not None:  # else the image has a fault of its own
+                (x, y, w, h), (height, width) = box, size
+                bbox = (x * width, y * height, w * width, h * height)
+                collector.add_box(image_id, label, bbox, place=place)
+
+    def _places(self, split: str) -> list[Path]:
+        """The folders and lists of a split."""
+        if self.yaml is not None:
+            return self.yaml.places(split)
+        lists = [self.directory / f"{name}.txt" for name in names_of(split)]
+        folders = [split_folder(self.directory, split)]
+        if (self.directory / "images").is_dir():
+            folders.insert(0, split_folder(self.directory / "images", split))
+        found = [place for place in (*folders, *lists) if place is not None and place.exists()]
+        return found[:1]
+
+    def _images(self, split: str) -> list[Path]:
+        if split == ALL:
+            return images_below(self.directory)
+        images = [image for place in self._places(split) for image in self._images_at(place)]
+        if not images:
+            places = ", ".join(str(place) for place in self._places(split))
+            raise ValueError(f"{self.class_file}: split {split!r}: no image in {places}")
+        return list(dict.fromkeys(images))
+
+    def _images_at(self, place: Path) -> Iterator[Path]:
+        """The images in a folder, or of a list with a path on every line."""
+        if place.is_dir():
+            yield from images_below(place)
+            return
+        if is_image(place):
+            yield place
+            return
+        for line in place.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+            if line.strip():
+                name = line.strip().replace("\\", "/")
+                yield _find_listed(name, place.parent, self.directory)
+
+
+def find(data_dir: Path) -> YoloData | None:
+    """The data set in a folder if it has a YAML file of YOLO's, or a list of classes and labels."""
+    yaml = find_yaml(data_dir)
+    if yaml is not None:
+        return YoloData(data_dir, f"YOLO ({yaml.file.name})", yaml.file, yaml.class_names, yaml)
+    candidates = [data_dir / name for name in CLASS_FILES] + sorted(data_dir.glob("*.names"))
+    class_file = next((path for path in candidates if path.is_file()), None)
+    if class_file is None:
+        return None
+    lines = class_file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    names = dict(enumerate(line.strip() for line in lines if line.strip()))
+    if not names:
+        raise ValueError(f"{class_file}: expected the name of a class on every line; it is empty")
+    return YoloData(data_dir, f"YOLO ({class_file.name})", class_file, names, None)
+
+
+def parse_line(line: str, *, has_points: bool) -> tuple[int, Box]:
+    """The class and the box (x, y, w, h), in fractions of the image's sides, of one line.
+
+    Args:
+        has_points: the box is followed by the keypoints of a pose, which are not read.
+
+    Raises:
+        ValueError: it is no such line; shows what it holds.
+    """
+    words = line.split()
+    numbers = [number for number in map(read_number, words) if number is not None]
+    if len(numbers) != len(words):
+        raise ValueError(f"expected numbers, found {_short(line)}")
+    label, values = numbers[0], numbers[1:]
+    if label != int(label) or label < 0:
+        raise ValueError(f"expected the index of a class, found {words[0]}")
+    if has_points:
+        values = values[:4]
+    is_polygon = len(values) >= 6 and len(values) % 2 == 0
+    if len(values) != 4 and not is_polygon:
+        raise ValueError(
+            "expected a class and 4 numbers, or the 3 or more points of a polygon, found "
+            f"{len(words)} numbers: {_short(line)}"
+        )
+    if max(map(abs, values)) > LARGEST_FRACTION:
+        raise ValueError(f"expected fractions of the image's sides, found {_short(line)}")
+    if is_polygon:
+        return int(label), around(list(zip(values[::2], values[1::2], strict=True)))
+    cx, cy, w, h = values
+    return int(label), (cx - w / 2, cy - h / 2, w, h)
+
+
+def label_file_of(image: Path) -> Path:
+    """The label file of an image: in labels/ instead of the last images/, else beside it."""
+    parts = list(image.with_suffix(".txt").parts)
+    if "images" in parts[:-1]:
+        last = len(parts) - 2 - parts[-2::-1].index("images")
+        twin = Path(*parts[:last], "labels", *parts[last + 1 :])
+        if twin.is_file() or not image.with_suffix(".txt").is_file():
+            return twin
+    return image.with_suffix(".txt")
+
+
+def _find_listed(name: str, *bases: Path) -> Path:
+    """The image of a line: below one of the folders, also if a tool put other ones before it."""
+    parts = Path(name).parts
+    tails = [Path(*parts[start:]) for start in range(len(parts))]
+    places = [base / tail for tail in tails for base in bases]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def _without_labels(count: int, images: list[Path]) -> str:
+    return f"{count} of {len(images)} images have no label file: taken as images without objects"
+
+
+def _relative(file: Path, directory: Path) -> str:
+    return (file.relative_to(directory) if file.is_relative_to(directory) else file).as_posix()
+
+
+def _short(line: str) -> str:
+    text = line.strip()
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")

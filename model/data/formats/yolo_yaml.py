@@ -1,0 +1,107 @@
+"""The YAML file that describes a data set of Ultralytics or Roboflow."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from model.data.formats.source import names_of
+
+LARGEST_YAML_BYTES = 4_000_000  # with room for the names of many thousand classes
+_USUAL_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+
+
+@dataclass(frozen=True)
+class YoloYaml:
+    """What a YAML file says of a data set."""
+
+    file: Path
+    class_names: dict[int, str]
+    content: dict[str, Any]
+
+    @property
+    def has_keypoints(self) -> bool:
+        """Whether keypoints follow the boxes in the label files."""
+        return "kpt_shape" in self.content
+
+    def places(self, split: str) -> list[Path]:
+        """The folders and lists of a split that are there; none if the split is not named.
+
+        Raises:
+            ValueError: the split is named, and none of its places is there.
+        """
+        values = [self.content[name] for name in names_of(split) if self.content.get(name)]
+        named: Any = values[0] if values else []
+        named = [named] if isinstance(named, str) else named
+        if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+            raise ValueError(f"{self.file}: expected {split} to be a path or a list of paths")
+        found = [self._find(name) for name in named]
+        missing = [name for name, place in zip(named, found, strict=True) if place is None]
+        if missing:
+            raise ValueError(
+                f"{self.file}: {split} is {', '.join(missing)}, and there is no such folder or "
+                f"list below {self.file.parent}"
+            )
+        return [place for place in found if place is not None]
+
+    def _find(self, name: str) -> Path | None:
+        """A path of the file, also if it starts with folders of another machine.
+
+        Roboflow writes ../train/images for the folder train/images beside the file.
+        """
+        base, folder = self.file.parent, self.content.get("path") or ""
+        parts = Path(name.replace("\\", "/")).parts
+        folder = folder.replace("\\", "/") if isinstance(folder, str) else ""
+        places = [base / folder / Path(*parts)]
+        places += [base / Path(*parts[start:]) for start in range(len(parts))]
+        return next((place for place in places if place.exists()), None)
+
+
+def find_yaml(data_dir: Path) -> YoloYaml | None:
+    """The YAML file in a folder that names classes or splits, if any.
+
+    Raises:
+        ValueError: it is damaged, or its classes cannot be read.
+    """
+    usual = [data_dir / name for name in _USUAL_NAMES]
+    others = sorted({*data_dir.glob("*.yaml"), *data_dir.glob("*.yml")} - {*usual})
+    for file in (path for path in (*usual, *others) if path.is_file()):
+        content = _load(file)
+        if isinstance(content, dict) and ({"names", "nc"} & content.keys()):
+            return YoloYaml(file, _class_names(file, content), content)
+        if file in usual:
+            raise ValueError(f"{file}: expected the classes as names, as Ultralytics writes them")
+    return None
+
+
+def _load(file: Path) -> Any:
+    """The content, with every scalar as text: a class may be named no, or 1."""
+    if file.stat().st_size > LARGEST_YAML_BYTES:
+        raise ValueError(f"{file}: too large for a description of a data set")
+    try:
+        return yaml.load(file.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{file}: not valid YAML: {said}") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file}: not valid YAML: {error}") from error
+
+
+def _class_names(file: Path, content: dict[str, Any]) -> dict[int, str]:
+    """Names by index, in order of the index."""
+    count, names = content.get("nc"), content.get("names")
+    if names is None and isinstance(count, str) and count.isdigit() and len(count) < 6:
+        names = [f"class_{index}" for index in range(int(count))]
+    if isinstance(names, list):
+        names = {str(index): name for index, name in enumerate(names)}
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{file}: expected names to be a list, or a mapping of index to name")
+    for index, name in names.items():
+        if not (isinstance(index, str) and index.isascii() and index.isdigit() and len(index) < 10):
+            raise ValueError(f"{file}: names has the index {index!r:.80}, expected a whole number")
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"{file}: expected text as the name of class {index}")
+    if isinstance(count, str) and count.isdigit() and int(count) != len(names):
+        raise ValueError(f"{file}: nc is {count}, but names has {len(names)} names")
+    return {int(index): names[index] for index in sorted(names, key=int)}

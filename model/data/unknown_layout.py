@@ -1,0 +1,69 @@
+"""Says what is in a folder that is no data set of a known format, and what it may be."""
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from model.data.formats.image_listing import IMAGE_SUFFIXES
+
+_SEEN_FILES = 20_000
+_SHOWN_KINDS = 4
+_SHOWN_FOLDERS = 8
+_KNOWN = (
+    "known are COCO, YOLO (Ultralytics, Roboflow, darknet), Pascal VOC, CVAT for images 1.1, Label "
+    "Studio's JSON and labelme; the folders of each are in docs/training.md"
+)
+
+
+def describe_folder(data_dir: Path) -> str:
+    """Lines on the files that were found, what they look like, and which formats are known."""
+    counts: dict[str, Counter[str]] = {}
+    for path in islice(data_dir.rglob("*"), _SEEN_FILES):
+        if path.is_file() and not path.name.startswith("."):
+            folder = path.parent.relative_to(data_dir).as_posix()
+            counts.setdefault(folder, Counter())[path.suffix.lower() or path.name] += 1
+    lines = [f"  {_place(folder)}{_kinds(kinds)}" for folder, kinds in sorted(counts.items())]
+    if len(lines) > _SHOWN_FOLDERS:
+        rest = len(lines) - _SHOWN_FOLDERS
+        lines = [*lines[:_SHOWN_FOLDERS], f"  and {rest} more folders"]
+    suffixes = {suffix for kinds in counts.values() for suffix in kinds}
+    guesses = [f"it looks like {guess}" for guess in _guesses(data_dir, suffixes)]
+    return "\n".join(["found:", *(lines or ["  no file"]), *guesses, _KNOWN])
+
+
+def _guesses(data_dir: Path, suffixes: set[str]) -> Iterator[str]:
+    """What the kinds of files tell, with what is missing."""
+    has_images = bool(suffixes & IMAGE_SUFFIXES)
+    if ".zip" in suffixes or ".tar" in suffixes or ".gz" in suffixes:
+        yield "an archive: unpack it first"
+    if ".xml" in suffixes:
+        yield (
+            "Pascal VOC or CVAT, but no .xml file in it, in Annotations/ or in the folders train/ "
+            "and val/ starts with the element annotation or annotations"
+        )
+    if ".txt" in suffixes and has_images:
+        yield (
+            "YOLO without the names of its classes: add data.yaml, or classes.txt with a name on "
+            "every line, in the order of the numbers in the label files"
+        )
+    if ".json" in suffixes:
+        yield (
+            "JSON of another tool: none of the .json files has COCO's images, annotations and "
+            "categories, labelme's shapes, or the tasks of Label Studio"
+        )
+    if ".csv" in suffixes or ".tfrecord" in suffixes or ".parquet" in suffixes:
+        yield "a table or records: export the data set again, as COCO"
+    if suffixes and suffixes <= IMAGE_SUFFIXES:
+        yield "images without annotations"
+    if (data_dir / "labels").is_dir() and not has_images:
+        yield "YOLO without its images"
+
+
+def _place(folder: str) -> str:
+    return "" if folder == "." else f"{folder}/: "
+
+
+def _kinds(kinds: Counter[str]) -> str:
+    shown = [f"{count} {suffix}" for suffix, count in kinds.most_common(_SHOWN_KINDS)]
+    return ", ".join([*shown, "..."] if len(kinds) > _SHOWN_KINDS else shown)
