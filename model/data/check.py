@@ -141,6 +141,8 @@ def _report(data_set: DataSet, split: str | None, decode: bool) -> bool:
         is_wrong |= any(fault.fatal for fault in faults)
     if opened:
         print(data_set.describe(list(opened.values())))
+    if ALL in opened:
+        print("to train on it, give VAL_FRACTION=0.1 (--val-fraction 0.1), which makes a split val")
     return is_wrong
 
 

@@ -83,13 +83,13 @@ def require_split(data_dir: Path, split: str, *, val_fraction: float | None) -> 
 
 def _missing(layout: Layout, split: str) -> str:
     there = [name for name in (*SPLIT_NAMES, ALL) if layout.has(name)]
-    message = f"no annotations of split {split!r}; this is {layout.name}"
+    message = f"no annotations of split {split!r}: this is {layout.name}"
+    place = f"looked for {layout.looked_for(split)}"
     divide = (
         "VAL_FRACTION=0.1 (--val-fraction 0.1) sets a tenth of its images aside as val, the same "
         "ones every time"
     )
     if there == [ALL]:
-        return f"{message}, not divided into splits: {divide}"
-    if split == "val" and "train" in there:
-        return f"{message} with the splits {', '.join(there)}: {divide}"
-    return f"{message} with the splits {', '.join(there) or 'of other names'}"
+        return f"{message}, not divided into splits. {divide}"
+    message = f"{message} with the splits {', '.join(there) or 'of other names'}; {place}"
+    return f"{message}. {divide}" if split == "val" and "train" in there else message

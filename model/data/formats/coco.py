@@ -30,6 +30,10 @@ class CocoData:
             return not is_divided and _whole_file(self.directory) is not None
         return _split_file(self.directory, split) is not None
 
+    def looked_for(self, split: str) -> str:
+        """The files, as a list."""
+        return ", ".join(str(p.relative_to(self.directory)) for p in _files(self.directory, split))
+
     def read(self, split: str) -> Source:
         """The file of a split, as it is."""
         is_whole = split == ALL
@@ -63,17 +67,20 @@ def _names(split: str) -> list[str]:
     return [f"{split}2017", f"{split}2014", *SPLIT_NAMES.get(split, (split,))]
 
 
-def _split_file(data_dir: Path, split: str) -> Path | None:
+def _files(data_dir: Path, split: str) -> list[Path]:
     names = _names(split)
-    files = [
+    return [
         *(data_dir / "annotations" / f"instances_{name}.json" for name in names),
         *(data_dir / "annotations" / f"{name}.json" for name in names),
         *(data_dir / f"instances_{name}.json" for name in names),
         *(data_dir / f"{name}.json" for name in names),
         *(data_dir / name / ROBOFLOW_FILE for name in names),
     ]
-    found = (path for path in files if path.is_file() and not starts_with(path, "["))
-    return next(found, None)
+
+
+def _split_file(data_dir: Path, split: str) -> Path | None:
+    files = (path for path in _files(data_dir, split) if path.is_file())
+    return next((path for path in files if not starts_with(path, "[")), None)
 
 
 def _whole_file(data_dir: Path) -> Path | None:

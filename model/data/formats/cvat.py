@@ -66,6 +66,10 @@ class CvatData:
         images = self._contents[self.files[ALL]][1]
         return any(image.subset.lower() in names_of(split) for image in images)
 
+    def looked_for(self, split: str) -> str:
+        """The subset, and the folder."""
+        return f"images of the subset {split}, {split}/{FILE}"
+
     def read(self, split: str) -> Source:
         """The images of a split with the boxes around their shapes."""
         file = self.files.get(split, self.files.get(ALL))

@@ -41,6 +41,10 @@ class LabelStudioData:
         """Whether there is an export of the split."""
         return split in self.files
 
+    def looked_for(self, split: str) -> str:
+        """The folder."""
+        return f"an export in {split}/"
+
     def read(self, split: str) -> Source:
         """The annotated tasks of a split; those that nobody annotated are left out."""
         file = self.files[split]

@@ -53,6 +53,10 @@ class LabelmeData:
             return not any(self.has(name) for name in SPLIT_NAMES)
         return split_folder(self.directory, split) is not None
 
+    def looked_for(self, split: str) -> str:
+        """The folder."""
+        return f"the folder {split}/"
+
     def read(self, split: str) -> Source:
         """The annotated images of a split; those without a file are left out."""
         folder = self.directory if split == ALL else split_folder(self.directory, split)

@@ -67,6 +67,9 @@ class Layout(Protocol):
     def has(self, split: str) -> bool:
         """Whether `read` has this split; "all" if the data set is not divided."""
 
+    def looked_for(self, split: str) -> str:
+        """Where the split would be, for a message that it is not there."""
+
     def read(self, split: str) -> Source:
         """A split. Raises ValueError if files that describe the whole set cannot be read."""
 

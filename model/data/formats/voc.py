@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -22,6 +23,7 @@ from model.data.formats.source import (
 )  # fmt: skip
 from model.data.formats.xml_file import read_xml, root_tag, text_of
 
+_SEEN_FILES = 20  # until one is VOC's
 _LISTS = Path("ImageSets", "Main")
 
 
@@ -59,13 +61,17 @@ class VocData:
     def name(self) -> str:
         """The format, and how its corners are counted."""
         counted = "edges from 0" if self._has_edges else "pixels from 1"
-        return f"Pascal VOC, corners are {counted}"
+        return f"Pascal VOC (corners are {counted})"
 
     def has(self, split: str) -> bool:
         """Whether there is a list in ImageSets/Main or a folder of the split."""
         if split == ALL:
             return not any(self.has(name) for name in SPLIT_NAMES)
         return self._list(split) is not None or self._folder(split) is not None
+
+    def looked_for(self, split: str) -> str:
+        """The list, and the folder."""
+        return f"{_LISTS.as_posix()}/{split}.txt, {split}/"
 
     def read(self, split: str) -> Source:
         """The images of a split, whether they have objects or not."""
@@ -132,13 +138,13 @@ class VocData:
 
 
 def find(data_dir: Path) -> VocData | None:
-    """The data set in a folder, if the first XML files in it are VOC's."""
+    """The data set in a folder, if one of the first XML files in it is VOC's."""
     places = [data_dir / "Annotations", data_dir]
     if has_split_folders(data_dir):
         places += [path for name in SPLIT_NAMES if (path := split_folder(data_dir, name))]
     for place in (path for path in places if path.is_dir()):
-        files = [*place.glob("*.xml"), *place.glob("*/*.xml")][:3]
-        if files and all(root_tag(file) == "annotation" for file in files):
+        files = islice(chain(place.glob("*.xml"), place.glob("*/*.xml")), _SEEN_FILES)
+        if any(root_tag(file) == "annotation" for file in files):
             return VocData(data_dir)
     return None
 

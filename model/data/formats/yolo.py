@@ -7,6 +7,7 @@ The splits stand in the YAML file of Roboflow and Ultralytics, or are folders or
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,6 +19,7 @@ from model.data.formats.source import ALL, Box, Collector, Source, names_of, spl
 from model.data.formats.yolo_yaml import YoloYaml, find_yaml
 
 CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "train/classes.txt")
+_SEEN_IMAGES = 1000  # until one has labels
 LARGEST_FRACTION = 1.1  # beyond rounding: more is a length in pixels
 _NOT_LABELS = frozenset({"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt"})
 
@@ -37,6 +39,13 @@ class YoloData:
         if split == ALL:
             return not any(self._places(name) for name in ("train", "val", "test"))
         return bool(self._places(split))
+
+    def looked_for(self, split: str) -> str:
+        """What the YAML file says, or the folders and lists."""
+        if self.yaml is not None:
+            return f"{split} in {self.yaml.file.name}, which {self.yaml.describe(split)}"
+        name = names_of(split)[0]
+        return f"images/{name}/, {name}/, {name}.txt"
 
     def read(self, split: str) -> Source:
         """The images of a split with the boxes of their label files."""
@@ -129,13 +138,18 @@ def find(data_dir: Path) -> YoloData | None:
         return YoloData(data_dir, f"YOLO ({yaml.file.name})", yaml.file, yaml.class_names, yaml)
     candidates = [data_dir / name for name in CLASS_FILES] + sorted(data_dir.glob("*.names"))
     class_file = next((path for path in candidates if path.is_file()), None)
-    if class_file is None:
+    if class_file is None or not _has_labels(data_dir):
         return None
     lines = class_file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     names = dict(enumerate(line.strip() for line in lines if line.strip()))
     if not names:
         raise ValueError(f"{class_file}: expected the name of a class on every line; it is empty")
     return YoloData(data_dir, f"YOLO ({class_file.name})", class_file, names, None)
+
+
+def _has_labels(data_dir: Path) -> bool:
+    images = islice(images_below(data_dir), _SEEN_IMAGES)
+    return any(label_file_of(image).is_file() for image in images)
 
 
 def parse_line(line: str, *, has_points: bool) -> tuple[int, Box]:

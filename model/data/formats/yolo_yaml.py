@@ -26,24 +26,30 @@ class YoloYaml:
         return "kpt_shape" in self.content
 
     def places(self, split: str) -> list[Path]:
-        """The folders and lists of a split that are there; none if the split is not named.
+        """The folders and lists of a split; none if it is not named, or nothing of it is there.
 
         Raises:
-            ValueError: the split is named, and none of its places is there.
+            ValueError: a part of it is not there.
         """
+        found = {name: self._find(name) for name in self._named(split)}
+        places = [place for place in found.values() if place is not None]
+        if places and len(places) < len(found):
+            missing = ", ".join(name for name, place in found.items() if place is None)
+            raise ValueError(f"{self.file}: {split} names {missing}, which is not there")
+        return places
+
+    def describe(self, split: str) -> str:
+        """What the file says of a split that is not there."""
+        named = ", ".join(self._named(split))
+        return f"is {named}, and there is no such folder or list" if named else "is not given"
+
+    def _named(self, split: str) -> list[str]:
         values = [self.content[name] for name in names_of(split) if self.content.get(name)]
         named: Any = values[0] if values else []
         named = [named] if isinstance(named, str) else named
         if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
             raise ValueError(f"{self.file}: expected {split} to be a path or a list of paths")
-        found = [self._find(name) for name in named]
-        missing = [name for name, place in zip(named, found, strict=True) if place is None]
-        if missing:
-            raise ValueError(
-                f"{self.file}: {split} is {', '.join(missing)}, and there is no such folder or "
-                f"list below {self.file.parent}"
-            )
-        return [place for place in found if place is not None]
+        return named
 
     def _find(self, name: str) -> Path | None:
         """A path of the file, also if it starts with folders of another machine.

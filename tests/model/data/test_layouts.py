@@ -81,14 +81,17 @@ def test_a_missing_val_split_is_answered_with_the_way_to_make_one(tmp_path: Path
     exports.coco(tmp_path)
     (tmp_path / "annotations" / "instances_val.json").unlink()
 
-    with pytest.raises(ValueError, match=r"no annotations of split 'val'.*VAL_FRACTION=0\.1"):
+    said = (
+        r"split 'val'.* train; looked for annotations/instances_val2017\.json, .*VAL_FRACTION=0\.1"
+    )
+    with pytest.raises(ValueError, match=said):
         require_split(tmp_path, "val", val_fraction=None)
 
 
 def test_training_on_data_that_is_not_divided_asks_for_the_val_fraction(tmp_path: Path) -> None:
     exports.label_studio(tmp_path)
 
-    with pytest.raises(ValueError, match=r"not divided into splits: VAL_FRACTION=0\.1"):
+    with pytest.raises(ValueError, match=r"not divided into splits. VAL_FRACTION=0\.1"):
         require_run_data(small(), tmp_path, val_fraction=None)
     require_run_data(small(), tmp_path, val_fraction=0.1)
 
@@ -102,7 +105,9 @@ def test_data_that_is_not_divided_is_evaluated_whole(tmp_path: Path) -> None:
 def test_a_missing_split_is_answered_with_those_that_are_there(tmp_path: Path) -> None:
     exports.voc(tmp_path)
 
-    with pytest.raises(ValueError, match=r"split 'test'.*Pascal VOC.*the splits train, val$"):
+    with pytest.raises(
+        ValueError, match=r"split 'test'.*Pascal VOC.*the splits train, val; looked for ImageSets"
+    ):
         require_split(tmp_path, "test", val_fraction=None)
 
 

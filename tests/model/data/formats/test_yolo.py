@@ -1,0 +1,188 @@
+"""YOLO: what its tools write beside the plain case, and what is wrong with a file."""
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from model.data.check import check_validation
+from model.data.data_set import open_data_set
+from model.data.formats.yolo import parse_line
+from model.data.layouts import find_layout
+from model.data.split import Split
+from tests.model.data.formats import exports
+from tests.model.data.formats.exports import write
+
+YAML = "train: train/images\nval: valid/images\nnames: [bolt, cap nut, washer]\n"
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """Roboflow's export; the labels of a.png may be overwritten."""
+    exports.yolo_of_roboflow(tmp_path)
+    write(tmp_path / "data.yaml", YAML)
+    return tmp_path
+
+
+def read(folder: Path, labels: str) -> Split:
+    write(folder / "train" / "labels" / "a.txt", labels)
+    return open_data_set(folder).open("train")
+
+
+def fatal(split: Split) -> list[str]:
+    return [fault.message for fault in check_validation(split) if fault.fatal]
+
+
+@pytest.mark.parametrize(
+    ("line", "box"),
+    [
+        ("0 0.5 0.5 0.25 0.5", (0.375, 0.25, 0.25, 0.5)),
+        ("  0\t0.5 0.5   0.25 0.5 \r", (0.375, 0.25, 0.25, 0.5)),
+        ("0.0 5e-1 0.5 0.25 0.5", (0.375, 0.25, 0.25, 0.5)),
+        ("0 0.25 0.25 0.75 0.25 0.5 0.75", (0.25, 0.25, 0.5, 0.5)),
+        ("0 0.1 0.2 0.3 0.2 0.3 0.4 0.1 0.4", (0.1, 0.2, 0.2, 0.2)),
+    ],
+)
+def test_a_line_is_a_box_or_a_polygon(line: str, box: tuple[float, ...]) -> None:
+    label, found = parse_line(line, has_points=False)
+
+    assert label == 0
+    assert found == pytest.approx(box)
+
+
+def test_the_keypoints_of_a_pose_are_not_taken_for_a_polygon(labelled: Path) -> None:
+    write(labelled / "data.yaml", YAML + "kpt_shape: [2, 2]\n")
+
+    split = read(labelled, "0 0.5 0.5 0.25 0.5 0.1 0.1 0.9 0.9\n")
+
+    assert split.annotations.boxes[0].bbox == (24, 12, 16, 24)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ("0 0.5 0.5 0.1 0.1\n\n3 0.5 0.5 0.1 0.1", r"a\.txt, line 3: class 3; data\.yaml names 3"),
+        ("-1 0.5 0.5 0.1 0.1", r"line 1: expected the index of a class, found -1"),
+        ("bolt 0.5 0.5 0.1 0.1", r"line 1: expected numbers, found 'bolt 0\.5"),
+        ("0 0.5 nan 0.1 0.1", r"line 1: expected numbers, found '0 0\.5 nan"),
+        ("0 0.5 0.5 inf 0.1", r"line 1: expected numbers"),
+        ("0 0.5 0.5 0.1", r"expected a class and 4 numbers, .* found 4 numbers"),
+        ("0 0.5 0.5 0.1 0.1 0.9", r"found 6 numbers"),
+        ("0 320 240 64 64", r"expected fractions of the image's sides, found '0 320 240"),
+        ("\x00\x01\x02", r"expected numbers"),
+        ("1e400 0.5 0.5 0.1 0.1", r"expected numbers"),
+        ("0 " + "0.5 " * 100_001, r"found 100002 numbers: '0 0\.5.{50,60}\.\.\.'$"),
+    ],
+)
+def test_a_damaged_line_is_named_with_file_and_number(
+    labelled: Path, labels: str, said: str
+) -> None:
+    messages = fatal(read(labelled, labels))
+
+    assert len(messages) == 1
+    assert re.search(said, messages[0])
+
+
+@pytest.mark.parametrize(
+    ("yaml", "said"),
+    [
+        ("names: [a, b", "not valid YAML"),
+        ("train: x\n", "expected the classes as names"),
+        ("names: {a: b}", "names has the index 'a', expected a whole number"),
+        ("names: [[a], b]", "expected text as the name of class 0"),
+        ("names: bolt", "expected names to be a list"),
+        ("names: []", "expected names to be a list"),
+        ("nc: 2\nnames: [a, b, c]", "nc is 2, but names has 3 names"),
+        ("[" * 1200, "not valid YAML"),
+        ("names: &a [x]\nb: &b [*a, *a]\nnames: [*b, *b]", "expected text as the name of class 0"),
+        ("\x00", "not valid YAML"),
+    ],
+)
+def test_a_damaged_yaml_file_is_refused_in_one_line(tmp_path: Path, yaml: str, said: str) -> None:
+    write(tmp_path / "data.yaml", yaml)
+
+    with pytest.raises(ValueError, match=said) as raised:
+        find_layout(tmp_path)
+
+    assert str(raised.value).startswith(str(tmp_path / "data.yaml"))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_tag_of_python_is_text_and_runs_nothing(labelled: Path) -> None:
+    tagged = "!!python/object/apply:os.system [exit 3]"
+    write(labelled / "data.yaml", YAML.replace("[bolt, cap nut, washer]", tagged))
+
+    assert read(labelled, "").annotations.classes[0].name == "exit 3"
+
+
+def test_names_that_yaml_takes_for_other_things_stay_text(labelled: Path) -> None:
+    write(labelled / "data.yaml", YAML.replace("[bolt, cap nut, washer]", "[no, 1, null]"))
+
+    classes = read(labelled, "").annotations.classes
+
+    assert [info.name for info in classes] == ["no", "1", "null"]
+
+
+def test_classes_that_are_only_counted_get_names(labelled: Path) -> None:
+    write(labelled / "data.yaml", YAML.replace("names: [bolt, cap nut, washer]", "nc: 3"))
+
+    classes = read(labelled, "").annotations.classes
+
+    assert [info.name for info in classes] == ["class_0", "class_1", "class_2"]
+
+
+def test_indices_with_gaps_are_the_ids_of_the_classes(labelled: Path) -> None:
+    write(labelled / "data.yaml", YAML.replace("[bolt, cap nut, washer]", "{7: g, 2: b, 0: a}"))
+
+    split = read(labelled, "7 0.5 0.5 0.25 0.5")
+
+    assert [(info.id, info.name) for info in split.annotations.classes] == [
+        (0, "a"),
+        (2, "b"),
+        (7, "g"),
+    ]
+    assert split.annotations.boxes[0].category_id == 7
+
+
+def test_a_split_whose_folder_is_not_there_is_named(labelled: Path) -> None:
+    write(labelled / "data.yaml", YAML.replace("valid/images", "/content/gone/images"))
+
+    said = r"looked for val in data\.yaml, which is /content/gone/images, and there is no such"
+    with pytest.raises(ValueError, match=said):
+        open_data_set(labelled).open("val")
+
+
+def test_a_split_of_which_a_part_is_missing_is_refused(labelled: Path) -> None:
+    write(labelled / "data.yaml", YAML.replace("valid/images", "[valid/images, more/images]"))
+
+    with pytest.raises(ValueError, match=r"data\.yaml: val names more/images, which is not there"):
+        open_data_set(labelled).open("val")
+
+
+def test_fractions_are_of_the_image_as_displayed(labelled: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (64, 48)).save(labelled / "train" / "images" / "a.png", exif=exif)
+
+    split = read(labelled, "0 0.5 0.5 0.5 0.5")
+
+    assert split.annotations.boxes[0].bbox == (12, 16, 24, 32)
+
+
+def test_labels_without_an_image_and_images_without_labels_are_told(labelled: Path) -> None:
+    write(labelled / "train" / "labels" / "gone.txt", "0 0.5 0.5 0.5 0.5")
+    (labelled / "train" / "labels" / "b.txt").unlink()
+
+    messages = [fault.message for fault in check_validation(read(labelled, ""))]
+
+    assert "1 of 3 images have no label file: taken as images without objects" in messages
+    assert "left out: 1 label files without an image" in messages
+
+
+def test_an_unreadable_image_is_reported_once(labelled: Path) -> None:
+    write(labelled / "train" / "images" / "a.png", "no image")
+
+    faults = check_validation(read(labelled, "0 0.5 0.5 0.5 0.5"))
+
+    assert [fault.kind for fault in faults if fault.fatal] == ["unreadable-image"]
