@@ -33,10 +33,10 @@ NVCC_FLAGS = (
     "--compiler-options=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
 )
 
-# Compute capabilities that machine code is made for; it runs on later ones of the same major too.
+# Compute capabilities to generate machine code for; it also runs on later ones of the same major.
 GPUS = (75, 80, 86, 89, 90, 100, 110, 120)
 
-# Flags of a file of its own: instructions that are used only where the CPU has them.
+# Extra flags of single files: their instructions are only used if the CPU has them.
 X86_FLAGS = {
     "kernel_avx2.cpp": ("-mavx2", "-mfma"),
     "kernel_avx512.cpp": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
@@ -45,10 +45,10 @@ X86_FLAGS = {
 
 @dataclass(frozen=True)
 class Library:
-    """One shared library: its file name, sources, and what a binding needs of its framework.
+    """One shared library: its file name, sources, and what a binding needs from its framework.
 
-    Its compiler is that for C++ where none is named. Only its files in bindings/ get
-    `binding_flags`, so that libraries can share the objects of their other files.
+    If `compiler` is None, it is the C++ compiler. Only files in bindings/ get `binding_flags`, so
+    that libraries can share the objects of all other files.
     """
 
     name: str
@@ -60,19 +60,19 @@ class Library:
 
 
 def cpu_kernels() -> tuple[Path, ...]:
-    """Sources of the CPU kernels, for every library that runs them."""
+    """The sources of the CPU kernels, for every library that runs them."""
     return tuple(sorted(CORE.glob("*.cpp")))
 
 
 def libraries() -> Iterator[Library]:
-    """Every library that can be built here."""
+    """Every library that can be built on this machine."""
     yield Library("libms_deform_attn.so", (OP / "bindings" / "c_api.cpp", *cpu_kernels()))
     yield from _openvino_extension()
     yield from _tensorrt_plugin()
 
 
 def _openvino_extension() -> Iterator[Library]:
-    """The op for the OpenVINO that is installed, against the headers and libraries of its wheel."""
+    """The op for the installed OpenVINO, built against the headers and libraries in its wheel."""
     package = importlib.util.find_spec("openvino")
     if package is None or package.origin is None:
         return
@@ -84,7 +84,7 @@ def _openvino_extension() -> Iterator[Library]:
         library.openvino_extension(),
         (OP / "bindings" / "openvino_extension.cpp", *cpu_kernels()),
         binding_flags=("-isystem", str(root / "include")),
-        # Its code has to outlive the last node of a graph, which may outlive the runtime's core.
+        # Its code must outlive the last node of a graph, which may outlive the runtime's core.
         link_flags=("-pthread", "-Wl,-z,nodelete,-z,defs", *map(str, runtime)),
     )
 
@@ -107,8 +107,8 @@ def _tensorrt_plugin() -> Iterator[Library]:
 def gpu_code(known: Collection[str]) -> list[str]:
     """Flags for the code of every GPU, for an nvcc that knows these ("sm_90", ...).
 
-    A GPU without machine code of its own, which is newer than all or which this nvcc does not know,
-    compiles the portable code of the one before it when the library is loaded.
+    For a GPU without machine code, because it is newer than all others or unknown to this nvcc, the
+    portable code of the next older one is compiled when the library is loaded.
     """
     gpus = [gpu for gpu in GPUS if f"sm_{gpu}" in known]
     unknown = [gpu for gpu in GPUS if gpu not in gpus and gpu > gpus[0]]
@@ -122,7 +122,7 @@ def gpu_code(known: Collection[str]) -> list[str]:
 def tensorrt_headers() -> Path | None:
     """TensorRT's headers: in TENSORRT_INCLUDE_DIR, or in the system's folders.
 
-    Otherwise those of 10.14 in the package kernel-lens; 11 has the same interface of plugins.
+    Otherwise those of 10.14 in the package kernel-lens; plugins have the same interface in 11.
     """
     named = os.environ.get("TENSORRT_INCLUDE_DIR")
     if named:
@@ -135,15 +135,15 @@ def tensorrt_headers() -> Path | None:
 
 
 def build(compiler: str, wanted: Library, *, objects: Path) -> bool:
-    """Make a library unless it is up to date; True if it had to be made.
+    """Build a library unless it is up to date; returns whether it was built.
 
     Args:
-        compiler: that for C++.
-        objects: folder for compiled files. One that is there, of the same command, is used again:
-            no source may have changed since.
+        compiler: for C++, if the library names no other.
+        objects: folder for compiled files. A file compiled by the same command is used again, so no
+            source may have changed since.
 
     Raises:
-        RuntimeError: the compiler failed; the message is what it said.
+        RuntimeError: the compiler failed; has its message.
     """
     compiler = wanted.compiler or compiler
     commands = [_command(compiler, wanted, source) for source in wanted.sources]
@@ -176,7 +176,7 @@ def _compile(command: list[str], objects: Path) -> Path:
 
 
 def _key(commands: list[list[str]], sources: tuple[Path, ...]) -> str:
-    """Changes with everything that the library is made from."""
+    """A digest of everything that the library is made from."""
     version = subprocess.run([commands[0][0], "--version"], capture_output=True, check=True).stdout
     digest = hashlib.sha256(repr(commands).encode() + version)
     for path in sorted({*sources, *OP.rglob("*.h")}):
@@ -191,12 +191,12 @@ def _run(command: list[str]) -> None:
 
 
 def main() -> int:
-    """Build everything, a line a library; 1 if a compiler that is there fails."""
+    """Build everything, with a line per library; returns 1 if a compiler fails."""
     argparse.ArgumentParser(prog="python -m plugins.build", description=__doc__).parse_args()
-    library.FOLDER.mkdir(parents=True, exist_ok=True)  # an image copies it, whatever is in it
+    library.FOLDER.mkdir(parents=True, exist_ok=True)  # images copy it even if it is empty
     compiler = os.environ.get("CXX") or "g++"
     if shutil.which(compiler) is None:
-        print(f"no C++ compiler ({compiler}): nothing native is built; standard operators serve")
+        print(f"no C++ compiler ({compiler}): nothing native is built; standard operators are used")
         return 0
     with TemporaryDirectory(prefix="objects.", dir=library.FOLDER) as objects:
         for wanted in libraries():
@@ -204,7 +204,7 @@ def main() -> int:
                 made = build(compiler, wanted, objects=Path(objects))
             except RuntimeError as error:
                 variable = "NVCC" if wanted.compiler else "CXX"
-                without = f"{variable}=none does without"
+                without = f"{variable}=none builds without it"
                 print(f"{wanted.name}: not built; {without}\n{error}", file=sys.stderr)
                 return 1
             print(f"{wanted.name}: {'built' if made else 'up to date'}")

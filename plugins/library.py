@@ -5,16 +5,16 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "build" / "plugins"
 
-# For TensorRT 10 and 11, whose interface of plugins is the same.
+# For TensorRT 10 and 11, whose plugins have the same interface.
 TENSORRT_PLUGIN = "libms_deform_attn_tensorrt.so"
 
 
 def openvino_extension() -> str:
-    """File name of the extension for the OpenVINO that is installed; it works with no other."""
+    """File name of the extension for the installed OpenVINO; it works with no other release."""
     return f"libms_deform_attn_openvino_{version('openvino')}.so"
 
 
 def find(name: str) -> Path | None:
-    """The library of this file name, or None where it was not built."""
+    """The library with this file name, or None if it was not built."""
     path = FOLDER / name
     return path if path.exists() else None

@@ -123,7 +123,7 @@ def test_without_a_compiler_nothing_is_built_and_one_line_says_so(
     assert status == 0
     assert list(folder.iterdir()) == []
     assert capsys.readouterr().out == (
-        "no C++ compiler (no-such-compiler): nothing native is built; standard operators serve\n"
+        "no C++ compiler (no-such-compiler): nothing native is built; standard operators are used\n"
     )
 
 
@@ -139,7 +139,7 @@ def test_a_compiler_that_fails_is_an_error_with_a_way_around_it(
     status = build.main()
 
     assert status == 1
-    assert "libone.so: not built; CXX=none does without" in capsys.readouterr().err
+    assert "libone.so: not built; CXX=none builds without it" in capsys.readouterr().err
 
 
 def code_of(flags: list[str]) -> list[str]:

@@ -143,7 +143,7 @@ def test_sizes_that_do_not_add_up_to_the_tokens_are_refused(
     tensors = arguments(CASES[0])
     tensors["spatial_shapes"] = tensors["spatial_shapes"] + 1
 
-    with pytest.raises(RuntimeError, match="as many tokens as spatial_shapes tell"):
+    with pytest.raises(RuntimeError, match="as many tokens as spatial_shapes say"):
         run(one_node(), tensors)
 
 

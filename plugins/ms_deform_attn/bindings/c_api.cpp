@@ -1,6 +1,6 @@
-// A plain C interface to the CPU kernels, for whoever can load a shared library; torch's side of
-// it is model/network/ops/native.py. No exception leaves it: a function returns 0, or 1 and keeps a
-// message.
+// A plain C interface to the CPU kernels, for anything that can load a shared library; torch's side
+// of it is model/network/ops/native.py. No exception leaves it: a function returns 0, or 1 and
+// keeps a message.
 #include "../core/kernel_cpu.h"
 
 #include <algorithm>
@@ -23,8 +23,8 @@ namespace
 
 thread_local std::string lastError;
 
-// Runs body(item) for every item on up to numThreads threads, of which this is one. Threads live
-// as long as the call: a few tens of microseconds each, and nothing that a fork could lose.
+// Runs body(item) for every item on up to numThreads threads, including this one. Threads live as
+// long as the call: starting them takes a few tens of microseconds each, and a fork loses nothing.
 template <typename Body>
 void parallelFor(int numItems, int numThreads, const Body& body)
 {
@@ -55,7 +55,7 @@ void parallelFor(int numItems, int numThreads, const Body& body)
     }
     catch (const std::system_error&)
     {
-        // No more threads to be had: those there are do the work.
+        // No more threads can be started: those that were do the work.
     }
     work();
     for (std::thread& thread : others)
@@ -68,8 +68,8 @@ void parallelFor(int numItems, int numThreads, const Body& body)
     }
 }
 
-// As many threads as were asked for, where a call has enough work for them: where its share is
-// below this number of sampled channels, about 0.1 ms, a thread hardly takes over what it costs.
+// As many threads as were asked for, if the call has enough work for them: a thread hardly pays for
+// itself if its share is below this number of sampled channels, about 0.1 ms.
 int threadsWorthwhile(const detr::MSDeformAttnParams& p, int numThreads)
 {
     constexpr int64_t kSamplesPerThread = 1 << 19;

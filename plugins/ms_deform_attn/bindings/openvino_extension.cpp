@@ -1,5 +1,5 @@
 // The op as an extension of OpenVINO: the node MSDeformAttn of the ONNX domain `detr` becomes one
-// call of the CPU kernel. Its threads are those of the stream that runs the graph.
+// call of the CPU kernel, on the threads of the stream that runs the graph.
 #include "../core/kernel_cpu.h"
 
 #include <openvino/core/extension.hpp>
@@ -19,7 +19,7 @@
 namespace ov
 {
 
-// Exported by the runtime, but in no header of its wheel: `node` is not to be computed in `to`.
+// Exported by the runtime, but not declared in its wheel: forbids computing `node` in `to`.
 OPENVINO_API void disable_conversion(const std::shared_ptr<Node>& node, const element::Type& to);
 
 } // namespace ov
@@ -39,8 +39,8 @@ enum Input : size_t
     kNumInputs,
 };
 
-// Keeps what a number is computed from in float32 under the hint bf16, back to the last products
-// of matrices: a bfloat16 near 1 moves in steps of 0.65 pixels of a level 167 wide.
+// Under the hint bf16, keeps everything a number is computed from in float32, back to the last
+// matrix products: a bfloat16 near 1 moves in steps of 0.65 pixels on a level 167 wide.
 void keepFloat32(ov::Node* node, std::unordered_set<const ov::Node*>& visited)
 {
     const std::string type = node->get_type_name();
@@ -101,7 +101,7 @@ public:
         set_output_type(0, ov::element::f32, outputShape(shapes));
         if (mValueStorage == "bf16")
         {
-            // Here and not once: transformations put nodes without the mark in place of others.
+            // Every time, because transformations replace marked nodes with unmarked ones.
             std::unordered_set<const ov::Node*> visited;
             keepFloat32(get_input_node_ptr(kReferencePoints), visited);
         }
@@ -130,7 +130,7 @@ public:
             numTokens += int64_t{sizes[2 * level]} * sizes[2 * level + 1];
         }
         NODE_VALIDATION_CHECK(this, numTokens == static_cast<int64_t>(value[1]),
-            "expected as many tokens as spatial_shapes tell, ", numTokens, ", got ", value[1]);
+            "expected as many tokens as spatial_shapes say, ", numTokens, ", got ", value[1]);
 
         MSDeformAttnParams params{};
         params.batch = static_cast<int>(value[0]);
@@ -155,7 +155,7 @@ public:
     }
 
 private:
-    // (B, Q, M * D), where the inputs agree on every size that they share.
+    // (B, Q, M * D), if the inputs agree on every size that they share.
     ov::PartialShape outputShape(std::vector<ov::PartialShape> shapes) const
     {
         constexpr int64_t kRanks[kNumInputs] = {4, 2, 4, 6, 5};

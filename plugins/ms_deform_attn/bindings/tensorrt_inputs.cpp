@@ -30,8 +30,8 @@ constexpr InputInfo kInputs[kNumInputs] = {
 
 std::atomic<trt::ILoggerFinder*> loggerFinder{nullptr};
 
-// The logger of whoever calls the plugin; null where there is none, or none of the kind that the
-// headers of this build describe: TensorRT 11 gave loggers another layout.
+// The caller's logger; null if there is none, or if it is not the kind in the headers of this
+// build: TensorRT 11 changed the layout of loggers.
 trt::ILogger* findLogger()
 {
     trt::ILoggerFinder* const finder = loggerFinder;
@@ -78,7 +78,7 @@ const char* nameOf(trt::DataType type)
     }
 }
 
-// A size that several inputs share, by the letter of the documentation.
+// A size that several inputs share, named by the documentation's letter.
 struct Size
 {
     const char* meaning;
@@ -238,7 +238,7 @@ int32_t checkCount(int32_t numInputs, int32_t numOutputs)
 
 } // namespace detr
 
-// TensorRT calls this when it has loaded the library; a library without it registers nothing.
+// TensorRT calls this after loading the library; without it, nothing is registered.
 extern "C" __attribute__((visibility("default"))) void setLoggerFinder(
     nvinfer1::ILoggerFinder* finder)
 {

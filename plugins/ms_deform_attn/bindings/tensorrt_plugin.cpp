@@ -1,4 +1,4 @@
-// See tensorrt_plugin.h. Of TensorRT's library nothing is linked: whoever loads this has it.
+// See tensorrt_plugin.h. TensorRT's library is not linked: the process that loads this has it.
 #include "tensorrt_plugin.h"
 
 #include "tensorrt_inputs.h"
@@ -108,7 +108,7 @@ int32_t MSDeformAttnPlugin::getOutputShapes(const trt::DimsExprs* inputs, int32_
 bool MSDeformAttnPlugin::supportsFormatCombination(int32_t position,
     const trt::DynamicPluginTensorDesc* tensors, int32_t numInputs, int32_t numOutputs) noexcept
 {
-    // Position 5 is the output, which has the type of value, as the last of the inputs has.
+    // Position 5 is the output, which has the type of value, like the last input.
     const trt::PluginTensorDesc& tensor = tensors[position].desc;
     return numInputs == kNumInputs && numOutputs == 1
         && tensor.format == trt::TensorFormat::kLINEAR

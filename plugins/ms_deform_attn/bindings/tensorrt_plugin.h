@@ -1,7 +1,7 @@
-// The operator as a plugin of TensorRT 10 and 11, by the name MSDeformAttn, version "1".
+// The operator as a plugin of TensorRT 10 and 11, named MSDeformAttn, version "1".
 //
-// The ONNX parser finds it for a node of that type in any domain: it asks the registry by the
-// node's type and by the attributes plugin_version and plugin_namespace, "1" and "" where absent.
+// The ONNX parser finds it for a node of that type in any domain: it asks the registry for the
+// node's type and its attributes plugin_version and plugin_namespace, which default to "1" and "".
 #pragma once
 
 #include "../core/kernel_cuda.h"

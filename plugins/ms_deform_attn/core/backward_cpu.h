@@ -6,8 +6,8 @@
 namespace detr
 {
 
-// What is kept of a query: its taps, the products of the output's gradient with the values at
-// them, [corner * numPadded + sample], and one number a sample.
+// What is kept for a query: its taps, the products of the output's gradient with the values there,
+// [corner * numPadded + sample], and one number per sample.
 template <class V>
 struct BackwardTaps
 {
@@ -25,8 +25,8 @@ inline void clear(typename V::Scalar* p, ptrdiff_t count)
     }
 }
 
-// Through the weighted sum: the products of all taps, and what the values gain at each. kChannels
-// is the number of channels, or 0 where that is known at run time only.
+// Through the weighted sum: the products of all taps, and what is added to the values' gradients at
+// each. kChannels is the number of channels, or 0 if it is only known at run time.
 template <class V, int kChannels>
 inline void throughValues(const typename V::Scalar* outGradient, int numChannels, int numSamples,
     int numPadded, const BackwardTaps<V>& at, const typename V::Scalar* values,
@@ -35,7 +35,7 @@ inline void throughValues(const typename V::Scalar* outGradient, int numChannels
     using Scalar = typename V::Scalar;
     using Float = typename V::Float;
     const Float zero(0);
-    Float kept[kChannels / V::kLanes + 1]; // of the output's gradient, where that is short
+    Float kept[kChannels / V::kLanes + 1]; // the output's gradient, if kChannels is known
     for (int c = 0; c < kChannels; c += V::kLanes)
     {
         kept[c / V::kLanes] = V::load(outGradient + c);
@@ -68,7 +68,7 @@ inline void throughValues(const typename V::Scalar* outGradient, int numChannels
     }
 }
 
-// Gradients of a vector of samples, from what a step of one pixel across and down would gain.
+// Gradients of a vector of samples, from what a step of one pixel across or down would add.
 template <class V>
 inline void throughLocations(const BackwardCall& call, const Samples<V>& samples,
     typename V::Float acrossGain, typename V::Float downGain, int first, int numSamples,
@@ -124,7 +124,7 @@ inline void backwardQuery(const BackwardCall& call, const Query<V>& query, ptrdi
         static_cast<const Scalar*>(call.gradients.output) + queryHead * p.headDim, numChannels,
         numSamples, numPadded, at, values, valueGradients);
 
-    // The softmax once more: its result was multiplied into the weights of the taps.
+    // The softmax again: its result was multiplied into the weights of the taps.
     const Float scale = exponentials<V>(query.logits, numSamples, at.sample);
     Scalar* const offsetGradient =
         static_cast<Scalar*>(call.gradients.samplingOffsets) + 2 * queryHead * numSamples;
@@ -138,7 +138,7 @@ inline void backwardQuery(const BackwardCall& call, const Query<V>& query, ptrdi
         const auto down = axisTaps(samples.y, V::load(table.intHeight + i), samples.height);
         const auto acrossSlopes = axisSlopes(samples.x, samples.width);
         const auto downSlopes = axisSlopes(samples.y, samples.height);
-        // Outside the map nothing was sampled, though the pixel at the border was read: where that
+        // Outside the map nothing was sampled, although the pixel at the border was read. If that
         // is infinite, so is the product, and zero times that would be NaN.
         const Float zero(0);
         const Float isSampled =
@@ -171,8 +171,8 @@ inline void backwardQuery(const BackwardCall& call, const Query<V>& query, ptrdi
     }
 }
 
-// Queries of one head; kSamples is L * P and kChannels is D, or they are 0 where known at run time
-// only.
+// Queries of one head; kSamples is L * P and kChannels is D, or both are 0 if only known at run
+// time.
 template <class V, int kSamples, int kChannels>
 DETR_KERNEL inline void backwardQueries(
     const BackwardCall& call, int image, int head, void* workspace)

@@ -6,16 +6,16 @@
 namespace detr
 {
 
-// Samples that are added at once to all queries of a block, so that the part of a level that a
-// block looks at stays in the first cache.
+// Samples that are added in turn to all queries of a block, so that the part of a level that the
+// block reads stays in the first cache.
 constexpr int kGroup = 8;
 
-// The queries of an encoder lie at the tokens, and look a few rows of a map ahead: of so many
-// tokens. Without asking for these early a call takes a tenth longer.
+// The queries of an encoder are at the tokens, and read up to a few rows ahead of them: about this
+// many tokens. Without prefetching these, a call takes a tenth longer.
 constexpr int kTokensAhead = 1000;
 
-// Adds `count` samples to kPairs pairs of vectors of channels of a query, or stores their sum if
-// they are its first. Sums are kept in sets, so that none waits for the one just before.
+// Adds `count` samples to kPairs pairs of vectors of a query's channels, or stores their sum if
+// they are its first. There are several sets of sums, so that no addition waits for the one before.
 template <class V, class Stored, int kPairs, bool kWholeGroup>
 inline void addPairs(const Stored* values, const Taps<V>& taps, int numPadded, int count,
     bool areFirst, typename V::Scalar* out)
@@ -74,7 +74,7 @@ inline void addPairs(const Stored* values, const Taps<V>& taps, int numPadded, i
     }
 }
 
-// The same for the last channels of a head, fewer than a pair of vectors.
+// The same for the last channels of a head, if fewer than a pair of vectors remain.
 template <class V>
 inline void addRest(const typename V::Scalar* values, const Taps<V>& taps, int numPadded, int count,
     bool areFirst, typename V::Scalar* out, int numChannels)
@@ -115,7 +115,7 @@ inline void addSamples(const Stored* values, const Taps<V>& taps, int numPadded,
     {
         addPairs<V, Stored, 1, kWholeGroup>(values + c, taps, numPadded, count, areFirst, out + c);
     }
-    if constexpr (sizeof(Stored) == sizeof(typename V::Scalar)) // bfloat16 comes in whole pairs
+    if constexpr (sizeof(Stored) == sizeof(typename V::Scalar)) // bfloat16 has whole pairs only
     {
         addRest<V>(values + c, taps, numPadded, count, areFirst, out + c, numChannels - c);
     }
@@ -136,9 +136,9 @@ inline bool isFinite(const typename V::Scalar* numbers, int count)
     return V::sumOfLanes(sum) == 0;
 }
 
-// The sum over all samples of a query and head, leaving out the taps that weigh nothing: a sample
+// The sum over all samples of a query and head, without the taps whose weight is zero: a sample
 // outside its map reads the pixel at the border, which may be infinite, and zero times that is NaN.
-// Where no value is infinite or NaN the faster sum, which adds every tap, is the same.
+// If no value is infinite or NaN, the faster sum, which adds every tap, gives the same.
 template <class V, class Stored>
 inline void addWhatWeighs(const Stored* values, const Taps<V>& taps, int numPadded, int numSamples,
     typename V::Scalar* out, int numChannels)
@@ -183,7 +183,7 @@ inline void addWhatWeighs(const Stored* values, const Taps<V>& taps, int numPadd
 #define DETR_PREFETCH(address, cache) static_cast<void>(address)
 #endif
 
-// Asks for what computeTaps() is going to read. Beyond the last query nothing happens.
+// Prefetches what computeTaps() will read. Does nothing beyond the last query.
 template <class V>
 inline void prefetch(const Query<V>& query, int numSamples)
 {
@@ -196,7 +196,7 @@ inline void prefetch(const Query<V>& query, int numSamples)
     }
 }
 
-// Asks for the values of a token, for the second cache.
+// Prefetches the values of a token into the second cache.
 template <class V, class Stored>
 inline void prefetch(const Stored* values, int numChannels)
 {
@@ -208,7 +208,7 @@ inline void prefetch(const Stored* values, int numChannels)
 }
 #undef DETR_PREFETCH
 
-// Queries of one head; kSamples is L * P, or 0 where it is known at run time only.
+// Queries of one head; kSamples is L * P, or 0 if it is only known at run time.
 template <class V, class Stored, int kSamples>
 DETR_KERNEL inline void forwardQueries(
     const ForwardCall& call, int image, int head, int first, int last, void* workspace)
@@ -289,7 +289,7 @@ void forwardItem(const ForwardCall& call, int image, int head, int first, int la
     }
 }
 
-// Channels of a token, to where values are sampled, in the type they are kept in.
+// Copies a token's channels to where values are sampled, in the type used there.
 template <class V, class Stored>
 inline void keep(const typename V::Scalar* from, Stored* to, int numChannels)
 {

@@ -15,8 +15,8 @@ namespace
 constexpr int kTokensPerItem = 256;
 constexpr int kQueriesPerItem = 128;
 
-// Part `item` of a loop over equal rows, which is cut into blocks: the row, and from where to
-// where.
+// Block `item` of a loop over rows of equal length, each cut into blocks: its row, and its part of
+// that row.
 struct Block
 {
     int row;
@@ -41,7 +41,7 @@ struct alignas(64) Line
     char bytes[64];
 };
 
-// Of an item: lines of memory for so many int32 and scalars for each padded sample.
+// Workspace of an item: memory for this many int32 and scalars per padded sample.
 std::vector<Line> workspaceFor(const CallLayout& layout, size_t numInts, size_t numScalars)
 {
     const size_t perSample = numInts * sizeof(int32_t) + numScalars * layout.kernels().scalarBytes;
@@ -125,14 +125,14 @@ struct BackwardCpu::State
         }
     }
 
-    // Of an image: numbers of its reference points.
+    // How many numbers the reference points of an image have.
     static size_t numReferences(const MSDeformAttnParams& p)
     {
         return static_cast<size_t>(p.numQueries)
             * static_cast<size_t>(p.numLevels * p.referenceDim);
     }
 
-    // Gradients of the values of some tokens, from by head to as the values came.
+    // Copies the gradients of some tokens' values from the layout by head to the input's layout.
     void putBack(int image, int first, int last) const
     {
         const MSDeformAttnParams& p = layout.call().params;
@@ -155,7 +155,7 @@ struct BackwardCpu::State
         }
     }
 
-    // Gradients of the reference points of an image: the sum over heads.
+    // Sums the gradients of an image's reference points over heads.
     template <typename Scalar>
     void addHeads(int image) const
     {

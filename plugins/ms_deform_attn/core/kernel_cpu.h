@@ -4,8 +4,8 @@
 //     parallelFor(forward.numPrepareItems(), [&](int i) { forward.prepare(i); });
 //     parallelFor(forward.numItems(), [&](int i) { forward.run(i); });
 //
-// Items of one loop may run in any order, on any threads; the second loop starts when the first
-// has ended. The result does not depend on how many threads there were.
+// The items of a loop may run in any order, on any threads; the second loop starts after the first
+// has ended. The result does not depend on the number of threads.
 #pragma once
 
 #include "params.h"
@@ -15,7 +15,7 @@
 namespace detr
 {
 
-// Instruction sets that there are kernels for, the best last.
+// Instruction sets that have kernels, the best last.
 enum class Isa
 {
     kPortable,
@@ -23,11 +23,11 @@ enum class Isa
     kAvx512,
 };
 
-// The best that this CPU has.
+// The best one that this CPU has.
 Isa bestIsa();
 
-// How values are kept while they are sampled; sums are float32, or double for kFloat64. Where
-// keeping them as bfloat16 would not pay, kBFloat16 keeps float32, which is more exact.
+// How values are kept while they are sampled; sums are float32, or double for kFloat64. If bfloat16
+// would not pay, kBFloat16 keeps float32, which is more exact.
 enum class ValueStorage
 {
     kFloat32,  // every tensor is float32
@@ -38,18 +38,18 @@ enum class ValueStorage
 class ForwardCpu
 {
 public:
-    // The tensors have to live as long as this object. Throws std::invalid_argument for sizes
-    // that no kernel can address, std::bad_alloc without memory.
+    // The tensors must outlive this object. Throws std::invalid_argument for sizes that no kernel
+    // can address, std::bad_alloc if memory runs out.
     ForwardCpu(const MSDeformAttnParams& params, ValueStorage storage, Isa isa = bestIsa());
     ~ForwardCpu();
     ForwardCpu(const ForwardCpu&) = delete;
     ForwardCpu& operator=(const ForwardCpu&) = delete;
 
-    // Items of the first loop, which brings the values of a head together; may be none.
+    // Items of the first loop, which copies each head's values next to each other; may be none.
     int numPrepareItems() const;
     void prepare(int item) const;
 
-    // Items of the second loop: a block of queries of one head of one image each.
+    // Items of the second loop: each is a block of queries of one head of one image.
     int numItems() const;
     void run(int item) const;
 
@@ -58,12 +58,12 @@ private:
     std::unique_ptr<State> mState;
 };
 
-// The gradients of a call. A loop over finish() follows the one over run(). Nothing is added in an
-// order that depends on threads, so gradients are the same for any number of them.
+// The gradients of a call. A loop over finish() follows the one over run(). The order of additions
+// does not depend on threads, so gradients are the same for any number of them.
 class BackwardCpu
 {
 public:
-    // As ForwardCpu; the output of the parameters is not used, and kBFloat16 is refused.
+    // Like ForwardCpu; params.output is not used, and kBFloat16 is refused.
     BackwardCpu(const MSDeformAttnParams& params, const MSDeformAttnGradients& gradients,
         ValueStorage storage, Isa isa = bestIsa());
     ~BackwardCpu();
@@ -73,11 +73,11 @@ public:
     int numPrepareItems() const;
     void prepare(int item) const;
 
-    // Items of the second loop: a head of an image each.
+    // Items of the second loop: each is one head of one image.
     int numItems() const;
     void run(int item) const;
 
-    // Items of the third loop, which puts together what heads have computed; may be none.
+    // Items of the third loop, which combines the results of the heads; may be none.
     int numFinishItems() const;
     void finish(int item) const;
 

@@ -1,10 +1,10 @@
-// Multi-scale deformable attention in two phases, each with the threads it wants.
+// Multi-scale deformable attention in two phases, which assign threads differently.
 //
-// 1. A thread a sample: softmax, location, and the four pixels that it takes with their weights,
+// 1. One thread per sample: softmax, location, and the sample's four pixels with their weights,
 //    which go into shared memory.
-// 2. A thread a few channels: values are loaded 16 bytes at a time and summed up in float32.
+// 2. One thread per few channels: values are loaded 16 bytes at a time and summed in float32.
 //
-// An item is what one head gives to one query: D channels out of L * P samples.
+// An item is the output of one head for one query: D channels from L * P samples.
 #include "kernel_cuda.h"
 #include "sampling.h"
 
@@ -24,7 +24,7 @@ namespace
 {
 
 constexpr unsigned kWholeWarp = 0xffffffffu;
-constexpr int kLanes = 16; // threads that make the softmax of an item
+constexpr int kLanes = 16; // threads that compute the softmax of an item
 constexpr int kLoadBytes = 16;
 
 template <typename T, int kCount>
@@ -79,7 +79,7 @@ __device__ T sumOfLanes(T x)
     return x;
 }
 
-// Level shapes are data that nobody has checked: whatever they are, products wrap around and
+// Nobody has checked the level shapes, which are data: whatever they are, products wrap around and
 // offsets stay within `value`.
 __device__ unsigned product(int a, int b)
 {
@@ -91,8 +91,8 @@ __device__ int offsetOf(unsigned token, int numTokens, int loadsPerToken)
     return static_cast<int>(min(token, static_cast<unsigned>(numTokens - 1))) * loadsPerToken;
 }
 
-// A pointer to global memory that the compiler does not take apart, lest it adds up every address
-// from its parts anew: five instructions where one will do.
+// A pointer to global memory that the compiler keeps as a whole; otherwise it would add up every
+// address from its parts again, which takes five instructions instead of one.
 template <typename T>
 __device__ const T* keptWhole(const T* pointer)
 {
@@ -103,8 +103,8 @@ __device__ const T* keptWhole(const T* pointer)
     return pointer;
 }
 
-// Where sample number `sample` of all takes its values, `reference` being the number of its
-// reference point among all. Sizes are handed over so that they can be constants.
+// Where a sample takes its values. `sample` and `reference` are the indices of the sample and of
+// its reference point in the whole call. Sizes are arguments so that they can be constants.
 template <typename T>
 __device__ Taps tapsOf(const MSDeformAttnParams& p, int referenceDim, int numPoints,
     int loadsPerToken, int64_t reference, int64_t sample, const Level& level, float weight)
@@ -145,8 +145,8 @@ __device__ Taps tapsOf(const MSDeformAttnParams& p, int referenceDim, int numPoi
     return taps;
 }
 
-// The offset of one of the pixels that a sample takes, or -1 where it lies outside its map. A weight
-// that is NaN, from logits, is taken as well.
+// The offset of one of the pixels that a sample uses, or -1 if the sample is outside its map. A
+// weight that is NaN, because of the logits, counts as used.
 __device__ int offsetTaken(const Taps& taps)
 {
     const int4 offset = taps.offset;
@@ -165,7 +165,7 @@ __device__ void toFloat(const Pack<T, kCount>& values, float (&result)[kCount])
     }
 }
 
-// A bfloat16 is the upper half of a float: of a word of two, one instruction makes each.
+// A bfloat16 is the upper half of a float, so each of the two in a word takes one instruction.
 __device__ void toFloat(const Pack<__nv_bfloat16, 8>& values, float (&result)[8])
 {
     unsigned word[4];
@@ -178,7 +178,7 @@ __device__ void toFloat(const Pack<__nv_bfloat16, 8>& values, float (&result)[8]
     }
 }
 
-// Adds the values at one sample to `sum`; `values` is where token 0 has these channels.
+// Adds the values at one sample to `sum`; `values` points to these channels of token 0.
 template <typename T, int kChannels>
 __device__ void addSample(
     float (&sum)[kChannels], const Pack<T, kChannels>* values, int4 offset, float4 weight)
@@ -210,8 +210,8 @@ __device__ void store(void* output, int64_t element, const float (&sum)[kChannel
     *reinterpret_cast<Pack<T, kChannels>*>(static_cast<T*>(output) + element) = result;
 }
 
-// The sizes of every published model: D = 32, L = P = 4, so that 16 threads share an item in both
-// phases, each with as many samples and channels as any other, and a warp waits for no other.
+// The sizes of every published model: D = 32, L = P = 4. In both phases, 16 threads share an item
+// and have equally many samples and channels, and no warp waits for another.
 namespace fast
 {
 
@@ -221,7 +221,7 @@ constexpr int kNumLevels = 4;
 constexpr int kNumPoints = 4;
 constexpr int kNumSamples = kNumLevels * kNumPoints;
 constexpr int kQueriesPerBlock = kThreads / kLanes;
-static_assert(kNumSamples == kLanes, "a thread a sample");
+static_assert(kNumSamples == kLanes, "one thread per sample");
 
 // Grid: heads, blocks of queries, images.
 template <typename T, int kReferenceDim>
@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(kThreads, 4) kernel(const MSDeformAttnParams p
     const Taps taps = tapsOf<T>(p, kReferenceDim, kNumPoints, loadsPerToken,
         query * kNumLevels + levelIndex, sample, level, weight);
     // The pixel at the border may be infinite, and zero times that is NaN. So a sample outside its
-    // map reads what another sample takes; where there is none, the output is zero.
+    // map reads a pixel that another sample uses; if none uses any, the output is zero.
     const int own = offsetTaken(taps), taken = maxOfLanes(own), other = max(taken, 0);
     offsets[thread] = own < 0 ? make_int4(other, other, other, other) : taps.offset;
     weights[thread] = taps.weight;
@@ -319,18 +319,19 @@ bool isFor(const MSDeformAttnParams& p)
 
 } // namespace fast
 
-// Every other size: samples come in chunks, and a block has as many items as its threads have
-// channels for, but not more than make blocks too few for a GPU where items have few channels.
+// Every other size: samples are processed in chunks. A block has as many items as its threads can
+// hold channels of, up to a limit: with few channels per item, too few blocks would be left for a
+// GPU.
 namespace general
 {
 
 constexpr int kThreads = 128;
-constexpr int kMaxItems = 32; // of a block
-constexpr int kChunk = 16;    // samples of an item that are in shared memory at once
+constexpr int kMaxItems = 32; // per block
+constexpr int kChunk = 16;    // samples of an item in shared memory at once
 
 struct Plan
 {
-    int numItems;  // of a block
+    int numItems;  // per block
     int numSlices; // threads that share the channels of an item
 };
 
@@ -343,7 +344,7 @@ struct Item
     float scale; // 1 over the sum of the powers
 };
 
-// Grid: groups of items, and of channels where an item has more than a block takes.
+// Grid: groups of items, and groups of channels if an item has more than a block can take.
 template <typename T, int kChannels>
 __global__ void __launch_bounds__(kThreads, 6) kernel(const MSDeformAttnParams p, const Plan plan)
 {
@@ -433,7 +434,7 @@ __global__ void __launch_bounds__(kThreads, 6) kernel(const MSDeformAttnParams p
         {
             const int slot = ownItem * kChunk + i;
             const Taps taps{offsets[slot], weights[slot]};
-            if (offsetTaken(taps) >= 0) // else it reads the border: see the fast path
+            if (offsetTaken(taps) >= 0) // otherwise it reads the border: see the fast path
             {
                 addSample(sum, values, taps.offset, taps.weight);
             }

@@ -8,8 +8,8 @@
 namespace detr
 {
 
-// The type T of value, offsets, logits and output. Reference points are float32, and so are the
-// arithmetic of locations and every sum, with each of them.
+// The type T of value, offsets, logits and output. Reference points, the arithmetic of locations
+// and all sums are float32 whatever T is.
 enum class DataType
 {
     kFloat32,
@@ -19,13 +19,13 @@ enum class DataType
 
 constexpr int kMaxLevels = 64;
 
-// What keeps these sizes from being run, or null if nothing does.
+// Why these sizes cannot be run, or null if they can.
 const char* whyUnsupported(const MSDeformAttnParams& params) noexcept;
 
-// Starts the operator on `stream` and returns whether that went well; waits for nothing, allocates
-// nothing and keeps nothing, so it may be captured into a graph and called from any thread. All
-// pointers are to device memory, aligned to 16 bytes, but `value` and `output` to an element of
-// theirs. Tokens that `spatialShapes` places outside of `value` are never read.
+// Starts the operator on `stream` and returns whether that succeeded. It waits for nothing,
+// allocates nothing and keeps no state, so it may be captured into a graph and called from any
+// thread. All pointers are to device memory, aligned to 16 bytes; for `value` and `output`, the
+// size of an element is enough. Tokens that `spatialShapes` places outside `value` are never read.
 cudaError_t launchMSDeformAttn(
     const MSDeformAttnParams& params, DataType type, cudaStream_t stream) noexcept;
 

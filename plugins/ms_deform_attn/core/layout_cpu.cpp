@@ -8,8 +8,8 @@ namespace detr
 namespace
 {
 
-// With fewer queries than this part of the tokens, reading values where they lie is faster than
-// bringing those of a head together first.
+// With fewer than one query per this many tokens, reading values in place is faster than repacking
+// them by head.
 constexpr int64_t kTokensPerQueryToRepack = 4;
 
 const KernelTable* find(Isa isa, bool bfloat16)
@@ -60,7 +60,7 @@ void check(const MSDeformAttnParams& p)
     }
     if (numTokens * p.numHeads * p.headDim > std::numeric_limits<int32_t>::max())
     {
-        throw std::invalid_argument("expected fewer than 2^31 values an image");
+        throw std::invalid_argument("expected fewer than 2^31 values per image");
     }
 }
 

@@ -1,5 +1,5 @@
-// How a call is laid out for the CPU kernels: which of them run it, and where they find what.
-// Internal.
+// How a call is laid out for the CPU kernels: which of them run it, and where its tensors are in
+// memory. Internal.
 #pragma once
 
 #include "kernel_cpu.h"
@@ -11,7 +11,7 @@
 namespace detr
 {
 
-// The level of every sample of a query: the columns of a SampleTable, and what they lie in.
+// The level of every sample of a query: the columns of a SampleTable, and the memory they are in.
 template <typename Scalar>
 struct SampleLevels
 {
@@ -25,7 +25,7 @@ struct SampleLevels
 class CallLayout
 {
 public:
-    // Throws as ForwardCpu does.
+    // Throws like ForwardCpu.
     CallLayout(const MSDeformAttnParams& params, ValueStorage storage, Isa isa);
     CallLayout(const CallLayout&) = delete;
     CallLayout& operator=(const CallLayout&) = delete;
@@ -40,13 +40,13 @@ public:
         return mCall;
     }
 
-    // Whether the values of a head are brought together before they are sampled.
+    // Whether the values of each head are copied next to each other before they are sampled.
     bool isRepacked() const
     {
         return mIsRepacked;
     }
 
-    // Of the values of all heads and images, as they are kept for sampling.
+    // Size of the values of all heads and images, as they are kept for sampling.
     size_t valueBytes() const;
 
 private:

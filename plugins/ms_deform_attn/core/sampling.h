@@ -1,10 +1,10 @@
-// Where a sample lies and what it takes from a feature map: the formula's only copy in C++.
+// Where a sample is and what it takes from a feature map: the formula's only copy in C++.
 //
-// Source: Deformable DETR, arXiv:2010.04159, eq. (3). Pixel centres lie at (i + 0.5) / size.
+// Source: Deformable DETR, arXiv:2010.04159, eq. (3). Pixel centres are at (i + 0.5) / size.
 //
-// `Real` is a float, a double or a vector of them, `Int` an int or a vector as long. What an
-// operator cannot say is said by select(), atLeast(), atMost(), floorOf() and toInt(), which a
-// vector type overloads.
+// `Real` is a float, a double or a vector of them; `Int` is an int or a vector of the same length.
+// For what operators cannot express, there are select(), atLeast(), atMost(), floorOf() and
+// toInt(), which a vector type overloads.
 #pragma once
 
 #include <cmath>
@@ -24,14 +24,14 @@ DETR_HOST_DEVICE T select(bool condition, T yes, T no)
     return condition ? yes : no;
 }
 
-// The larger of the two; the bound where x is NaN.
+// The larger of the two; the bound if x is NaN.
 template <typename T>
 DETR_HOST_DEVICE T atLeast(T x, T bound)
 {
     return x > bound ? x : bound;
 }
 
-// The smaller of the two; the bound where x is NaN.
+// The smaller of the two; the bound if x is NaN.
 template <typename T>
 DETR_HOST_DEVICE T atMost(T x, T bound)
 {
@@ -54,24 +54,24 @@ DETR_HOST_DEVICE Int toInt(Real x)
     return static_cast<Int>(x);
 }
 
-// Pixel coordinate along one axis of a level of `size` pixels, of a sample `offset` pixels away
-// from a reference point at `centre`, which is normalised.
+// Pixel coordinate, along one axis of a level of `size` pixels, of a sample that is `offset` pixels
+// away from a reference point at the normalised `centre`.
 template <typename Real>
 DETR_HOST_DEVICE Real pixelFromPoint(Real centre, Real offset, Real size)
 {
     return centre * size + offset - Real(0.5f);
 }
 
-// The same where the reference is a box of normalised `extent`: offsets are in half extents over
-// the number of points; `scale` is 0.5 / P.
+// The same for a reference box of normalised `extent`: offsets are in half extents, divided by the
+// number of points; `scale` is 0.5 / P.
 template <typename Real>
 DETR_HOST_DEVICE Real pixelFromBox(Real centre, Real extent, Real offset, Real size, Real scale)
 {
     return (centre + offset * extent * scale) * size - Real(0.5f);
 }
 
-// The two pixels along one axis that a sample lies between, clamped into the map, and their
-// weights, which are zero outside of it.
+// The two pixels along one axis that a sample is between, clamped to the map, and their weights,
+// which are zero outside it.
 template <typename Real, typename Int>
 struct AxisTaps
 {
@@ -81,8 +81,8 @@ struct AxisTaps
     Real highWeight;
 };
 
-// Pixels and weights of a sample at `coordinate` of an axis of `size` pixels. Every value is
-// allowed: beyond (-1, size), and for NaN, both weights are zero.
+// Pixels and weights of a sample at `coordinate` on an axis of `size` pixels. Any value is allowed:
+// outside (-1, size), and for NaN, both weights are zero.
 template <typename Real, typename Int>
 DETR_HOST_DEVICE AxisTaps<Real, Int> axisTaps(Real coordinate, Int size, Real realSize)
 {
@@ -101,8 +101,8 @@ DETR_HOST_DEVICE AxisTaps<Real, Int> axisTaps(Real coordinate, Int size, Real re
     return taps;
 }
 
-// One where a sample at `coordinate` lies between pixels of which one or both are in the map, or on
-// a pixel beside them; else, and for NaN, zero.
+// One if a sample at `coordinate` is between pixels of which at least one is in the map, or on a
+// pixel beside them; otherwise, and for NaN, zero.
 template <typename Real>
 DETR_HOST_DEVICE Real isOnAxis(Real coordinate, Real realSize)
 {
@@ -110,8 +110,8 @@ DETR_HOST_DEVICE Real isOnAxis(Real coordinate, Real realSize)
     return select(coordinate >= -one, select(coordinate < realSize, one, zero), zero);
 }
 
-// What the two weights gain for each pixel that the coordinate moves, for gradients. Where a
-// coordinate is whole, so that one of them has a kink, that of the side above is taken.
+// How much the two weights change per pixel that the coordinate moves, for gradients. At a whole
+// coordinate, where a weight has a kink, it is the slope on the upper side.
 template <typename Real>
 struct AxisSlopes
 {

@@ -29,7 +29,7 @@ struct Pool
     std::vector<Buffer> free;
 };
 
-// Never destroyed: a thread may give a buffer back while the process ends.
+// Never destroyed: a thread may return a buffer while the process ends.
 Pool& pool()
 {
     static Pool* const instance = new Pool;
@@ -44,15 +44,15 @@ Buffer allocate(size_t numBytes)
         throw std::bad_alloc();
     }
 #if defined(__linux__)
-    madvise(data, numBytes, MADV_HUGEPAGE); // an advice: where it is not taken, nothing is lost
+    madvise(data, numBytes, MADV_HUGEPAGE); // only advice: nothing is lost if it is ignored
 #endif
     return {data, numBytes};
 }
 
 } // namespace
 
-// The smallest free buffer that is large enough; else a new one in place of a free one, so that
-// the pool never holds more buffers than calls have run at once.
+// Takes the smallest free buffer that is large enough; otherwise a new one replaces a free one, so
+// the pool never holds more buffers than there were calls at once.
 Scratch::Scratch(size_t numBytes)
     : mData(nullptr)
     , mNumBytes(0)

@@ -6,8 +6,8 @@
 namespace detr
 {
 
-// A buffer from a pool of the process, aligned to 2 MiB, given back when it goes out of scope.
-// Touching fresh pages for the values of one call would take as long as filling them does.
+// A buffer from the process's pool, aligned to 2 MiB and returned when it goes out of scope.
+// Touching fresh pages for the values of a call would take as long as filling them.
 class Scratch
 {
 public:
@@ -23,7 +23,7 @@ public:
 
 private:
     void* mData;
-    size_t mNumBytes; // of the buffer, which may be larger than what was asked for
+    size_t mNumBytes; // of the buffer, which may be larger than requested
 };
 
 } // namespace detr

@@ -1,5 +1,5 @@
-// From logits, offsets and reference points of a query to what its samples weigh and where they
-// lie, for a vector type V of any instruction set.
+// From the logits, offsets and reference points of a query to its samples' weights and positions,
+// for a vector type V of any instruction set.
 #pragma once
 
 #include "kernel_table.h"
@@ -10,15 +10,15 @@
 namespace detr
 {
 
-// No kernel uses a function that is compiled for another instruction set as well, of the standard
-// library or ours: a linker keeps one copy of those, of any of the sets.
+// No kernel uses a function, of ours or of the standard library, that is also compiled for another
+// instruction set: the linker keeps only one copy, which may be for either.
 template <class V>
 inline int smaller(int a, int b)
 {
     return a < b ? a : b;
 }
 
-// offset * extent * boxScale is what a sample moves by, where reference points carry a box.
+// If reference points are boxes, a sample moves by offset * extent * boxScale.
 template <class V>
 inline typename V::Float boxScale(const MSDeformAttnParams& p)
 {
@@ -47,8 +47,8 @@ inline Query<V> queryAt(const ForwardCall& call, int image, int head, int query)
         static_cast<const Scalar*>(p.attentionLogits) + sample};
 }
 
-// Softmax over the samples of a query: leaves exp(logit - highest) of each and returns what to
-// multiply them by.
+// Softmax over the samples of a query: stores exp(logit - highest) of each and returns the factor
+// to multiply them by.
 template <class V>
 inline typename V::Float exponentials(
     const typename V::Scalar* logits, int numSamples, typename V::Scalar* result)
@@ -72,14 +72,14 @@ inline typename V::Float exponentials(
     return Float(Scalar(1) / V::sumOfLanes(sum));
 }
 
-// A vector of samples, from sample `first` on: their reference points, offsets and levels.
+// A vector of samples, starting at `first`: their reference points, offsets and levels.
 template <class V>
 struct Samples
 {
     using Float = typename V::Float;
     Float width, height;       // of their levels
     Float centreX, centreY;    // of their reference points
-    Float boxWidth, boxHeight; // where these are boxes
+    Float boxWidth, boxHeight; // if these are boxes
     Float offsetX, offsetY;
     Float x, y; // pixel coordinates
 
@@ -111,8 +111,8 @@ struct Samples
 };
 
 // The four corners of every sample of a query, [corner * numPadded + sample], in the order (low y,
-// low x), (low, high), (high, low), (high, high): where they lie, in elements of the values of a
-// head, and what they weigh.
+// low x), (low, high), (high, low), (high, high): their offsets, in elements of a head's values,
+// and their weights.
 template <class V>
 struct Taps
 {

@@ -48,7 +48,7 @@ struct Avx2Int
     }
 };
 
-// All bits of a lane are set, or none.
+// In each lane, all bits are set or none.
 struct Avx2Mask
 {
     __m256 m;
@@ -121,7 +121,7 @@ inline Avx2Float select(Avx2Mask condition, Avx2Float yes, Avx2Float no)
 
 inline Avx2Float atLeast(Avx2Float x, Avx2Float bound)
 {
-    return _mm256_max_ps(x.v, bound.v); // the second where one is a NaN
+    return _mm256_max_ps(x.v, bound.v); // the second if either is NaN
 }
 
 inline Avx2Float atMost(Avx2Float x, Avx2Float bound)
@@ -150,7 +150,7 @@ inline Avx2Int toInt(Avx2Float x)
     return _mm256_cvttps_epi32(x.v);
 }
 
-// What the kernels ask of an instruction set; see vector_portable.h.
+// What the kernels need from an instruction set; see vector_portable.h.
 struct Avx2
 {
     using Scalar = float;
@@ -300,7 +300,7 @@ struct Avx2
         b = load(p + kLanes);
     }
 
-    // Channel i of each half of a block of 32 lies beside channel 8 + i.
+    // In each half of a block of 32, channel i is beside channel 8 + i.
     static void loadTwo(const uint16_t* p, Float& a, Float& b)
     {
         const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -320,7 +320,7 @@ struct Avx2
         }
     }
 
-    // To nearest even, in the upper half of each lane; a NaN stays one.
+    // Rounds to nearest even, in the upper half of each lane; NaN stays NaN.
     static __m256i roundToBFloat16(__m256 x)
     {
         const __m256i bits = _mm256_castps_si256(x);

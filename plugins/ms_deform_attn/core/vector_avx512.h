@@ -120,7 +120,7 @@ inline Avx512Float select(Avx512Mask condition, Avx512Float yes, Avx512Float no)
 
 inline Avx512Float atLeast(Avx512Float x, Avx512Float bound)
 {
-    return _mm512_max_ps(x.v, bound.v); // the second where one is a NaN
+    return _mm512_max_ps(x.v, bound.v); // the second if either is NaN
 }
 
 inline Avx512Float atMost(Avx512Float x, Avx512Float bound)
@@ -149,7 +149,7 @@ inline Avx512Int toInt(Avx512Float x)
     return _mm512_cvttps_epi32(x.v);
 }
 
-// What the kernels ask of an instruction set; see vector_portable.h.
+// What the kernels need from an instruction set; see vector_portable.h.
 struct Avx512
 {
     using Scalar = float;
@@ -302,7 +302,7 @@ struct Avx512
         b = load(p + kLanes);
     }
 
-    // Channel i of a block of 32 lies beside channel 16 + i.
+    // In a block of 32, channel i is beside channel 16 + i.
     static void loadTwo(const uint16_t* p, Float& a, Float& b)
     {
         const __m512i both = _mm512_loadu_si512(p);
@@ -322,7 +322,7 @@ struct Avx512
         }
     }
 
-    // To nearest even, in the upper half of each lane; a NaN stays one.
+    // Rounds to nearest even, in the upper half of each lane; NaN stays NaN.
     static __m512i roundToBFloat16(__m512 x)
     {
         const __m512i bits = _mm512_castps_si512(x);

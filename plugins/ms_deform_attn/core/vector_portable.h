@@ -1,4 +1,4 @@
-// Vectors in plain C++, which compilers turn into whatever the machine has.
+// Vectors in plain C++, which compilers turn into the instructions of the machine.
 #pragma once
 
 #include "sampling.h"
@@ -27,7 +27,7 @@ struct Pack
     }
 };
 
-// A condition a lane: all bits set, or none.
+// One condition per lane: all bits set, or none.
 template <int N>
 struct PackMask
 {
@@ -119,7 +119,7 @@ inline IntPack toInt(const Pack<T, N>& x)
     return r;
 }
 
-// Of values that an int32 holds: floorf() is a call of a library on many machines.
+// For values that fit an int32. On many machines, floorf() would be a library call.
 template <typename T, int N>
 inline Pack<T, N> floorOf(const Pack<T, N>& x)
 {
@@ -132,7 +132,7 @@ inline Pack<T, N> floorOf(const Pack<T, N>& x)
     return r;
 }
 
-// What the kernels ask of an instruction set.
+// What the kernels need from an instruction set.
 template <typename T, int N>
 struct PortableVector
 {
@@ -140,8 +140,8 @@ struct PortableVector
     using Float = Pack<T, N>;
     using Int = Pack<int32_t, N>;
     static constexpr int kLanes = N;
-    static constexpr int kMaxPairs = 2;     // pairs of vectors of channels in one pass
-    static constexpr int kAccumulators = 4; // vectors that sums are kept in
+    static constexpr int kMaxPairs = 2;     // pairs of vectors of channels per pass
+    static constexpr int kAccumulators = 4; // vectors that hold sums
 
     static Float load(const T* p)
     {
@@ -150,7 +150,7 @@ struct PortableVector
         return r;
     }
 
-    // The first `count` lanes from memory, the others of `rest`.
+    // The first `count` lanes from memory, the others from `rest`.
     static Float load(const T* p, int count, Float rest)
     {
         if (count >= N)
@@ -194,7 +194,7 @@ struct PortableVector
         std::memcpy(p, x.lane, sizeof(x.lane));
     }
 
-    // `count` pairs (x, y) from memory, zero beyond.
+    // `count` pairs (x, y) from memory, then zeros.
     static void loadPairs(const T* p, int count, Float& x, Float& y)
     {
         x = y = Float(T(0));
@@ -214,7 +214,7 @@ struct PortableVector
         }
     }
 
-    // The first `count` lanes, zero beyond.
+    // The first `count` lanes, then zeros.
     static Float firstOf(const Float& x, int count)
     {
         Float r(T(0));
@@ -225,7 +225,7 @@ struct PortableVector
         return r;
     }
 
-    // The sum of the lanes of each.
+    // Stores the sum of the lanes of each.
     static void storeSums(T* p, const Float (&x)[4])
     {
         for (int i = 0; i < 4; ++i)
@@ -234,7 +234,7 @@ struct PortableVector
         }
     }
 
-    // table[index], of a table of `size` entries.
+    // table[index] for a table of `size` entries.
     static Float lookUp(const T* table, int /*size*/, const Int& index)
     {
         Float r;
@@ -311,7 +311,7 @@ struct PortableVector
         }
     }
 
-    // To bfloat16, to nearest even; a NaN stays one.
+    // Rounds to bfloat16, to nearest even; NaN stays NaN.
     static void toBFloat16(const float* from, uint16_t* to, int count)
     {
         for (int i = 0; i < count; ++i)
