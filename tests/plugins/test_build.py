@@ -83,7 +83,12 @@ def test_what_two_libraries_are_made_of_is_compiled_once(
 ) -> None:
     commands: list[list[str]] = []
     run = build._run
-    monkeypatch.setattr(build, "_run", lambda command: (commands.append(command), run(command)))
+
+    def recorded(command: list[str]) -> None:
+        commands.append(command)
+        run(command)
+
+    monkeypatch.setattr(build, "_run", recorded)
     binding = tmp_path / "bindings" / "framework.cpp"
     binding.parent.mkdir()
     binding.write_text("int framework() { return FRAMEWORK; }\n")
