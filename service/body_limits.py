@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
-from engines.memory import allowed_memory_bytes
+from bundle.memory import allowed_memory_bytes
 from service.body_budget import COPIES, Body, BodyBudget
 from service.decoding import give_memory_back
 from service.errors import PayloadTooLarge, RequestTimeout

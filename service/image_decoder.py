@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from bundle.memory import allowed_memory_bytes
 from bundle.preprocess import (
     Geometry,
     ImageHeader,
@@ -21,7 +22,6 @@ from bundle.preprocess import (
 )
 from bundle.tiles import cut
 from engines.cores import allowed_cores
-from engines.memory import allowed_memory_bytes
 from service.decoding import DecodePool, Job
 from service.errors import ImageTooLarge, InvalidImage, Overloaded, UnsupportedMediaType
 from service.form import too_many_tiles

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from engines.control_groups import control_groups
+from bundle.control_groups import control_groups
 
 
 def allowed_memory_bytes(file_system: Path = Path("/")) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.memory import allowed_memory_bytes
+from bundle.memory import allowed_memory_bytes
 
 V1 = "31 24 0:27 /a /sys/fs/cgroup/memory rw shared:1 - cgroup cgroup rw,memory\n"
 V2 = "30 24 0:26 / /sys/fs/cgroup rw shared:1 - cgroup2 cgroup2 rw\n"
