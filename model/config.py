@@ -157,6 +157,8 @@ class TrainConfig:
     minutes: float | None = None
     epoch_images: int | None = None  # images per epoch of an endless data set
     batch_size: int = 2  # images per forward pass
+    # batch_size=auto: as many images as fit in memory, with accumulation_steps for as many a step.
+    fit_batch: bool = False
     accumulation_steps: int = 16  # forward passes per optimiser step
     learning_rate: float = 2e-4
     weight_decay: float = 1e-4

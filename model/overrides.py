@@ -21,6 +21,7 @@ from model.configs import CONFIGS, get_config
 Given = str | list[str]  # a value as it was written
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _FINITE = ConfigDict(allow_inf_nan=False)
+_AUTO = {("batch_size", "auto"): ("fit_batch", "true")}  # a value that is another setting's
 _BASE = "base"  # of a TOML file: the configuration that it changes
 Part = TypeVar("Part")
 
@@ -59,6 +60,8 @@ def change_settings(config: TrainConfig, given: Mapping[str, Given]) -> TrainCon
         raise ValueError("model.num_classes: the classes of the data set decide it, leave it out")
     nested: dict[str, Any] = {}
     for name, value in given.items():
+        if isinstance(value, str):
+            name, value = _AUTO.get((name, value), (name, value))
         *parts, last = name.split(".")
         place = nested
         for part in parts:
@@ -148,7 +151,8 @@ def _parse(given: Given, kind: Any, *, name: str) -> Any:
             return TypeAdapter(kind, config=_FINITE).validate_python(value)
         except ValidationError:
             pass
-    raise ValueError(f"{name}: expected {_expected(kind, name)}, got {given!r}")
+    others = "".join(f" or {word}" for field, word in _AUTO if field == name)
+    raise ValueError(f"{name}: expected {_expected(kind, name)}{others}, got {given!r}")
 
 
 def _expected(kind: Any, name: str) -> str:
@@ -214,7 +218,10 @@ def _part_type(kind: Any) -> Any:
 
 
 def _values(config: TrainConfig) -> dict[str, Any]:
+    """All settings as they are written."""
     values: dict[str, Any] = TypeAdapter(TrainConfig).dump_python(config, mode="json")
+    if values.pop("fit_batch"):
+        values["batch_size"] = "auto"
     return values
 
 

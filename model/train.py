@@ -75,6 +75,7 @@ def _train(config: TrainConfig, args: argparse.Namespace) -> int:
     # PyTorch takes seconds to import: what is mistyped is told before.
     from model.data.loading import open_data
     from model.data.workers import LoadingFailed
+    from model.training.batch_memory import measure_batch
     from model.training.loop import train
     from model.training.memory import OUT_OF_MEMORY, MemoryRanOut, is_out_of_memory
 
@@ -85,6 +86,7 @@ def _train(config: TrainConfig, args: argparse.Namespace) -> int:
             out_dir=args.out or _default_out(config),
             resume=args.resume,
             init=args.init,
+            measure=measure_batch,
         )
     except (ValueError, OSError, LoadingFailed, MemoryRanOut) as error:
         log.error("error: %s", error)

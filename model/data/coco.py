@@ -31,8 +31,9 @@ class CocoDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
         image_ids = [image.id for image in split.images]
         if transform is not None:
             image_ids = [i for i in image_ids if min(split.size(i)) >= MIN_TRAINING_SIDE_PX]
-        sizes = np.array([split.size(image_id) for image_id in image_ids]).reshape(-1, 2)
-        self.is_portrait = sizes[:, 0] > sizes[:, 1]
+        # (I, 2), height and width as displayed, before the transform.
+        self.sizes = np.array([split.size(image_id) for image_id in image_ids]).reshape(-1, 2)
+        self.is_portrait = self.sizes[:, 0] > self.sizes[:, 1]
         # Arrays, not lists of objects, so that worker processes keep sharing this memory.
         self._image_ids = np.array(image_ids, dtype=np.int64)
         self._paths = np.array([str(split.files[i].path) for i in image_ids], dtype=np.str_)

@@ -291,6 +291,11 @@ class DigitsDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
         """By index, whether an image counts as portrait for batching: none does."""
         return np.zeros(self.num_images, np.bool_)
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """(1, 2), the largest height and width of an image, in pixels."""
+        return np.full((1, 2), max(_OTHER_SIDES_PX))
+
     def _rng(self, index: int) -> np.random.Generator:
         if not 0 <= index < self.num_images:
             raise IndexError(f"index {index} of a data set of {self.num_images} images")

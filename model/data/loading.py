@@ -20,7 +20,7 @@ from model.data.data_set import open_data_set
 from model.data.digits import DigitsDataset
 from model.data.evaluation_data import report_faults
 from model.data.layouts import require_run_data
-from model.data.transforms import make_transform
+from model.data.transforms import largest_size, make_transform
 from model.data.workers import work_ahead
 
 DIGITS_EPOCH_IMAGES = 1600  # by default
@@ -88,6 +88,14 @@ def _open_digits(config: TrainConfig) -> RunData:
     )
     summary = {"dataset": "digits", "train_images": len(train), "val_images": len(val)}
     return RunData(train, val, train.classes, summary)
+
+
+def largest_images(dataset: Any, config: TrainConfig) -> tuple[int, int]:
+    """The largest height and width that a training batch can have, in pixels."""
+    if dataset.transform is None:  # images of the size they are trained with
+        height, width = dataset.sizes.max(axis=0).tolist()
+        return height, width
+    return largest_size(dataset.sizes, config.augment, preprocess=config.preprocess)
 
 
 def epoch_batches(

@@ -1,5 +1,6 @@
 """Training samples and their augmentation: flip, resize and crop, applied to boxes too."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +38,28 @@ def make_transform(augment: AugmentConfig | None, preprocess: Preprocess) -> Tra
     if augment is None:
         return partial(_fit, preprocess=preprocess)
     return partial(augment_sample, config=augment)
+
+
+def largest_size(
+    sizes: np.ndarray, augment: AugmentConfig | None, *, preprocess: Preprocess
+) -> tuple[int, int]:
+    """The largest height and width that a batch can be padded to, in pixels.
+
+    Args:
+        sizes: (I, 2), height and width of every image before the transform.
+    """
+    limits = augment or preprocess
+    short_side = preprocess.short_side if augment is None else max(augment.short_sides)
+    resized = [
+        resized_size(height, width, short_side=short_side, long_side=limits.long_side)
+        for height, width in np.unique(sizes, axis=0).tolist()
+    ]
+    height, width = np.max(resized, axis=0).tolist()
+    if augment is not None and augment.crop_probability:  # the sides of a crop are independent
+        side = math.ceil(short_side * augment.crop_max / augment.crop_min)
+        longest = min(augment.long_side, side)
+        height, width = max(height, longest), max(width, longest)
+    return max(height, preprocess.min_side), max(width, preprocess.min_side)
 
 
 def augment_sample(sample: Sample, rng: np.random.Generator, *, config: AugmentConfig) -> Sample:

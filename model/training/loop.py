@@ -25,7 +25,7 @@ from bundle.postprocess import RawOutput
 from bundle.preprocess import BoolArray, Uint8Array
 from model.checkpoints.checkpoint_file import save_checkpoint
 from model.config import TrainConfig
-from model.data.loading import RunData, epoch_batches, steps_per_epoch
+from model.data.loading import RunData, epoch_batches, largest_images, steps_per_epoch
 from model.data.workers import LoadingFailed
 from model.evaluation.coco_metrics import Metrics
 from model.evaluation.evaluation import evaluate
@@ -33,6 +33,7 @@ from model.evaluation.padding import padding_report
 from model.network.deformable_detr import DeformableDetr
 from model.network.inference import DetectionModel, torch_predictor
 from model.progress import progress_bar
+from model.training.batch_memory import Measure, plan_batch
 from model.training.interrupt import Interrupted, StopRequest
 from model.training.memory import (
     saved_if_memory_runs_out,
@@ -47,6 +48,7 @@ from model.training.training_state import (
     read_last_state,
     read_training_state,
     run_fingerprint,
+    with_saved_batch,
 )
 
 STATE_FILE = "last.training.pt"
@@ -63,6 +65,7 @@ def train(
     resume: str = "auto",
     init: Path | None = None,
     clock: Clock = time.monotonic,
+    measure: Measure | None = None,
 ) -> int:
     """Train a detector from the start, or continue a stopped run.
 
@@ -72,6 +75,7 @@ def train(
             training state.
         init: checkpoint to take the weights of a new run from.
         clock: decides when a run with `config.minutes` ends.
+        measure: finds the memory of a batch before the first step; needed by batch_size=auto.
 
     Returns:
         The exit status: 0 for a complete run, 130 or 143 for one stopped by a signal.
@@ -80,7 +84,7 @@ def train(
         ValueError: configuration, starting weights or the saved run do not fit together, or the
             loss is NaN or infinite (`NonFiniteLoss`).
         LoadingFailed: an image could not be loaded, or a process that loads them was killed.
-        MemoryRanOut: no memory was left for a step.
+        MemoryRanOut: no memory was left for a step, or even one image does not fit.
         OSError: a file could not be written; its previous version is intact.
     """
     config = replace(config, model=replace(config.model, num_classes=len(data.classes)))
@@ -90,17 +94,23 @@ def train(
         saved = read_last_state(state_path, fingerprint)
     else:
         saved = read_training_state(state_path, fingerprint)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if saved is None:
         check_start(config, init)
-    elif init is not None:
+        size_px = largest_images(data.train, config)
+        memory = measure(config, size_px, device=device) if measure else None
+        config = plan_batch(config, memory, size_px=size_px)
+    else:
+        config = with_saved_batch(config, saved)
+    fingerprint = run_fingerprint(config, data.summary)
+    if saved is not None and init is not None:
         log.warning("ignoring INIT= (--init) %s: the weights come from %s", init, state_path)
     if doubt := learning_rate_doubt(config):
         log.warning(doubt)
 
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
     torch.manual_seed(config.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = forward_dtype(config, device)
     model = DeformableDetr(config.model).to(device)
     log.info(

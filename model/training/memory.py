@@ -8,9 +8,13 @@ import torch
 
 from model.training.training_state import TrainingState
 
+SMALLER_IMAGES = (
+    "lower augment.short_sides and augment.long_side (preprocess.short_side and long_side, if "
+    "augment is none), or choose a smaller model"
+)
 ADVICE = (
-    "no memory left: lower batch_size and raise accumulation_steps by as much, which trains the "
-    "same, or lower short_sides and long_side"
+    "no memory left: set batch_size=auto, or lower batch_size and raise accumulation_steps by as "
+    "much, which trains the same (SET=, --set); or lower augment.short_sides and augment.long_side"
 )
 _SMALLER = "a smaller batch goes on from its last.safetensors with INIT= (--init)"
 OUT_OF_MEMORY = f"{ADVICE}; the last save is intact, and {_SMALLER}"

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import logging
+import math
 import zipfile
 from dataclasses import dataclass, field
 from enum import Enum
@@ -17,6 +18,7 @@ from model.network.deformable_detr import DeformableDetr
 from model.training.schedule import MovingAverage, make_optimizer
 
 FORMAT_VERSION = 1
+BATCH_FIELDS = ("batch_size", "accumulation_steps")
 _DATA_NAMES = ("dataset", "train_annotations", "val_annotations")
 log = logging.getLogger(__name__)
 
@@ -132,7 +134,8 @@ def read_last_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] |
 def read_training_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
     """The content of a state file that this run may continue.
 
-    A run may be made longer (more epochs or minutes), and the same data may be renamed.
+    A run may be made longer (more epochs or minutes), the same data may be renamed, and
+    batch_size=auto continues with the size that was chosen.
 
     Raises:
         DamagedState: no such file, or not a training state.
@@ -161,6 +164,8 @@ def read_training_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, An
                 *(ours, length, theirs),
             )
             before["config"][length] = ours
+    if fingerprint["config"]["fit_batch"] and _effective_batch(before) == _effective_batch(now):
+        now["config"] |= {name: before["config"][name] for name in BATCH_FIELDS}
     if lines := _differences(before, now):
         raise ValueError(
             f"{path} was saved by another run and cannot be continued by this one:\n  "
@@ -173,7 +178,21 @@ def read_training_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, An
 def _comparable(fingerprint: dict[str, Any]) -> dict[str, Any]:
     """A copy without the names of data whose hashes are compared."""
     data = {key: value for key, value in fingerprint["data"].items() if key not in _DATA_NAMES}
-    return {"config": dict(fingerprint["config"]), "data": data}
+    config = {key: value for key, value in fingerprint["config"].items() if key != "fit_batch"}
+    return {"config": config, "data": data}
+
+
+def _effective_batch(fingerprint: dict[str, Any]) -> int:
+    return math.prod(fingerprint["config"][name] for name in BATCH_FIELDS)
+
+
+def with_saved_batch(config: TrainConfig, saved: dict[str, Any]) -> TrainConfig:
+    """The configuration with the batch size that was chosen when the saved run began."""
+    if not config.fit_batch:
+        return config
+    fields = saved["fingerprint"]["config"]
+    chosen = {name: fields[name] for name in BATCH_FIELDS}
+    return dataclasses.replace(config, **chosen, fit_batch=False)
 
 
 def run_fingerprint(config: TrainConfig, data_summary: dict[str, Any]) -> dict[str, Any]:

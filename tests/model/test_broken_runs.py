@@ -85,7 +85,7 @@ def test_a_run_whose_memory_ran_out_in_a_step_goes_on_exactly(
         5, torch.OutOfMemoryError("CUDA")
     )  # amid the second part of the third step
 
-    with pytest.raises(MemoryRanOut, match=r"^no memory left: lower batch_size.*after step 2: "):
+    with pytest.raises(MemoryRanOut, match=r"^no memory left: set batch_size=auto.*after step 2: "):
         train(run_config(), data, out_dir=tmp_path)
     handle.remove()
     train(run_config(), data, out_dir=tmp_path)
@@ -186,6 +186,7 @@ def test_sigterm_stops_a_real_run_which_goes_on(tmp_path: Path) -> None:
         seen += process.stderr.read()
 
     assert process.returncode == 143, seen.decode()
+    assert b"memory: batch_size 2 (x 1 accumulation_steps), images of up to 160x160" in seen
     assert b"continues from here" in seen
     assert 1 <= state_of(out_dir)["progress"]["step"] < 60
     config = tiny()

@@ -38,6 +38,13 @@ def test_a_configuration_is_as_it_is_where_nothing_is_set() -> None:
     assert changes == []
 
 
+def test_a_batch_that_fits_is_asked_for_by_a_word() -> None:
+    config, changes = load_config("small", ["batch_size=auto"])
+
+    assert config.fit_batch
+    assert changes == ["batch_size 8 -> auto"]
+
+
 def test_a_whole_group_may_be_left_out_or_begun() -> None:
     without, changes = load_config("small", ["augment=none"])
     begun, _ = load_config("demo", ["augment.crop_min=100"])
@@ -66,6 +73,7 @@ def test_a_whole_group_may_be_left_out_or_begun() -> None:
         ("num_threads=two", "num_threads: expected a whole number or none, got 'two'"),
         ("learning_rate=nan", "learning_rate: expected a number, got 'nan'"),
         ("learning_rate=-1", "learning_rate must be positive, got -1"),
+        ("batch_size=aut", "batch_size: expected a whole number or auto, got 'aut'"),
         ("schedule=linear", "schedule: expected step or cosine, got 'linear'"),
         ("model.variant=three", "model.variant: expected base, refine or two_stage, got 'three'"),
         ("model.train_batch_norm=maybe", "expected true or false, got 'maybe'"),

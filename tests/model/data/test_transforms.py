@@ -14,6 +14,7 @@ from model.data.transforms import (
     augment_sample,
     crop,
     flip,
+    largest_size,
     make_transform,
     random_crop,
     resize,
@@ -42,6 +43,31 @@ def samples(draw: st.DrawFn) -> Sample:
         corners.reshape(-1, 4).astype(np.float32),
         np.arange(num_boxes),
     )
+
+
+@given(samples(), st.integers(0, 2**16))
+def test_no_image_becomes_larger_than_is_foretold(sample, seed):
+    sizes = np.array([sample.image.shape[:2]])
+
+    height, width = augment_sample(sample, np.random.default_rng(seed), config=SMALL).image.shape[
+        :2
+    ]
+
+    largest = largest_size(sizes, SMALL, preprocess=Preprocess())
+    assert height <= largest[0]
+    assert width <= largest[1]
+
+
+def test_the_largest_batch_is_foretold_by_the_images_and_by_the_crops():
+    landscapes = np.array([[480, 640], [300, 600]])
+    mixed = np.array([[480, 640], [640, 480]])
+    preprocess = Preprocess(short_side=240, long_side=400)
+    uncropped = AugmentConfig(crop_probability=0)
+
+    assert largest_size(landscapes, None, preprocess=preprocess) == (240, 400)
+    assert largest_size(mixed, None, preprocess=preprocess) == (320, 320)
+    assert largest_size(mixed, uncropped, preprocess=preprocess) == (1067, 1067)
+    assert largest_size(landscapes, AugmentConfig(), preprocess=preprocess) == (1250, 1333)
 
 
 @given(samples(), st.integers(0, 2**16))
