@@ -1,6 +1,7 @@
 """Training runs from start to end: what they write, start from and refuse."""
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -170,12 +171,13 @@ def test_two_images_are_learnt_by_heart(tmp_path: Path) -> None:
     for path in (directory / "images" / "train").iterdir():  # what is trained is evaluated
         (directory / "images" / "val" / path.name).write_bytes(path.read_bytes())
     (directory / "val.json").write_bytes((directory / "train.json").read_bytes())
+    _repeat(directory, times=6)  # so that few epochs have many steps: each ends with an evaluation
     config = run_config(
         augment=None,
-        epochs=120,
+        epochs=20,
         accumulation_steps=1,
         learning_rate=2e-3,
-        lr_drop_epochs=(100,),
+        lr_drop_epochs=(16,),
         clip_norm=1.0,
         model=replace(tiny().model, frozen_stages=-1, train_batch_norm=True, dropout=0.0),
     )
@@ -186,3 +188,25 @@ def test_two_images_are_learnt_by_heart(tmp_path: Path) -> None:
     assert best.metrics["AP"] > 0.8
     assert best.thresholds is not None
     assert best.thresholds.overall.f1 > 0.8
+
+
+def _repeat(directory: Path, times: int) -> None:
+    """Copy every training image this many times, with its boxes."""
+    path = directory / "train.json"
+    content = json.loads(path.read_text())
+    images, annotations = content["images"], content["annotations"]
+    folder = directory / "images" / "train"
+    for image in images:
+        for number in range(times):
+            shutil.copy(folder / image["file_name"], folder / f"{number}-{image['file_name']}")
+    content["images"] = [
+        image | {"id": image["id"] + 100 * number, "file_name": f"{number}-{image['file_name']}"}
+        for number in range(times)
+        for image in images
+    ]
+    content["annotations"] = [
+        one | {"id": one["id"] + 100 * number, "image_id": one["image_id"] + 100 * number}
+        for number in range(times)
+        for one in annotations
+    ]
+    path.write_text(json.dumps(content))
