@@ -21,6 +21,27 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
+# Files whose tests take minutes. Begun last, one would keep a single process busy at the end.
+LONGEST = (
+    "test_end_to_end.py",
+    "test_tensorrt_plan.py",
+    "test_service_image.py",
+    "test_ray.py",
+    "test_recipe.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where processes share the tests, files that take long come first; files stay whole."""
+    if not hasattr(config, "workerinput"):
+        return
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    ranks = {path: LONGEST.index(path.name) for path in slow if path.name in LONGEST}
+    last = len(LONGEST) + 1
+    items.sort(key=lambda item: ranks.get(item.path, last - (item.path in slow)))
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Slow tests run without coverage, which takes up to two thirds more of their time."""

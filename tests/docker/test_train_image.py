@@ -1,5 +1,6 @@
 """The code that train.Dockerfile copies, alone in a folder; the packages are those of the tests."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,12 +23,40 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> dockerfile.Stage:
     )
 
 
-@pytest.mark.parametrize(
-    "module", ["model.train", "model.evaluate", "model.weights", "export", "export.evaluate"]
-)
-def test_the_image_holds_all_that_its_commands_need(image, module):
+# The helps of all commands, in one process: PyTorch takes seconds to import.
+HELP = """
+import contextlib, runpy, sys
+
+for module in sys.argv[1:]:
+    sys.argv = [module, "--help"]
+    with contextlib.suppress(SystemExit):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+def test_the_image_holds_all_that_its_commands_need(image):
+    modules = ["model.train", "model.evaluate", "model.weights", "export", "export.evaluate"]
+
     result = subprocess.run(
-        [sys.executable, "-m", module, "--help"],
+        [sys.executable, "-c", HELP, *modules],
+        cwd=image.folder("."),
+        env=image.variables(),
+        capture_output=True,
+        text=True,
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert re.findall(r"^usage: python -m ([a-z.]+)", result.stdout, flags=re.M) == modules
+
+
+def test_every_module_of_the_image_finds_what_it_imports(image):
+    files = [path for name in ("model", "export") for path in image.folder(name).rglob("*.py")]
+    modules = [
+        ".".join(path.relative_to(image.folder(".")).with_suffix("").parts) for path in files
+    ]
+
+    result = subprocess.run(
+        [sys.executable, "-c", f"import {', '.join(modules)}"],
         cwd=image.folder("."),
         env=image.variables(),
         capture_output=True,
