@@ -3,13 +3,19 @@
     python -m model.train --config NAME|FILE.toml --set FIELD=VALUE --data DIR --out DIR
         --resume auto|PATH --init CHECKPOINT
 
+The same command under torchrun trains on several devices:
+
+    torchrun --nproc-per-node 2 -m model.train --config NAME ...
+
 Exit status: 0 done, 1 refused or failed, 130 or 143 stopped by SIGINT or SIGTERM after saving.
 """
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from model.checkpoints.file_kind import require_checkpoint
@@ -46,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--init", type=Path, metavar="CHECKPOINT", help="weights to start from")
     args = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=_log_level(), format="%(message)s")
     try:
         config, changes = load_config(args.config, args.set)
         if changes:
@@ -62,6 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _train(config, args)
 
 
+def _log_level() -> int:
+    """Of torchrun's processes, the first one logs, and the first of every node says its errors."""
+    if os.environ.get("RANK", "0") == "0":
+        return logging.INFO
+    return logging.ERROR if os.environ.get("LOCAL_RANK") == "0" else logging.CRITICAL
+
+
 def _default_out(config: TrainConfig) -> Path:
     return Path("runs") / config.name
 
@@ -75,19 +88,26 @@ def _train(config: TrainConfig, args: argparse.Namespace) -> int:
     # PyTorch takes seconds to import: what is mistyped is told before.
     from model.data.loading import open_data
     from model.data.workers import LoadingFailed
+    from model.distributed import PeerFailed, is_main, joined, together
     from model.training.batch_memory import measure_batch
     from model.training.loop import train
     from model.training.memory import OUT_OF_MEMORY, MemoryRanOut, is_out_of_memory
 
     try:
-        return train(
-            config,
-            open_data(config, args.data, val_fraction=args.val_fraction),
-            out_dir=args.out or _default_out(config),
-            resume=args.resume,
-            init=args.init,
-            measure=measure_batch,
-        )
+        with joined():
+            if not is_main():
+                logging.getLogger().setLevel(logging.ERROR)
+            return train(
+                config,
+                together(partial(open_data, config, args.data, val_fraction=args.val_fraction)),
+                out_dir=args.out or _default_out(config),
+                resume=args.resume,
+                init=args.init,
+                measure=measure_batch,
+            )
+    except PeerFailed as error:  # its own message says why
+        log.warning("error: %s", error)
+        return 1
     except (ValueError, OSError, LoadingFailed, MemoryRanOut) as error:
         log.error("error: %s", error)
         return 1

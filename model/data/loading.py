@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from model.data.evaluation_data import report_faults
 from model.data.layouts import require_run_data
 from model.data.transforms import largest_size, make_transform
 from model.data.workers import work_ahead
+from model.distributed import num_processes, process_index
 
 DIGITS_EPOCH_IMAGES = 1600  # by default
 log = logging.getLogger(__name__)
@@ -101,10 +104,10 @@ def largest_images(dataset: Any, config: TrainConfig) -> tuple[int, int]:
 def epoch_batches(
     dataset: Any, config: TrainConfig, *, epoch: int, skip_steps: int = 0
 ) -> Iterator[list[MicroBatch]]:
-    """The batches of one epoch, `accumulation_steps` per step; the last step may have fewer.
+    """This process's batches of one epoch, step by step; the last step may have fewer.
 
-    An image depends only on (seed, epoch, index), a batch only on the configuration: both are the
-    same for any number of workers, and after an interruption.
+    An image depends only on (seed, epoch, index), a step only on the configuration: both are the
+    same for any number of processes and workers, and after an interruption.
 
     Raises:
         LoadingFailed: an image cannot be loaded, or a worker was killed.
@@ -113,16 +116,60 @@ def epoch_batches(
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
     order = torch.randperm(len(dataset), generator=generator).tolist()
     batches = batch_by_shape(order, dataset.is_portrait, batch_size=config.batch_size)
-    first = skip_steps * config.accumulation_steps
+    num_parts = parts_per_batch(config, num_processes())
+    shares = [
+        share_of_step(
+            batches[start : start + config.accumulation_steps],
+            num_parts=num_parts,
+            num_processes=num_processes(),
+        )[process_index()]
+        for start in range(0, len(batches), config.accumulation_steps)
+    ][skip_steps:]
     make = partial(_make_batch, dataset, min_side=config.preprocess.min_side)
-    step: list[MicroBatch] = []
-    for batch in work_ahead(make, batches[first:], num_workers=config.num_workers):
-        step.append(batch)
-        if len(step) == config.accumulation_steps:
-            yield step
-            step = []
-    if step:
-        yield step
+    parts = [part for share in shares for part in share]
+    loaded = work_ahead(make, parts, num_workers=config.num_workers)
+    for share in shares:
+        yield list(islice(loaded, len(share)))
+
+
+def parts_per_batch(config: TrainConfig, num_processes: int) -> int:
+    """Into how many parts a batch is cut so that all processes have work in a step.
+
+    Whole batches are dealt out as far as possible. Trained batch norm has the statistics of one
+    batch, so there all processes work on the same one.
+
+    Raises:
+        ValueError: there are too few images in a step.
+    """
+    if config.model.train_batch_norm:
+        parts = num_processes
+    else:
+        parts = num_processes // gcd(num_processes, config.accumulation_steps)
+    if parts > config.batch_size:
+        raise ValueError(
+            f"batch_size {config.batch_size} x accumulation_steps {config.accumulation_steps} "
+            f"leaves some of {num_processes} processes without images: raise batch_size to "
+            f"{parts} (and lower accumulation_steps by as much, to train the same), or start fewer "
+            "processes"
+        )
+    return parts
+
+
+def share_of_step(
+    batches: Sequence[list[int]], *, num_parts: int, num_processes: int
+) -> list[list[list[int]]]:
+    """The parts of a step's batches by process; all processes have the same number of parts.
+
+    Every batch is cut into `num_parts` of nearly equal size. Where the last step of an epoch has
+    too few images, some parts are empty.
+    """
+    parts = [
+        [int(index) for index in part]
+        for batch in batches
+        for part in np.array_split(np.array(batch, np.int64), num_parts)
+    ]
+    parts += [[]] * (-len(parts) % num_processes)
+    return [parts[process::num_processes] for process in range(num_processes)]
 
 
 def batch_by_shape(
@@ -151,6 +198,8 @@ def batch_by_shape(
 
 
 def _make_batch(dataset: Any, indices: list[int], *, min_side: int) -> MicroBatch:
+    if not indices:
+        return torch.zeros(0, 64, 64, 3, dtype=torch.uint8), torch.zeros(0, 64, 64).bool(), []
     return collate([dataset[index] for index in indices], min_side)
 
 

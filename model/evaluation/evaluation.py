@@ -1,6 +1,7 @@
 """Runs a detector over a data set, processing images as the service does, and scores it."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from bundle.manifest import ClassInfo
 from bundle.postprocess import to_detections
 from bundle.preprocess import Preprocess
 from model.data.evaluation_data import EvaluationData, require_classes
+from model.distributed import gather, is_main, num_processes, process_index
 from model.evaluation.coco_metrics import Metrics, score
 from model.progress import progress_bar
 
@@ -25,6 +27,8 @@ def evaluate(
 ) -> Metrics:
     """Run a detector over a data set and score it.
 
+    The processes of a run share the images, and all return the same.
+
     Args:
         predict: `run` of an engine, or `torch_predictor` of a model.
         classes: of the labels of `predict`.
@@ -39,15 +43,23 @@ def evaluate(
     num_images = len(dataset) if limit is None else min(limit, len(dataset))
     if num_images < 1:
         raise ValueError("expected at least one image to evaluate on, got none")
-    results: list[dict[str, Any]] = []
-    with progress_bar(total=num_images, desc="evaluating", unit=" images", leave=False) as bar:
-        for start in range(0, num_images, batch_size):
+    starts = range(0, num_images, batch_size)[process_index() :: num_processes()]
+    found = []  # by batch
+    with progress_bar(
+        total=num_images, desc="evaluating", unit=" images", leave=False, disable=not is_main()
+    ) as bar:
+        for start in starts:
             indices = range(start, min(start + batch_size, num_images))
             images = [dataset.read_image(index) for index in indices]
             outputs = run_images(predict, images, preprocess=preprocess)
-            for index, found in zip(indices, outputs, strict=True):
-                results += _to_results(dataset.image_id(index), found, classes)
-            bar.update(len(indices))
+            found.append([
+                _to_results(dataset.image_id(index), output, classes)
+                for index, output in zip(indices, outputs, strict=True)
+            ])  # fmt: skip
+            bar.update(min(len(indices) * num_processes(), num_images - bar.n))
+    # As if one process had run all batches: AP depends on the order of equal scores.
+    dealt = zip_longest(*gather(found), fillvalue=[])
+    results = [entry for round_ in dealt for batch in round_ for image in batch for entry in image]
     image_ids = {dataset.image_id(index) for index in range(num_images)}
     return score(_restrict(dataset.ground_truth(), image_ids), results)
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.distributed import num_processes, sum_with_gradient
 from model.network.padding import valid_cells, zero_padding
 
 EXPANSION = 4
@@ -23,7 +24,8 @@ class BatchNorm2d(nn.Module):
     """Batch norm that either trains or is a fixed affine map in every mode.
 
     `trained=False` is the published recipe: running statistics never change, and weight and
-    bias get no gradient. With a padding mask, statistics exclude padding.
+    bias get no gradient. With a padding mask, statistics exclude padding. In training, they are
+    those of the images of all processes.
     """
 
     running_mean: Tensor
@@ -40,6 +42,8 @@ class BatchNorm2d(nn.Module):
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """Normalise x (B, C, h, w), whose padding (B, h, w) bool is True on padding."""
         is_training = self.training and self.trained
+        if padding is None and is_training and num_processes() > 1:
+            padding = torch.zeros_like(x[:, 0], dtype=torch.bool)
         if padding is not None and is_training:
             return self._normalise_valid(x, padding)
         return F.batch_norm(
@@ -56,16 +60,18 @@ class BatchNorm2d(nn.Module):
     def _normalise_valid(self, x: Tensor, padding: Tensor) -> Tensor:
         """Normalise by mean and variance of the cells that are not padding, in float32."""
         valid = valid_cells(padding, x.float())
-        count = valid.sum()
-        mean = (x * valid).sum((0, 2, 3)) / count  # (C,)
+        sums = torch.cat([(x * valid).sum((0, 2, 3)), valid.sum()[None]])  # (C + 1,)
+        total, count = sum_with_gradient(sums).split((x.shape[1], 1))
+        mean = total / count  # (C,)
         centred = (x - mean[:, None, None]) * valid
-        variance = centred.square().sum((0, 2, 3)) / count
+        variance = sum_with_gradient(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             unbiased = variance * (count / (count - 1).clamp(min=1))
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), BATCH_NORM_MOMENTUM)
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), BATCH_NORM_MOMENTUM)
         scale = self.weight * torch.rsqrt(variance + BATCH_NORM_EPS)
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        normalised: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
+        return normalised.to(x.dtype)
 
 
 class Bottleneck(nn.Module):

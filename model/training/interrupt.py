@@ -5,6 +5,8 @@ import os
 import signal
 from types import FrameType
 
+from model.distributed import largest
+
 log = logging.getLogger(__name__)
 
 
@@ -45,6 +47,10 @@ class StopRequest:
     @property
     def is_requested(self) -> bool:
         return self.signal_number is not None
+
+    def share(self) -> None:
+        """Request a stop here if one is requested in any process of the run."""
+        self.signal_number = largest(self.signal_number or 0) or None
 
     @property
     def exit_status(self) -> int:

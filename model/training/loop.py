@@ -25,33 +25,38 @@ from bundle.postprocess import RawOutput
 from bundle.preprocess import BoolArray, Uint8Array
 from model.checkpoints.checkpoint_file import save_checkpoint
 from model.config import TrainConfig
-from model.data.loading import RunData, epoch_batches, largest_images, steps_per_epoch
+from model.data.loading import RunData, epoch_batches, steps_per_epoch
 from model.data.workers import LoadingFailed
+from model.distributed import (
+    PeerFailed,
+    agreed,
+    alone,
+    copy_from_main,
+    from_main,
+    in_main,
+    is_main,
+    together,
+)
 from model.evaluation.coco_metrics import Metrics
 from model.evaluation.evaluation import evaluate
 from model.evaluation.padding import padding_report
 from model.network.deformable_detr import DeformableDetr
 from model.network.inference import DetectionModel, torch_predictor
 from model.progress import progress_bar
-from model.training.batch_memory import Measure, plan_batch
+from model.training.batch_memory import Measure
 from model.training.interrupt import Interrupted, StopRequest
-from model.training.memory import (
-    saved_if_memory_runs_out,
-)
+from model.training.memory import saved_if_memory_runs_out
 from model.training.optimiser_step import forward_dtype, take_step
+from model.training.run_start import STATE_FILE, find_start
 from model.training.run_time import Clock, RunTime
 from model.training.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
-from model.training.starting_weights import check_start, load_starting_weights
+from model.training.starting_weights import load_starting_weights
 from model.training.training_state import (
     Progress,
     TrainingState,
-    read_last_state,
-    read_training_state,
     run_fingerprint,
-    with_saved_batch,
 )
 
-STATE_FILE = "last.training.pt"
 SAVE_INTERVAL_S = 600.0  # a crash loses at most this much work
 SCALAR_STEPS = 20  # between two points of a TensorBoard curve
 log = logging.getLogger(__name__)
@@ -85,28 +90,23 @@ def train(
             loss is NaN or infinite (`NonFiniteLoss`).
         LoadingFailed: an image could not be loaded, or a process that loads them was killed.
         MemoryRanOut: no memory was left for a step, or even one image does not fit.
+        PeerFailed: another process of the run has ended, or the main one reports the error.
         OSError: a file could not be written; its previous version is intact.
     """
     config = replace(config, model=replace(config.model, num_classes=len(data.classes)))
-    fingerprint = run_fingerprint(config, data.summary)
     state_path = out_dir / STATE_FILE if resume == "auto" else Path(resume)
-    if resume == "auto":
-        saved = read_last_state(state_path, fingerprint)
-    else:
-        saved = read_training_state(state_path, fingerprint)
+    clock = partial(_main_time, clock)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if saved is None:
-        check_start(config, init)
-        size_px = largest_images(data.train, config)
-        memory = measure(config, size_px, device=device) if measure else None
-        config = plan_batch(config, memory, size_px=size_px)
-    else:
-        config = with_saved_batch(config, saved)
+    find = partial(
+        find_start, config, data,
+        state_path=state_path, is_required=resume != "auto", init=init,
+        device=device, measure=measure,
+    )  # fmt: skip
+    start = from_main(together(find))
+    config, saved = start.config, start.saved
     fingerprint = run_fingerprint(config, data.summary)
-    if saved is not None and init is not None:
-        log.warning("ignoring INIT= (--init) %s: the weights come from %s", init, state_path)
     if doubt := learning_rate_doubt(config):
         log.warning(doubt)
 
@@ -119,19 +119,20 @@ def train(
         *(sum(p.numel() for p in model.parameters()) / 1e6, len(data.train), len(data.val)),
         len(data.classes),
     )
-    out_dir.mkdir(parents=True, exist_ok=True)
-    first_step = 0 if saved is None else saved["progress"]["step"]
+    in_main(out_dir.mkdir)(parents=True, exist_ok=True)
     with (
         StopRequest() as stop,
         logging_redirect_tqdm(),
-        SummaryWriter(str(out_dir / "tensorboard"), purge_step=first_step) as board,
+        _open_board(out_dir, start.step) as board,
     ):
         try:
             started = clock()
-            if saved is None:
-                load_starting_weights(model, config, init=init, stop=stop)
+            if saved is None and is_main():
+                with alone():
+                    load_starting_weights(model, config, init=init, stop=stop)
+            copy_from_main(model)
             state = TrainingState.start(model, config)
-            save_state = partial(state.save, out_dir / STATE_FILE, fingerprint)
+            save_state = in_main(partial(state.save, out_dir / STATE_FILE, fingerprint))
             if saved is None:
                 state.progress.start_seconds = clock() - started
                 save_state()
@@ -158,15 +159,14 @@ def train(
                 is_best = progress.best_ap is None or math.isnan(ap) or ap > progress.best_ap
                 if is_best and not math.isnan(ap):
                     progress.best_ap = ap
-                for name, value in metrics.defined.items():
-                    board.add_scalar(f"validation/{name}", value, progress.step)
+                _record(board, "validation", metrics.defined, progress.step)
                 log.info(
                     "%s: %s, %s, %s so far",
                     *(run_time.epoch_name(progress.epoch), _shown(metrics), _shown_best(progress)),
                     timedelta(seconds=round(progress.total_seconds)),
                 )
                 for name in ("last", "best") if is_best else ("last",):
-                    save_checkpoint(
+                    in_main(save_checkpoint)(
                         out_dir / f"{name}.safetensors",
                         state.evaluated_model,
                         config=config,
@@ -191,12 +191,17 @@ def train(
         except Interrupted:
             log.warning("stopped; the same command with RESUME=auto (--resume) continues from here")
             return stop.exit_status
+        except PeerFailed:
+            if stop.is_requested:  # of all processes, and another has already followed it
+                return stop.exit_status
+            raise
     if progress.step == 0:
-        raise ValueError(
+        message = (
             f"minutes={config.minutes:g} passed before the first step; the weights to start from "
             f"took {timedelta(seconds=round(progress.start_seconds))} and are saved: the same "
             "command continues with more minutes"
         )
+        raise agreed(ValueError(message))
     log.info(
         "%s: %d epochs done, %s in %s; another OUT= (--out) starts a new run",
         *(out_dir, progress.epoch, _shown_best(progress), out_dir / "best.safetensors"),
@@ -211,7 +216,7 @@ def train_epoch(
     run_time: RunTime,
     dtype: torch.dtype,
     stop: StopRequest,
-    board: SummaryWriter,
+    board: SummaryWriter | None,
     save: Callable[[], None],
 ) -> None:
     """Take the remaining steps of the current epoch that there is time for, then `save`.
@@ -220,20 +225,23 @@ def train_epoch(
         Interrupted: a stop was requested; the step was finished and saved.
         LoadingFailed: an image could not be loaded; the steps before were saved.
         MemoryRanOut: a step ran out of memory; the steps before were saved if possible.
+        PeerFailed: another process ended; the steps before were saved.
         NonFiniteLoss: the step changed nothing, and nothing was saved.
     """
     progress, config = state.progress, run_time.config
     num_steps = steps_per_epoch(len(data.train), config)
+    num_step_images = config.batch_size * config.accumulation_steps
     state.model.train()
     run_time.count()
     saved_at = progress.seconds
     with (
-        _saved_if_loading_fails(state, stop, save),
+        _saved_if_others_fail(state, stop, save),
         progress_bar(
             desc=run_time.epoch_name(progress.epoch + 1),
             total=len(data.train),
-            initial=progress.step_in_epoch * config.batch_size * config.accumulation_steps,
+            initial=progress.step_in_epoch * num_step_images,
             unit=" images",
+            disable=not is_main(),
         ) as bar,
     ):
         steps = epoch_batches(
@@ -257,10 +265,10 @@ def train_epoch(
                 run_left=run_time.left(num_steps),
                 refresh=False,
             )
-            bar.update(sum(len(targets) for _, _, targets in batches))
+            bar.update(min(progress.step_in_epoch * num_step_images, len(data.train)) - bar.n)
             if progress.step % SCALAR_STEPS == 0:
-                for name, value in values.items():
-                    board.add_scalar(f"training/{name}", value, progress.step)
+                _record(board, "training", values, progress.step)
+            stop.share()
             if stop.is_requested:
                 save()
                 raise Interrupted
@@ -270,17 +278,38 @@ def train_epoch(
     save()
 
 
+def _main_time(clock: Clock) -> float:
+    """The main process's time, so that all agree on when to end."""
+    return from_main(clock())
+
+
 @contextmanager
-def _saved_if_loading_fails(
+def _open_board(out_dir: Path, first_step: int) -> Iterator[SummaryWriter | None]:
+    """TensorBoard's files, which only the main process writes."""
+    if not is_main():
+        yield None
+        return
+    with SummaryWriter(str(out_dir / "tensorboard"), purge_step=first_step) as board:
+        yield board
+
+
+def _record(board: SummaryWriter | None, kind: str, values: dict[str, float], step: int) -> None:
+    if board is not None:
+        for name, value in values.items():
+            board.add_scalar(f"{kind}/{name}", value, step)
+
+
+@contextmanager
+def _saved_if_others_fail(
     state: TrainingState, stop: StopRequest, save: Callable[[], None]
 ) -> Iterator[None]:
-    """Save the steps before the one whose images failed to load."""
+    """Save the steps before the one whose images failed to load, or that lost a process."""
     try:
         yield
-    except LoadingFailed as error:
+    except (LoadingFailed, PeerFailed) as error:
         save()
         stop.check()  # a stop may have ended the workers, too
-        raise LoadingFailed(
+        raise type(error)(
             f"{error}; saved after step {state.progress.step}: the same command continues "
             "from there"
         ) from None

@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import LossConfig
+from model.config import LossConfig, ModelConfig, Variant
+from model.distributed import sum_in_place
 from model.network.boxes import cxcywh_to_xyxy, generalised_iou
 from model.training.matcher import PaddedTargets, match
 
 Targets = list[dict[str, Any]]
+TERMS = ("loss_cls", "loss_bbox", "loss_iou")
 
 
 class LossNormalisers(NamedTuple):
@@ -27,14 +29,25 @@ def loss_normalisers(
     """The number of pairs the matcher will make, which depends only on counts of ground truths.
 
     Args:
-        targets: of every image in the effective batch, over all accumulation steps.
+        targets: of every image in this process's share of the effective batch, over all
+            accumulation steps. The counts of all processes are added up.
         num_queries: Q. num_tokens: S, the proposals of an image; None for no limit.
     """
     counts = [len(target["labels"]) for target in targets]
     decoder = sum(min(num_queries, count) for count in counts)
     repeated = [config.encoder_matches * count for count in counts]
     encoder = sum(count if num_tokens is None else min(num_tokens, count) for count in repeated)
-    return LossNormalisers(max(decoder, 1.0), max(encoder, 1.0))
+    pairs = torch.tensor([decoder, encoder], dtype=torch.float64)
+    sum_in_place(pairs)
+    return LossNormalisers(*pairs.clamp(min=1).tolist())
+
+
+def loss_names(config: ModelConfig) -> list[str]:
+    """The names of the terms of `compute_losses`, in its order."""
+    prefixes = [*(f"d{i}." for i in range(config.num_decoder_layers - 1)), ""]
+    if config.variant is Variant.TWO_STAGE:
+        prefixes.append("enc_")
+    return [f"{prefix}{name}" for prefix in prefixes for name in TERMS]
 
 
 def compute_losses(

@@ -1,15 +1,26 @@
 """One optimiser step over one effective batch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from model.config import TrainConfig
 from model.data.loading import MicroBatch
+from model.distributed import (
+    agreed,
+    alone,
+    gather,
+    num_processes,
+    process_index,
+    sum_in_place,
+)
 from model.network.deformable_detr import DeformableDetr
 from model.network.inference import normalise
-from model.training.losses import LossNormalisers, compute_losses, loss_normalisers
+from model.training.losses import LossNormalisers, compute_losses, loss_names, loss_normalisers
 from model.training.non_finite import NonFiniteLoss, first_bad_tensor
 from model.training.training_state import TrainingState
 
@@ -31,33 +42,55 @@ def take_step(
     """Update the weights with one effective batch; learning rates are already set.
 
     Args:
-        batches: run one after another, but count as one batch.
+        batches: this process's share, run one after another. Those of all processes count as one.
 
     Returns:
         Every weighted loss term, their sum as "loss", and "gradient_norm" before clipping.
 
     Raises:
         NonFiniteLoss: loss or gradient is NaN or infinite; no weight was changed.
+        PeerFailed: another process has ended.
     """
+    progress = state.progress
+    torch.manual_seed(_dropout_seed(config.seed, progress.step))
     state.optimizer.zero_grad()
     try:
-        terms = accumulate_gradients(state.model, batches, config=config, dtype=dtype)
-        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-        if not torch.isfinite(norm):
-            raise NonFiniteLoss(_diagnose("gradient", state.model, batches, config, dtype))
+        with _buffers_kept_on_failure(state.model):
+            terms = accumulate_gradients(state.model, batches, config=config, dtype=dtype)
+            parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+            norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+            if not torch.isfinite(norm):
+                text = _diagnose("gradient", state.model, batches, config, dtype)
+                raise agreed(NonFiniteLoss(text))
     except NonFiniteLoss as error:
-        progress = state.progress
         raise NonFiniteLoss(
             f"step {progress.step + 1} (epoch {progress.epoch + 1}): {error}. Nothing of this step "
             "was saved; earlier checkpoints are good. A lower learning_rate often helps"
         ) from None
     state.optimizer.step()
     if state.average is not None:
-        state.average.update(state.progress.step + 1)
-    state.progress.step += 1
-    state.progress.step_in_epoch += 1
+        state.average.update(progress.step + 1)
+    progress.step += 1
+    progress.step_in_epoch += 1
     return {**terms, "loss": sum(terms.values()), "gradient_norm": norm.item()}
+
+
+@contextmanager
+def _buffers_kept_on_failure(model: nn.Module) -> Iterator[None]:
+    """Undo what forward passes changed (statistics of trained batch norm) if the step fails."""
+    before = [buffer.clone() for buffer in model.buffers()]
+    try:
+        yield
+    except BaseException:
+        for buffer, values in zip(model.buffers(), before, strict=True):
+            buffer.copy_(values)
+        raise
+
+
+def _dropout_seed(seed: int, step: int) -> int:
+    """Depends on nothing else, so that a step is the same after an interruption."""
+    entropy = np.random.SeedSequence([seed, step, process_index()])
+    return int(entropy.generate_state(1, np.uint64)[0])
 
 
 def accumulate_gradients(
@@ -65,24 +98,63 @@ def accumulate_gradients(
 ) -> dict[str, float]:
     """Add up the gradients of a batch that comes in parts, and return its loss terms.
 
-    The loss is divided by the matched pairs of all parts, so the result equals that of one large
-    batch (except for trained batch norm and for padding).
+    The loss is divided by the matched pairs of all parts of all processes, and gradients and terms
+    are summed over them, so the result equals that of one large batch (except that trained batch
+    norm has the statistics of a part, over all processes; and for padding, if it is published).
     """
     targets = [target for _, _, part in batches for target in part]
     # A pyramid with fewer tokens than boxes would match fewer pairs; no real image has that.
     normalisers = loss_normalisers(
         targets, num_queries=config.model.num_queries, num_tokens=None, config=config.loss
     )
-    sums: dict[str, Tensor] = {}
-    for batch in batches:
+    names = loss_names(config.model)
+    totals = torch.zeros(len(batches), len(names), device=next(model.parameters()).device)
+    for total, batch in zip(totals, batches, strict=True):
+        if not batch[2]:
+            _follow_statistics(model, batch, config)
+            continue
         terms = _loss_terms(model, batch, config, dtype, normalisers)
-        total = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(total):
-            raise NonFiniteLoss(_diagnose("loss", model, [batch], config, dtype))
+        values = torch.stack([terms[name] for name in names])
+        values.sum().backward()
+        total.copy_(values.detach())
+    terms_of_all = totals.sum(0)
+    sum_gradients(model, terms_of_all)
+    if not torch.isfinite(terms_of_all).all():
+        bad = [batch for total, batch in zip(totals, batches, strict=True)
+               if not torch.isfinite(total).all()]  # fmt: skip
+        raise agreed(NonFiniteLoss(_diagnose("loss", model, bad[:1], config, dtype)))
+    return dict(zip(names, terms_of_all.tolist(), strict=True))
+
+
+def _follow_statistics(model: DeformableDetr, batch: MicroBatch, config: TrainConfig) -> None:
+    """Run no image through the backbone, where other processes wait for this one's statistics."""
+    if not config.model.train_batch_norm:
+        return
+    device = next(model.parameters()).device
+    images, padding_mask = (part.to(device) for part in batch[:2])
+    maps = model.backbone(normalise(images, padding_mask, preprocess=config.preprocess))
+    total = torch.stack([values.sum() for values in maps]).sum()
+    if total.requires_grad:
         total.backward()
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0) + value.detach()
-    return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+
+
+def sum_gradients(model: nn.Module, terms: Tensor) -> None:
+    """Sum gradients and loss terms (T,) over all processes, in place and in one message.
+
+    A parameter that has no gradient in any process keeps none: the optimiser leaves it alone.
+    """
+    if num_processes() == 1:
+        return
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    used = terms.new_tensor([p.grad is not None for p in parameters])
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    message = torch.cat([terms, used, *(gradient.flatten() for gradient in gradients)])
+    sum_in_place(message)
+    sizes = [len(terms), len(used), *(p.numel() for p in parameters)]
+    summed_terms, summed_used, *sums = message.split(sizes)
+    terms.copy_(summed_terms)
+    for parameter, is_used, values in zip(parameters, summed_used.tolist(), sums, strict=True):
+        parameter.grad = values.view_as(parameter) if is_used else None
 
 
 def _loss_terms(
@@ -110,12 +182,20 @@ def _diagnose(
     config: TrainConfig,
     dtype: torch.dtype,
 ) -> str:
-    """What is not finite, in which images, and the first bad tensor, found by a second run."""
+    """What is not finite, in which images of which process, and the first bad tensor.
+
+    It is found by a second run of the batches.
+    """
+    culprit = None
+    with alone():
+        for batch in batches:
+            culprit = culprit or first_bad_tensor(
+                model, partial(_loss_terms, model, batch, config, dtype)
+            )
     image_ids = [target["image_id"] for batch in batches for target in batch[2]]
-    for batch in batches:
-        culprit = first_bad_tensor(model, partial(_loss_terms, model, batch, config, dtype))
-        if culprit is not None:
-            break
-    else:
-        culprit = "none when the same images are run again"
-    return f"{what} is not finite; image ids {image_ids}; first bad tensor: {culprit}"
+    found = gather((image_ids, culprit))
+    culprits = [culprit for _, culprit in found if culprit is not None]
+    return (
+        f"{what} is not finite; image ids {[i for ids, _ in found for i in ids]}; first bad "
+        f"tensor: {culprits[0] if culprits else 'none when the same images are run again'}"
+    )

@@ -13,7 +13,13 @@ from PIL import Image
 from model.configs import demo, tiny
 from model.data.coco import CocoDataset
 from model.data.digits import DigitsDataset
-from model.data.loading import batch_by_shape, epoch_batches, steps_per_epoch
+from model.data.loading import (
+    batch_by_shape,
+    epoch_batches,
+    parts_per_batch,
+    share_of_step,
+    steps_per_epoch,
+)
 from tests.model.data.reading import read_split
 
 CONFIG = replace(demo(), batch_size=2, accumulation_steps=2, num_workers=0)
@@ -112,3 +118,45 @@ def test_batches_of_a_data_set_follow_the_shapes_of_its_images(tmp_path: Path) -
 
     assert all(mask.sum() == 0 for step in steps for _, mask, _ in step)
     assert sorted(chain(*image_ids(steps))) == list(range(1, 9))
+
+
+# batch size, accumulation steps, processes; whether batch norm is trained; parts of a batch
+@pytest.mark.parametrize(
+    ("batch", "accumulated", "processes", "trained", "parts"),
+    [
+        (8, 1, 1, True, 1),
+        (8, 1, 2, False, 2),
+        (2, 16, 8, False, 1),  # whole batches, two for each process
+        (2, 16, 32, False, 2),
+        (4, 3, 2, False, 2),
+        (8, 4, 2, True, 2),  # a batch is where trained batch norm gets its statistics
+    ],
+)
+def test_batches_are_cut_only_if_there_are_too_few(
+    batch: int, accumulated: int, processes: int, trained: bool, parts: int
+) -> None:
+    model = replace(tiny().model, train_batch_norm=trained)
+    config = replace(tiny(), model=model, batch_size=batch, accumulation_steps=accumulated)
+
+    assert parts_per_batch(config, processes) == parts
+
+
+def test_a_step_with_fewer_images_than_processes_is_refused() -> None:
+    config = replace(tiny(), batch_size=2, accumulation_steps=1)
+
+    with pytest.raises(
+        ValueError, match=r"some of 4 processes without images: raise batch_size to 4"
+    ):
+        parts_per_batch(config, 4)
+
+
+def test_processes_share_a_step_evenly() -> None:
+    step = [[1, 2, 3, 4, 5], [6]]
+
+    whole = share_of_step(step, num_parts=1, num_processes=2)
+    cut = share_of_step(step, num_parts=2, num_processes=2)
+    last = share_of_step(step[1:], num_parts=1, num_processes=2)
+
+    assert whole == [[[1, 2, 3, 4, 5]], [[6]]]
+    assert cut == [[[1, 2, 3], [6]], [[4, 5], []]]
+    assert last == [[[6]], [[]]]

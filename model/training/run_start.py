@@ -1,0 +1,82 @@
+"""What a run starts from: its own saved state, or the size of its batches and nothing yet."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.config import TrainConfig
+from model.data.loading import RunData, largest_images, parts_per_batch
+from model.distributed import alone, is_main, num_processes
+from model.training.batch_memory import Measure, plan_batch
+from model.training.starting_weights import check_start
+from model.training.training_state import (
+    read_last_state,
+    read_training_state,
+    run_fingerprint,
+    with_saved_batch,
+)
+
+STATE_FILE = "last.training.pt"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """The configuration with its batch size chosen, and the saved state to go on from, if any."""
+
+    config: TrainConfig
+    saved: dict[str, Any] | None
+
+    @property
+    def step(self) -> int:
+        """How many steps have been taken."""
+        return 0 if self.saved is None else int(self.saved["progress"]["step"])
+
+
+def find_start(
+    config: TrainConfig,
+    data: RunData,
+    *,
+    state_path: Path,
+    is_required: bool,
+    init: Path | None,
+    device: torch.device,
+    measure: Measure | None,
+) -> RunStart:
+    """Find out in the main process; the others find nothing.
+
+    Args:
+        state_path, is_required: where the state of a run may be or has to be.
+        init, measure: as in `model.training.loop.train`.
+
+    Raises:
+        ValueError: configuration, starting weights, the saved run and the number of processes do
+            not fit together.
+        MemoryRanOut: not even one image fits.
+    """
+    if not is_main():
+        return RunStart(config, None)
+    fingerprint = run_fingerprint(config, data.summary)
+    read = read_training_state if is_required else read_last_state
+    saved = read(state_path, fingerprint)
+    if saved is None:
+        check_start(config, init)
+        config = _with_batch(config, data, device, measure)
+    else:
+        config = with_saved_batch(config, saved)
+    parts_per_batch(config, num_processes())  # refuses steps that leave a process without images
+    if saved is not None and init is not None:
+        log.warning("ignoring INIT= (--init) %s: the weights come from %s", init, state_path)
+    return RunStart(config, saved)
+
+
+def _with_batch(
+    config: TrainConfig, data: RunData, device: torch.device, measure: Measure | None
+) -> TrainConfig:
+    size_px = largest_images(data.train, config)
+    with alone():
+        memory = measure(config, size_px, device=device) if measure else None
+    return plan_batch(config, memory, size_px=size_px)
