@@ -1,37 +1,15 @@
 """Shows checkpoints, and converts published files to checkpoints.
 
 python -m model.checkpoint convert SRC DST    a published file -> a checkpoint
-python -m model.checkpoint show FILE          what a checkpoint holds
+python -m model.checkpoint show FILE          AP, classes, configuration and origin
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.checkpoints.checkpoint_file import Checkpoint, load_checkpoint, write_checkpoint
-from model.checkpoints.convert import convert
-
-
-def _show(path: Path) -> None:
-    checkpoint = load_checkpoint(path)
-    print(json.dumps(checkpoint.header(), indent=2))
-    for name, tensor in checkpoint.state_dict.items():
-        print(f"{name:60} {str(tensor.dtype).removeprefix('torch.'):9} {tuple(tensor.shape)}")
-    total = sum(tensor.numel() for tensor in checkpoint.state_dict.values())
-    print(f"{len(checkpoint.state_dict)} tensors, {total:,} values")
-
-
-def print_conversion(checkpoint: Checkpoint, destination: Path) -> None:
-    """Print what a published file was converted to: output -> id -> name."""
-    made, model = checkpoint.provenance, checkpoint.config.model
-    print(f"{destination}: {model.variant}, {model.num_classes} classes, from {made['layout']}")
-    images = checkpoint.config.preprocess
-    print(f"images: short side {images.short_side}, long side at most {images.long_side} pixels")
-    print(f"classes: {made['classes']}\noutput -> id -> name")
-    for output, info in enumerate(checkpoint.classes):
-        print(f"{output:>6} -> {info.id} -> {info.name}")
+from model.checkpoints.file_kind import require_checkpoint, require_checkpoint_name, require_file
 
 
 def _count(text: str) -> int:
@@ -39,6 +17,36 @@ def _count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
     return number
+
+
+# PyTorch takes seconds to import: what is mistyped is told before.
+
+
+def _show(args: argparse.Namespace) -> None:
+    require_checkpoint(args.file)
+    from model.checkpoints.checkpoint_file import load_checkpoint
+    from model.checkpoints.description import describe
+
+    print(*describe(load_checkpoint(args.file), with_tensors=args.tensors), sep="\n")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    require_file(args.source)
+    require_checkpoint_name(args.destination)
+    if args.classes is not None:
+        require_file(args.classes)
+    from model.checkpoints.checkpoint_file import write_checkpoint
+    from model.checkpoints.convert import convert
+    from model.checkpoints.description import describe_conversion
+
+    checkpoint = convert(
+        args.source,
+        annotations=args.classes,
+        num_heads=args.num_heads,
+        num_queries=args.num_queries,
+    )
+    write_checkpoint(checkpoint, args.destination)
+    print(*describe_conversion(checkpoint, args.destination), sep="\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,21 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--num-queries", type=_count,
         help="queries of a two-stage model, if the file does not say (default: 300)",
     )  # fmt: skip
-    show = commands.add_parser("show", help="print header and tensors of a checkpoint")
+    show = commands.add_parser("show", help="print AP, classes, configuration and origin")
     show.add_argument("file", type=Path)
+    show.add_argument("--tensors", action="store_true", help="list the tensors, too")
     args = parser.parse_args(arguments)
     try:
-        if args.command == "show":
-            _show(args.file)
-            return
-        checkpoint = convert(
-            args.source,
-            annotations=args.classes,
-            num_heads=args.num_heads,
-            num_queries=args.num_queries,
-        )
-        write_checkpoint(checkpoint, args.destination)
-        print_conversion(checkpoint, args.destination)
+        (_show if args.command == "show" else _convert)(args)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -52,7 +52,7 @@ COMMANDS = {
         ),
     ],
     "model.checkpoint convert": ["--classes", "--num-heads", "--num-queries"],
-    "model.checkpoint show": [],
+    "model.checkpoint show": ["--tensors"],
     "model.weights": ["--base-url", "--format", "--out"],
     "model.data.check": ["--decode", "--split", "--val-fraction"],
     "model.data.convert": ["--out", "--val-fraction"],

@@ -20,6 +20,8 @@ for module, *words in json.loads(sys.argv[1]):
             status = importlib.import_module(module).main(words)
         except SystemExit as end:
             status = end.code
+    if isinstance(status, str):  # a message, which Python would print
+        status, err = 1, io.StringIO(status)
     told.append([status, err.getvalue()])
 print(json.dumps(told))
 """
@@ -33,6 +35,13 @@ CASES = [
     (["model.train", "--init", "none.safetensors"], "none.safetensors: no such checkpoint"),
     (["model.evaluate", "--checkpoint", "none.safetensors"], "no such checkpoint"),
     (["model.evaluate", "--results", "x.json", "--data", "none"], "DATA=none does not exist"),
+    (["model.checkpoint", "show", "none.safetensors"], "no such checkpoint"),
+    (["model.checkpoint", "convert", "none.pth", "x.safetensors"], "none.pth: no such file"),
+    (["model.checkpoint", "convert", "README.md", "x.pth"], "ends in .safetensors, got x.pth"),
+    (
+        ["model.checkpoint", "convert", "README.md", "x.safetensors", "--classes", "none.json"],
+        "none.json: no such file",
+    ),
     (["model.weights", "to_stage"], "invalid choice: 'to_stage'"),
     (["export.evaluate", "--bundle", "none"], "none/manifest.json: no bundle there"),
     (["export.evaluate", "--bundle", "bundles/demo", "--data", "none"], "DATA=none does not exist"),

@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from bundle.atomic import write_atomically
 from bundle.manifest import ClassInfo
 from bundle.thresholds import Thresholds
-from model.checkpoints.file_kind import name_foreign_kind, require_checkpoint
+from model.checkpoints.file_kind import (
+    name_foreign_kind,
+    require_checkpoint,
+    require_checkpoint_name,
+)
 from model.config import TrainConfig
 from model.network.deformable_detr import DeformableDetr
 
@@ -102,8 +106,7 @@ def save_checkpoint(
 def write_checkpoint(checkpoint: Checkpoint, path: Path | str) -> None:
     """Write a checkpoint that is in memory, like `save_checkpoint`."""
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"the name of a checkpoint ends in .safetensors, got {path}")
+    require_checkpoint_name(path)
     write_tensors(
         path, checkpoint.state_dict, metadata={METADATA_KEY: json.dumps(checkpoint.header())}
     )

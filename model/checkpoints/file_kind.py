@@ -38,6 +38,18 @@ def require_checkpoint(path: Path) -> None:
         raise ValueError(f"{path}: no such checkpoint; make train or make weights makes one")
 
 
+def require_checkpoint_name(path: Path) -> None:
+    """Raise ValueError if a checkpoint may not be written under this name."""
+    if path.suffix != ".safetensors":
+        raise ValueError(f"the name of a checkpoint ends in .safetensors, got {path}")
+
+
+def require_file(path: Path) -> None:
+    """Raise ValueError if this is not a file."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; name the file itself, not its directory")
+
+
 def is_safetensors(path: Path) -> bool:
     """Whether a file begins like a safetensors file, whatever its name."""
     with path.open("rb") as file:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from model.checkpoints.checkpoint_file import METADATA_KEY
-from model.checkpoints.file_kind import is_safetensors, name_foreign_kind
+from model.checkpoints.file_kind import is_safetensors, name_foreign_kind, require_file
 from model.checkpoints.mmdet_config import from_mmdet
 from model.checkpoints.published_layouts import Layout
 from model.checkpoints.published_preprocess import PREPROCESSOR_FILE, from_preprocessor_config
@@ -80,8 +80,7 @@ def read_content(source: Path) -> Mapping[Any, Any]:
         ValueError: it is not a PyTorch or safetensors file, or cannot be read without executing
             code; says what it is.
     """
-    if not source.is_file():
-        raise ValueError(f"{source}: no such file; name the weights file itself, not its directory")
+    require_file(source)
     if is_index(source):
         return read_shards(source, _read_file)
     if index := index_of(source):

@@ -45,7 +45,8 @@ def describe(faults: Sequence[Fault], limit: int) -> str:
             lines.append(f"{kind}: and {len(rest)} more: {_ids(rest)}")
     counts = ", ".join(f"{len(group)} {kind}" for kind, group in of_kind.items())
     num_fatal = sum(fault.fatal for fault in faults)
-    lines.append(f"{len(faults)} faults, {num_fatal} fatal: {counts}" if faults else "no faults")
+    total = "1 fault" if len(faults) == 1 else f"{len(faults) or 'no'} faults"
+    lines.append(f"{total}, {num_fatal or 'none'} fatal: {counts}" if faults else total)
     return "\n".join(lines)
 
 

@@ -273,14 +273,25 @@ def test_finetuning_refuses_a_model_of_other_sizes(
     assert all(torch.equal(before[name], x) for name, x in model.state_dict().items())
 
 
-def test_show_prints_header_and_tensors(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_opens_with_accuracy_and_has_tensors_on_request(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(["show", str(saved)])
+    short = capsys.readouterr().out
+    main(["show", str(saved), "--tensors"])
+    long = capsys.readouterr().out
 
-    output = capsys.readouterr().out
-    assert '"format_version": 1' in output
-    assert '"seed": 7' in output  # of the provenance
-    assert "level_embed" in output
-    assert "tensors, " in output
+    title, accuracy, *_ = short.splitlines()
+    assert title == f"{saved}: config tiny, base, 3 classes"
+    assert accuracy == "AP 0.250"
+    assert "     1 -> 11 -> thing 1\n" in short
+    assert "\n  model.num_queries=10\n" in short
+    assert "\n  augment.short_sides=64,80,96\n" in short
+    assert "\n  ema_decay=none\n" in short
+    assert "\nprovenance\n  seed=7\n" in short
+    assert "level_embed" not in short
+    assert "; --tensors lists them" in short
+    assert "level_embed" in long
 
 
 def test_a_fault_on_the_command_line_is_one_line_and_status_1(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_a_broken_safetensors_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_directory_is_not_a_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="name the weights file itself"):
+    with pytest.raises(ValueError, match="name the file itself"):
         read_content(tmp_path)
 
 

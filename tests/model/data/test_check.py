@@ -277,6 +277,19 @@ def test_a_report_is_shortened_by_kind_but_names_and_counts_all():
     ]
 
 
+@pytest.mark.parametrize(
+    ("fatal", "last_line"),
+    [([], "no faults"), ([True], "1 fault, 1 fatal: 1 thin-box"),
+     ([False], "1 fault, none fatal: 1 thin-box"),
+     ([False, False], "2 faults, none fatal: 2 thin-box")],
+)  # fmt: skip
+def test_the_last_line_of_a_report_counts_in_words_that_agree(fatal, last_line):
+    faults = [Fault("thin-box", 1, number, "thin", fatal=is_fatal)
+              for number, is_fatal in enumerate(fatal)]  # fmt: skip
+
+    assert describe(faults, limit=2).splitlines()[-1] == last_line
+
+
 @pytest.mark.parametrize(("file_name", "status"), [("b.png", 0), ("c.png", 1)])
 def test_the_command_exits_with_1_only_for_fatal_faults(sound, monkeypatch, file_name, status):
     content, write = sound
