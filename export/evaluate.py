@@ -32,7 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             require_known_answers(engine, bundle)
             manifest = bundle.manifest
             metrics = evaluate_command(
-                engine.run, manifest.preprocess, classes=manifest.classes, args=args
+                engine.run,
+                manifest.preprocess,
+                classes=manifest.classes,
+                training=manifest.provenance.get("weights") or {},
+                args=args,
             )
         if args.save_thresholds:
             bundle.with_manifest(thresholds=found_thresholds(metrics)).save()

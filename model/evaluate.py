@@ -103,7 +103,11 @@ def _evaluate_checkpoint(args: argparse.Namespace) -> None:
     model = DetectionModel(build_model(checkpoint), checkpoint.config.preprocess)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     metrics = evaluate_command(
-        torch_predictor(model), model.preprocess, classes=checkpoint.classes, args=args
+        torch_predictor(model),
+        model.preprocess,
+        classes=checkpoint.classes,
+        training=checkpoint.provenance,
+        args=args,
     )
     if args.save_thresholds:
         with_thresholds = replace(checkpoint, thresholds=found_thresholds(metrics))

@@ -2,7 +2,9 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bundle.atomic import write_atomically
 from bundle.detect import Predict
@@ -17,15 +19,23 @@ from model.evaluation.evaluation import evaluate
 from model.evaluation.padding import with_padding
 from model.evaluation.results_format import read_results, with_text_ids
 
+log = logging.getLogger(__name__)
+
 
 def evaluate_command(
     predict: Predict,
     preprocess: Preprocess,
     *,
     classes: Sequence[ClassInfo],
+    training: Mapping[str, Any],
     args: argparse.Namespace,
 ) -> Metrics:
-    """Evaluate as `add_arguments` of model.evaluate says: print the report, write the results."""
+    """Evaluate as `add_arguments` of model.evaluate says: print the report, write the results.
+
+    Args:
+        training: where the weights come from, as stored in their checkpoint.
+    """
+    warn_of_training_images(training, args)
     dataset = _open_data(args, classes)
     rows, columns = args.padding
     metrics = evaluate(
@@ -42,6 +52,20 @@ def evaluate_command(
         write_atomically(args.out, json.dumps(results).encode())
         print(f"{len(metrics.results)} detections in {args.out}")
     return metrics
+
+
+def warn_of_training_images(training: Mapping[str, Any], args: argparse.Namespace) -> None:
+    """Warn where training set a part of these images aside and evaluation takes all of them."""
+    data = training.get("data")
+    if not isinstance(data, dict) or args.data is None or args.val_fraction is not None:
+        return
+    fraction = data.get("val_fraction")
+    if fraction is not None and data.get("dataset") == args.data.name:
+        log.warning(
+            "this model was trained with VAL_FRACTION=%g: without it, images of training are "
+            "evaluated too, and AP is too high",
+            fraction,
+        )
 
 
 def _open_data(args: argparse.Namespace, classes: Sequence[ClassInfo]) -> EvaluationData:

@@ -37,7 +37,8 @@ class ImageListing:
         """The image that the first fitting name stands for, or None.
 
         A name may have folders, of any system, before it, and may lack the suffix. Of several
-        images of that name, the one counts whose path ends as the name does, then one near a file.
+        images of that name, the one counts whose path ends as the name does, then as that of the
+        file `near`, then the one that is nearest to it.
         """
         for name in names:
             parts = PurePosixPath(name.replace("\\", "/")).parts
@@ -49,10 +50,17 @@ class ImageListing:
         return None
 
 
-def _closeness(folder: Path, folders: Sequence[str], near: Path | None) -> tuple[int, int]:
-    """How many of the last folders are those named, and how many of the first those of `near`."""
-    from_end = _num_shared(reversed(folder.parts), reversed(folders))
-    return from_end, 0 if near is None else _num_shared(folder.parts, near.parent.parts)
+def _closeness(folder: Path, folders: Sequence[str], near: Path | None) -> tuple[int, int, int]:
+    """How many last folders are those named, and how many last and first ones those of `near`."""
+    named = _num_shared(reversed(folder.parts), reversed(folders))
+    if near is None:
+        return named, 0, 0
+    parts = near.parent.parts
+    return (
+        named,
+        _num_shared(reversed(folder.parts), reversed(parts)),
+        _num_shared(folder.parts, parts),
+    )
 
 
 def _num_shared(first: Iterable[str], second: Iterable[str]) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from math import dist
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,8 @@ class LabelmeData:
 
 def find(data_dir: Path) -> LabelmeData | None:
     """The data set in a folder, if one of the first JSON files in it is labelme's."""
-    files = islice(data_dir.rglob("*.json"), _SEEN_FILES)
+    places = (data_dir.glob(f"{folders}*.json") for folders in ("", "*/", "*/*/"))
+    files = islice(chain.from_iterable(places), _SEEN_FILES)
     return LabelmeData(data_dir) if any(_is_labelme(file) for file in files) else None
 
 
@@ -109,9 +110,9 @@ def _read_image(file: Path) -> LabelmeImage:
     groups: dict[tuple[str, object], list[tuple[int, dict[str, Any]]]] = {}
     left_out = []
     for number, shape in enumerate(shapes, start=1):
-        kind = shape.get("shape_type", "polygon")  # old versions have polygons only
+        kind = _kind(shape)
         if kind not in _BOXES:
-            left_out.append(str(kind))
+            left_out.append(kind)
             continue
         group = shape.get("group_id")
         key = f"shape {number}" if group is None else repr(group)
@@ -123,6 +124,10 @@ def _read_image(file: Path) -> LabelmeImage:
         objects=[_object(label, shapes) for (label, _), shapes in groups.items()],
         left_out=left_out,
     )
+
+
+def _kind(shape: dict[str, Any]) -> str:
+    return str(shape.get("shape_type", "polygon"))  # old versions have polygons only
 
 
 def _object(label: str, shapes: Sequence[tuple[int, dict[str, Any]]]) -> LabelmeObject:
@@ -137,7 +142,7 @@ def _box(shape: dict[str, Any]) -> Box | None:
     try:
         points = [(read_number(x), read_number(y)) for x, y in shape["points"]]
         known = [(x, y) for x, y in points if x is not None and y is not None]
-        return _BOXES[shape.get("shape_type", "polygon")](known) if known == points else None
+        return _BOXES[_kind(shape)](known) if known == points else None
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -119,7 +119,8 @@ class VocData:
         if names is None:
             return [i for i in self._images.values() if folder and folder in i.file.parents]
         by_stem = {file.stem: image for file, image in self._images.items()}
-        stems = [line.split()[0] for line in names.read_text().splitlines() if line.strip()]
+        lines = names.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        stems = [line.split()[0] for line in lines if line.strip()]
         for stem in (stem for stem in stems if Path(stem).name not in by_stem):
             collector.add_fault(
                 "missing-annotation", f"{names} lists {stem}, which has no XML file"

@@ -173,8 +173,8 @@ def parse_line(line: str, *, has_points: bool) -> tuple[int, Box]:
     is_polygon = len(values) >= 6 and len(values) % 2 == 0
     if len(values) != 4 and not is_polygon:
         raise ValueError(
-            "expected a class and 4 numbers, or the 3 or more points of a polygon, found "
-            f"{len(words)} numbers: {_short(line)}"
+            "expected 4 numbers, or the 3 or more points of a polygon, after the class, found "
+            f"{len(words) - 1}: {_short(line)}"
         )
     if max(map(abs, values)) > LARGEST_FRACTION:
         raise ValueError(f"expected fractions of the image's sides, found {_short(line)}")

@@ -1,5 +1,6 @@
 """A validation split is made by the bytes of the images, and a run is bound to it."""
 
+import argparse
 import logging
 import shutil
 from dataclasses import replace
@@ -8,14 +9,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from model.checkpoints.checkpoint_file import load_checkpoint
 from model.configs import tiny
 from model.data.data_set import DataSet, open_data_set
 from model.data.loading import open_data
+from model.evaluate import add_arguments
+from model.evaluation.report import warn_of_training_images
 from model.train import main
 from tests.model.data.formats import exports
 
 FRACTION = 0.4
+TOLD = (
+    "this model was trained with VAL_FRACTION=0.5: without it, images of training are evaluated "
+    "too, and AP is too high"
+)
 RECORDED = ["b.bmp", "m.bmp", "o.bmp"]  # of a fraction of 0.15
 
 
@@ -115,24 +121,37 @@ def test_labels_that_depend_on_the_size_of_an_image_are_bound_to_it(whole: Path)
     assert open_data_set(whole).open("all").annotations.sha256 != before
 
 
-def test_a_run_of_the_command_divides_names_and_remembers_its_data(
+def test_a_run_divides_its_data_names_it_and_is_bound_to_it(
     whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     words = ["--config", "tiny", "--data", str(whole), "--out", str(tmp_path / "run")]
-    settings = [
-        "--set",
-        "epochs=1 batch_size=20 num_workers=0 num_threads=1",
-        "--val-fraction",
-        str(FRACTION),
-    ]
+    settings = ["--set", "epochs=1 batch_size=20 num_workers=0 num_threads=1"]
 
     with caplog.at_level(logging.INFO):
-        assert main([*words, *settings]) == 0
+        assert main([*words, *settings, "--val-fraction", str(FRACTION)]) == 0
+        assert main([*words, *settings, "--val-fraction", "0.6"]) == 1
 
     num_val = len(names(open_data_set(whole, FRACTION), "val"))
     line = f"data set: YOLO (classes.txt), 3 classes, {20 - num_val} + {num_val} images"
     assert line in caplog.text
-    last = load_checkpoint(tmp_path / "run" / "last.safetensors")
-    assert last.provenance["data"]["val_fraction"] == FRACTION
-    assert main([*words, *settings[:-1], "0.6"]) == 1
     assert "val_fraction" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], [TOLD]),
+        (["--val-fraction", "0.5"], []),
+        (["--data", "other"], []),
+    ],
+)
+def test_evaluation_of_all_images_tells_that_training_had_set_some_aside(
+    words: list[str], said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(["--data", "data/mine", *words])
+
+    warn_of_training_images({"data": {"dataset": "mine", "val_fraction": 0.5}}, args)
+
+    assert caplog.messages == said

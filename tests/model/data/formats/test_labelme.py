@@ -14,7 +14,7 @@ from tests.model.data.formats import exports
 from tests.model.data.formats.exports import write
 
 
-def shape(kind: str, *points: Any, label: Any = "bolt", **others: Any) -> dict[str, Any]:
+def shape(kind: Any, *points: Any, label: Any = "bolt", **others: Any) -> dict[str, Any]:
     return {"label": label, "points": [*points], "shape_type": kind, "group_id": None} | others
 
 
@@ -56,11 +56,11 @@ def test_shapes_of_a_class_in_one_group_are_one_object(tmp_path: Path) -> None:
 
 
 def test_shapes_without_a_box_are_left_out_and_counted(tmp_path: Path) -> None:
-    split = read(tmp_path, shape("linestrip", [1, 2], [3, 4]), shape("point", [1, 2]))
+    split = read(tmp_path, shape("linestrip", [1, 2], [3, 4]), shape([], [1, 2]))
 
     assert split.annotations.boxes == ()
     assert split.annotations.faults[0].message == (
-        "left out: 1 shapes of type linestrip, 1 shapes of type point"
+        "left out: 1 shapes of type linestrip, 1 shapes of type []"
     )
 
 

@@ -63,6 +63,23 @@ def test_the_image_is_found_by_any_name_that_fits(voc: Path, names: str) -> None
     assert split.files[1].path == voc / "JPEGImages" / "a.png"
 
 
+@pytest.mark.parametrize(
+    ("annotations", "images"),
+    [("{}", "{}"), ("Annotations/{}", "images/{}"), ("{}/Annotations", "{}/images")],
+)
+def test_of_two_images_of_a_name_that_of_the_split_is_taken(
+    tmp_path: Path, annotations: str, images: str
+) -> None:
+    for split in ("train", "valid"):
+        folder = tmp_path / annotations.format(split)
+        write(folder / "a.xml", exports.voc_xml("a.png", [], first=0))
+        exports.write_images(tmp_path / images.format(split), {"a.png": []})
+
+    val = open_data_set(tmp_path).open("val")
+
+    assert val.files[1].path == tmp_path / images.format("valid") / "a.png"
+
+
 def test_a_polygon_counts_where_there_is_no_box(voc: Path) -> None:
     points = "<x1>5</x1><y1>7</y1><x2>24</x2><y2>7</y2><x3>24</x3><y3>16</y3>"
 

@@ -67,12 +67,12 @@ def test_the_keypoints_of_a_pose_are_not_taken_for_a_polygon(labelled: Path) -> 
         ("bolt 0.5 0.5 0.1 0.1", r"line 1: expected numbers, found 'bolt 0\.5"),
         ("0 0.5 nan 0.1 0.1", r"line 1: expected numbers, found '0 0\.5 nan"),
         ("0 0.5 0.5 inf 0.1", r"line 1: expected numbers"),
-        ("0 0.5 0.5 0.1", r"expected a class and 4 numbers, .* found 4 numbers"),
-        ("0 0.5 0.5 0.1 0.1 0.9", r"found 6 numbers"),
+        ("0 0.5 0.5 0.1", r"expected 4 numbers, .* after the class, found 3:"),
+        ("0 0.5 0.5 0.1 0.1 0.9", r"found 5:"),
         ("0 320 240 64 64", r"expected fractions of the image's sides, found '0 320 240"),
         ("\x00\x01\x02", r"expected numbers"),
         ("1e400 0.5 0.5 0.1 0.1", r"expected numbers"),
-        ("0 " + "0.5 " * 100_001, r"found 100002 numbers: '0 0\.5.{50,60}\.\.\.'$"),
+        ("0 " + "0.5 " * 100_001, r"found 100001: '0 0\.5.{50,60}\.\.\.'$"),
     ],
 )
 def test_a_damaged_line_is_named_with_file_and_number(
