@@ -1,5 +1,5 @@
-# Every task has a target. Options are given on the command line: make train CONFIG=base DATA=coco
-# Each target calls one module; what is not given is left to that module's own default.
+# Every task has a target. Options go on the command line: make train CONFIG=base DATA=coco
+# Each target calls one module; options that are not given get that module's default.
 
 VENV = .venv
 BIN = $(VENV)/bin
@@ -9,11 +9,11 @@ PIP = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c con
 # A file that is no Python of this version, such as a template, is left as it is.
 COMPILE = $(BIN)/python -m compileall -q -j 0 -x '/tests/' $(VENV)/lib >/dev/null 2>&1 || true
 
-# Threads of torch that wait sleep instead of spinning: where the cores have other work, two
-# threads that spin train at a sixth of the speed.
+# Waiting threads of torch sleep instead of spinning: with other work on the cores, two spinning
+# threads train at a sixth of the speed.
 export OMP_WAIT_POLICY ?= passive
 
-# Empty here, so that a variable of the environment that happens to share a name changes nothing.
+# Empty here, so that environment variables of the same name change nothing.
 BUNDLE =
 HOST =
 PORT =
@@ -54,7 +54,7 @@ endif
 # The native libraries are rebuilt when their sources or the installed packages change.
 NATIVE = build/plugins.stamp
 
-# One word of the shell, whatever is in it; a ~ at its start is the home directory.
+# One word for the shell, whatever it contains; a leading ~ is the home directory.
 home = $(if $(filter ~/%,$(firstword $(1))),$(patsubst ~/%,$(HOME)/%,$(1)),$(1))
 quote = '$(subst ','\'',$(call home,$(1)))'
 option = $(if $($(1)),--$(2) $(call quote,$($(1))))
@@ -66,14 +66,14 @@ help: ## list the targets
 
 # --- use
 
-# The bundle of a published detector is made once, which takes the packages that export needs.
+# The bundle of a published detector is made once, which needs the packages for export.
 serve: $(VENV)/$(if $(VARIANT),full,service).stamp $(NATIVE) ## serve a bundle over HTTP, or the published VARIANT= [BUNDLE= FORMAT= HOST= PORT= ARGS=]
 	$(if $(and $(VARIANT),$(BUNDLE)),$(error give VARIANT=, a published detector, or BUNDLE=, one of your own))
 	@$(if $(VARIANT),DETR_BUNDLE=$$($(BIN)/python -m export.published $(VARIANT) $(call option,FORMAT,format) $(ARGS)) && export DETR_BUNDLE && ) \
 	exec env $(if $(BUNDLE),DETR_BUNDLE=$(call quote,$(BUNDLE))) $(if $(HOST),DETR_HOST=$(HOST)) \
 		$(if $(PORT),DETR_PORT=$(PORT)) $(BIN)/python -m service
 
-# PATHS is one path, if it is there; else words, which may be quoted or have wildcards.
+# PATHS is one path, if it exists; otherwise words, which may be quoted or have wildcards.
 detect: $(VENV)/service.stamp $(NATIVE) ## detect in images and folders: PATHS= [BUNDLE= OUT= ANNOTATIONS= ARGS=]
 	@paths=$(call quote,$(PATHS)); \
 	if [ -e "$$paths" ]; then set -- "$$paths"; else eval "set -- $$paths"; fi; \
@@ -150,7 +150,7 @@ peers: ## install HAProxy and Prometheus for the tests of deployment, where apt-
 		apt-get update -qq && apt-get install -qq -y --no-install-recommends haproxy prometheus \
 			>/dev/null && exit; \
 	fi; \
-	echo 'no HAProxy or no Prometheus: the tests that need them will be skipped'
+	echo 'HAProxy or Prometheus is missing: the tests that need them will be skipped'
 
 RESOLVE = $(BIN)/pip install --quiet --dry-run --ignore-installed
 
@@ -168,18 +168,18 @@ lock: $(VENV)/pip.stamp ## resolve the newest allowed version of everything into
 
 # --- check
 
-# Tests run side by side, in a process more than there are cores: some wait for servers and clocks.
+# Tests run in one process more than there are cores, since some wait for servers and clocks.
 SIDE_BY_SIDE = --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 4 --dist worksteal
 
-# All tests are held to the coverage that pyproject.toml asks for; a part of them covers a part. Slow
-# ones run without it (tests/conftest.py).
+# Only a run of all tests must reach the coverage that pyproject.toml asks for. Slow tests run without
+# measuring it (tests/conftest.py).
 test: install browser peers ## run all tests and measure their coverage, or run some [ARGS=]
 	$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE) --cov)
 
 test-fast: install ## run the tests that take less than ten seconds each [ARGS=]
 	$(BIN)/python -m pytest -m 'not slow and not gpu' $(ARGS)
 
-# Warnings of NVIDIA's packages are not ours to fix; building plans takes longer than other tests.
+# We cannot fix warnings in NVIDIA's packages; building plans takes longer than other tests.
 test-gpu: install ## run the tests that need a GPU and TensorRT; without them it fails [ARGS=]
 	$(BIN)/python -m pytest -m gpu -W default --timeout 1800 tests/gpu $(ARGS)
 
@@ -191,7 +191,7 @@ lint: install ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test ## all that must pass before a commit
+check: lint test ## everything that must pass before a commit
 
 clean: ## remove caches and build output; .venv, runs and weights stay
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

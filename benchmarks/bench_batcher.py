@@ -1,8 +1,9 @@
-"""What the batcher makes of an engine, without HTTP: python -m benchmarks.bench_batcher.
+"""Throughput of the batcher with a mock engine, without HTTP: python -m benchmarks.bench_batcher.
 
 The engine sleeps 32 + 8 b ms for a batch of b. Clients in a closed loop ask again 3 to 8 ms after
 each answer, as if an image had to be sent and decoded; or requests arrive at random. The best
-schedule for a number of clients is computed: all in one batch, waited for, or two groups in turn.
+schedule for a number of clients is computed: it waits for all and runs them in one batch, or runs
+two groups in turn.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def _run_s(size: int) -> float:
 
 
 async def closed_loop(num_clients: int, *, seconds: float) -> Sample:
-    """Clients that ask again as soon as they are answered."""
+    """Clients in a closed loop: each asks again after its answer."""
     batcher, sizes = _open()
     latencies_s: list[float] = []
     started = time.perf_counter() + WARM_UP_S
@@ -67,7 +68,7 @@ async def closed_loop(num_clients: int, *, seconds: float) -> Sample:
 
 
 async def open_loop(rate: float, *, seconds: float) -> Sample:
-    """Requests that arrive independently of each other, `rate` in a second on average."""
+    """Requests that arrive independently of each other, on average `rate` per second."""
     batcher, sizes = _open()
     latencies_s: list[float] = []
 
@@ -114,7 +115,7 @@ def _sample(latencies_s: Sequence[float], seconds: float, sizes: Sequence[int]) 
 def main() -> None:
     """The command line: prints two tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_batcher")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=6.0, help="length of a measurement")
     seconds = parser.parse_args().seconds
     random.seed(1)
     print("| clients | items/s | of the best schedule | median ms | p99 ms | mean batch |")

@@ -2,13 +2,13 @@
 
 Hugging Face's Deformable DETR, ONNX Runtime and OpenVINO with standard operators, and this
 project's engine in three precisions, with the same random weights, from one image in memory to its
-top detections. Each has a process of its own; they are opened first (compiling is not counted) and
-then measured in turn, --rounds times. Ratios are taken within a round, so that what slows a machine
-down slows both sides. Beside the times stands a floor: the operations of the model's convolutions
-and products at the peak speed that the same rounds measured.
+top detections. Each runs in a separate process; all are opened first (compiling is not counted) and
+then measured in turn, --rounds times. Ratios are taken within a round, so that whatever slows the
+machine slows both sides. The table also has a floor: the time for the model's convolutions and
+products at the peak speed measured in the same rounds.
 
-With --threads 1 the figure is CPU time of the process instead of wall time: it hardly changes where
-other work shares the machine. Every sample is kept as it is made, in build/bench/.
+With --threads 1 the figure is CPU time of the process instead of wall time, which other work on the
+machine hardly changes. Every sample is kept at once, in build/bench/.
 """
 
 import argparse
@@ -38,7 +38,7 @@ FOLDER = Path("build/bench")
 VARIANTS = ("base", "refine", "two_stage")
 SIZES = ((800, 1066), (480, 640))
 PACKAGES = ("transformers", "torch", "onnxruntime", "openvino")
-MIN_TURN_S = 2.0  # a turn is one run, or as many as this time takes
+MIN_TURN_S = 2.0  # a turn is one run, or as many as it takes to fill this time
 
 
 class Sample(NamedTuple):
@@ -52,7 +52,7 @@ class Sample(NamedTuple):
 
 
 def work(pipe: Connection, name: str, *, task: Task) -> None:
-    """Open the contestant, send its first output, then a sample whenever one is asked for."""
+    """Open the contestant, send its first output, then a sample per request."""
     run = ALL[name](task)
     output = run()
     pipe.send(output)
@@ -63,7 +63,7 @@ def work(pipe: Connection, name: str, *, task: Task) -> None:
 
 
 def measure(run: Run, batch: int) -> Sample:
-    """The mean of one turn of `MIN_TURN_S` or longer, per image of the batch."""
+    """The mean of one turn of at least `MIN_TURN_S`, per image of the batch."""
     wall_s, cpu_s, num_images = time.perf_counter(), time.process_time(), 0
     while num_images == 0 or time.perf_counter() - wall_s < MIN_TURN_S:
         run()
@@ -76,10 +76,10 @@ def measure(run: Run, batch: int) -> Sample:
 
 
 class Contestant:
-    """One of those measured, in its process."""
+    """One of the engines measured, in its process."""
 
     def __init__(self, name: str, task: Task) -> None:
-        """Raises EOFError where it cannot be opened; why is on stderr."""
+        """Raises EOFError if it cannot be opened; stderr says why."""
         context = multiprocessing.get_context("spawn")
         self.name = name
         self._pipe, theirs = context.Pipe()
@@ -110,7 +110,7 @@ def opened(names: Sequence[str], task: Task) -> Iterator[list[Contestant]]:
             try:
                 contestants.append(Contestant(name, task))
             except EOFError:
-                note(task, f"{name} does not open and is left out")
+                note(task, f"{name} cannot be opened and is left out")
         yield contestants
     finally:
         for contestant in contestants:
@@ -120,7 +120,7 @@ def opened(names: Sequence[str], task: Task) -> Iterator[list[Contestant]]:
 def run_rounds(
     task: Task, names: Sequence[str], *, num_rounds: int, log: Path
 ) -> tuple[Measured, bool]:
-    """Measure one task; the second result is False where Ctrl-C or a failure cut it short."""
+    """Measure one task; the second result is False if Ctrl-C or a failure cut it short."""
     graph = bundle_path(task.bundles, task.variant, precision="fp32") / GRAPH_FILES[STANDARD_FORM]
     measured = Measured(task, {}, {}, count_flop(graph, task.height, width=task.width))
     try:
@@ -141,12 +141,12 @@ def run_rounds(
 
 
 def note(task: Task, text: str) -> None:
-    """Progress, on stderr: the table goes to stdout."""
+    """Print progress on stderr, since the table goes to stdout."""
     print(f"{task.variant} {task.height}x{task.width}: {text}", file=sys.stderr, flush=True)
 
 
 def print_machine(args: argparse.Namespace) -> None:
-    """What was measured on, above the tables."""
+    """Print the machine and versions, above the tables."""
     cpu = platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

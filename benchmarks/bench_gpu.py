@@ -1,9 +1,9 @@
 """Milliseconds of the operator and of whole models on a GPU: python -m benchmarks.bench_gpu.
 
-Tables, written to benchmarks/results/DATE-gpu.md: a call of the operator, as the encoder and as the
-decoder make it, and models of full size with random weights, one image and --batch of them.
-Everything is in the memory of the GPU and contestants take turns. A turn is --launches launches
-between two events of CUDA; a figure is the median of --rounds turns, with the least and the most.
+Writes tables to benchmarks/results/DATE-gpu.md: for calls of the operator as in the encoder and in
+the decoder, and for full-size models with random weights, on one image and on --batch images.
+Everything is in GPU memory, and contestants take turns. A turn is --launches launches between two
+CUDA events; a figure is the median of --rounds turns, with the least and the most.
 """
 
 import argparse
@@ -39,18 +39,18 @@ from model.network.ops.reference import sampling_locations
 RESULTS = Path(__file__).parent / "results"
 VARIANTS = ("base", "refine", "two_stage")
 HEIGHT, WIDTH = 800, 1066
-NOTES = """The operator: MSDeformAttn and PyTorch are handed offsets and logits, and compute
-locations and softmax themselves. NVIDIA's plugin is handed locations and weights, so what makes
-them is not counted in its row; PyTorch's time for that alone is in the row below it.
+NOTES = """The operator: MSDeformAttn and PyTorch receive offsets and logits, and compute locations
+and softmax themselves. NVIDIA's plugin receives locations and weights, so its row does not count
+their computation; the row below it is PyTorch's time for that alone.
 
-Models: from uint8 pixels to detections, in the memory of the GPU; copies between host and GPU are
-not counted. MSDeformAttn and GridSample are the two forms of the graph."""
+Models: from uint8 pixels to detections, in GPU memory; copies between host and GPU are not
+counted. MSDeformAttn and GridSample are the two forms of the graph."""
 
 Contestants = dict[str, Callable[[], object]]
 
 
 class Runner:
-    """A plan with its tensors in the memory of the GPU; a call launches it in torch's stream."""
+    """A plan with its tensors in GPU memory; a call launches it in torch's stream."""
 
     def __init__(self, gpu: Gpu, plan: bytes, *, inputs: Mapping[str, Tensor]) -> None:
         runtime = gpu.trt.Runtime(log_of(gpu.trt))
@@ -81,7 +81,7 @@ def _torch_name(name: str) -> str:
 
 
 def on_gpu(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies."""
+    """Contiguous copies on the GPU."""
     return {name: tensor.contiguous().cuda() for name, tensor in inputs.items()}
 
 
@@ -110,7 +110,7 @@ def op_contestants(gpu: Gpu, call: Call, *, dtype: torch.dtype, scratch: Path) -
         return locations, logits.flatten(-2).softmax(-1).view_as(logits)
 
     others = (ours["reference_points"], ours["sampling_offsets"], ours["attention_logits"])
-    if dtype != torch.bfloat16:  # which NVIDIA's plugin does not take
+    if dtype != torch.bfloat16:  # NVIDIA's plugin does not take it
         locations, weights = prepared(*others)
         theirs = on_gpu(
             {
@@ -231,7 +231,7 @@ def measure(them: Contestants, rounds: int, *, launches: int) -> dict[str, list[
 
 
 def table(title: str, times: Mapping[str, list[float]], *, images: int) -> str:
-    """Medians, spread, throughput, and how many times the first row each takes."""
+    """A table with medians, spread, throughput and time relative to the first row."""
     lines = [f"## {title}\n", "| | ms, median (least - most) | per second | x first row |"]
     lines.append("|---|---|---|---|")
     first = statistics.median(next(iter(times.values())))
@@ -243,7 +243,7 @@ def table(title: str, times: Mapping[str, list[float]], *, images: int) -> str:
 
 
 def main() -> int:
-    """Measure everything and write the file; 1 with one line where that is not possible."""
+    """Measure everything and write the file; if that is impossible, print why and return 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_gpu", description=__doc__)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--batch", type=int, default=8, help="images at once (default: 8)")

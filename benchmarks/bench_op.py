@@ -1,10 +1,10 @@
 """Milliseconds of multi-scale deformable attention on a CPU: python -m benchmarks.bench_op.
 
 The native kernels, for every instruction set that this CPU has, with values kept in float32 and in
-bfloat16, against plain PyTorch (`model.network.ops.reference`), Hugging Face transformers and the
-package torch-ms-deform-attn where they are installed. Calls take turns, --rounds times, and the
-fastest of each counts: of CPU time of the process with one thread, else of wall time. The last
-two are handed locations and weights; the others compute them, softmax included.
+bfloat16, against plain PyTorch (`model.network.ops.reference`) and, if installed, Hugging Face
+transformers and torch-ms-deform-attn. Calls take turns, --rounds times, and the fastest of each
+counts: in CPU time of the process with one thread, otherwise in wall time. The last two receive
+locations and weights; the others compute them, softmax included.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class Call(NamedTuple):
     logits: Tensor
 
     def flat_shapes(self) -> list[int]:
-        """As the operator takes them."""
+        """The shapes as a flat list, as the operator takes them."""
         return list(itertools.chain.from_iterable(self.shapes))
 
 
@@ -52,10 +52,10 @@ class Contestant(NamedTuple):
 
 
 def make_call(num_queries: int | None, num_heads: int, *, head_dim: int) -> Call:
-    """Queries at every pixel, or some of them; samples where an untrained model looks, and noise.
+    """Queries at every pixel, or at some; samples where an untrained model looks, with noise.
 
-    That is in its head's direction at a distance of one to four pixels, with a standard deviation
-    of a pixel around it.
+    It looks in the direction of each head, one to four pixels away; the noise has a standard
+    deviation of one pixel.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -93,7 +93,7 @@ CALLS = {
 
 
 def contestants(call: Call) -> Iterator[Contestant]:
-    """All that can be timed here."""
+    """Everything that can be timed on this machine."""
     for instructions in reversed(native.instruction_sets()):
         for name, dtype in (("fp32", torch.float32), ("bf16 values", torch.bfloat16)):
             yield _native(call, instructions, f"native, {instructions}, {name}", dtype)
@@ -164,7 +164,7 @@ def _differentiated(
 
 
 def installed(package: str) -> str | None:
-    """The version of a package that is installed."""
+    """The version of a package, or None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -174,7 +174,7 @@ def installed(package: str) -> str | None:
 def fastest(
     functions: dict[str, Callable[[], object]], rounds: int, *, clock: Callable[[], float]
 ) -> dict[str, float]:
-    """Milliseconds of each, the least of so many turns, in which a call before warms the caches."""
+    """Milliseconds of each, the least of all turns; in each, a first call warms the caches."""
     times: dict[str, float] = {}
     for _ in range(rounds):
         for name, function in functions.items():
@@ -209,7 +209,7 @@ def print_table(title: str, call: Call, *, rounds: int, clock: Callable[[], floa
 
 
 def cpu_name() -> str:
-    """What the kernel calls the processor."""
+    """The kernel's name for the processor."""
     with open("/proc/cpuinfo") as file:
         names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
     return names[0] if names else platform.processor()

@@ -1,9 +1,9 @@
 """How images/s grow with replicas behind the proxy: python -m benchmarks.bench_replicas.
 
-Replicas with a mock engine, 500 ms for a batch of 4 images whatever is in it, so that a machine of
-two cores is not the limit; HAProxy with the configuration that ships. Clients are a process of
-their own, sixteen for each replica, and send one JPEG again and again. The numbers of replicas are
-measured in turn, --rounds times. Linear is so many times what one replica does in the same round.
+The replicas have a mock engine that takes 500 ms for any batch of up to 4 images, so that two cores
+are not the limit; HAProxy runs with the configuration in docker/. The clients, sixteen per replica,
+share a separate process and send the same JPEG again and again. Each number of replicas is measured
+in turn, --rounds times. Linear is the number of replicas times what one does in the same round.
 """
 
 import argparse
@@ -16,14 +16,14 @@ from pathlib import Path
 from benchmarks.bench_service import Sample, apart, make_body, make_bundle, measure, spread
 from benchmarks.replicas import mock_replica, proxy, replica_host, wait_until_ready
 
-ENGINE = ("500", "0", "4")  # milliseconds of a batch, of an image, images in a batch
+ENGINE = ("500", "0", "4")  # milliseconds per batch, per image; images per batch
 CLIENTS_PER_REPLICA = 16
 
 
 def main() -> None:
     """Measure 1, 2 and 4 replicas, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10, help="of one measurement")
+    parser.add_argument("--seconds", type=float, default=10, help="length of a measurement")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     body, _ = make_body()

@@ -1,12 +1,12 @@
 """How much of the engine's speed is left over HTTP: python -m benchmarks.bench_service.
 
 A mock engine sleeps 32 + 8 b ms for a batch of b images, 100 images/s at 16, behind this service
-and behind peers. Efficiency is images/s over HTTP divided by images/s of the bare engine, measured
-in the same round. Clients are one process of their own, and send one JPEG again and again. The
-servers are measured in turn, --rounds times; the table shows the median and the spread.
+and behind peers. Efficiency is images/s over HTTP divided by images/s of the bare engine in the
+same round. The clients share a separate process and send the same JPEG again and again. The servers
+are measured in turn, --rounds times; the table shows the median and the spread.
 
-With --bundle, the bundle's own engine runs behind this service alone, on the cores that decoding
-and the clients use as well; DETR_ENGINE and the other settings are taken from the environment.
+With --bundle, only this service is measured, with the bundle's own engine on the same cores as
+decoding and clients; DETR_ENGINE and the other settings come from the environment.
 """
 
 import argparse
@@ -50,13 +50,13 @@ Result = TypeVar("Result")
 
 
 class Served(NamedTuple):
-    """What is served: a directory, with its own engine or the mock one."""
+    """The bundle that is served, with its own engine or the mock engine."""
 
     directory: Path
     is_real: bool
 
 
-# --- the servers, each in a process of its own
+# --- the servers, each in a separate process
 
 
 def serve_ours(port: int, served: Served) -> None:
@@ -70,7 +70,7 @@ def serve_ours(port: int, served: Served) -> None:
 
 
 def serve_plain_fastapi(port: int, served: Served) -> None:
-    """What one writes first: an upload, the model under a lock, no batching."""
+    """The obvious server: an upload, the model under a lock, no batching."""
     from fastapi import FastAPI, UploadFile
 
     app, engine, lock = FastAPI(), MockEngine(), threading.Lock()
@@ -90,7 +90,7 @@ def serve_plain_fastapi(port: int, served: Served) -> None:
 
 
 def serve_litserve(port: int, served: Served) -> None:
-    """LitServe; imported here, as it need not be installed."""
+    """LitServe; imported here, because it may not be installed."""
     from benchmarks.litserve_peer import serve
 
     serve(port)
@@ -109,12 +109,12 @@ class Sample(NamedTuple):
 
 
 def measure(port: int, num_clients: int, *, seconds: float, body: bytes) -> Sample:
-    """One closed loop, in a process of its own."""
+    """One closed loop, in a separate process."""
     return asyncio.run(closed_loop(port, num_clients, seconds=seconds, body=body))
 
 
 async def closed_loop(port: int, num_clients: int, *, seconds: float, body: bytes) -> Sample:
-    """Clients that each send a request as soon as the last was answered; the first second warms."""
+    """Clients that send a request after each answer; the first second is a warm-up."""
     request = (
         b"POST /detect HTTP/1.1\r\nHost: bench\r\nContent-Type: multipart/form-data; boundary=%s"
         b"\r\nContent-Length: %d\r\n\r\n%s" % (BOUNDARY, len(body), body)
@@ -142,7 +142,7 @@ async def closed_loop(port: int, num_clients: int, *, seconds: float, body: byte
 
 
 async def read_answer(reader: asyncio.StreamReader) -> int:
-    """The status of the next answer, whose body is read and dropped."""
+    """The status of the next answer; its body is read and discarded."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
     await reader.readexactly(length)
@@ -171,7 +171,7 @@ def bare_engine(served: Served, *, seconds: float, jpeg: bytes) -> dict[int, flo
 
 
 def open_bare(served: Served) -> tuple[Manifest, Engine]:
-    """The engine that is served, without a server."""
+    """The engine on its own, without a server."""
     loaded = Bundle.load(served.directory)
     if not served.is_real:
         return loaded.manifest, MockEngine()
@@ -187,7 +187,7 @@ def open_bare(served: Served) -> tuple[Manifest, Engine]:
 
 @contextmanager
 def running(serve: Callable[[int, Served], None], served: Served) -> Iterator[int]:
-    """A server in a process of its own; the port it listens on."""
+    """Run a server in a separate process; yields its port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     process = multiprocessing.get_context("spawn").Process(
@@ -206,13 +206,13 @@ def running(serve: Callable[[int, Served], None], served: Served) -> Iterator[in
 
 
 def lead_group(serve: Callable[[int, Served], None], port: int, *, served: Served) -> None:
-    """Serve as the leader of a process group, which is ended whole."""
+    """Serve as the leader of a process group, so that the whole group can be ended."""
     os.setpgrp()
     serve(port, served)
 
 
 def apart(function: Callable[[], Result], *, timeout_s: float) -> Result:
-    """Call a function in a process of its own."""
+    """Call a function in a separate process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function).result(timeout_s)
 
@@ -255,9 +255,9 @@ def make_bundle(directory: Path) -> None:
 def main() -> None:
     """Measure every server that is installed, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10, help="of one measurement")
+    parser.add_argument("--seconds", type=float, default=10, help="length of a measurement")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--bundle", type=Path, help="with its own engine, in place of a mock one")
+    parser.add_argument("--bundle", type=Path, help="run its engine instead of the mock engine")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         served = Served(args.bundle or Path(directory) / "mock", is_real=args.bundle is not None)
@@ -310,7 +310,7 @@ def run(
 
 
 def spread(values: Sequence[float]) -> str:
-    """The median, and the least and the most."""
+    """The median, with the least and the most."""
     return f"{statistics.median(values):.1f} ({min(values):.1f} - {max(values):.1f})"
 
 

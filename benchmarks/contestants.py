@@ -1,8 +1,8 @@
 """Everything that bench_engine measures, each by a function that opens it.
 
-Peers are set up as their documentation shows and do the same work as the engine of a bundle: from
-a batch of images in memory to its top detections. Libraries are imported where they are used, as
-each contestant has a process of its own.
+Peers are set up as their documentation shows and do the same work as a bundle's engine, from a
+batch of images in memory to its top detections. Libraries are imported where they are used, since
+each contestant runs in a separate process.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ from bundle.manifest import Bundle
 from bundle.postprocess import RawOutput
 from engines.base import Mode
 
-Run = Callable[[], RawOutput | None]  # None from those that only measure the machine
+Run = Callable[[], RawOutput | None]  # None if it only measures the machine
 
 
 class Task(NamedTuple):
-    """What is to be run: images of one size through one variant, with this many threads."""
+    """What to run: images of one size through one variant, with this many threads."""
 
     variant: str
     height: int
@@ -85,7 +85,7 @@ def open_openvino(task: Task, *, hint: str) -> Run:
 
 
 def open_ours(task: Task, *, precision: str, mode: Mode = "latency", is_batch: bool = False) -> Run:
-    """The engine that serves; with `is_batch` an image for each thread instead of one."""
+    """The engine that serves; with `is_batch`, on as many images as threads instead of one."""
     from engines.load import open_engine
 
     bundle = Bundle.load(bundle_path(task.bundles, task.variant, precision=precision))

@@ -19,14 +19,14 @@ NUM_CALIBRATION_IMAGES = 4
 
 
 def bundle_path(folder: Path, variant: str, *, precision: str) -> Path:
-    """Directory of the bundle of a variant and a precision, made or not."""
+    """Directory of the bundle of a variant and precision, whether it exists or not."""
     return folder / f"{variant}-{precision}"
 
 
 def make_bundles(folder: Path, variant: str, *, precisions: Iterable[Precision]) -> None:
-    """Make those bundles of a variant that the folder does not hold yet; takes minutes.
+    """Make the bundles of a variant that the folder does not have yet; takes minutes.
 
-    The graph in fp32 is verified as every export is; nobody asks whether the others keep AP.
+    The fp32 graph is verified as in every export; the AP of the others is not checked.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("export").setLevel(logging.INFO)
@@ -43,7 +43,7 @@ def make_bundles(folder: Path, variant: str, *, precisions: Iterable[Precision])
 
 
 def _write_weights(folder: Path, variant: Variant) -> Path:
-    """The weights of the Hugging Face model as a published file, which users convert."""
+    """Write the Hugging Face model's weights like a published file that users convert."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{variant}.huggingface.safetensors"
     safetensors.torch.save_file(published_tensors(build_peer(variant)), path)

@@ -1,4 +1,4 @@
-"""What bench_engine prints: its tables, and whether the bars are reached."""
+"""The tables of bench_engine, and whether the bars are reached."""
 
 import statistics
 from typing import NamedTuple
@@ -21,15 +21,15 @@ LABELS = {
     "ours-bf16": "**detr-serve, bf16**",
     "ours-int8": "**detr-serve, int8**",
 }
-# Times Hugging Face: what must be, and what is aimed at.
+# How many times faster than Hugging Face: required, and aimed at.
 BARS = {"ours-fp32": (3.6, 3.8), "ours-bf16": (7.0, 7.5), "ours-int8": (11.5, 13.0)}
 
 
 class Measured(NamedTuple):
-    """All that is known of one task.
+    """Everything measured for one task.
 
     times: by contestant, seconds per image (per run for peaks) of every round.
-    outputs: by contestant, what it answered first.
+    outputs: by contestant, its first output.
     flop: operations for one image; see `floors.count_flop`.
     """
 
@@ -39,17 +39,17 @@ class Measured(NamedTuple):
     flop: float
 
     def ratio(self, name: str) -> float:
-        """Times faster than the yardstick: the median over the rounds that both have run."""
+        """How many times faster than the yardstick: the median over the rounds that both ran."""
         pairs = zip(self.times.get(YARDSTICK, ()), self.times[name], strict=False)
         return statistics.median([theirs / ours for theirs, ours in pairs] or [float("nan")])
 
     def peak(self, precision: str) -> float:
-        """FLOP/s that were measured in a precision."""
+        """FLOP/s measured in a precision."""
         times = self.times.get(f"peak-{precision}")
         return PEAK_FLOP[precision] / statistics.median(times) if times else float("nan")
 
     def score_error(self, name: str) -> float:
-        """Largest difference of scores of equal rank from the yardstick's."""
+        """Largest difference from the yardstick between scores of equal rank."""
         ours, theirs = self.outputs.get(name), self.outputs.get(YARDSTICK)
         if ours is None or theirs is None:
             return float("nan")
@@ -82,7 +82,7 @@ def print_comparison(measured: Measured) -> None:
 
 
 def print_throughput(measured: Measured) -> None:
-    """Images/s of the engine, by what its threads do."""
+    """Images/s of the engine, by how its threads are used."""
     _print_heading(measured)
     threads = measured.task.threads
     print(f"\n| precision | one image, {threads} threads | {threads} images, {threads} threads | "

@@ -1,4 +1,4 @@
-"""What the machine allows: peak speed of its arithmetic, and the operations that a graph needs."""
+"""What the machine allows: its peak arithmetic speed, and the operations that a graph needs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from bundle.layout import IMAGES, PADDING_MASK
 
-# A 3 x 3 convolution of 256 channels over one level of an 800 x 1066 image, and a product of
-# square matrices: on the AMD EPYC of the results nothing that was tried came nearer the peak.
+# A 3 x 3 convolution of 256 channels over one level of an 800 x 1066 image, and a product of square
+# matrices. On the AMD EPYC of the results, nothing else that was tried came closer to the peak.
 CHANNELS, HEIGHT, WIDTH = 256, 100, 134
 SIDE = 1024
 CONVOLUTION_FLOP = 2 * 9 * CHANNELS * CHANNELS * HEIGHT * WIDTH
@@ -36,9 +36,9 @@ def open_peak(precision: str) -> Callable[[], object]:
 
 
 def count_flop(graph: Path, height: int, *, width: int) -> float:
-    """Operations of the convolutions and matrix products of a graph in standard operators.
+    """Operations in the convolutions and matrix products of a graph in standard operators.
 
-    Two for a multiplication and its addition; for one image of that size.
+    They are for one image of this size; a multiplication with its addition counts as two.
     """
     import openvino
 

@@ -1,7 +1,7 @@
-"""Deformable DETR of Hugging Face transformers: a peer, and where the benchmark's weights are from.
+"""Deformable DETR from Hugging Face transformers: a peer, and the source of the weights.
 
-The backbone is transformers' own ResNet-50, which needs no timm and does the same work. Nothing
-else is changed: on a CPU the model samples with `grid_sample` and its batch norms are not folded.
+The backbone is transformers' own ResNet-50, which does not need timm and does the same work. The
+rest is unchanged: on a CPU the model samples with `grid_sample`, and batch norms are not folded.
 """
 
 import re
@@ -20,13 +20,13 @@ from model.network.inference import decode_detections, normalise
 
 NUM_CLASSES = 80
 NUM_DETECTIONS = 100
-# A new model samples on a fixed grid and weighs all samples alike; its biases are zero and its
-# norms change nothing. A runtime could leave out what a trained model needs, so everything gets
-# noise, and the op's projections get weights by which offsets spread by two pixels (their inputs
+# A new model samples on a fixed grid and weights all samples equally; its biases are zero and its
+# norms change nothing. A runtime could then skip work that a trained model needs. So everything
+# gets noise, and the op's projections get weights that spread offsets by two pixels (their inputs
 # are normalised, C = 256).
 OFFSETS_STD, WEIGHTS_STD, NOISE_STD = 2.0 / 16, 1.0 / 16, 0.02
 
-# The names of transformers' ResNet and those of the published files, which are timm's.
+# From the names in transformers' ResNet to those in the published files, which are timm's.
 _STAGE = r"backbone\.model\.encoder\.stages\.(\d)\.layers\.(\d+)"
 _RESNET_NAMES = (
     (r"backbone\.model\.embedder\.embedder\.convolution\.", "backbone.model.conv1."),
@@ -39,7 +39,7 @@ _RESNET_NAMES = (
 
 
 def build_peer(variant: Variant) -> DeformableDetrForObjectDetection:
-    """The model of a variant in evaluation mode, with the same random weights every time."""
+    """The model of a variant, in evaluation mode, with the same random weights every time."""
     config = DeformableDetrConfig(
         backbone_config=ResNetConfig(out_features=["stage2", "stage3", "stage4"]),
         with_box_refine=variant is not Variant.BASE,
@@ -61,7 +61,7 @@ def build_peer(variant: Variant) -> DeformableDetrForObjectDetection:
 
 
 def published_tensors(model: DeformableDetrForObjectDetection) -> dict[str, Tensor]:
-    """Its tensors by the names of published files, which `model.checkpoints.convert` reads."""
+    """Its tensors with the names of published files, as `model.checkpoints.convert` reads them."""
     return {_published_name(name): x.clone() for name, x in model.state_dict().items()}
 
 

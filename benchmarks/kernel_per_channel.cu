@@ -1,6 +1,6 @@
-// The yardstick for plugins/ms_deform_attn/core/kernel_cuda.cu: the same operator, from the same
-// formula, in the way it is usually written, with one thread a channel of a query and head. Each
-// of them makes the softmax and the locations of all samples for itself. L = P = 4.
+// The yardstick for plugins/ms_deform_attn/core/kernel_cuda.cu: the same operator from the same
+// formula, as it is usually written, with one thread per channel of a query and head. Each thread
+// computes the softmax and the locations of all samples again. L = P = 4.
 #include "../plugins/ms_deform_attn/core/kernel_cuda.h"
 #include "../plugins/ms_deform_attn/core/sampling.h"
 
@@ -21,7 +21,7 @@ constexpr int kNumLevels = 4;
 constexpr int kNumPoints = 4;
 constexpr int kNumSamples = kNumLevels * kNumPoints;
 
-// Grid: heads, queries, images; a thread a channel.
+// Grid: heads, queries, images; one thread per channel.
 template <typename T, int kReferenceDim>
 __global__ void perChannelKernel(const MSDeformAttnParams p)
 {
@@ -114,7 +114,7 @@ cudaError_t launchPerChannel(const MSDeformAttnParams& p, cudaStream_t stream)
 } // namespace
 } // namespace detr
 
-// The yardstick on a stream, with arguments as of detr::launchMSDeformAttn; L = P = 4.
+// Launches the yardstick on a stream, with the arguments of detr::launchMSDeformAttn; L = P = 4.
 extern "C" cudaError_t detrLaunchPerChannel(
     const detr::MSDeformAttnParams* params, detr::DataType type, cudaStream_t stream)
 {

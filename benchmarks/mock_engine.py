@@ -45,11 +45,11 @@ class MockEngine:
         )
 
     def close(self) -> None:
-        """There is nothing to release."""
+        """Nothing to release."""
 
 
 def as_json(output: ImageOutput, geometry: Geometry) -> list[dict[str, Any]]:
-    """The detections of one image as the peers answer them."""
+    """The detections of one image, in the form that the peers answer."""
     found = to_detections(output, geometry, threshold=0.3)
     return [
         {"bbox": box, "score": score}

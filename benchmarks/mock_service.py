@@ -1,6 +1,6 @@
 """The service with a mock engine: python -m benchmarks.mock_service FIXED_MS IMAGE_MS BATCH.
 
-What it serves and where is told by the environment, as for python -m service.
+The environment says what to serve and where, as for python -m service.
 """
 
 import sys

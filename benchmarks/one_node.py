@@ -1,4 +1,4 @@
-"""Engines of one node on the GPU, and what has to be there for them."""
+"""TensorRT engines of a single node, and what they need on this machine."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ ONNX_TYPES = {
 
 
 class Gpu(NamedTuple):
-    """The modules `tensorrt` and CUDA of a machine that has a GPU, and the library of the op."""
+    """TensorRT and CUDA on a machine with a GPU, and the plugin library."""
 
     trt: Any
     cuda: Cuda
@@ -39,7 +39,7 @@ class Gpu(NamedTuple):
 
 
 def find_gpu() -> Gpu:
-    """Raises ValueError without a GPU, TensorRT or the library; says what to do."""
+    """Find them; raises ValueError, which says what to do, if one is missing."""
     cuda, trt, plugin = load_cuda(), load_tensorrt(), find_plugin()
     load_plugin(trt, plugin)
     assert plugin is not None
@@ -49,7 +49,7 @@ def find_gpu() -> Gpu:
 def named(
     call: tuple[Tensor, Sequence[tuple[int, int]], Tensor, Tensor, Tensor],
 ) -> dict[str, Tensor]:
-    """The inputs of the node for the arguments of `ms_deform_attn`."""
+    """The arguments of `ms_deform_attn` as named inputs of the node."""
     value, shapes, reference_points, offsets, logits = call
     return {
         "value": value,
@@ -69,7 +69,7 @@ def plan_of_node(
     operator: str = OPERATOR,
     **attributes: Any,
 ) -> bytes:
-    """The plan of a node with these inputs, of these fixed shapes; its output has type of value."""
+    """A plan for a node with these inputs and fixed shapes; its output has the type of value."""
     dtype = ONNX_TYPES[inputs["value"].dtype]
     node = helper.make_node(
         operator, list(inputs), ["output"], domain=OPERATOR_DOMAIN, **attributes

@@ -1,7 +1,7 @@
-"""Replicas of the service behind HAProxy, as docker/haproxy/haproxy.cfg has it, on this machine.
+"""Replicas of the service behind HAProxy, with docker/haproxy/haproxy.cfg, on this machine.
 
-Replicas listen on 127.0.0.2, 127.0.0.3 and so on, at one port, as containers do at addresses of
-their own. A small name server stands in for that of the container engine.
+Replicas listen on the same port of 127.0.0.2, 127.0.0.3 and so on, as containers do on their own
+addresses. A small name server stands in for the container engine's.
 """
 
 import os
@@ -25,7 +25,7 @@ _ADDRESS_RECORD = 1
 
 
 def find_haproxy() -> str | None:
-    """The program, which Debian installs where only root looks; None where there is none."""
+    """The program, which Debian installs where only root looks; None if it is not installed."""
     return shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
@@ -38,7 +38,7 @@ def free_port() -> int:
 
 @dataclass
 class Proxy:
-    """A running proxy; `hosts` are the addresses that it is told, and may be changed."""
+    """A running proxy; it resolves replicas to `hosts`, which may be changed."""
 
     address: str
     metrics_address: str
@@ -52,7 +52,7 @@ class Proxy:
         return host, int(port)
 
     def sessions(self) -> dict[str, int]:
-        """Requests in flight, by the address of the replica that is up."""
+        """Requests in flight, by the address of each replica that is up."""
         stats = self._stats()
         return {
             name: int(float(value))
@@ -61,11 +61,11 @@ class Proxy:
         }
 
     def num_up(self) -> int:
-        """Replicas that pass the proxy's checks."""
+        """How many replicas pass the proxy's checks."""
         return len(self._up(self._stats()))
 
     def wait_for(self, num_replicas: int) -> None:
-        """Until so many replicas are up.
+        """Wait until this many replicas are up.
 
         Raises:
             TimeoutError: they are not within a minute.
@@ -95,7 +95,7 @@ def _samples(stats: str, metric: str, **labels: str) -> Iterator[tuple[str, str]
 
 @contextmanager
 def proxy(config: Path = CONFIG) -> Iterator[Proxy]:
-    """HAProxy with this configuration, at first without a replica."""
+    """Run HAProxy with the configuration, at first without a replica."""
     program = find_haproxy()
     if program is None:
         raise FileNotFoundError("HAProxy is not installed: make peers, or apt-get install haproxy")
@@ -130,7 +130,7 @@ def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def wait_until_ready(address: str) -> None:
-    """Until the service at an address takes requests.
+    """Wait until the service at an address takes requests.
 
     Raises:
         TimeoutError: it does not within a minute.
@@ -146,7 +146,7 @@ def wait_until_ready(address: str) -> None:
 
 @contextmanager
 def name_server(hosts: Sequence[str]) -> Iterator[int]:
-    """Answers every question for an address with these hosts, as they are by then; its port."""
+    """Run a name server that answers every query with the current hosts; yields its port."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server, ExitStack() as stack:
         server.bind(("127.0.0.1", 0))
         is_over = threading.Event()
@@ -176,7 +176,7 @@ def _answer(server: socket.socket, hosts: Sequence[str], is_over: threading.Even
 def mock_replica(
     host: str, port: int, *, bundle: Path, arguments: Sequence[str], **variables: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The service with a mock engine, in a process of its own; it is killed in the end.
+    """Run the service with a mock engine in a separate process, which is killed at the end.
 
     Args:
         bundle: see `benchmarks.bench_service.make_bundle`.
@@ -203,5 +203,5 @@ def mock_replica(
 
 
 def replica_host(index: int) -> str:
-    """Where the replica of this number listens, from 0 on."""
+    """The address of replica `index`, counted from 0."""
     return f"127.0.0.{index + 2}"

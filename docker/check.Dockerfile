@@ -1,5 +1,5 @@
-# What has to be proven on an NVIDIA GPU: the tests, and the tables of how fast it is, with the
-# compiler and the headers of NVIDIA's TensorRT image. Build from the repository root:
+# The tests and timings that need an NVIDIA GPU, with the compiler and the headers of NVIDIA's
+# TensorRT image. Build from the repository root:
 #   docker build -f docker/check.Dockerfile -t detr-check .
 #   docker run --rm --gpus all detr-check
 #   docker run --rm --gpus all -v "$PWD/benchmarks/results:/check/benchmarks/results" detr-check make bench-gpu

@@ -1,7 +1,7 @@
 # The service: no torch, no compiler, no root. Build from the repository root:
 #   docker build -f docker/service.Dockerfile -t detr-serve .
 
-# This one has a compiler, for the native kernels.
+# This stage has a compiler, for the native kernels.
 FROM python:3.11.14-bookworm AS packages
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
@@ -21,9 +21,9 @@ COPY service/ service/
 COPY plugins/ plugins/
 COPY --from=packages /build/build/plugins/ build/plugins/
 COPY bundles/demo/ bundles/demo/
-# The root file system may be read-only: nothing is written, byte code included.
+# The root file system may be read-only: nothing is written, not even byte code.
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-# Inside the container every interface; what is reachable from outside is the port mapping's choice.
+# Listens on every interface of the container; the port mapping decides what outsiders can reach.
 ENV DETR_HOST=0.0.0.0 DETR_PORT=8000 DETR_BUNDLE=bundles/demo
 USER 10001:10001
 EXPOSE 8000

@@ -1,8 +1,8 @@
-# Training, evaluation and export, on a GPU where there is one: the torch that pip installs on Linux
-# brings its CUDA libraries along. Build from the repository root:
+# Training, evaluation and export, on a GPU if there is one: the torch that pip installs on Linux
+# includes the CUDA libraries. Build from the repository root:
 #   docker build -f docker/train.Dockerfile -t detr-train .
 
-# This one has a compiler, for the native kernels.
+# This stage has a compiler, for the native kernels.
 FROM python:3.11.14-bookworm AS packages
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
