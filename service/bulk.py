@@ -1,12 +1,12 @@
 """python -m service.bulk: detect in millions of images, with Ray Data, on any number of nodes.
 
-Images lie in folders, Parquet files or object storage; results are Parquet files in `parts/` of the
-output, one for each chunk of images, and with --format coco one COCO results file as well. A run
-that was stopped goes on where it was when it is started again. A worker that dies does its chunk
-again, and writes the same file: every image has exactly one result.
+Images come from folders, Parquet files or object storage. Results are Parquet files in the output's
+`parts/`, one per chunk of images, and with --format coco also one COCO results file. The same
+command resumes a run that was stopped. If a worker dies, its chunk is done again, into the same
+file: every image has exactly one result.
 
-Exit status: 0, 1 if images could not be read or run (the others are done, and `error` says why),
-2 if nothing could be done, 130 after Ctrl-C.
+Exit status: 0; 1 if images could not be read or run (the others are done, and `error` says why);
+2 if nothing could be done; 130 after Ctrl-C.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from service.schemas import DetectQuery, ModelRef
 JOB_FILE = "job.json"
 RESULTS_FILE = "results.json"
 
-# Goes through chunks, and tells of each how many images it had.
+# Goes through chunks, and yields the number of images of each.
 Run = Callable[[Job, str, Sequence[Chunk]], Iterable[dict[str, int]]]
 
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_job(bundle: Bundle, chunks: Sequence[Chunk], *, query: DetectQuery) -> Job:
-    """What is to be done.
+    """The description of what to do.
 
     Raises:
         ValueError: more detections are asked for than the model has.
@@ -79,7 +79,7 @@ def make_job(bundle: Bundle, chunks: Sequence[Chunk], *, query: DetectQuery) -> 
 
 
 def detect_all(job: Job, chunks: Sequence[Chunk], *, out: str, run: Run) -> int:
-    """Do what is not done yet, and return how many images have failed, in earlier runs too.
+    """Do what has not been done yet; returns how many images failed, also in earlier runs.
 
     Raises:
         ValueError: the folder has results of another job.
@@ -99,14 +99,14 @@ def detect_all(job: Job, chunks: Sequence[Chunk], *, out: str, run: Run) -> int:
 
 
 def remove_unfinished(out: str) -> None:
-    """Remove what was being written when a worker died, once nobody writes any more."""
+    """Remove files left unfinished by dead workers; call it once nobody is writing."""
     system, path = open_place(out)
     if system.get_file_info(f"{path}/{UNFINISHED}").type == pyarrow.fs.FileType.Directory:
         system.delete_dir(f"{path}/{UNFINISHED}")
 
 
 def _claim(job: Job, out: str) -> None:
-    """Write what the folder is for, or see that it is for the same."""
+    """Write what the folder is for, or check that it is for the same job."""
     system, path = open_place(out)
     system.create_dir(f"{path}/{PARTS}")
     if system.get_file_info(f"{path}/{JOB_FILE}").type == pyarrow.fs.FileType.NotFound:
@@ -127,7 +127,7 @@ def _claim(job: Job, out: str) -> None:
 def with_ray(
     num_workers: int, *, num_cpus: int, address: str | None = None, worker: type[Worker] = Worker
 ) -> Run:
-    """Workers on a Ray cluster, with so many cores each; by default on this machine alone."""
+    """Run with workers of `num_cpus` cores on a Ray cluster; by default on this machine alone."""
 
     def run(job: Job, out: str, chunks: Sequence[Chunk]) -> Iterator[dict[str, int]]:
         import ray  # takes seconds
@@ -148,7 +148,7 @@ def with_ray(
         )
         try:
             yield from results.iter_rows()
-        except RayError as error:  # its last line says what was raised; the log has the rest
+        except RayError as error:  # its last line is the worker's error; the log has the rest
             raise RuntimeError(str(error).strip().splitlines()[-1]) from error
 
     return run
@@ -201,16 +201,16 @@ def _parser() -> argparse.ArgumentParser:
         "--bundle",
         type=Path,
         default=Path("bundles/demo"),
-        help="on every node (default: %(default)s)",
+        help="a directory that every node has (default: %(default)s)",
     )
     add("--format", choices=["parquet", "coco"], default="parquet", help="default: %(default)s")
     add("--threshold", type=float, help="lowest score kept (default: each class's best)")
     add("--num-detections", type=int, metavar="N", help="most detections kept per image")
     add("--nms-iou", type=float, metavar="IOU", help="see python -m service.detect")
-    add("--workers", type=int, default=1, help="each with an engine (default: %(default)s)")
-    add("--cpus", type=int, default=1, help="cores of a worker (default: %(default)s)")
-    add("--chunk-size", type=int, default=256, metavar="N", help="images done again at most when "
-        "a worker dies (default: %(default)s)")  # fmt: skip
+    add("--workers", type=int, default=1, help="one engine each (default: %(default)s)")
+    add("--cpus", type=int, default=1, help="cores per worker (default: %(default)s)")
+    add("--chunk-size", type=int, default=256, metavar="N", help="how many images are done again "
+        "at most if a worker dies (default: %(default)s)")  # fmt: skip
     add("--address", help="of the Ray cluster; by default a new one on this machine")
     return parser
 

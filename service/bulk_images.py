@@ -1,8 +1,8 @@
-"""Which images a bulk run goes through, cut into chunks, and how their bytes are read.
+"""Finds the images of a bulk run, divides them into chunks, and reads their bytes.
 
-Places are paths or addresses of object storage that Arrow knows (s3://, gs://, file://): folders of
-images, images, or Parquet files with the files' bytes in a column `image`, as binary or as Hugging
-Face's struct with a field `bytes`, and perhaps columns `image_id` and `file_name`.
+Places are paths or object storage addresses that Arrow knows (s3://, gs://, file://): folders of
+images, images, or Parquet files. A Parquet file has the images' bytes in a column `image`, as binary
+or as Hugging Face's struct with a field `bytes`, and may have columns `image_id` and `file_name`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,17 +19,17 @@ _TABLE_SUFFIX = ".parquet"
 
 
 class Chunk(BaseModel):
-    """Images whose results share a file: files, or the rows of one group of a Parquet file."""
+    """Images whose results go into one file: image files, or one row group of a Parquet file."""
 
     index: int
-    first_id: int  # of its first image, where no column tells the ids
-    places: list[str]  # of files; of a Parquet file one
+    first_id: int  # of its first image, if no column has the ids
+    places: list[str]  # of the image files, or of the one Parquet file
     row_group: int | None = None
     num_images: int
 
 
 class Source(NamedTuple):
-    """One image that has not been read."""
+    """One image that has not been read yet."""
 
     image_id: int
     name: str
@@ -45,7 +45,7 @@ def open_place(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 def find_chunks(places: Sequence[str], *, chunk_size: int) -> list[Chunk]:
-    """All images of these places, in an order that is the same in every run.
+    """All images at these places, in the same order in every run.
 
     Raises:
         ValueError: there is nothing at a place, or no image.

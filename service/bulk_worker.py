@@ -1,4 +1,4 @@
-"""What one worker of a bulk run does: an engine, and chunks of images through it, to files."""
+"""The worker of a bulk run: runs chunks of images through its engine, into files."""
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator
@@ -47,11 +47,11 @@ SCHEMA = pa.schema(
 
 
 class Job(BaseModel):
-    """What a bulk run is; another one has another folder."""
+    """What a bulk run is about; each has its own folder."""
 
     bundle: Path
     model: ModelRef
-    images: str  # a digest of which they are
+    images: str  # a digest that identifies them
     num_images: int
     threshold: float | None
     num_detections: int | None
@@ -59,7 +59,7 @@ class Job(BaseModel):
 
 
 class Prepared(NamedTuple):
-    """An image as the engine takes it, or why there is none."""
+    """An image as the engine takes it, or why it could not be read."""
 
     source: Source
     image: Uint8Array | None
@@ -73,7 +73,7 @@ def part_name(chunk_index: int) -> str:
 
 
 class Worker:
-    """Turns chunks into files of results; a chunk that is done twice is one file all the same."""
+    """Turns chunks into files of results; a chunk that is done twice still gives one file."""
 
     def __init__(
         self,
@@ -86,11 +86,11 @@ class Worker:
         """Open the engine.
 
         Raises:
-            ValueError: the bundle is another than that of the job, or cannot be run here.
+            ValueError: the bundle is not the job's, or cannot be run here.
         """
         bundle = Bundle.load(job.bundle)
         if ModelRef.from_manifest(bundle.manifest) != job.model:
-            raise ValueError(f"{job.bundle} is another bundle here than where the run was started")
+            raise ValueError(f"{job.bundle} is not the bundle that the run was started with")
         self._job = job
         self._out = out
         self._manifest = bundle.manifest
@@ -100,7 +100,7 @@ class Worker:
         self._num_ahead = 2 * self._engine.max_batch_size + num_threads
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
-        """Go through chunks, as Ray Data hands them over; how many images they have."""
+        """Go through chunks, in Ray Data's form; returns how many images they have."""
         chunks = [Chunk.model_validate_json(str(text)) for text in batch["chunk"]]
         for chunk in chunks:
             self.work_on(chunk)
@@ -132,7 +132,7 @@ class Worker:
                 yield from self._run(together)
 
     def _ahead(self, chunk: Chunk) -> Iterator[Prepared]:
-        """The images of a chunk, the next ones being decoded while one is run."""
+        """The images of a chunk; the next ones are decoded while one is run."""
         pending: deque[Future[Prepared]] = deque()
         for source in sources(chunk):
             pending.append(self._decoders.submit(self._prepare, source))
@@ -149,7 +149,7 @@ class Worker:
         return Prepared(source, *prepare(image, self._manifest.preprocess))
 
     def _run(self, together: list[Prepared]) -> Iterator[dict[str, Any]]:
-        """One batch; if the engine fails on it, its images one by one."""
+        """Run one batch; if the engine fails on it, its images one by one."""
         images = [one.image for one in together if one.image is not None]
         try:
             batch = pad_batch(images, self._manifest.preprocess.min_side)
@@ -193,7 +193,7 @@ def _row(one: Prepared, result: ImageResult | None = None) -> dict[str, Any]:
 
 
 def write_whole(folder: str, name: str, *, write: Callable[[Any], None]) -> None:
-    """Write a file that is there whole or not at all, on object storage as well."""
+    """Write a file atomically, on object storage as well."""
     system, path = open_place(folder)
     system.create_dir(f"{path}/{UNFINISHED}")
     unfinished = f"{path}/{UNFINISHED}/{uuid4().hex}"

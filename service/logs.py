@@ -1,4 +1,4 @@
-"""Log lines: for people, or as one JSON object a line for programs."""
+"""Log lines: for people, or for programs as one JSON object per line."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ class JsonLines(logging.Formatter):
     """A record as an object: time, level, logger, message, and the fields of a request's line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, whatever is in the message."""
+        """One line, whatever the message contains."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         fields = getattr(record, "fields", None)
         line = {

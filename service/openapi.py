@@ -1,4 +1,4 @@
-"""What the OpenAPI description says of the models that are served, and of the settings."""
+"""What the OpenAPI description says about the models that are served, and the settings."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,9 +13,9 @@ _COMPONENTS = "#/components/schemas/{model}"
 
 
 def complete(description: Schema, *, serving: Serving, settings: Settings) -> None:
-    """Add to what FastAPI tells: known models and classes, and how many images a request may have.
+    """Add models, classes and the limit on images to FastAPI's description.
 
-    Of several models, the classes and numbers of all are listed together.
+    If there are several models, the classes and limits of all are listed together.
     """
     for operation in _operations(description):
         for parameter in operation.get("parameters", ()):

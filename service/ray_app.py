@@ -1,10 +1,9 @@
-"""python -m service.ray_app: the service on a Ray cluster, on as many nodes as it takes.
+"""python -m service.ray_app: the service on a Ray cluster, on as many nodes as needed.
 
-Every replica is the app of `python -m service`, with its own engine and batcher, placed by Ray
-where there are cores or a GPU for it. Ray sends each request to one of them, restarts those whose
-engine has failed, and adds replicas while images wait longer for the engine than they should. What
-is served is told by the environment, as for `python -m service`; the files have to be on every
-node.
+Every replica is the app of `python -m service`, with its own engine and batcher. Ray places it where
+cores or a GPU are free, sends each request to one replica, restarts replicas whose engine has
+failed, and adds replicas while images wait too long for the engine. The environment says what to
+serve, as for `python -m service`; every node must have the files.
 """
 
 import argparse
@@ -30,15 +29,15 @@ from service.settings import Settings
 from service.startup import OpenEngine, open_served
 
 WAIT = "queue_wait_s"  # the metric that replicas report
-IDLE_SHARE = 0.1  # of the longest wait; below it there is a replica too many
+IDLE_SHARE = 0.1  # of the allowed wait; below it, one replica is removed
 
 
 class Scale(NamedTuple):
-    """How many replicas, of what, and when there are more."""
+    """How many replicas there are, what each gets, and when to add more."""
 
     min_replicas: int = 1
     max_replicas: int = 1
-    cpus: float = 1.0  # of a replica
+    cpus: float = 1.0  # per replica
     gpus: float = 0.0
     wait_s: float = 0.25  # mean wait for the engine above which replicas are added
     max_per_node: int = 100  # Ray's own limit
@@ -47,14 +46,14 @@ class Scale(NamedTuple):
 
 
 class QueueWait:
-    """The mean wait for the engine of images that were started since it was last asked."""
+    """The mean wait for the engine, over the images started since the last call."""
 
     def __init__(self, waits: Histogram) -> None:
         self._waits = waits
         self._seen = (0.0, 0.0)
 
     def mean_s(self) -> float:
-        """In seconds; 0 where no image was started."""
+        """In seconds; 0 if no image was started."""
         samples = [sample for metric in self._waits.collect() for sample in metric.samples]
         total_s = sum(sample.value for sample in samples if sample.name.endswith("_sum"))
         count = sum(sample.value for sample in samples if sample.name.endswith("_count"))
@@ -63,13 +62,13 @@ class QueueWait:
 
 
 class FollowWait:
-    """Ray's policy of scaling: more replicas in proportion to the wait, fewer one by one."""
+    """A scaling policy for Ray: adds replicas in proportion to the wait, removes one by one."""
 
     def __init__(self, wait_s: float) -> None:
         self._wait_s = wait_s
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
-        """How many replicas there should be, within their limits, and nothing to remember."""
+        """How many replicas there should be, within the limits; there is no state to keep."""
         waits_s = list((context.aggregated_metrics or {}).get(WAIT, {}).values())
         wanted = num_wanted(
             context.target_num_replicas, statistics.fmean(waits_s or [0.0]) / self._wait_s
@@ -79,26 +78,26 @@ class FollowWait:
 
 
 def num_wanted(num_replicas: int, ratio: float) -> int:
-    """How many replicas there should be where the wait is so many times what it may be."""
+    """How many replicas there should be if the wait is `ratio` times the allowed one."""
     if ratio > 1:
         return min(math.ceil(num_replicas * ratio), 2 * num_replicas)
     return num_replicas - 1 if ratio < IDLE_SHARE else num_replicas
 
 
 class Replica:
-    """What Ray asks of a replica besides answers."""
+    """What Ray needs from a replica besides answers."""
 
     app: FastAPI  # set by Ray
     _wait: QueueWait | None = None
 
     def check_health(self) -> None:
-        """Raises RuntimeError once the engine has failed: Ray starts another in its place."""
+        """Raises RuntimeError once the engine has failed, so that Ray replaces the replica."""
         failure = self.app.state.serving.failure
         if failure is not None:
             raise RuntimeError(failure)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What the policy is told."""
+        """The metrics that the policy receives."""
         if self._wait is None:
             self._wait = QueueWait(self.app.state.metrics.batch_wait_seconds)
         return {WAIT: self._wait.mean_s()}
@@ -139,7 +138,7 @@ def application(
 
 
 def started_app(settings: Settings, open_engine: OpenEngine) -> FastAPI:
-    """The app, whose lifespan begins only once its engine is ready: so Ray sends nothing before."""
+    """The app; its lifespan begins once the engine is ready, so Ray sends no requests earlier."""
     app = create_app(settings, open_engine)
     lifespan = app.router.lifespan_context
 
@@ -202,8 +201,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--address", help="of the cluster; by default a new one on this machine")
     add("--min-replicas", type=int, default=defaults.min_replicas, help="default: %(default)s")
     add("--max-replicas", type=int, default=defaults.max_replicas, help="default: %(default)s")
-    add("--cpus", type=float, default=defaults.cpus, help="cores of a replica (%(default)s)")
-    add("--gpus", type=float, default=defaults.gpus, help="GPUs of a replica (%(default)s)")
+    add("--cpus", type=float, default=defaults.cpus, help="cores per replica (%(default)s)")
+    add("--gpus", type=float, default=defaults.gpus, help="GPUs per replica (%(default)s)")
     add(
         "--wait",
         type=float,

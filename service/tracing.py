@@ -1,4 +1,4 @@
-"""OpenTelemetry traces: a span for a request, and one in it for every stage."""
+"""OpenTelemetry traces: a span for every request, with one for each of its stages."""
 
 import logging
 import time
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class Traces:
-    """Sends what it is told to a collector, in a thread of its own; what cannot be sent is dropped.
+    """Sends spans to a collector from a separate thread; spans that cannot be sent are dropped.
 
-    How many traces are kept, and further attributes of the service, are told by OpenTelemetry's own
-    variables: OTEL_TRACES_SAMPLER, OTEL_RESOURCE_ATTRIBUTES and so on.
+    OpenTelemetry's own variables, such as OTEL_TRACES_SAMPLER and OTEL_RESOURCE_ATTRIBUTES, decide
+    how many traces are kept and add attributes of the service.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -37,7 +37,7 @@ class Traces:
         logger.info("traces are sent to %s", endpoint)
 
     def record(self, request: AnsweredRequest) -> None:
-        """Make the spans of a request, which belongs to the trace that its client names, if any."""
+        """Record the spans of a request, as part of the client's trace if it names one."""
         offset = time.time() - time.perf_counter()
         span = self._tracer.start_span(
             f"{request.method} {request.route}",
@@ -62,7 +62,7 @@ class Traces:
         span.end(_nanoseconds(request.started + request.seconds + offset))
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the remaining spans."""
         self._provider.shutdown()
 
 

@@ -1,4 +1,4 @@
-"""Which of several ways to compute is the fastest on this machine: measured once for a bundle."""
+"""Which of several ways to compute is the fastest on this machine, measured once per bundle."""
 
 import json
 import logging
@@ -8,23 +8,23 @@ from pathlib import Path
 
 from engines.compiled_cache import keep_compiled, read_compiled
 
-ROUNDS = 3  # after one that is not counted
+ROUNDS = 3  # after one that does not count
 FILE = "fastest.json"
 logger = logging.getLogger(__name__)
 
 
 def read_fastest(bundle: Path, *, key: str) -> str | None:
-    """The way that was the fastest where the key was the same; None if that was not measured."""
+    """The fastest way that was measured with the same key; None if it was not measured."""
     kept = read_compiled(bundle, FILE, key=key)
     return None if kept is None else _fastest(json.loads(kept))
 
 
 def measure_fastest(bundle: Path, ways: Mapping[str, Callable[[], object]], *, key: str) -> str:
-    """Run all ways in turn, and keep which took the least time.
+    """Run all ways in turn, and remember which took the least time.
 
     Args:
-        ways: a run of each; the first wins a tie.
-        key: of the machine and all else that the times depend on.
+        ways: name -> a function that runs it once; the first wins a tie.
+        key: identifies the machine and everything else that the times depend on.
     """
     seconds = {way: float("inf") for way in ways}
     for round_number in range(1 + ROUNDS):

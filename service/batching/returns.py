@@ -1,14 +1,14 @@
-"""How many clients come back with another item after their answers, and how soon: learnt."""
+"""Learns how many clients come back with another item after their answers, and how soon."""
 
 from collections.abc import Hashable
 from typing import NamedTuple
 
 SMOOTHING = 0.2  # weight of the newest batch
-MIN_SHARE = 0.8  # of a batch that has to come back: that of clients which wait for their answers
+MIN_SHARE = 0.8  # of a batch that must come back for its clients to count as a closed loop
 
 
 class _Watched(NamedTuple):
-    """A batch that was answered; those who come after it count as its clients."""
+    """A batch that was answered; items that arrive after it count as its clients coming back."""
 
     bucket: Hashable
     size: int
@@ -16,16 +16,16 @@ class _Watched(NamedTuple):
 
 
 class Returns:
-    """Watches what arrives after each batch, up to as many items as it had.
+    """Watches what arrives after each batch, up to the number of items it had.
 
-    In a closed loop of N clients and a batch of up to N, half of them wait while the engine works
-    for the other half, for ever, at the cost of two runs in the place of one. To wait for the
-    others ends that, where they come back sooner than a run costs in addition.
+    In a closed loop of N clients with batches of up to N, half of the clients can wait for ever
+    while the engine works for the other half: two runs instead of one. Waiting for the others ends
+    that, and pays if they come back sooner than an additional run would take.
     """
 
     def __init__(self) -> None:
         self._share = 0.0  # of a batch that comes back
-        self._delay_s = 0.0  # until the last of them is there
+        self._delay_s = 0.0  # until the last of them is back
         self._deviation_s = 0.0
         self._watched: _Watched | None = None
         self._num_back = 0
@@ -45,7 +45,7 @@ class Returns:
             self._learn(now)
 
     def give_up(self, now: float) -> None:
-        """Those of the last batch who are not back are expected no more."""
+        """Expect no more of the last batch's clients to come back."""
         if self._watched is not None and self._num_back < self._watched.size:
             self._learn(now)
         self._watched = None
