@@ -1,8 +1,9 @@
 """Finds the images of a bulk run, divides them into chunks, and reads their bytes.
 
 Places are paths or object storage addresses that Arrow knows (s3://, gs://, file://): folders of
-images, images, or Parquet files. A Parquet file has the images' bytes in a column `image`, as binary
-or as Hugging Face's struct with a field `bytes`, and may have columns `image_id` and `file_name`.
+images, images, or Parquet files. A Parquet file has the images' bytes in a column `image`, as
+binary or as Hugging Face's struct with a field `bytes`, and may have columns `image_id` and
+`file_name`.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,7 @@
 """python -m service.ray_app: the service on a Ray cluster, on as many nodes as needed.
 
-Every replica is the app of `python -m service`, with its own engine and batcher. Ray places it where
-cores or a GPU are free, sends each request to one replica, restarts replicas whose engine has
+Every replica is the app of `python -m service`, with its own engine and batcher. Ray places it
+where cores or a GPU are free, sends each request to one replica, restarts replicas whose engine has
 failed, and adds replicas while images wait too long for the engine. The environment says what to
 serve, as for `python -m service`; every node must have the files.
 """

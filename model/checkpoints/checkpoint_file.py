@@ -1,4 +1,4 @@
-"""A checkpoint is one safetensors file: the tensors, and a header with all that their use needs."""
+"""A checkpoint is one safetensors file: tensors, and a header with everything they need."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -64,7 +64,7 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if len(self.classes) != self.config.model.num_classes:
             raise ValueError(
-                f"{self.path}: {len(self.classes)} classes are named for a model of "
+                f"{self.path}: {len(self.classes)} classes are named for a model with "
                 f"{self.config.model.num_classes}"
             )
 
@@ -104,7 +104,7 @@ def save_checkpoint(
 
 
 def write_checkpoint(checkpoint: Checkpoint, path: Path | str) -> None:
-    """Write a checkpoint that is in memory, like `save_checkpoint`."""
+    """Write a checkpoint from memory, like `save_checkpoint`."""
     path = Path(path)
     require_checkpoint_name(path)
     write_tensors(
@@ -158,7 +158,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         header = _parse_header(path, metadata[METADATA_KEY])
         state = safetensors.torch.load_file(path)
     except SafetensorError as error:
-        kind = name_foreign_kind(path) or f"not a whole safetensors file ({error}); {advice}"
+        kind = name_foreign_kind(path) or f"not a complete safetensors file ({error}); {advice}"
         raise ValueError(f"{path} is {kind}") from error
     origin = header.provenance, header.metrics
     return Checkpoint(path, header.config, header.classes, *origin, state, header.thresholds)
@@ -248,7 +248,7 @@ def load_for_finetuning(path: Path | str, model: DeformableDetr) -> list[str]:
     kept = {name: x for name, x in checkpoint.state_dict.items() if name not in remade}
     fault = first_mismatch({n: x for n, x in expected.items() if n not in remade}, kept)
     differing = [f for f in ours if theirs[f] != ours[f] and f not in _FREE_FIELDS]
-    # The same tensors mean something else to another number of heads.
+    # With another number of heads, the same tensors mean something else.
     if fault or theirs["num_heads"] != ours["num_heads"]:
         sizes = ", ".join(f"{f} {theirs[f]} (the config has {ours[f]})" for f in differing)
         raise ValueError(

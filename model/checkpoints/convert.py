@@ -28,7 +28,7 @@ from model.network.deformable_detr import DeformableDetr
 
 log = logging.getLogger(__name__)
 _ASSUMED_SIZE = (
-    f"the file does not tell how large images are: a short side of {Preprocess().short_side} and a "
+    f"the file does not say how large images are: a short side of {Preprocess().short_side} and a "
     f"long side of at most {Preprocess().long_side} pixels were taken, as published"
 )
 _RECIPES = {Variant.BASE: base, Variant.REFINE: refine, Variant.TWO_STAGE: two_stage}
@@ -104,7 +104,7 @@ def _convert(
     assumed = [outputs.assumed] if outputs.assumed else []
     sizes, untold = _settle_sizes(tensors, settings, variant, num_heads, num_queries)
     assumed += untold
-    if settings.preprocess is None and layout is not Layout.AUTHORS:  # whose code has only one size
+    if settings.preprocess is None and layout is not Layout.AUTHORS:  # their code has only one size
         assumed.append(_ASSUMED_SIZE)
     config = _infer_config(tensors, variant, *sizes)
     _require_agreement(config, settings)
@@ -190,7 +190,7 @@ def _settle_sizes(
     num_heads: int | None,
     num_queries: int | None,
 ) -> tuple[tuple[int, int], list[str]]:
-    """Attention heads and queries, which tensors may not show, and what had to be assumed."""
+    """Numbers of attention heads and queries, and what had to be assumed about them."""
     assumed = []
     told = settings.get("num_heads")
     if told and num_heads and told != num_heads:
@@ -201,8 +201,8 @@ def _settle_sizes(
     heads = num_heads or told
     if heads is None:
         heads = ModelConfig.num_heads
-        assumed.append(f"the file does not tell its attention heads: {heads} were taken; "
-                       "give another number by --num-heads")  # fmt: skip
+        assumed.append(f"the file does not say how many attention heads it has: {heads} were "
+                       "taken; give another number with --num-heads")  # fmt: skip
     if variant is not Variant.TWO_STAGE:
         table = len(_get(tensors, "queries.embedding.weight"))
         if num_queries not in (None, table):
@@ -211,8 +211,8 @@ def _settle_sizes(
     queries = num_queries or settings.get("num_proposals")
     if queries is None:
         queries = ModelConfig.num_queries
-        assumed.append(f"the file does not tell its two-stage proposals: {queries} were taken; "
-                       "give another number by --num-queries")  # fmt: skip
+        assumed.append(f"the file does not say how many proposals it has: {queries} were taken; "
+                       "give another number with --num-queries")  # fmt: skip
     return (heads, queries), assumed
 
 
@@ -224,7 +224,7 @@ def _infer_config(
     if rows % (num_heads * num_levels):
         raise ValueError(
             f"{rows} attention weights cannot be split over {num_heads} heads and {num_levels} "
-            "levels; give the number of heads by --num-heads"
+            "levels; give the number of heads with --num-heads"
         )
     num_classes = len(tensors["class_heads.0.bias"])
     blocks = tuple(
@@ -263,7 +263,7 @@ def _require_whole(source: Path, tensors: Tensors, config: ModelConfig, layout: 
     with torch.device("meta"):
         expected = DeformableDetr(config).state_dict()
     if fault := first_mismatch(expected, tensors):
-        raise ValueError(f"{source} ({layout}, {config.variant}): {fault}; the file is not whole, "
+        raise ValueError(f"{source} ({layout}, {config.variant}): {fault}; the file is incomplete, "
                          "or its model differs from the published ones")  # fmt: skip
     bad = next((name for name, x in tensors.items() if not torch.isfinite(x).all()), None)
     if bad:
@@ -272,5 +272,5 @@ def _require_whole(source: Path, tensors: Tensors, config: ModelConfig, layout: 
 
 def _get(tensors: Tensors, name: str) -> Tensor:
     if name not in tensors:
-        raise ValueError(f"tensor {name} is missing; the file is not whole")
+        raise ValueError(f"tensor {name} is missing; the file is incomplete")
     return tensors[name]

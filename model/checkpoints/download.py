@@ -47,8 +47,8 @@ def download(url: str, path: Path, *, sleep: Sleep = time.sleep) -> None:
                 if failures == _ATTEMPTS:
                     raise ValueError(
                         f"cannot download {url} ({error}): check the network or the proxy "
-                        f"(HTTPS_PROXY) and run this again, it goes on at byte {_size(part)}; or "
-                        f"put the file, fetched elsewhere, at {path}"
+                        f"(HTTPS_PROXY) and run this again, it resumes at byte {_size(part)}; or "
+                        f"download the file elsewhere and put it at {path}"
                     ) from error
                 sleep(2.0 ** (failures - 1))
             except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -78,10 +78,10 @@ def _continue(client: httpx.Client, url: str, part: Path) -> None:
         if status == httpx.codes.TOO_MANY_REQUESTS or status >= 500:
             raise _Interrupted(f"the server answers {status}")
         if status not in (httpx.codes.OK, httpx.codes.PARTIAL_CONTENT):
-            raise ValueError(f"cannot download {url}: the server answers {status}; give another "
-                             "place by --base-url (make: ARGS='--base-url URL')")  # fmt: skip
+            raise ValueError(f"cannot download {url}: the server answers {status}; name a "
+                             "mirror with --base-url (make: ARGS='--base-url URL')")  # fmt: skip
         if status == httpx.codes.OK:
-            have = 0  # the server sends the whole file, whatever was asked for
+            have = 0  # the server ignored the range and sends the whole file
         elif span is None or span[1] != str(have):
             part.unlink()
             raise _Interrupted("the server sends a part that was not asked for")
@@ -105,7 +105,7 @@ def _append(response: httpx.Response, part: Path, *, have: int, total: int | Non
             error.errno,
             f"cannot write {part} ({error.strerror}): free "
             f"{(total or 2e8) / 1e6:.0f} MB or choose another directory by OUT= (--out); "
-            "run this again and the download goes on",
+            "run this again to resume the download",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Published weights, downloaded and turned into files of this project."""
+"""Downloads published weights and turns them into files of this project."""
 
 import time
 from pathlib import Path
@@ -11,9 +11,9 @@ from model.checkpoints.published_urls import digest_prefix
 
 
 def fetch_detector(url: str, checkpoint: Path, *, sleep: Sleep = time.sleep) -> None:
-    """Downloads a published file to the checkpoint's directory and converts it.
+    """Download a published file to the checkpoint's directory and convert it.
 
-    Does nothing if the checkpoint made of that file is there already.
+    Does nothing if the checkpoint was already made from that file.
     """
     source = checkpoint.with_name(url.rsplit("/", 1)[1])
     if checkpoint.is_file():
@@ -25,7 +25,7 @@ def fetch_detector(url: str, checkpoint: Path, *, sleep: Sleep = time.sleep) -> 
 
 
 def fetch_backbone(url: str, path: Path, *, sleep: Sleep = time.sleep) -> None:
-    """Downloads torchvision's ResNet-50 and writes its tensors as `backbone.*` to `path`."""
+    """Download torchvision's ResNet-50 and write its tensors as `backbone.*` to `path`."""
     source = path.with_name(url.rsplit("/", 1)[1])
     download(url, source, sleep=sleep)
     tensors = {

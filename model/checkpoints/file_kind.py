@@ -4,13 +4,10 @@ import re
 import zipfile
 from pathlib import Path
 
-_LFS = "a Git LFS pointer, not the weights themselves; fetch them by `git lfs pull`"
-_HTML = (
-    "an HTML page, as links answer that ask for a login or a confirmation; "
-    "download the weights themselves"
-)
+_LFS = "a Git LFS pointer, not the weights themselves; fetch them with `git lfs pull`"
+_HTML = "an HTML page, perhaps a login or a confirmation; download the weights themselves"
 _TENSORFLOW = "weights of TensorFlow or Keras; only PyTorch's and safetensors files are read"
-_ARCHIVE = "{}; unpack it and give the weights file in it"
+_ARCHIVE = "{}; unpack it and name the weights file in it"
 # First bytes of a file, and what it is.
 _BEGINNINGS = (
     (rb"version https://git-lfs", _LFS),
@@ -72,12 +69,14 @@ def name_foreign_kind(path: Path) -> str | None:
     if re.search(r"\.(index|data-\d+-of-\d+|pb|tflite)$", path.name):
         return _TENSORFLOW
     if path.suffix == ".onnx":
-        return "an ONNX graph, whose weights have lost their names; convert the file it was made of"
+        return (
+            "an ONNX graph, whose weights have lost their names; convert the file it was made from"
+        )
     return "a text file, not the weights" if _is_text(start) else None
 
 
 def _name_zip(path: Path) -> str | None:
-    """A file of torch.save is a zip archive too."""
+    """What a zip archive is; None for a file of torch.save, which is one too."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     ends = {name.rsplit("/", 1)[-1] for name in names}

@@ -17,7 +17,7 @@ _DEFORMABLE = "MultiScaleDeformableAttention"
 _CHECKPOINT_PRIORITY = 50  # of mmcv's checkpoint hook
 _PRIORITIES = {"HIGHEST": 0, "VERY_HIGH": 10, "HIGH": 30, "ABOVE_NORMAL": 40, "NORMAL": 50,
                "BELOW_NORMAL": 60, "LOW": 70, "VERY_LOW": 90, "LOWEST": 100}  # fmt: skip
-# Defaults of mmdetection's classes for settings that a configuration omits.
+# Defaults in mmdetection's classes, for settings that a configuration omits.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "backbone": {"type": "ResNet", "style": "pytorch", "dilations": (1, 1, 1, 1),
                  "strides": (1, 2, 2, 2), "deep_stem": False, "avg_down": False},
@@ -59,7 +59,7 @@ Config = Mapping[str, Any]
 
 
 def from_mmdet(meta: Mapping[str, Any]) -> Settings:
-    """Settings in the metadata of a file of mmdetection.
+    """The settings in the metadata of an mmdetection file.
 
     Raises:
         ValueError: a setting that changes the arithmetic is not supported; names it.

@@ -63,7 +63,7 @@ def settle_outputs(
     if outputs is None:
         number = len(classes) if annotations else len(settings.class_names or ())
         raise ValueError(
-            f"it has {count} classes, but {number} are named; give their names by --classes with "
+            f"it has {count} classes, but {number} are named; give their names with --classes and "
             "the annotation file it was trained on"
         )
     return outputs
@@ -74,7 +74,9 @@ def read_categories(annotations: Path) -> tuple[ClassInfo, ...]:
     content = read_json(annotations.read_bytes(), annotations)
     categories = content.get("categories") if isinstance(content, dict) else None
     if not isinstance(categories, list):
-        raise ValueError(f"{annotations} is no COCO annotation file: it has no list of categories")
+        raise ValueError(
+            f"{annotations} is not a COCO annotation file: it has no list of categories"
+        )
     classes = tuple(_category(annotations, entry) for entry in categories)
     if not classes:
         raise ValueError(f"{annotations} has no categories")
@@ -90,7 +92,7 @@ def _category(annotations: Path, entry: Any) -> ClassInfo:
         return ClassInfo(id=entry["id"], name=str(name) if isinstance(name, int) else name)
     except (ValidationError, LookupError, TypeError):
         raise ValueError(
-            f"{annotations} is no COCO annotation file (category {entry!r}, expected a whole "
+            f"{annotations} is not a COCO annotation file (category {entry!r}, expected a whole "
             "number as id, and a name)"
         ) from None
 
@@ -148,7 +150,7 @@ def _by_names(names: Names, count: int, where: str, *, index_is_id: bool) -> Out
 
 
 def _unnamed(count: int, *, index_is_id: bool) -> Outputs:
-    remedy = "give the right ones by --classes"
+    remedy = "give the right ones with --classes"
     kept = tuple(range(count))
     if count == len(COCO_CLASSES) or (index_is_id and count == NUM_COCO_OUTPUTS):
         if count == NUM_COCO_OUTPUTS:
@@ -159,6 +161,6 @@ def _unnamed(count: int, *, index_is_id: bool) -> Outputs:
     classes = tuple(ClassInfo(id=first + i, name=f"class {first + i}") for i in kept)
     assumed = (
         f"the file names none of its {count} outputs: ids {first} to {first + count - 1} and names "
-        f"made of them were taken; {remedy}"
+        f"made from them were taken; {remedy}"
     )
     return Outputs(kept, classes, "assumed", assumed)

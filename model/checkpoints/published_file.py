@@ -58,7 +58,7 @@ _SAFE_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 
 
-# What torch.load raises on files with flipped bytes, found by trying thousands of them.
+# What torch.load raises on files with flipped bytes, found by trying thousands.
 _DAMAGE = (
     pickle.UnpicklingError,
     SafetensorError,  # for files with that suffix
@@ -102,7 +102,7 @@ def _read_file(source: Path) -> Mapping[Any, Any]:
 
 
 def read_settings(source: Path, content: Mapping[Any, Any], *, layout: Layout) -> Settings:
-    """What a file, or the JSON files beside it, say about the model apart from its tensors.
+    """What a file, or JSON files beside it, say about the model besides its tensors.
 
     Raises:
         ValueError: a setting that changes the arithmetic is not supported; names it.
@@ -133,7 +133,7 @@ def _load_safetensors(source: Path) -> dict[str, Tensor]:
                 raise ValueError(f"{source} is a checkpoint of this project already")
         return safetensors.torch.load_file(source)
     except SafetensorError as error:
-        raise ValueError(f"{source} is not a whole safetensors file ({error})") from error
+        raise ValueError(f"{source} is not a complete safetensors file ({error})") from error
 
 
 def _load_pickle(source: Path) -> Any:
@@ -145,8 +145,8 @@ def _load_pickle(source: Path) -> Any:
         if unknown is None:
             # torch's own message for a bad pickle advises turning safe loading off.
             is_text = not isinstance(error, pickle.UnpicklingError) and str(error)
-            reason = str(error).split("\n")[0] if is_text else "damaged, or no pickle at all"
-            raise ValueError(f"{source} is not a whole file of torch.save ({reason})") from error
+            reason = str(error).split("\n")[0] if is_text else "damaged, or not a pickle"
+            raise ValueError(f"{source} is not a complete file of torch.save ({reason})") from error
         raise ValueError(
             f"{source} holds an object of {unknown[1]}, which is not loaded because that could run "
             "code. If you trust the file, strip it: "

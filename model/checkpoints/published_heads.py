@@ -12,20 +12,20 @@ from model.config import Variant
 
 
 def settle_heads(tensors: Tensors, layout: Layout, *, settings: Settings) -> Variant:
-    """Assign every head: one for base, else one per layer and one on the encoder."""
+    """Assign every head; returns the variant that the heads imply."""
     # The decoder has its own box heads if it refines boxes from layer to layer.
     has_copies = any(name.startswith("copy.box_heads.") for name in tensors)
     for copy in [name for name in tensors if name.startswith("copy.")]:
         name, tensor = copy.removeprefix("copy."), tensors.pop(copy)
         if not torch.equal(tensors.setdefault(name, tensor), tensor):
-            raise ValueError(f"{layout}: tensor {name} is there twice, with other values")
+            raise ValueError(f"{layout}: tensor {name} appears twice, with different values")
     num_layers = count_indices(tensors, r"decoder\.layers\.(\d+)\.")
     refines = settings.get("with_box_refine") or has_copies or not _heads_are_equal(tensors)
     is_two_stage = any(name.startswith("queries.memory_") for name in tensors)
     if is_two_stage and not refines:
         raise ValueError(
-            "it is a two-stage model whose layers share one head, as with_box_refine = False "
-            "makes it; two stages are supported with box refinement only"
+            "it is a two-stage model whose layers share one head (with_box_refine = False); "
+            "two stages are only supported with box refinement"
         )
     if not refines:
         for name in [x for x in tensors if re.match(r"(class|box)_heads\.[1-9]", x)]:

@@ -1,4 +1,4 @@
-"""How images are resized and normalised for a published model, by the settings with its weights.
+"""How images are resized and normalised for a published model, from the settings with its weights.
 
 What `bundle.preprocess` does not do, such as squeezing images into a square, is refused by name.
 """
@@ -22,7 +22,7 @@ _HUGGING_FACE = {
     "image_mean": [0.485, 0.456, 0.406],
     "image_std": [0.229, 0.224, 0.225],
 }
-_DIGITS = 6  # behind the point: 0.485 * 255 is 123.675
+_DIGITS = 6  # after the decimal point: 0.485 * 255 is 123.675
 
 
 def from_preprocessor_config(config: Mapping[str, Any]) -> Preprocess:
@@ -90,7 +90,7 @@ def _colours(given: Mapping[str, Any], name: str) -> list[float]:
 
 
 def from_test_pipeline(where: str, config: Mapping[str, Any]) -> Preprocess | None:
-    """The preprocessing of the test pipeline in a configuration of mmdetection, None without one.
+    """The preprocessing of the test pipeline in an mmdetection configuration; None without one.
 
     Raises:
         ValueError: it resizes images in a way that is not supported; names it.
@@ -115,7 +115,7 @@ def from_test_pipeline(where: str, config: Mapping[str, Any]) -> Preprocess | No
 
 
 def _test_pipeline(config: Mapping[str, Any]) -> Any:
-    """The pipeline from where version 3 or 2 keeps it, or from the variable that both use."""
+    """The pipeline, where version 3 or 2 keeps it or in the variable that both use."""
     for path in (("test_dataloader", "dataset", "pipeline"), ("data", "test", "pipeline")):
         found: Any = config
         for key in path:

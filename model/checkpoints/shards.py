@@ -43,18 +43,18 @@ def read_shards(index: Path, read_file: Callable[[Path], Mapping[Any, Any]]) -> 
     if missing := [part.name for part in parts if not part.is_file()]:
         raise ValueError(
             f"{index} names {len(parts)} files, of which {len(missing)} are missing, such as "
-            f"{missing[0]}: download them beside it"
+            f"{missing[0]}: download them to the same folder"
         )
     content = {key: value for part in parts for key, value in read_file(part).items()}
     if absent := next((name for name in named if name not in content), None):
-        raise ValueError(f"{index} says that {named[absent]} holds {absent}, which it does not")
+        raise ValueError(f"{index} says that {named[absent]} holds {absent}, but it does not")
     return content
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     named = read_json_object(index).get("weight_map")
     if not isinstance(named, dict) or not named:
-        raise ValueError(f"{index} is no index of weights: it has no weight_map")
+        raise ValueError(f"{index} is not an index of weights: it has no weight_map")
     for name in named.values():
         if not isinstance(name, str) or Path(name).name != name or name == index.name:
             raise ValueError(f"{index} names {name!r}, expected a file beside it")

@@ -102,7 +102,7 @@ def _choose(copies: list[_Copy]) -> _Copy:
         return (usual or pool)[0]
     raise ValueError(
         f"holds {len(pool)} models ({'; '.join(copy.place for copy in pool)}): store the tensors "
-        "of one of them in a file of its own"
+        "of one of them in a separate file"
     )
 
 

@@ -140,7 +140,7 @@ def test_a_server_that_stays_broken_is_given_up_and_the_part_kept(
 ) -> None:
     server.breaks = [1000, 0, 0, 0, 0, 0]
 
-    with pytest.raises(ValueError, match=r"check the network or the proxy.*goes on at byte 1000"):
+    with pytest.raises(ValueError, match=r"check the network or the proxy.*resumes at byte 1000"):
         fetch(tmp_path / NAME)
 
     assert (tmp_path / f"{NAME}.part").read_bytes() == CONTENT[:1000]
@@ -201,7 +201,7 @@ def test_a_name_without_digits_cannot_be_checked(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_what_arrived(
     tmp_path: Path, full_disk: None, fetch: Callable[[Path], None]
 ) -> None:
-    with pytest.raises(OSError, match=r"free 1 MB .*the download goes on"):
+    with pytest.raises(OSError, match=r"free 1 MB .*resume the download"):
         fetch(tmp_path / NAME)
 
     kept = (tmp_path / f"{NAME}.part").read_bytes()

@@ -121,7 +121,7 @@ def test_a_checkpoint_has_the_ending_of_its_format(tmp_path: Path) -> None:
 
 
 def test_there_is_a_name_for_every_class(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="2 classes are named for a model of 3"):
+    with pytest.raises(ValueError, match="2 classes are named for a model with 3"):
         Checkpoint(tmp_path / "x.safetensors", tiny(), _classes(2), {}, {}, {})
 
 
@@ -137,14 +137,16 @@ def test_a_file_of_another_kind_is_named_with_the_command_that_reads_it(
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
 
-    with pytest.raises(ValueError, match=r"not a whole safetensors file.*model\.checkpoint conv"):
+    with pytest.raises(
+        ValueError, match=r"not a complete safetensors file.*model\.checkpoint conv"
+    ):
         load_checkpoint(path)
 
 
 def test_a_truncated_checkpoint_is_refused(saved: Path) -> None:
     saved.write_bytes(saved.read_bytes()[:-100])
 
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
         load_checkpoint(saved)
 
 
@@ -166,7 +168,7 @@ def test_a_safetensors_file_of_another_project_is_to_be_converted(tmp_path: Path
         ({"config": {"name": "x", "epochs": 0}}, "epochs must be at least 1"),
         ({"config": None}, "not valid at 'config'"),
         ({"classes": [{"id": 1}]}, "not valid at 'classes.0.name'"),
-        ({"classes": []}, "0 classes are named for a model of 3"),
+        ({"classes": []}, "0 classes are named for a model with 3"),
         ({"metrics": None}, "not valid at 'metrics'"),
     ],
 )

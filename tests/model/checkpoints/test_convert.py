@@ -198,7 +198,7 @@ def test_what_had_to_be_assumed_is_said_in_the_log_and_the_checkpoint(
 
     assumed = converted.provenance["assumed"]
     assert "names none of its 91 outputs: COCO's classes were taken" in assumed[0]
-    assert "does not tell its attention heads: 8 were taken" in assumed[1]
+    assert "does not say how many attention heads it has: 8 were taken" in assumed[1]
     assert len(assumed) == 2
     assert all(sentence in caplog.text for sentence in assumed)
 
@@ -246,7 +246,7 @@ def test_proposals_that_no_setting_tells_are_assumed_or_given(
 
     given = load_checkpoint(destination)
     assert assumed.config.model.num_queries == 300
-    assert "two-stage proposals: 300 were taken; give" in str(assumed.provenance["assumed"])
+    assert "how many proposals it has: 300 were taken; give" in str(assumed.provenance["assumed"])
     assert "how large images are: a short side of 800" in str(assumed.provenance["assumed"])
     assert given.config.model.num_queries == 20
     assert given.provenance["options"]["num_queries"] == 20

@@ -88,7 +88,7 @@ def test_second_copies_of_heads_must_be_equal(write: Callable[[Any], Path]) -> N
     key = "transformer.decoder.bbox_embed.1.layers.2.bias"
     content["model"][key] = content["model"][key] + 1
 
-    with pytest.raises(ValueError, match=r"box_heads\.1\.layers\.2\.bias is there twice"):
+    with pytest.raises(ValueError, match=r"box_heads\.1\.layers\.2\.bias appears twice"):
         convert(write(content))
 
 

@@ -106,7 +106,7 @@ def test_a_file_of_class_names_must_be_coco_annotations(
 ) -> None:
     (tmp_path / "x.json").write_text(text)
 
-    with pytest.raises(ValueError, match=r"x\.json is no COCO annotation file"):
+    with pytest.raises(ValueError, match=r"x\.json is not a COCO annotation file"):
         convert(write(checkpoint("base", "mmdet2")), annotations=tmp_path / "x.json")
 
 

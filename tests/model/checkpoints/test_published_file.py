@@ -134,7 +134,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, is_zip: bool) -> None:
     path = _write(tmp_path / "x.pth", STATE, _use_new_zipfile_serialization=is_zip)
     path.write_bytes(path.read_bytes()[:-20])
 
-    with pytest.raises(ValueError, match=r"x\.pth is not a whole file of torch\.save"):
+    with pytest.raises(ValueError, match=r"x\.pth is not a complete file of torch\.save"):
         read_content(path)
 
 
@@ -142,7 +142,7 @@ def test_a_pickle_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     path.write_bytes(pickle.dumps([1], protocol=2))
 
-    with pytest.raises(ValueError, match=r"x\.pth (is not a whole file|holds a list)"):
+    with pytest.raises(ValueError, match=r"x\.pth (is not a complete file|holds a list)"):
         read_content(path)
 
 
@@ -163,7 +163,7 @@ def test_a_broken_safetensors_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(safetensors.torch.save(STATE)[:-4])
 
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
         read_content(path)
 
 
@@ -178,6 +178,6 @@ def test_the_start_of_a_safetensors_file_is_no_file(tmp_path: Path, length: int)
     path.write_bytes(safetensors.torch.save(STATE)[:length])
 
     with pytest.raises(
-        ValueError, match=r"model\.safetensors is not a whole file|not a whole safe"
+        ValueError, match=r"model\.safetensors is not a complete file|not a complete safe"
     ):
         read_content(path)

@@ -75,7 +75,7 @@ def test_a_tensor_that_its_part_lacks_is_named(tmp_path: Path) -> None:
     index = write_parts(tmp_path, STATE, ".bin")
     torch.save({"b": STATE["b"]}, tmp_path / f"{PARTS[1]}.bin")
 
-    with pytest.raises(ValueError, match=rf"says that {PARTS[1]}\.bin holds c, which it does not"):
+    with pytest.raises(ValueError, match=rf"says that {PARTS[1]}\.bin holds c, but it does not"):
         read_content(index)
 
 
