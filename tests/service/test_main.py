@@ -17,12 +17,14 @@ from service.__main__ import Server
 from service.app import create_app
 from service.settings import Settings
 from tests.fakes import FakeEngine
+from tests.service.breaking_service import BreakingEngine, fail
 from tests.service.load import Load
 
 Start = Callable[..., Any]  # the fixture; settings in, a Process out
 
 
 HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n"
+HALF_A_REQUEST = b"POST /detect HTTP/1.1\r\nHost: test\r\nContent-Length: 9999\r\n\r\nhalf"
 
 
 class Listener(socket.socket):
@@ -99,12 +101,79 @@ async def test_a_client_that_asks_late_on_its_idle_connection_is_answered(
         assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
 
 
+async def serving(listener: Listener, server: Server) -> tuple[asyncio.Task[None], str]:
+    """The life of a server in this process, begun until it is ready, and its address."""
+    life = asyncio.create_task(server.serve([listener]))
+    address = "http://{}:{}".format(*listener.getsockname())
+    async with httpx.AsyncClient() as client:
+        while (await client.get(f"{address}/readyz")).status_code != 200:
+            pass
+    return life, address
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_a_stop_cuts_short_still_reaches_its_client(
+    fake_bundle: Path, jpeg_bytes: bytes
+) -> None:
+    settings = Settings(bundle=fake_bundle, drain_timeout_s=0.2)
+    engine, is_cut_short = FakeEngine(), asyncio.Event()
+    app = create_app(settings, lambda *_: engine)
+
+    @app.get("/last-words")
+    async def last_words() -> str:
+        await is_cut_short.wait()
+        for _ in range(100):  # turns of the event loop
+            await asyncio.sleep(0)
+        return "said"
+
+    server = Server(app, settings)
+    life, address = await serving(Listener(), server)
+    engine.gate.shut()
+    async with httpx.AsyncClient(base_url=address) as client, asyncio.TaskGroup() as tasks:
+        cut_short = tasks.create_task(client.post("/detect", content=jpeg_bytes))
+        slower = tasks.create_task(client.get("/last-words"))
+        await asyncio.to_thread(engine.gate.wait_for_arrival)
+
+        server.should_exit = True
+        assert (await cut_short).status_code == 503
+        is_cut_short.set()
+        done, _ = await asyncio.wait({slower, life}, return_when=asyncio.FIRST_COMPLETED)
+
+    engine.gate.open()
+    await life
+    assert done == {slower}
+    assert slower.result().json() == "said"
+
+
+@pytest.mark.anyio
+async def test_a_service_that_failed_does_not_wait_long_for_its_clients(
+    fake_bundle: Path, jpeg_bytes: bytes
+) -> None:
+    settings = Settings(bundle=fake_bundle, max_failures=1, drain_timeout_s=600, body_timeout_s=600)
+    engine, listener = BreakingEngine(fail), Listener()
+    app = create_app(
+        settings, lambda *_: engine, on_failure=lambda: setattr(server, "should_exit", True)
+    )
+    server = Server(app, settings)
+    life, address = await serving(listener, server)
+    engine.is_broken = True
+    with listener.connect_to_it() as stalled:
+        stalled.sendall(HALF_A_REQUEST)
+
+        async with httpx.AsyncClient() as client, asyncio.timeout(30):
+            answer = await client.post(f"{address}/detect", content=jpeg_bytes)
+            await life
+
+    assert answer.status_code == 500
+    assert app.state.serving.failure.startswith("1 batches in a row failed")
+
+
 def test_a_stalled_upload_and_a_second_sigterm_do_not_hold_the_process(start: Start) -> None:
     process = start(drain_timeout_s=1)
     address = process.start()
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as client:
-        client.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\nhalf")
+        client.sendall(HALF_A_REQUEST)
         assert httpx.get(f"{address}/healthz").status_code == 200  # what came before was read
 
         process.stop()
