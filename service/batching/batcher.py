@@ -257,8 +257,6 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
 
     def _wind(self, run: Run[Item, Result], limit_s: float, steps_left: int) -> None:
         """Count one step towards the alarm of a run; at the last, the run counts as hung."""
-        if run.is_over:
-            return
         if not steps_left:
             self._on_hang(
                 f"the engine has not ended a batch of {len(run.entries)} within {limit_s:.1f} s"

@@ -26,7 +26,6 @@ class Run(Generic[Item, Result]):
     is_ending: bool = False  # the batch behind it should be assembled now
     started_at: float | None = None  # None while it is staged behind the batch that runs
     run_s: float = 0.0
-    is_over: bool = False  # the engine has ended; set in its thread
     alarm: asyncio.TimerHandle | None = None  # rings when the engine counts as hung
     assembly_s: float = 0.0
 
@@ -91,7 +90,6 @@ class Runner(Generic[Item, Batch, Result]):
         loop.call_soon_threadsafe(self._on_start, run)
         run.outcomes = self._outcomes(alive, batch)
         run.run_s = self._clock() - run.started_at
-        run.is_over = True
         loop.call_soon_threadsafe(self._on_end, run)
 
     def _try_assemble(self, entries: list[Entry[Item, Result]]) -> Batch | None:

@@ -46,3 +46,15 @@ def test_what_stops_the_work_leaves_the_old_directory_and_nothing_else(tmp_path,
 
     assert (out / "old").read_text() == "old"
     assert names_in(tmp_path) == ["bundle"]
+
+
+def test_a_new_directory_that_is_gone_leaves_the_old_one(tmp_path):
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "old").write_text("old")
+
+    with pytest.raises(FileNotFoundError), staged(out) as directory:
+        directory.rmdir()  # by another program
+
+    assert (out / "old").read_text() == "old"
+    assert names_in(tmp_path) == ["bundle"]

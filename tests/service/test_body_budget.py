@@ -2,8 +2,12 @@
 
 import pytest
 
+from service.app import create_app
 from service.body_budget import COPIES, Body, BodyBudget
 from service.errors import Overloaded
+from service.settings import Settings
+from tests.fakes import FakeEngine
+from tests.service.asking import running
 
 
 @pytest.fixture
@@ -58,3 +62,15 @@ def test_a_body_that_gave_way_takes_nothing_more(budget: BodyBudget) -> None:
         budget.take(large, 10)
 
     assert not body_of(budget, "a", 40).is_evicted
+
+
+@pytest.mark.anyio
+async def test_a_body_holds_no_memory_once_its_request_is_answered(settings: Settings) -> None:
+    one_body = settings.model_copy(update={"client_body_memory_bytes": 1})  # at least that
+
+    async with running(create_app(one_body, lambda *_: FakeEngine())) as client:
+        answers = [
+            await client.post("/detect", content=bytes(settings.max_body_bytes)) for _ in range(3)
+        ]
+
+    assert [answer.status_code for answer in answers] == [415] * 3

@@ -10,9 +10,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 
 from engines.base import Engine
 from service.app import create_app
+from service.errors import NotReady
 from service.settings import Settings
 from tests.fakes import POISON, FakeEngine
 from tests.server_process import Process
@@ -195,6 +197,14 @@ def test_an_engine_that_cannot_be_closed_does_not_hold_the_process(begin: Break)
     status, log = process.end()
     assert status == 1
     assert "still not stopped after 5.1 s" in log
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_was_given_up_is_left_alone(app: FastAPI, engine: FakeEngine) -> None:
+    async with running(app):
+        app.state.serving.abort(NotReady("the engine hangs"))
+
+    assert not engine.is_closed
 
 
 def test_a_stop_while_the_engine_is_loading_ends_at_once(begin: Break) -> None:

@@ -1,15 +1,18 @@
 """Another bundle takes the place of the one that is served, or is refused; nobody notices."""
 
 import asyncio
+import contextlib
 import re
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from pydantic import SecretStr
 
 from bundle.manifest import Bundle
 from service.app import create_app
@@ -194,6 +197,48 @@ async def test_a_stopping_service_reloads_no_more(app: FastAPI, client: httpx.As
 
     assert (answer.status_code, code_of(answer)) == (409, "reload_refused")
     assert "the service is draining" in message_of(answer)
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_is_ready_after_the_stop_began_is_released(
+    settings: Settings, fake_bundle: Path
+) -> None:
+    engines: list[FakeEngine] = []
+
+    def open_engine(*_: object) -> FakeEngine:
+        if engines:
+            stopping.state.serving.drain()
+        engines.append(FakeEngine(max_batch_size=4))
+        return engines[-1]
+
+    stopping = create_app(settings.model_copy(update={"admin_key": SecretStr(KEY)}), open_engine)
+    async with running(stopping) as client:
+        answer = await client.post("/admin/reload", headers=HEADERS)
+        are_closed = [engine.is_closed for engine in engines]
+
+    assert (answer.status_code, code_of(answer)) == (409, "reload_refused")
+    assert are_closed == [False, True]
+
+
+@pytest.mark.anyio
+async def test_reloads_run_one_after_another(settings: Settings, fake_bundle: Path) -> None:
+    both_at_once = threading.Barrier(2, action=lambda: meetings.append("met"))
+    meetings: list[str] = []
+
+    def open_engine(*_: object) -> FakeEngine:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both_at_once.wait(timeout=0.3)
+        return FakeEngine(max_batch_size=4)
+
+    app = create_app(settings.model_copy(update={"admin_key": SecretStr(KEY)}), open_engine)
+    async with running(app) as client:
+        both_at_once.reset()
+        answers = await asyncio.gather(
+            *(client.post("/admin/reload", headers=HEADERS) for _ in range(2))
+        )
+
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert meetings == []
 
 
 @pytest.mark.slow

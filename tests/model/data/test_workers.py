@@ -32,6 +32,14 @@ def kill(item: int) -> int:
     return item
 
 
+def end_when_told(told: int, item: int) -> int:
+    """The first two results; who is to work on a later one is killed once told so."""
+    if item > 1:
+        os.read(told, 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 def test_results_come_in_order(num_workers):
     results = list(work_ahead(square, range(10), num_workers=num_workers))
@@ -66,6 +74,19 @@ def test_a_killed_process_is_one_line_with_advice():
 
     with pytest.raises(LoadingFailed, match=r"has ended \(.*\), most often because memory ran out"):
         list(results)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_process_that_is_killed_does_not_disturb_the_step_that_runs():
+    told, tell = os.pipe()
+    results = work_ahead(partial(end_when_told, told), range(10), num_workers=2)
+    next(results)
+    (victim, _) = [int(child.pid or 0) for child in multiprocessing.active_children()]
+
+    os.write(tell, b"12")
+    os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)  # a handler would raise here
+
+    del results
     assert multiprocessing.active_children() == []
 
 
