@@ -59,6 +59,10 @@ home = $(if $(filter ~/%,$(firstword $(1))),$(patsubst ~/%,$(HOME)/%,$(1)),$(1))
 quote = '$(subst ','\'',$(call home,$(1)))'
 option = $(if $($(1)),--$(2) $(call quote,$($(1))))
 
+# A process that the system kills cannot say why itself.
+if_killed = || { status=$$?; [ $$status -ne 137 ] || echo 'killed, most often because memory ran out: \
+the same command continues from the last save; a new run with SET=batch_size=auto takes what fits' >&2; exit $$status; }
+
 .PHONY: help serve detect train evaluate export weights install plugins browser peers test test-fast test-gpu bench-gpu lint check lock clean
 
 help: ## list the targets
@@ -83,7 +87,7 @@ detect: $(VENV)/service.stamp $(NATIVE) ## detect in images and folders: PATHS= 
 train: $(VENV)/full.stamp $(NATIVE) ## train a model, the demo unless told otherwise [CONFIG= SET='field=value ...' DATA= VAL_FRACTION= OUT= RESUME= INIT= ARGS=]
 	$(BIN)/python -m model.train $(call option,CONFIG,config) $(call option,SET,set) \
 	$(call option,DATA,data) $(call option,VAL_FRACTION,val-fraction) \
-	$(call option,OUT,out) $(call option,RESUME,resume) $(call option,INIT,init) $(ARGS)
+	$(call option,OUT,out) $(call option,RESUME,resume) $(call option,INIT,init) $(ARGS) $(if_killed)
 
 evaluate: $(VENV)/full.stamp $(NATIVE) ## COCO AP of CHECKPOINT= or BUNDLE=, the demo's unless told otherwise [DATA= VAL_FRACTION= OUT= ARGS=]
 	$(BIN)/python -m $(if $(CHECKPOINT),model.evaluate --checkpoint $(call quote,$(CHECKPOINT)),\

@@ -90,9 +90,11 @@ def _train(config: TrainConfig, args: argparse.Namespace) -> int:
     from model.data.workers import LoadingFailed
     from model.distributed import PeerFailed, is_main, joined, together
     from model.training.batch_memory import measure_batch
+    from model.training.full_disk import describe_os_error, quiet_writer_threads
     from model.training.loop import train
     from model.training.memory import OUT_OF_MEMORY, MemoryRanOut, is_out_of_memory
 
+    quiet_writer_threads()
     try:
         with joined():
             if not is_main():
@@ -108,7 +110,10 @@ def _train(config: TrainConfig, args: argparse.Namespace) -> int:
     except PeerFailed as error:  # its own message says why
         log.warning("error: %s", error)
         return 1
-    except (ValueError, OSError, LoadingFailed, MemoryRanOut) as error:
+    except OSError as error:
+        log.error("error: %s", describe_os_error(error))
+        return 1
+    except (ValueError, LoadingFailed, MemoryRanOut) as error:
         log.error("error: %s", error)
         return 1
     except (MemoryError, RuntimeError) as error:

@@ -179,3 +179,13 @@ def test_a_target_names_every_variable_that_it_reads(target: str) -> None:
     inputs = set(re.findall(r"^([A-Z_]+) =$", MAKEFILE, flags=re.M))
 
     assert variables(recipe) & inputs == set(re.findall(r"([A-Z_]+)=", head)) - {"PYTHON"}
+
+
+def test_a_run_that_was_killed_is_explained(make: Callable[..., list[str]], tmp_path: Path) -> None:
+    (tmp_path / "python").write_text("#!/bin/sh\nkill -9 $$\n")
+
+    said = refusal(make, "train")
+
+    assert "killed, most often because memory ran out" in said
+    assert "SET=batch_size=auto" in said
+    assert "Error 137" in said

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -192,3 +193,22 @@ def test_sigterm_stops_a_real_run_which_goes_on(tmp_path: Path) -> None:
     config = tiny()
     assert train(config, open_data(config, directory), out_dir=out_dir) == 0
     assert state_of(out_dir)["progress"]["step"] == 60
+
+
+def allow_small_files_only() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))  # bytes; TensorBoard writes more at once
+
+
+def test_a_disk_that_is_full_is_one_line_with_what_to_do(images: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "model.train", "--config", "tiny", "--data", str(images),
+               "--out", str(tmp_path / "out"), "--set", "num_threads=1"]  # fmt: skip
+
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, preexec_fn=allow_small_files_only
+    )
+
+    assert done.returncode == 1, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "error: " in line)
+    assert "error: the disk is full: " in line
+    assert "Free some space, and the same command continues from the last save" in line
+    assert "Traceback" not in done.stderr

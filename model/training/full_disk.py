@@ -1,0 +1,30 @@
+"""What is said when a file cannot be written, most often because the disk is full."""
+
+import errno
+import threading
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def describe_os_error(error: OSError) -> str:
+    """One line: what failed, and what to do if there was no space left."""
+    said = error.strerror or str(error)
+    if error.filename is not None:
+        said = f"{error.filename}: {said}"
+    if error.errno not in _FULL:
+        return said
+    return (
+        f"the disk is full: {said}. Free some space, and the same command continues from the last "
+        "save in OUT (--out); or move that directory to another disk"
+    )
+
+
+def quiet_writer_threads() -> None:
+    """Print no trace of threads that could not write: their error reaches the main thread, too."""
+    print_trace = threading.excepthook
+
+    def handle(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError):
+            print_trace(args)
+
+    threading.excepthook = handle
