@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
 def self_check(engine: Engine, bundle: Bundle) -> list[Outcome]:
     """Run an engine on the known answers of its bundle.
 
-    Each image runs alone; the first two also run padded to one size, if the bundle allows it.
+    Each image runs alone; all run in one batch too, padded to one size, if the bundle allows it.
 
     Raises:
         ValueError: the bundle has no readable known answers.
@@ -78,7 +78,7 @@ def self_check(engine: Engine, bundle: Bundle) -> list[Outcome]:
     min_side = manifest.preprocess.min_side
     runs = [*_run_alone(engine, answers, min_side)]
     if manifest.batches == "any":
-        runs += _run_padded(engine, answers[:2], min_side)
+        runs += _run_padded(engine, answers, min_side)
     precision = engine.info.precision
     outcomes = []
     for image, answer, found in runs:
@@ -124,7 +124,7 @@ def _run_alone(engine: Engine, answers: Sequence[KnownAnswer], min_side: int) ->
 
 
 def _run_padded(engine: Engine, answers: Sequence[KnownAnswer], min_side: int) -> Iterator[_Run]:
-    """In one batch, or one by one if the engine takes only single images."""
+    """In one batch, or in several if the engine takes fewer images."""
     names = _names(answers)
     images, padding_mask = pad_batch([answer.image for answer in answers], min_side)
     step = min(len(answers), engine.max_batch_size)
