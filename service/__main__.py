@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import uvicorn
@@ -107,8 +107,14 @@ class Server(uvicorn.Server):
         )
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to stop, and return the exit status."""
+    if given := sys.argv[1:] if arguments is None else arguments:
+        return _fail(
+            f"python -m service takes no arguments, got {' '.join(given)}: its settings are "
+            "environment variables, such as DETR_BUNDLE=DIR and DETR_PORT=8001; all are in "
+            "docs/operations.md, or run `make serve BUNDLE=DIR PORT=8001`"
+        )
     try:
         settings = Settings()
     except ValidationError as error:

@@ -49,6 +49,7 @@ CASES = [
     (["export.__main__", "none.safetensors", "--out", "x"], "no such checkpoint"),
     (["export.__main__", "a", "--out", "x", "--precision", "int9"], "invalid choice: 'int9'"),
     (["export.__main__", "a", "--out", "x", "--runtime", "tensort"], "invalid choice: 'tensort'"),
+    (["service.__main__", "--bundle", "x"], "no arguments, got --bundle x: its settings are env"),
     (["service.detect", "none.jpg"], "no such file or folder: none.jpg"),
     (["service.detect", "x", "--treshold", "1"], "unrecognized arguments: --treshold"),
 ]
