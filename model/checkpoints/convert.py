@@ -31,6 +31,10 @@ _ASSUMED_SIZE = (
     f"the file does not say how large images are: a short side of {Preprocess().short_side} and a "
     f"long side of at most {Preprocess().long_side} pixels were taken, as published"
 )
+# Tensors of convolutions, batch norms, projections and feed-forward layers, which nobody starts
+# with zeros: a gap in a file shows in one of them.
+_NEVER_ZERO = ("running_var", "value_proj.weight", "linear1.weight", "conv1.weight",
+               "conv2.weight", "conv3.weight", "in_proj_weight")  # fmt: skip
 _RECIPES = {Variant.BASE: base, Variant.REFINE: refine, Variant.TWO_STAGE: two_stage}
 
 
@@ -265,9 +269,14 @@ def _require_whole(source: Path, tensors: Tensors, config: ModelConfig, layout: 
     if fault := first_mismatch(expected, tensors):
         raise ValueError(f"{source} ({layout}, {config.variant}): {fault}; the file is incomplete, "
                          "or its model differs from the published ones")  # fmt: skip
-    bad = next((name for name, x in tensors.items() if not torch.isfinite(x).all()), None)
-    if bad:
-        raise ValueError(f"tensor {bad} holds a value that is not finite")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"tensor {name} holds a value that is not finite")
+        if name.endswith(_NEVER_ZERO) and not tensor.any():
+            raise ValueError(f"tensor {name} holds nothing but zeros, as in a file that was not "
+                             "downloaded whole; download it again")  # fmt: skip
+        if name.endswith("running_var") and tensor.min() < 0:
+            raise ValueError(f"tensor {name} holds a negative variance; the file is damaged")
 
 
 def _get(tensors: Tensors, name: str) -> Tensor:

@@ -96,7 +96,7 @@ def _published_base() -> Tensors:
             shape[1] = 8 * tensor.shape[1]
         layer = re.match(r"((?:en|de)coder\.layers\.|bbox_head\.\w+_branches\.)0(.*)", key)
         names = [f"{layer[1]}{i}{layer[2]}" for i in range(6)] if layer else [key]
-        grown.update({name: torch.zeros(()).expand(shape) for name in names})
+        grown.update({name: torch.ones(()).expand(shape) for name in names})
     return grown
 
 

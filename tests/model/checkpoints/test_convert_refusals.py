@@ -83,6 +83,27 @@ def test_a_tensor_that_is_not_finite_is_named(write: Callable[[Any], Path]) -> N
         convert(write(content))
 
 
+@pytest.mark.parametrize(
+    ("key", "factor", "message"),
+    [
+        ("decoder.layers.2.cross_attn.value_proj.weight", 0, "nothing but zeros"),
+        ("encoder.layers.1.ffn.layers.0.0.weight", 0, "nothing but zeros"),
+        ("decoder.layers.0.self_attn.attn.in_proj_weight", 0, "nothing but zeros"),
+        ("backbone.layer4.0.conv2.weight", 0, "nothing but zeros"),
+        ("backbone.bn1.running_var", 0, "nothing but zeros"),
+        ("backbone.bn1.running_var", -1, "a negative variance"),
+    ],
+)
+def test_a_file_with_a_gap_is_refused(
+    write: Callable[[Any], Path], key: str, factor: int, message: str
+) -> None:
+    content = checkpoint("base", "mmdet3")
+    content["state_dict"][key] = content["state_dict"][key] * factor
+
+    with pytest.raises(ValueError, match=rf"tensor .* holds {message}"):
+        convert(write(content))
+
+
 def test_second_copies_of_heads_must_be_equal(write: Callable[[Any], Path]) -> None:
     content = checkpoint("refine", "authors")
     key = "transformer.decoder.bbox_embed.1.layers.2.bias"
