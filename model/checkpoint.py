@@ -19,7 +19,7 @@ def _count(text: str) -> int:
     return number
 
 
-# PyTorch takes seconds to import: what is mistyped is told before.
+# PyTorch takes seconds to import, so mistyped arguments are reported first.
 
 
 def _show(args: argparse.Namespace) -> None:

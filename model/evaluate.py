@@ -92,7 +92,7 @@ def require_data(args: argparse.Namespace) -> None:
 
 
 def _evaluate_checkpoint(args: argparse.Namespace) -> None:
-    # PyTorch takes seconds to import: what is mistyped is told before.
+    # PyTorch takes seconds to import, so mistyped arguments are reported first.
     import torch
 
     from model.checkpoints.checkpoint_file import build_model, load_checkpoint, write_checkpoint

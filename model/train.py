@@ -85,7 +85,7 @@ def _is_started(out_dir: Path) -> bool:
 
 
 def _train(config: TrainConfig, args: argparse.Namespace) -> int:
-    # PyTorch takes seconds to import: what is mistyped is told before.
+    # PyTorch takes seconds to import, so mistyped arguments are reported first.
     from model.data.loading import open_data
     from model.data.workers import LoadingFailed
     from model.distributed import PeerFailed, is_main, joined, together

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=WEIGHTS_DIR)
     parser.add_argument("--base-url", help="a mirror of the site that publishes the files")
     args = parser.parse_args(arguments)
-    # PyTorch takes seconds to import: what is mistyped is told before.
+    # PyTorch takes seconds to import, so mistyped arguments are reported first.
     from model.checkpoints.fetch import fetch_backbone, fetch_detector
 
     url = published_url(args.variant, file_format=args.format, base_url=args.base_url)

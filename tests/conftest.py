@@ -16,7 +16,7 @@ import engines  # noqa: F401  # before any test imports OpenVINO, which would re
 from tests.server_process import Process
 from tests.toy_bundle import make_toy_bundle
 
-# Examples are the same in every run, and a slow machine is no failure.
+# Examples are the same in every run, and a slow machine is not a failure.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
@@ -33,7 +33,7 @@ LONGEST = (
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where processes share the tests, files that take long come first; files stay whole."""
+    """If processes share the tests, long files come first, and files are not split."""
     if not hasattr(config, "workerinput"):
         return
     slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Slow tests run without coverage, which takes up to two thirds more of their time."""
+    """Run slow tests without coverage, which would make them up to two thirds slower."""
     tracer = sys.gettrace()
     if item.get_closest_marker("slow") is not None:
         sys.settrace(None)
@@ -62,7 +62,7 @@ def _seeds() -> None:
 
 @pytest.fixture(scope="session")
 def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of the toy bundle; shared by all tests, so change a copy only."""
+    """Directory of the toy bundle; all tests share it, so only change a copy."""
     directory = tmp_path_factory.mktemp("bundles") / "toy"
     make_toy_bundle(directory)
     return directory
@@ -84,7 +84,7 @@ def start(toy_bundle: Path) -> Iterator[Callable[..., Process]]:
 
 @pytest.fixture(scope="session")
 def address(toy_bundle: Path) -> Iterator[str]:
-    """Where a process serves the toy bundle, for all tests that only ask it."""
+    """Address of a process that serves the toy bundle, for tests that only send requests."""
     process = Process(bundle=toy_bundle, port=0)
     yield process.start()
     process.stop()

@@ -89,7 +89,7 @@ class Failure(Exception):
 
 
 def returns_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of the binding: it returns (code, *values), and fails where a test wants it to."""
+    """A function of the binding: it returns (code, *values), and fails if a test wants it to."""
 
     @functools.wraps(function)
     def call(self: "FakeCuda", *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Small honest stand-ins for what is slow or out of a test's control."""
+"""Small honest stand-ins for what is slow or beyond a test's control."""
 
 import threading
 
@@ -10,7 +10,7 @@ from engines.base import EngineFailure, EngineInfo
 
 
 class FakeClock:
-    """A clock that stands still until it is told to advance."""
+    """A clock that stands still until a test advances it."""
 
     def __init__(self, now_s: float = 1000.0) -> None:
         self.now_s = now_s
@@ -23,7 +23,7 @@ class FakeClock:
 
 
 class Gate:
-    """Holds a thread at `pass_through` while it is shut, and tells how many have arrived."""
+    """Holds threads at `pass_through` while it is shut, and counts those that have arrived."""
 
     def __init__(self) -> None:
         self._is_open = threading.Event()

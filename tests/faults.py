@@ -1,4 +1,4 @@
-"""What engines that are silently wrong do to right answers, and an engine that does it."""
+"""The ways an engine can silently spoil right answers, and an engine that does so."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def scaled_scores(output: RawOutput, _: BoolArray) -> RawOutput:
 
 
 def shifted_boxes(output: RawOutput, padding_mask: BoolArray) -> RawOutput:
-    """By two pixels to the right and down."""
+    """Move boxes by two pixels to the right and down."""
     heights, widths = (~padding_mask).any(2).sum(1), (~padding_mask).any(1).sum(1)
     step = np.float32(2) / np.stack([widths, heights, widths, heights], axis=1)
     moved = output.boxes + step[:, None].astype(np.float32)
@@ -29,7 +29,7 @@ def shifted_boxes(output: RawOutput, padding_mask: BoolArray) -> RawOutput:
 
 
 def swapped_classes(output: RawOutput, _: BoolArray) -> RawOutput:
-    """The class of the best detection and the next one change places."""
+    """Swap the class of the best detection with the next class."""
     best = output.labels[:, :1]
     other = np.where(best > 0, best - 1, best + 1)
     swapped = np.where(output.labels == other, best, output.labels)
@@ -46,7 +46,7 @@ FAULTS: tuple[Fault, ...] = (zeros, scaled_scores, shifted_boxes, swapped_classe
 
 
 class FaultyEngine:
-    """A right engine whose answers are spoilt on their way."""
+    """A right engine whose answers are spoilt afterwards."""
 
     def __init__(self, engine: Engine, fault: Fault) -> None:
         self.name, self.info = engine.name, engine.info

@@ -1,4 +1,4 @@
-"""The service as a process of its own, on a real port."""
+"""The service in a separate process, on a real port."""
 
 import os
 import re

@@ -129,7 +129,7 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def is_within(name: str, place: str) -> bool:
-    """Whether a dotted name is that of a folder or file, or of something in it."""
+    """Whether a dotted name names a folder or file, or something in it."""
     return f"{name}.".startswith(place.replace("/", ".") + ".")
 
 
@@ -270,7 +270,7 @@ def num_positional(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return sum(parameter.arg not in ("self", "cls") for parameter in parameters)
 
 
-# The operator's tensors have one order, that of its schema, in every backend.
+# The operator's tensors have the order of its schema in every backend.
 @pytest.mark.parametrize(
     "path", [path for path in SOURCES if path.parent.name != "ops"], ids=relative
 )

@@ -1,4 +1,4 @@
-"""What the documents say is there, and what is there is in the documents."""
+"""The documents say what the code does, and leave nothing out."""
 
 import fnmatch
 import re

@@ -1,4 +1,4 @@
-"""The whole way of a user: train, export, evaluate, serve, and the AP of what HTTP answers."""
+"""The whole path of a user: train, export, evaluate, serve, and the AP of answers over HTTP."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ def test_the_demo_bundle_has_the_ap_that_its_manifest_says(tmp_path: Path) -> No
     results = json.loads((tmp_path / "results.json").read_text())
     measured = score(DigitsDataset("val").ground_truth(), results)
     manifest = Manifest.load(DEMO)
-    # The manifest's is that of the checkpoint, measured in PyTorch.
+    # The manifest has the AP of the checkpoint, measured in PyTorch.
     assert measured.numbers["AP"] == pytest.approx(manifest.metrics["AP"], abs=1e-3)
     assert measured.numbers["AP"] >= 0.60
     assert measured.thresholds is not None

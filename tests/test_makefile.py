@@ -1,4 +1,4 @@
-"""What the targets hand to the commands, whatever characters are in a path."""
+"""What the targets pass to the commands, whatever characters a path contains."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Mistyped names are told at once: before PyTorch is imported, which takes seconds."""
+"""Mistyped names are reported at once, before PyTorch is imported, which takes seconds."""
 
 import json
 import subprocess
@@ -65,7 +65,9 @@ def told() -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[" ".join(words) for words, _ in CASES])
-def test_it_is_told_before_pytorch_is_imported(told: list[tuple[int, str]], number: int) -> None:
+def test_it_is_reported_before_pytorch_is_imported(
+    told: list[tuple[int, str]], number: int
+) -> None:
     status, err = told[number]
 
     assert status in (1, 2)

@@ -1,4 +1,4 @@
-"""A bundle whose detections can be told by looking at the image: no torch, no training.
+"""A bundle whose detections anyone can predict from the image: no torch, no training.
 
 Its graph has the inputs and outputs of an exported detector and finds, in every image, the box
 around all pixels whose red channel is above 127, and likewise for green and blue. The score is

@@ -1,4 +1,4 @@
-"""Files of images, written byte by byte where a library would not."""
+"""Image files, written byte by byte where a library would not write them."""
 
 import struct
 import zlib

@@ -24,21 +24,21 @@ def test_a_detection_is_the_counterpart_of_one_other_at_most() -> None:
     assert match(expected, found, slack=1e-6).counterparts.tolist() == [0, -1, 2]
 
 
-def test_a_detection_of_another_score_is_no_counterpart() -> None:
+def test_a_detection_of_another_score_is_not_a_counterpart() -> None:
     expected = output([0.9, 0.5, 0.1], [0, 1, 2], [ONE, ONE, ONE])
     found = output([0.9, 0.5, 0.1], [0, 2, 1], [ONE, ONE, ONE])
 
     assert match(expected, found, slack=1e-6).counterparts.tolist() == [0, -1, -1]
 
 
-def test_one_pushed_off_the_end_of_the_list_by_one_of_its_score_is_told() -> None:
+def test_a_detection_displaced_by_an_equal_score_is_reported() -> None:
     expected = output([0.9, 0.5, 0.5], [0, 1, 1], [ONE, ONE, OTHER])
     found = output([0.9, 0.5, 0.5], [0, 1, 2], [ONE, ONE, OTHER])
 
     assert match(expected, found, slack=1e-6).is_at_cut.tolist() == [False, False, True]
 
 
-def test_a_list_that_is_mostly_another_one_is_no_exception() -> None:
+def test_a_list_that_is_mostly_another_one_is_not_an_exception() -> None:
     expected = output([0.5, 0.5, 0.5], [0, 1, 1], [ONE, ONE, OTHER])
     found = output([0.5, 0.5, 0.5], [0, 2, 2], [ONE, ONE, OTHER])
 

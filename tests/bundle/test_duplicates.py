@@ -18,7 +18,7 @@ def test_boxes_go_that_overlap_a_better_one_that_stays(iou: float, kept: list[in
     assert without_duplicates(BOXES, SAME, iou=iou).tolist() == kept
 
 
-def test_boxes_of_other_classes_are_no_duplicates() -> None:
+def test_boxes_of_other_classes_are_not_duplicates() -> None:
     labels = np.array([0, 1, 0, 1])
 
     assert without_duplicates(BOXES, labels, iou=0.5).tolist() == [0, 1, 2, 3]

@@ -1,4 +1,4 @@
-"""What a client is told that its file is."""
+"""What a client learns about a file that is refused."""
 
 import pytest
 

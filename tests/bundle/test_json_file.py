@@ -43,7 +43,7 @@ def zipped() -> bytes:
         (b"\n<!DOCTYPE html>", "an HTML or XML page"),
     ],
 )
-def test_a_file_that_is_no_json_is_named(data: bytes, message: str) -> None:
+def test_a_file_that_is_not_json_is_named(data: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=rf"^train\.json: not valid JSON.*{message}"):
         read_json(data, PATH)
 

@@ -145,7 +145,7 @@ def test_a_missing_file_is_named(bundle: Path) -> None:
         Manifest.load(bundle)
 
 
-def test_an_empty_directory_is_no_bundle(tmp_path: Path) -> None:
+def test_an_empty_directory_is_not_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"manifest\.json: no bundle there.*`make export`"):
         Manifest.load(tmp_path)
 

@@ -111,7 +111,7 @@ def test_a_jpeg_that_breaks_off_between_two_scans_is_refused(
 
 
 @pytest.mark.parametrize("data", [b"hello", b"\xff\xd8", b"<svg/>", b"RIFF\0\0\0\0WAVE", b"\0"])
-def test_what_is_no_image_is_refused_by_content(data: bytes) -> None:
+def test_what_is_not_an_image_is_refused_by_content(data: bytes) -> None:
     with pytest.raises(UnsupportedImage):
         decode_image(data)
 
@@ -170,7 +170,7 @@ def test_the_pixel_limit_is_inclusive(encode: Encode) -> None:
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
-def test_a_bomb_in_a_text_chunk_is_no_bomb(kind: bytes) -> None:
+def test_a_bomb_in_a_text_chunk_is_not_a_bomb(kind: bytes) -> None:
     inflated = zlib.compress(b"\0" * 50_000_000, 9)
     data = png(1, 1, b"\0\5", depth=8, colour=0, extra=[(kind, b"name\0\0" + inflated)])
 

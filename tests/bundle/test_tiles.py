@@ -1,4 +1,4 @@
-"""Where tiles lie, and what becomes of boxes that several of them hold."""
+"""Where tiles are, and what happens to boxes that several of them contain."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ def merged(
     left: Sequence[tuple[float, int, Box]] = (),
     right: Sequence[tuple[float, int, Box]] = (),
 ) -> list[tuple[float, int, Box]]:
-    """What is left of detections in the whole of 100 x 160 pixels and in its two tiles."""
+    """The merged detections of an image of 100 x 160 pixels and its two tiles."""
     parts = ((WHOLE, whole), (LEFT, left), (RIGHT, right))
     found = merge([WHOLE, LEFT, RIGHT], [output_of(window, *part) for window, part in parts])
     boxes = (found.boxes * (160, 100, 160, 100)).round().astype(int).tolist()

@@ -120,7 +120,7 @@ def test_an_error_carries_what_the_service_said(address: str) -> None:
     assert caught.value.request_id
 
 
-def test_the_model_is_told(address: str) -> None:
+def test_the_model_is_reported(address: str) -> None:
     with DetrClient(address) as client:
         assert client.model()["name"] == "toy"
 

@@ -67,7 +67,7 @@ def test_the_time_may_be_a_date() -> None:
 
 
 @pytest.mark.parametrize("date", ["Wed, 21 Oct 2015 07:28:00 GMT", "0"])
-def test_a_moment_that_has_passed_is_no_wait(date: str) -> None:
+def test_a_moment_that_has_passed_means_no_wait(date: str) -> None:
     service = Service(busy(retry_after=date), done())
 
     service.client().detect(b"x")
@@ -107,7 +107,7 @@ def test_a_broken_connection_is_tried_again_with_the_whole_request() -> None:
     assert b"content" in last.content
 
 
-def test_no_answer_at_all_is_told() -> None:
+def test_no_answer_at_all_is_reported() -> None:
     service = Service(httpx.ConnectError("refused"))
 
     with pytest.raises(Unreachable, match="refused"):
@@ -128,7 +128,7 @@ def test_a_request_at_fault_is_not_sent_again(status: int) -> None:
 
 
 @pytest.mark.parametrize("body", ["<html>", "[]", '{"error": "x"}', '{"error": {"code": 1}}'])
-def test_an_error_of_a_proxy_is_told_as_it_is(body: str) -> None:
+def test_an_error_of_a_proxy_is_reported_as_it_is(body: str) -> None:
     service = Service(httpx.Response(400, text=body))
 
     with pytest.raises(DetrError, match="status 400") as caught:
@@ -166,7 +166,7 @@ async def test_the_async_client_asks_again_too() -> None:
         (7, TypeError, "got int"),
     ],
 )
-def test_what_is_no_image_is_refused_before_anything_is_sent(
+def test_what_is_not_an_image_is_refused_before_anything_is_sent(
     image: object, kind: type[Exception], message: str
 ) -> None:
     service = Service(done())
@@ -183,7 +183,7 @@ def test_image_ids_that_do_not_fit_the_images_are_refused() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_mistyped_argument_is_told_before_anything_is_sent() -> None:
+async def test_a_mistyped_argument_is_reported_before_anything_is_sent() -> None:
     service = Service(done())
     transport = httpx.MockTransport(service)
 

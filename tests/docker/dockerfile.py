@@ -28,7 +28,7 @@ class Stage:
     healthcheck: list[str] = field(default_factory=list)
 
     def folder(self, path: str) -> Path:
-        """Where a path of the image lies on this machine."""
+        """Where a path in the image is on this machine."""
         return self.root / os.path.normpath(os.path.join(self.workdir, path)).lstrip("/")
 
     def rewrite(self, text: str) -> str:

@@ -41,7 +41,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(proxy: Proxy, folder: Path) -> Iterator[Prometheus]:
-    """It scrapes every second, and is told of the replicas directly; else it is what ships."""
+    """The shipped configuration, but it scrapes every second and lists the replicas directly."""
     config = yaml.safe_load((DOCKER / "prometheus/prometheus.yml").read_text())
     config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s"}
     detr, haproxy = config["scrape_configs"]

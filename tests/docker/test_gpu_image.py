@@ -32,7 +32,7 @@ done
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> dockerfile.Stage:
-    """The last stage, without what is installed or built in the others."""
+    """The last stage, without what the others install or build."""
     return dockerfile.build(DOCKERFILE, ROOT, tmp_path_factory.mktemp("image"), installs=False)
 
 

@@ -57,7 +57,7 @@ class Fleet:
         )
 
     def wait_until_in_flight(self, count: int) -> None:
-        """Until replicas have so many requests together, and each has some."""
+        """Wait until the replicas have this many requests together, and each has some."""
         deadline = time.monotonic() + 10
         while sum(in_flight := self.front.sessions().values()) != count or min(in_flight) == 0:
             assert time.monotonic() < deadline, self.front.sessions()
@@ -78,7 +78,7 @@ def shared_fleet(mock_bundle: Path) -> Iterator[Fleet]:
 
 @pytest.fixture
 def fleet(shared_fleet: Fleet) -> Fleet:
-    """Both replicas are up, started anew where a test has ended one."""
+    """Both replicas are up, restarted if a test has ended one."""
     for index, replica in enumerate(shared_fleet.replicas):
         if replica.poll() is not None:
             shared_fleet.replicas[index] = shared_fleet.start(shared_fleet.hosts[index])

@@ -1,4 +1,4 @@
-"""The code that train.Dockerfile copies, alone in a folder; the packages are those of the tests."""
+"""The code that train.Dockerfile copies, alone in a folder, with the packages of the tests."""
 
 import re
 import subprocess

@@ -106,7 +106,7 @@ def test_a_damaged_bundle_is_not_opened(tmp_path: Path) -> None:
         open_engine(Bundle.load(tmp_path / "toy"))
 
 
-def test_a_file_that_is_no_graph_is_named(tmp_path: Path, kind: EngineName) -> None:
+def test_a_file_that_is_not_a_graph_is_named(tmp_path: Path, kind: EngineName) -> None:
     manifest = make_toy_bundle(tmp_path / "toy")
     (tmp_path / "toy" / "model.onnx").write_bytes(b"not a graph")
 

@@ -69,6 +69,6 @@ def test_what_an_engine_says_itself_is_left_as_it_is() -> None:
         engine.run(IMAGES, PADDING_MASK)
 
 
-def test_ctrl_c_is_no_failure_of_the_engine() -> None:
+def test_ctrl_c_is_not_a_failure_of_the_engine() -> None:
     with pytest.raises(KeyboardInterrupt):
         guard(Raising(KeyboardInterrupt())).run(IMAGES, PADDING_MASK)

@@ -115,7 +115,7 @@ def test_a_bundle_that_is_served_in_equal_shapes_is_tried_alone_only(
     assert len(outcomes) == 3
 
 
-def test_an_engine_that_fails_on_a_known_image_is_told_with_the_image(
+def test_an_engine_that_fails_on_a_known_image_is_reported_with_the_image(
     toy_bundle: Path, right: OnnxRuntimeEngine
 ) -> None:
     def fail(*_: object) -> RawOutput:

@@ -62,7 +62,7 @@ def test_large_images_run_one_by_one_and_small_ones_in_batches(name, images):
     assert batch_limit(CONFIGS[name]().preprocess) == images
 
 
-def test_a_directory_that_is_no_bundle_is_not_replaced(checkpoint, tmp_path, capsys):
+def test_a_directory_that_is_not_a_bundle_is_not_replaced(checkpoint, tmp_path, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "mine.jpg").write_bytes(b"precious")
@@ -89,7 +89,7 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path, capsys):
     assert names_in(tmp_path) == []
 
 
-def test_a_sample_that_is_no_image_is_named_before_anything_is_written(
+def test_a_sample_that_is_not_an_image_is_named_before_anything_is_written(
     checkpoint, tmp_path, capsys
 ):
     text = tmp_path / "notes.jpg"
@@ -186,7 +186,7 @@ def test_no_more_detections_are_promised_than_queries_and_classes_make(exported)
 
 
 @pytest.mark.slow
-def test_the_report_lies_in_the_bundle(exported):
+def test_the_report_is_in_the_bundle(exported):
     small = exported(Variant.REFINE)
 
     report = json.loads((small.directory / "report.json").read_text())

@@ -78,7 +78,7 @@ def test_an_export_that_fails_is_tried_again_without_another_download(
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "model.onnx"])
-def test_a_damaged_bundle_is_made_anew(
+def test_a_damaged_bundle_is_made_again(
     tmp_path: Path,
     server: Server,
     export: Callable[[Path, Path], None],

@@ -1,4 +1,4 @@
-"""What every test of this folder needs: a GPU. Without one the run fails; nothing is skipped."""
+"""The GPU that every test in this folder needs. Without one the run fails; nothing is skipped."""
 
 import pytest
 

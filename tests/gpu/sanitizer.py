@@ -19,7 +19,7 @@ FOUND = 9  # exit status where the sanitizer found something
 
 
 def build_program(directory: Path, *, gpu: str = "native") -> Path:
-    """The program that runs calls from a file, for a GPU: that of this machine, or "sm_90", ...
+    """The program that runs calls from a file, for a GPU: this machine's, or "sm_90", ...
 
     Raises:
         AssertionError: there is no nvcc, or it failed; says which.

@@ -78,7 +78,7 @@ def fail_forward(count: int, error: Exception) -> RemovableHandle:
     return register_module_forward_pre_hook(fail)
 
 
-def test_a_run_whose_memory_ran_out_in_a_step_goes_on_exactly(
+def test_a_run_whose_memory_ran_out_in_a_step_resumes_exactly(
     images: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     data = open_data(run_config(), images)
@@ -95,7 +95,7 @@ def test_a_run_whose_memory_ran_out_in_a_step_goes_on_exactly(
 
 
 @pytest.mark.slow
-def test_a_run_whose_worker_was_killed_goes_on_exactly(
+def test_a_run_whose_worker_was_killed_resumes_exactly(
     images: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     config = run_config(num_workers=2)

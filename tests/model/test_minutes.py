@@ -1,4 +1,4 @@
-"""Runs that are told to end in time, by a clock on which everything takes a second."""
+"""Runs with a time limit, on a clock by which everything takes a second."""
 
 import signal
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from tests.model.runs import interrupted_data, run_config, send
 
 
 def seconds() -> Callable[[], float]:
-    """A clock that goes on by a second whenever it is read."""
+    """A clock that advances by a second whenever it is read."""
     ticks = count()
     return lambda: float(next(ticks))
 
 
 def timed_config(budget_s: float) -> TrainConfig:
-    """A run of so many seconds; epochs have six steps and are followed by an evaluation."""
+    """A run with this time limit; every epoch has six steps, then an evaluation."""
     steps = {"batch_size": 1, "accumulation_steps": 1, "epochs": 50}
     return run_config(minutes=budget_s / 60, schedule="cosine", warmup_steps=0, **steps)
 
@@ -98,7 +98,7 @@ def test_the_time_of_a_run_may_be_made_longer_and_not_shorter(
         train(timed_config(6), open_data(config, images), out_dir=tmp_path, clock=seconds())
 
 
-def test_time_that_is_over_before_the_first_step_is_told(images: Path, tmp_path: Path) -> None:
+def test_time_that_is_over_before_the_first_step_is_reported(images: Path, tmp_path: Path) -> None:
     config = timed_config(0.5)
 
     with pytest.raises(ValueError, match=r"minutes=.* passed before the first step"):

@@ -1,4 +1,4 @@
-"""Outputs, losses and gradients against those of mmdetection's own code.
+"""Outputs, losses and gradients, compared with mmdetection's own code.
 
 tests/data/parity holds them for synthetic weights, which are rebuilt here in mmdetection's file
 formats and read by the converter that reads the published files.

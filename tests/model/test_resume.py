@@ -1,4 +1,4 @@
-"""Interrupted anywhere, a run goes on exactly; another run is not gone on with."""
+"""A run interrupted anywhere resumes exactly; a different run is not resumed."""
 
 import shutil
 import signal
@@ -32,7 +32,7 @@ from tests.model.runs import (
         ("val", 2 + 1, signal.SIGTERM, 4),  # evaluation of epoch 2
     ],
 )
-def test_a_stopped_run_goes_on_exactly(
+def test_a_stopped_run_resumes_exactly(
     split: str,
     count: int,
     number: signal.Signals,
@@ -56,7 +56,7 @@ def test_a_stopped_run_goes_on_exactly(
         assert_equal(load_file(tmp_path / name), load_file(uninterrupted / name))
 
 
-def test_a_crashed_run_goes_on_from_the_epoch_before(
+def test_a_crashed_run_resumes_from_the_epoch_before(
     images: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     config = run_config()

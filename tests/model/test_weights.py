@@ -65,7 +65,7 @@ def test_what_is_there_is_not_fetched_again(
     assert server.requests == []
 
 
-def test_a_broken_connection_goes_on_where_it_stopped(
+def test_a_broken_connection_resumes_where_it_stopped(
     tmp_path: Path, server: Server, waits: list[float], fetch: Callable[[Path], None]
 ) -> None:
     server.breaks = [300_000, 200_000]
@@ -78,7 +78,7 @@ def test_a_broken_connection_goes_on_where_it_stopped(
     assert waits == [1.0, 1.0]
 
 
-def test_a_later_call_goes_on_where_an_earlier_one_stopped(
+def test_a_later_call_resumes_where_an_earlier_one_stopped(
     tmp_path: Path, server: Server, fetch: Callable[[Path], None]
 ) -> None:
     (tmp_path / f"{NAME}.part").write_bytes(CONTENT[:1000])

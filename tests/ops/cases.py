@@ -42,7 +42,7 @@ class OpCase:
         value = rand(self.batch, tokens, self.heads, self.head_dim) - 0.5
         if self.has_infinite_border:
             _set_border(value, self.shapes)
-            # Every second query looks at the middle of the first level; all others lie outside.
+            # Every second query looks at the middle of the first level; all others are outside.
             reference[..., :2] = 5.0
             reference[:, ::2, 0, :2] = 0.5
         wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -84,7 +84,7 @@ CASES = (
     OpCase("far outside the map", queries=20, spread=1e6),
     OpCase("no queries", queries=0),
     OpCase("one image", batch=1),
-    # What lies outside a map weighs nothing, also where the pixel at the border is infinite.
+    # What is outside a map has no weight, even if the pixel at the border is infinite.
     OpCase("infinite, points", shapes=PYRAMID, has_infinite_border=True),
     OpCase("infinite, boxes", shapes=PYRAMID, reference_width=4, has_infinite_border=True),
     OpCase(

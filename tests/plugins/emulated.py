@@ -58,7 +58,7 @@ def _object(source: Path, flags: Sequence[str]) -> Path:
 
 
 def _made(name: str, command: list[str], inputs: Iterable[Path]) -> Path:
-    """What a command writes to the file that -o names, unless it is there from the same inputs."""
+    """Run a command that writes the file after -o, unless the same inputs have made it before."""
     digest = hashlib.sha256(repr(command).encode())
     for path in inputs:
         digest.update(path.read_bytes())
@@ -80,7 +80,7 @@ def program(*, kernel: Path = KERNEL, sanitize: bool = False) -> Path:
 
 
 class Call(NamedTuple):
-    """One call of the operator: its arguments, and where value and output lie."""
+    """One call of the operator: its arguments, and the addresses of value and output."""
 
     value: Tensor
     spatial_shapes: list[tuple[int, int]]

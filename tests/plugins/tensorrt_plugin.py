@@ -24,7 +24,7 @@ def host() -> Path:
 
 
 def plugin() -> Path:
-    """The plugin that serves, where it was built, else the emulated one."""
+    """The plugin that serves, if it was built, otherwise the emulated one."""
     return library.find(library.TENSORRT_PLUGIN) or emulated_plugin()
 
 

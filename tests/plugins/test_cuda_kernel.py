@@ -86,9 +86,7 @@ def test_published_sizes_take_the_fast_path(runs, name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_values_that_lie_anywhere_take_the_general_path(
-    directory: Path, dtype: torch.dtype
-) -> None:
+def test_values_at_any_address_take_the_general_path(directory: Path, dtype: torch.dtype) -> None:
     call = Call.of(PUBLISHED, dtype, shift=1)
 
     made = run(program(sanitize=True), [call], directory)
@@ -99,7 +97,7 @@ def test_values_that_lie_anywhere_take_the_general_path(
 
 @pytest.mark.parametrize("name", ["published sizes", "more samples than a chunk"])
 @pytest.mark.parametrize("size", [0, -3, 900, 2**20])
-def test_level_shapes_that_lie_lead_to_no_read_outside_of_value(
+def test_false_level_shapes_lead_to_no_read_outside_value(
     directory: Path, name: str, size: int
 ) -> None:
     call = Call.of(TABLE[name], torch.float32)

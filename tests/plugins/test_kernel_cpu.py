@@ -51,7 +51,7 @@ CALLS = (*CASES, OpCase("two threads", heads=8, head_dim=32, points=4, queries=1
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_sanitizers_find_nothing_in_any_case(sanitizers: str, tmp_path: Path) -> None:
-    # Functions stay apart, and as they are: so many checks take minutes to optimise.
+    # Without inlining or optimisation, which would take minutes for so many checks.
     flags = ("-O0", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-DDETR_KERNEL=")
     sources = (DRIVER, OP / "bindings" / "c_api.cpp", *cpu_kernels())
     objects = compiled(tmp_path, flags, sources)

@@ -31,7 +31,7 @@ TOLERANCE = {"f32": 1e-6, "bf16": 3e-3}
 
 
 def one_node(case: OpCase | None = None) -> bytes:
-    """The graph, with free sizes or those of a case."""
+    """The graph, with free sizes or the sizes of a case."""
     sizes: dict[str, int] = {}
     if case is not None:
         tensors = arguments(case)

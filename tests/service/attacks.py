@@ -72,7 +72,7 @@ def flood(client: socket.socket, start: bytes, more: bytes, most_mb: float) -> f
 
 
 def trickle(client: socket.socket, start: bytes, more: bytes, every_s: float) -> None:
-    """Send `more` every so many seconds, until the service answers or closes the connection."""
+    """Send `more` at this interval until the service answers or closes the connection."""
     try:
         client.sendall(start)
         client.settimeout(every_s)
@@ -108,7 +108,7 @@ def read_all(client: socket.socket) -> bytes:
 
 @contextmanager
 def many(target: Target, count: int) -> Iterator[list[socket.socket]]:
-    """So many open connections."""
+    """This many open connections."""
     clients = [target.connect() for _ in range(count)]
     try:
         yield clients

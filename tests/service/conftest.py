@@ -54,7 +54,7 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture(scope="session")
 def fake_bundle(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy bundle, whose known answers are those of FakeEngine."""
+    """The toy bundle, with FakeEngine's known answers."""
     directory = tmp_path_factory.mktemp("bundles") / "fake"
     shutil.copytree(toy_bundle, directory)
     bundle = Bundle.load(directory)

@@ -121,6 +121,6 @@ async def test_forwarded_addresses_are_believed_from_named_proxies_only(
     assert f"client={client_address} " in caplog.text
 
 
-def test_a_proxy_that_is_no_address_is_refused(fake_bundle: Path) -> None:
+def test_a_proxy_that_is_not_an_address_is_refused(fake_bundle: Path) -> None:
     with pytest.raises(ValueError, match="does not appear to be an IPv4 or IPv6 network"):
         Settings(bundle=fake_bundle, trusted_proxies="proxy.test")

@@ -170,7 +170,7 @@ def test_a_start_that_exits_ends_the_process_with_one_line(begin: Break) -> None
     "error",
     [MemoryError(), RuntimeError("no such op"), KeyboardInterrupt(), TypeError("two\nlines")],
 )
-async def test_a_start_that_raises_anything_is_told_in_one_line(
+async def test_a_start_that_raises_anything_is_reported_in_one_line(
     settings: Settings, error: BaseException
 ) -> None:
     is_stopped = asyncio.Event()

@@ -100,7 +100,7 @@ def test_images_in_structs_have_ids_by_their_order(toy_bundle, png_bytes, tmp_pa
     assert all(row["detections"] for row in rows(out))
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_was(toy_bundle, photos, out):
+def test_a_run_that_was_stopped_resumes_where_it_was(toy_bundle, photos, out):
     def stopped(job: Job, folder: str, chunks: Sequence[Chunk]) -> Iterator[dict[str, int]]:
         yield from here(job, folder, chunks[:2])
         raise KeyboardInterrupt
@@ -162,7 +162,7 @@ def test_coco_results_are_one_list(toy_bundle, photos, out):
 
 
 @pytest.mark.parametrize("place", ["missing", "empty"])
-def test_a_place_without_images_is_told(tmp_path, place):
+def test_a_place_without_images_is_reported(tmp_path, place):
     (tmp_path / "empty").mkdir()
 
     with pytest.raises(ValueError, match=place):

@@ -20,7 +20,7 @@ def corners(bbox: list[float]) -> dict[str, int]:
 
 
 def test_objects_have_labels_confidences_and_corners(address: str, png_bytes: bytes) -> None:
-    """Their boxes are those of POST /detect, in whole pixels."""
+    """The boxes of POST /detect, in whole pixels."""
     response = ask(address, png_bytes, min_confidence="0.5", api_key="")
 
     of_detect = httpx.post(f"{address}/detect?threshold=0.5", content=png_bytes).json()

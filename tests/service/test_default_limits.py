@@ -67,7 +67,7 @@ class Watch:
             thread.join()
 
     def look_on(self) -> None:
-        """Return after as many looks as tell something."""
+        """Return after enough measurements to show a difference."""
         for _ in range(MIN_LOOKS):
             assert self._looks.acquire(timeout=30)
 
@@ -93,7 +93,7 @@ class Watch:
 
 
 def send(target: Target, count: int, **request: Any) -> set[int]:
-    """Post so many times to /detect, 3 at a time."""
+    """Post this many times to /detect, 3 at a time."""
     with ThreadPoolExecutor(3) as pool:
         url = f"{target.address}/detect"
         posts = [pool.submit(httpx.post, url, timeout=60, **request) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""The OpenAPI description, as /docs shows it, and that it says what is answered."""
+"""The OpenAPI description, as /docs shows it, and whether the answers match it."""
 
 from typing import Any
 

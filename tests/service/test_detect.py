@@ -222,7 +222,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_old_file(
     assert list(out.parent.iterdir()) == [out]
 
 
-def test_a_folder_is_no_output_file(
+def test_a_folder_is_not_an_output_file(
     run: Callable[..., int], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):

@@ -1,4 +1,4 @@
-"""Which images share a batch, and what is said when a detector starts."""
+"""Which images share a batch, and what is logged when a detector starts."""
 
 import shutil
 from pathlib import Path
@@ -20,7 +20,7 @@ FULL_SIZE = Preprocess()
 
 
 def meet(*originals: tuple[int, int]) -> tuple[bool, int, int]:
-    """Whether two images lie in one bucket, and the sides of their batch, short and long."""
+    """Whether two images are in one bucket, and the short and long side of their batch."""
     short, long = FULL_SIZE.short_side, FULL_SIZE.long_side
     sizes = [resized_size(*original, short_side=short, long_side=long) for original in originals]
     padded = sorted(max(lengths) for lengths in zip(*sizes, strict=True))
@@ -38,7 +38,7 @@ def test_a_portrait_and_a_landscape_that_are_almost_square_do_not_meet() -> None
     assert meet((801, 800), (800, 801)) == (False, 801, 801)
 
 
-def test_photographs_of_usual_shapes_lie_in_few_buckets() -> None:
+def test_photographs_of_usual_shapes_are_in_few_buckets() -> None:
     shapes = [(800, 1067), (800, 1066), (800, 1200), (750, 1333), (1067, 800), (800, 800)]
 
     buckets = [bucket(*shape, short_side=800) for shape in shapes]

@@ -147,7 +147,9 @@ def test_a_client_is_refused_where_every_connection_has_a_request(target: Target
         CHUNKED + b"x\r\n",
     ],
 )
-def test_what_is_no_http_is_told_in_json_and_counted(target: Target, request_bytes: bytes) -> None:
+def test_what_is_not_http_is_answered_in_json_and_counted(
+    target: Target, request_bytes: bytes
+) -> None:
     counter = 'detr_rejects_total{code="malformed_request"}'
     before = target.metric(counter)
 
@@ -173,7 +175,7 @@ def test_what_follows_a_good_request_does_not_spoil_its_answer(target: Target) -
 @pytest.mark.parametrize(
     "content_type", [b"image/png", b"multipart/form-data; boundary=b"], ids=["raw", "form"]
 )
-def test_a_client_that_aborts_its_upload_is_no_error_of_the_service(
+def test_a_client_that_aborts_its_upload_is_not_an_error_of_the_service(
     target: Target, content_type: bytes
 ) -> None:
     counter = 'detr_requests_total{path="/detect",status="499"}'

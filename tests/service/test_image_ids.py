@@ -74,7 +74,7 @@ def test_a_path_without_an_entry_is_an_error_that_names_it(tmp_path: Path) -> No
         ('{"images": [{"id": 1, "file_name": 2}]}', "expected"),
     ],
 )
-def test_a_file_that_is_no_annotation_file_is_an_error_that_names_it(
+def test_a_file_that_is_not_an_annotation_file_is_an_error_that_names_it(
     tmp_path: Path, content: str, message: str
 ) -> None:
     file = tmp_path / "other.json"

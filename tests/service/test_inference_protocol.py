@@ -208,7 +208,7 @@ def pixels_of(data: Any, shape: list[int]) -> dict[str, Any]:
         ({"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2], "data": ["eA=="]}]}, "2"),
     ],
 )
-def test_json_that_is_no_request_for_inference_is_explained(
+def test_json_that_is_not_a_request_for_inference_is_explained(
     address: str, body: dict[str, Any], message: str
 ) -> None:
     response = httpx.post(f"{address}{URL}", json=body)

@@ -79,7 +79,7 @@ def test_json_that_carries_no_usable_image_is_explained(
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"1" * 10_000])
-def test_a_body_that_is_no_json_is_malformed(address: str, body: bytes) -> None:
+def test_a_body_that_is_not_json_is_malformed(address: str, body: bytes) -> None:
     headers = {"Content-Type": "application/json; charset=utf-8"}
 
     response = httpx.post(f"{address}/detect", content=body, headers=headers)

@@ -1,4 +1,4 @@
-"""python -m service as a process of its own: start, stop under load, and what it refuses."""
+"""python -m service in a separate process: start, stop under load, and what it refuses."""
 
 import asyncio
 import re
@@ -28,7 +28,7 @@ HALF_A_REQUEST = b"POST /detect HTTP/1.1\r\nHost: test\r\nContent-Length: 9999\r
 
 
 class Listener(socket.socket):
-    """A listening port; tells when new clients are to be turned away, and when it closes."""
+    """A listening port; reports when new clients should be turned away, and when it closes."""
 
     def __init__(self) -> None:
         super().__init__(socket.AF_INET, socket.SOCK_STREAM)
@@ -270,7 +270,7 @@ def test_a_changed_byte_in_the_bundle_is_refused(
     assert re.fullmatch(r"error: .*weights\.bin: expected SHA-256 .*make export.*\n", log)
 
 
-def test_a_port_in_use_is_told(start: Start) -> None:
+def test_a_port_in_use_is_reported(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 

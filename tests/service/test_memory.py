@@ -42,7 +42,7 @@ def png_that_says(width: int, height: int) -> bytes:
 
 
 def other_client() -> httpx.Client:
-    """A client with an address of its own."""
+    """A client with its own address."""
     return httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.2"), timeout=30)
 
 

@@ -1,4 +1,4 @@
-"""Over HTTP, what is found in an image does not depend on what other clients send meanwhile."""
+"""Over HTTP, the detections in an image do not depend on what other clients send."""
 
 import io
 from collections.abc import Callable

@@ -123,7 +123,7 @@ def test_the_json_is_the_answer_above_the_threshold(page: Page, png_bytes: bytes
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_lie_on_what_is_seen_whatever_the_orientation(
+def test_boxes_are_on_what_is_seen_whatever_the_orientation(
     page: Page,
     encode: Callable[..., bytes],
     scene: npt.NDArray[np.uint8],
@@ -160,7 +160,7 @@ def test_boxes_lie_on_what_is_seen_whatever_the_orientation(
     assert complaints == []
 
 
-def test_a_file_that_is_no_image_shows_the_message_of_the_service(page: Page) -> None:
+def test_a_file_that_is_not_an_image_shows_the_message_of_the_service(page: Page) -> None:
     choose(page, "letter.pdf", b"%PDF-1.7 not an image")
 
     expect(page.locator("#error")).to_contain_text("letter.pdf")

@@ -27,7 +27,7 @@ HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 
 class Place:
-    """Where a bundle lies: a link that is switched from one to another."""
+    """The place of a bundle: a link that is switched from one to another."""
 
     def __init__(self, folder: Path, first: Path) -> None:
         self.path = folder / "served"

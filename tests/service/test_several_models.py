@@ -1,4 +1,4 @@
-"""Several bundles in one process, each under a name of its own."""
+"""Several bundles in one process, each under its own name."""
 
 import shutil
 from collections.abc import AsyncIterator, Callable

@@ -156,7 +156,7 @@ async def test_a_form_that_is_cut_short_is_told_so(
 
 
 @pytest.mark.parametrize("content_type", [b"image/png", b"multipart/form-data; boundary=b"])
-async def test_a_client_that_leaves_while_it_sends_is_no_error_of_the_service(
+async def test_a_client_that_leaves_while_it_sends_is_not_an_error_of_the_service(
     app: FastAPI,
     client: httpx.AsyncClient,
     caplog: pytest.LogCaptureFixture,

@@ -29,7 +29,7 @@ def test_the_fastest_is_found_and_remembered(tmp_path: Path) -> None:
     assert read_fastest(tmp_path, key="this machine") == "fast"
 
 
-def test_another_machine_measures_anew(tmp_path: Path) -> None:
+def test_another_machine_measures_again(tmp_path: Path) -> None:
     measure_fastest(tmp_path, ways(one=0.0), key="this machine")
 
     assert read_fastest(tmp_path, key="another machine") is None

@@ -8,7 +8,7 @@ from engines.gpu.cuda import CudaError, DeviceMemory, PinnedMemory, Stream, load
 from tests.fake_cuda import CudaErrorCode, FakeCuda, Misuse
 
 
-def test_the_device_is_told_by_name_and_memory(cuda: FakeCuda) -> None:
+def test_the_device_is_reported_by_name_and_memory(cuda: FakeCuda) -> None:
     device = load_cuda().device()
 
     assert device[:2] == ("NVIDIA Fake", "8.6")
@@ -65,7 +65,9 @@ def test_a_capture_that_cannot_be_ended_leaves_nothing_behind(
     assert cuda.num_graphs == 0
 
 
-def test_a_missing_binding_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_binding_is_reported_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
 
     with pytest.raises(ValueError, match=r"cuda-bindings cannot be loaded .*pip install --group"):
@@ -80,7 +82,7 @@ def test_a_missing_binding_is_told_with_what_to_install(monkeypatch: pytest.Monk
         (CudaErrorCode.cudaErrorIllegalAddress, "CUDA cannot be used"),
     ],
 )
-def test_a_gpu_that_cannot_be_used_is_told_with_what_to_check(
+def test_a_gpu_that_cannot_be_used_is_reported_with_what_to_check(
     cuda: FakeCuda, code: CudaErrorCode, message: str
 ) -> None:
     cuda.failures["cudaSetDevice"] = code
@@ -89,7 +91,7 @@ def test_a_gpu_that_cannot_be_used_is_told_with_what_to_check(
         load_cuda()
 
 
-def test_a_driver_library_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_library_that_is_missing_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("Failed to dlopen libcuda.so.1")
 

@@ -39,7 +39,7 @@ class GpuSession:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> type[GpuSession]:
-    """The package onnxruntime-gpu, where everything that it needs is there."""
+    """The package onnxruntime-gpu, with everything that it needs."""
     monkeypatch.setattr(GpuSession, "opened", [], raising=False)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: GPU)
     monkeypatch.setattr(onnxruntime, "InferenceSession", GpuSession)

@@ -1,4 +1,4 @@
-"""Answers of the TensorRT engine are those of ONNX Runtime, and its errors are engine failures."""
+"""The TensorRT engine answers like ONNX Runtime, and its errors are engine failures."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -118,7 +118,7 @@ def test_no_memory_is_taken_while_serving(engine: TensorRTEngine, cuda: FakeCuda
     assert len(cuda.blocks) == num_blocks
 
 
-def test_the_memory_that_the_engine_holds_is_told(
+def test_the_memory_that_the_engine_holds_is_reported(
     bundle: Path, trt: FakeTensorRT, cuda: FakeCuda, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

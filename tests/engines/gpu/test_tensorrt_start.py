@@ -37,7 +37,7 @@ def test_a_plan_whose_operator_is_missing_is_refused(
     )
 
 
-def test_memory_that_does_not_suffice_is_told_with_what_is_free(
+def test_memory_that_does_not_suffice_is_reported_with_what_is_free(
     bundle: Path, trt: FakeTensorRT, cuda: FakeCuda
 ) -> None:
     cuda.total_bytes = 300_000

@@ -55,7 +55,7 @@ def test_the_runtime_alone_rounds_nothing_of_it():
     assert y[0] == 2.0**-12
 
 
-def test_the_largest_numbers_are_told_with_their_place(tmp_path):
+def test_the_largest_numbers_are_reported_with_their_place(tmp_path):
     preprocess = Manifest.load(DEMO).preprocess
     image = decode_image((DEMO / "samples" / "1.png").read_bytes())
     batch = pad_batch([prepare(image, preprocess)[0]], preprocess.min_side)

@@ -45,7 +45,7 @@ class MSDeformAttn(OpRun):
 
 
 class GatherElements(OpRun):
-    """ONNX's own evaluator takes no more than 64 indices here."""
+    """ONNX's own evaluator takes at most 64 indices here."""
 
     def _run(self, data, indices, axis=0):
         return (np.take_along_axis(data, indices, axis),)

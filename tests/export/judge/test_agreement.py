@@ -60,7 +60,7 @@ def test_numbers_that_float16_cannot_hold_are_refused_with_their_place(demo):
         judge_rounding(Bundle.load(demo), "fp16", images=photographs()[:1])
 
 
-def test_detections_that_become_others_are_refused(demo, monkeypatch):
+def test_detections_that_change_are_refused(demo, monkeypatch):
     monkeypatch.setattr("export.judge.agreement.SAME_BOX_PX", 1e-4)
 
     with pytest.raises(Refused, match=r"in fp16, .*% of the detections change, where 1%"):

@@ -106,7 +106,7 @@ def test_a_box_a_little_off_is_an_error_at_the_end_of_the_list_too():
     assert difference(expected, found).box_error == pytest.approx(0.005, rel=1e-3)
 
 
-def test_a_list_that_is_mostly_another_one_is_no_exception():
+def test_a_list_that_is_mostly_another_one_is_not_an_exception():
     expected = output([0.5, 0.5, 0.5], [0, 1, 1], [ONE, ONE, OTHER])
     found = output([0.5, 0.5, 0.5], [0, 2, 2], [ONE, ONE, OTHER])
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back, and what does not belong is refused by name."""
+"""Checkpoints: they load as they were saved, and what does not fit is refused by name."""
 
 import json
 from dataclasses import replace
@@ -192,7 +192,7 @@ def test_a_header_from_before_there_was_a_choice_of_padding_is_of_published_trai
     assert load_checkpoint(saved).config.model.train_padding == "published"
 
 
-def test_a_header_that_is_no_json_is_refused(tmp_path: Path) -> None:
+def test_a_header_that_is_not_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(safetensors.torch.save({"x": torch.zeros(1)}, {METADATA_KEY: "{"}))
 

@@ -120,7 +120,7 @@ def test_too_few_names_are_refused(tmp_path: Path, write: Callable[[Any], Path])
 UNSORTED = Path("tests/data/cases/unsorted-ids/classes.json")
 
 
-def test_outputs_with_ids_in_any_order_are_told_when_converted(
+def test_outputs_with_ids_in_any_order_are_reported_when_converted(
     tmp_path: Path, write: Callable[[Any], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write({"model": authors("base", numbered_head(3))})

@@ -1,4 +1,4 @@
-"""Files that are no checkpoint are named for what they are."""
+"""Files that are not checkpoints are named for what they are."""
 
 import gzip
 import io
@@ -86,7 +86,7 @@ def test_a_checkpoint_that_is_none_is_named_too(tmp_path: Path, name: str) -> No
 @pytest.mark.parametrize(
     "name", ["model.ckpt-7.index", "m.data-00000-of-00001", "saved_model.pb", "m.onnx"]
 )
-def test_a_binary_of_another_framework_is_told_by_its_name(tmp_path: Path, name: str) -> None:
+def test_a_binary_of_another_framework_is_recognised_by_its_name(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(bytes(range(8)) * 9)
 

@@ -35,7 +35,7 @@ def of(name: str) -> Tensor:
     ],
     ids=["int8", "complex", "sparse", "meta", "scalar"],
 )
-def test_what_is_no_plain_weight_is_refused(
+def test_what_is_not_a_plain_weight_is_refused(
     tmp_path: Path, make: Callable[[Tensor], Tensor], kind: str
 ) -> None:
     path = write_with(tmp_path / "x.pth", {EMBED: make(of(EMBED))})

@@ -85,7 +85,7 @@ def test_names_that_the_file_gives_its_outputs_place_the_ids(write: Write) -> No
     assert outputs.assumed is None
 
 
-def test_ids_that_are_no_indices_are_taken_in_order_and_said_so(write: Write) -> None:
+def test_ids_that_are_not_indices_are_taken_in_order_and_said_so(write: Write) -> None:
     outputs = settle_outputs(2, Settings(), annotations=write((7, "a"), (9, "b")), index_is_id=True)
 
     assert _classes(outputs) == [(7, "a"), (9, "b")]
@@ -163,7 +163,7 @@ def test_another_number_of_classes_is_refused(write: Write, index_is_id: bool) -
         settle_outputs(7, _named("a", "b"), annotations=None, index_is_id=index_is_id)
 
 
-def test_an_id_that_is_there_twice_is_refused(write: Write) -> None:
+def test_an_id_that_appears_twice_is_refused(write: Write) -> None:
     with pytest.raises(ValueError, match="several categories with the id 0"):
         settle_outputs(2, Settings(), annotations=write((0, "a"), (0, "b")), index_is_id=True)
 

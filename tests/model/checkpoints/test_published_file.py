@@ -154,7 +154,7 @@ def test_a_config_beside_a_file_of_another_project_is_not_its_own(tmp_path: Path
     assert settings.values == {}
 
 
-def test_a_tensor_alone_is_no_state_dict(tmp_path: Path) -> None:
+def test_a_tensor_alone_is_not_a_state_dict(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds a Tensor, expected a state dict"):
         read_content(_write(tmp_path / "x.pth", torch.ones(2)))
 
@@ -173,7 +173,7 @@ def test_a_directory_is_not_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [7, 8, 9, 100])
-def test_the_start_of_a_safetensors_file_is_no_file(tmp_path: Path, length: int) -> None:
+def test_the_start_of_a_safetensors_file_is_not_a_file(tmp_path: Path, length: int) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(safetensors.torch.save(STATE)[:length])
 

@@ -132,7 +132,7 @@ def test_a_size_that_differs_from_the_tensors_is_named() -> None:
 
 
 @pytest.mark.parametrize("value", ["8", 0, -8, 2.0, True, [8], "eight"])
-def test_a_size_that_is_no_count_is_refused_by_name(value: Any) -> None:
+def test_a_size_that_is_not_a_count_is_refused_by_name(value: Any) -> None:
     message = r"says {} = .*, expected a whole number of at least 1"
 
     with pytest.raises(ValueError, match=message.format("decoder_n_points")):

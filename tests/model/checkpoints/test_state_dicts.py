@@ -1,4 +1,4 @@
-"""The model is found wherever it lies in a file, and the moving average before the weights."""
+"""The model is found anywhere in a file, and the moving average takes precedence."""
 
 from collections import OrderedDict
 from typing import Any

@@ -73,7 +73,7 @@ def test_numbers_of_a_box_may_be_text(read):
     [None, "1,2,3,4", [], [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, None], [1, 2, 3, math.nan],
      [1, 2, 3, "x"], [1, 2, 3, True], {"x": 1}, 7],
 )  # fmt: skip
-def test_what_is_no_box_is_shown_as_it_was_found(read, value):
+def test_what_is_not_a_box_is_shown_as_it_was_found(read, value):
     annotations = read(annotation={"bbox": value})
 
     (fault,) = annotations.faults
@@ -129,7 +129,7 @@ def test_text_ids_have_the_same_numbers_in_any_order(tmp_path, order):
 
 
 @pytest.mark.parametrize("value", [None, True, [], math.nan, 1.5])
-def test_what_is_no_id_is_malformed(read, value):
+def test_what_is_not_an_id_is_malformed(read, value):
     annotations = read(category={"id": value})
 
     found = f"categories[0]: id is {value!r}, expected a whole number or text"
@@ -161,7 +161,7 @@ def test_a_size_that_is_none_is_left_to_the_file(read, value):
 
 @pytest.mark.parametrize("entry", [None, 7, "image", []])
 @pytest.mark.parametrize("section", ["images", "annotations", "categories"])
-def test_an_entry_that_is_no_object_is_shown(tmp_path, section, entry):
+def test_an_entry_that_is_not_an_object_is_shown(tmp_path, section, entry):
     content = {"images": [], "annotations": [], "categories": [], section: [entry]}
     (tmp_path / "train.json").write_text(json.dumps(content))
 
@@ -184,7 +184,7 @@ ROBOFLOW = [
 ]
 
 
-def test_roboflows_placeholder_is_no_class(tmp_path):
+def test_roboflows_placeholder_is_not_a_class(tmp_path):
     annotations = write_categories(tmp_path / "train.json", ROBOFLOW, used_id=1)
 
     assert [info.name for info in annotations.classes] == ["bolt", "nut"]
@@ -197,7 +197,7 @@ def test_a_placeholder_that_has_boxes_is_a_class(tmp_path):
     assert [info.name for info in annotations.classes] == ["hardware", "bolt", "nut"]
 
 
-def test_a_class_beside_others_is_no_placeholder(tmp_path):
+def test_a_class_beside_others_is_not_a_placeholder(tmp_path):
     categories = [{"id": 0, "name": "a", "supercategory": "none"}, *ROBOFLOW[1:]]
 
     annotations = write_categories(tmp_path / "train.json", categories, used_id=1)

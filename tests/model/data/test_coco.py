@@ -70,7 +70,7 @@ def test_boxes_are_normalised_centres_and_sizes(write_data):
     assert target["image_id"] == 100
 
 
-def test_crowds_are_no_targets_but_stay_in_the_ground_truth(write_data):
+def test_crowds_are_not_targets_but_stay_in_the_ground_truth(write_data):
     dataset = CocoDataset(read_split(*write_data([(50, 50)], [[(5, 5, 10, 10, 7)]], iscrowd=1)))
 
     assert dataset[0][1]["boxes"].shape == (0, 4)

@@ -50,7 +50,7 @@ def test_train_and_validation_share_no_digit_and_no_photograph():
     assert not set(digits._PHOTOS["train"]) & set(digits._PHOTOS["val"])
 
 
-def test_boxes_lie_inside_the_image_and_labels_are_classes():
+def test_boxes_are_inside_the_image_and_labels_are_classes():
     dataset = DigitsDataset("train", num_images=100)
     samples = [dataset[i] for i in range(100)]
 

@@ -175,7 +175,7 @@ def test_an_image_of_both_splits_is_found_by_its_bytes():
         ((CAT,), False, "6 dog of train are not classes of val: AP will say nothing about them"),
     ],
 )
-def test_another_list_of_classes_in_val_is_told(classes, is_fatal, message):
+def test_another_list_of_classes_in_val_is_reported(classes, is_fatal, message):
     train, val = split_of([(1, 1, 9, 9)]), split_of([(1, 1, 9, 9)], classes=classes)
 
     (fault,) = other_classes(train, val)

@@ -77,7 +77,7 @@ def test_workers_change_no_batch(num_workers: int) -> None:
 
 
 @pytest.mark.parametrize("skip_steps", [1, 2, 3])
-def test_an_epoch_goes_on_where_it_stopped(skip_steps: int) -> None:
+def test_an_epoch_resumes_where_it_stopped(skip_steps: int) -> None:
     assert_same(batches(epoch=2, skip_steps=skip_steps), batches(epoch=2)[skip_steps:])
 
 
@@ -89,7 +89,7 @@ def test_loading_draws_nothing_from_the_random_state_of_the_run() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_images_of_like_shape_share_a_batch_and_the_rest_comes_last() -> None:
+def test_images_of_similar_shape_share_a_batch_and_the_rest_comes_last() -> None:
     is_portrait = np.array([True, False, False, True, True, False, True, False, False, True])
 
     batches = batch_by_shape([9, 0, 1, 2, 3, 5, 4, 7, 6, 8], is_portrait, batch_size=3)

@@ -72,7 +72,7 @@ def test_a_mask_in_cocos_text_has_the_box_of_its_pixels(pixels: np.ndarray) -> N
         {"size": [10**9, 10**9], "counts": [0, 10**18]},
     ],
 )
-def test_what_is_no_segmentation_has_no_box(segmentation: Any) -> None:
+def test_what_is_not_a_segmentation_has_no_box(segmentation: Any) -> None:
     assert box_of(segmentation) is None
 
 

@@ -89,7 +89,7 @@ def test_no_detection_at_all_is_an_ap_of_zero(one_box):
     assert score(one_box[0], []).numbers["AP"] == 0.0
 
 
-def test_a_detection_inside_a_crowd_is_no_mistake(one_box):
+def test_a_detection_inside_a_crowd_is_not_a_mistake(one_box):
     ground_truth, results = one_box
     ground_truth["annotations"].append({
         "id": 9, "image_id": 1, "category_id": 7, "bbox": [30, 30, 20, 20], "iscrowd": 1,

@@ -1,4 +1,4 @@
-"""Why AP is near 0: told of perfect detections that were damaged, never of bad ones."""
+"""Why AP is near 0: reported for damaged perfect detections, never for bad ones."""
 
 import json
 import re
@@ -81,7 +81,7 @@ BOXES: dict[str, Callable[..., Sequence[float]]] = {
 
 
 @pytest.mark.parametrize("name", BOXES)
-def test_boxes_in_another_format_or_scale_are_told(name: str) -> None:
+def test_boxes_in_another_format_or_scale_are_reported(name: str) -> None:
     sizes = [(IMAGES[e["image_id"]]["width"], IMAGES[e["image_id"]]["height"]) for e in PERFECT]
     damaged = [entry | {"bbox": [float(x) for x in BOXES[name](*entry["bbox"], *size)]}
                for entry, size in zip(PERFECT, sizes, strict=True)]  # fmt: skip
@@ -106,7 +106,7 @@ def _shifted(field: str, shift: int) -> list[Entry]:
 @pytest.mark.parametrize(
     ("shift", "message"), [(1, "every category_id were one lower"), (-1, "one higher")]
 )
-def test_category_ids_that_are_shifted_are_told(shift: int, message: str) -> None:
+def test_category_ids_that_are_shifted_are_reported(shift: int, message: str) -> None:
     damaged = _shifted("category_id", shift)
 
     _assert_told(score(TRUTH, damaged), message)
@@ -114,7 +114,7 @@ def test_category_ids_that_are_shifted_are_told(shift: int, message: str) -> Non
 
 @pytest.mark.parametrize(("first", "message"), [(0, "from 0"), (1, "from 1")])
 @pytest.mark.parametrize("field", ["image_id", "category_id"])
-def test_places_in_place_of_ids_are_told(field: str, first: int, message: str) -> None:
+def test_places_in_place_of_ids_are_reported(field: str, first: int, message: str) -> None:
     truth = _truth(0, [3, 5, 4, 1, 0, 2])  # every place is an id of something else
     numbers = list(range(30))[::-1]
     renamed = dict(zip(IDS, numbers, strict=True))
@@ -130,7 +130,7 @@ def test_places_in_place_of_ids_are_told(field: str, first: int, message: str) -
     assert f"{field} counted {message} in the data set's order" in sentences[0]
 
 
-def test_images_numbered_by_sorted_file_names_are_told() -> None:
+def test_images_numbered_by_sorted_file_names_are_reported() -> None:
     ids = list(range(30))
     renamed = dict(zip(IDS, ids, strict=True))
     truth = {**TRUTH, "images": [i | {"id": renamed[i["id"]]} for i in TRUTH["images"]],
@@ -143,7 +143,7 @@ def test_images_numbered_by_sorted_file_names_are_told() -> None:
     _assert_told(score(truth, damaged), "would be 1.000 .*place among the sorted file names")
 
 
-def test_permuted_classes_are_told() -> None:
+def test_permuted_classes_are_reported() -> None:
     other = dict(zip(CLASS_IDS, [7, 11, 8, 4, 2, 3], strict=True))
     damaged = [entry | {"category_id": other[entry["category_id"]]} for entry in PERFECT]
 
@@ -193,7 +193,7 @@ def test_no_detection_at_all_needs_no_explanation() -> None:
     assert explain(score(TRUTH, [])) == []
 
 
-def test_more_than_100_objects_in_an_image_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_than_100_objects_in_an_image_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     status = main(["--results", str(DENSE / "perfect.json"), "--data", str(DENSE / "d")])
 
     printed = capsys.readouterr().out

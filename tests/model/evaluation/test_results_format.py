@@ -78,7 +78,7 @@ def test_the_first_offending_entry_is_named(changes: dict[str, Any], message: st
 
 
 @pytest.mark.parametrize("entry", [None, "x", 3, []])
-def test_an_entry_that_is_no_object_is_named(entry: Any) -> None:
+def test_an_entry_that_is_not_an_object_is_named(entry: Any) -> None:
     with pytest.raises(ValueError, match=r"entry 8: is .*expected an object with image_id"):
         check_results([*PERFECT, entry], TRUTH)
 
@@ -100,7 +100,7 @@ def test_a_missing_field_is_named(field: str) -> None:
         (None, "holds null"),
     ],
 )
-def test_a_file_that_is_no_list_is_refused(content: Any, message: str) -> None:
+def test_a_file_that_is_not_a_list_is_refused(content: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_results(content, TRUTH)
 
@@ -141,7 +141,7 @@ def test_text_ids_are_those_of_the_data_set() -> None:
     assert check_results(texts, truth) == PERFECT
 
 
-def test_boxes_that_stick_out_a_little_are_no_corners() -> None:
+def test_boxes_that_stick_out_a_little_are_not_corners() -> None:
     unclipped = _with(bbox=[86, 45, 46, 55])
 
     assert check_results(unclipped, TRUTH) == unclipped

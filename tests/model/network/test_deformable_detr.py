@@ -163,7 +163,7 @@ def test_five_levels_and_no_encoder_layers_are_possible() -> None:
     assert model(*_images((64, 64)))["pred_boxes"].shape == (1, TINY.num_queries, 4)
 
 
-def test_base_shares_one_head_and_the_others_have_one_a_layer() -> None:
+def test_base_shares_one_head_and_the_others_have_one_per_layer() -> None:
     counts = {v: len(DeformableDetr(replace(TINY, variant=v)).box_heads) for v in Variant}
 
     assert counts == {Variant.BASE: 1, Variant.REFINE: 2, Variant.TWO_STAGE: 2}
@@ -179,7 +179,7 @@ def test_training_starts_as_published(variant: Variant) -> None:
     assert not parameter(f"{head}.weight").any()
     assert torch.allclose(parameter("class_heads.0.bias"), torch.tensor(-4.59512))
     assert not parameter(f"{attention}.attention_weights.bias").any()
-    # Two heads look right and left; point k of each lies at distance k + 1.
+    # Two heads look right and left; point k of each is at distance k + 1.
     first = parameter(f"{attention}.sampling_offsets.bias").view(2, 4, 2, 2)[:, 0]
     torch.testing.assert_close(first[0], torch.tensor([[1.0, 0.0], [2.0, 0.0]]))
     torch.testing.assert_close(

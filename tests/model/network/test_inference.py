@@ -1,4 +1,4 @@
-"""What is exported: normalisation and the choice of the best detections."""
+"""The exported model: normalisation and the choice of the best detections."""
 
 import numpy as np
 import pytest

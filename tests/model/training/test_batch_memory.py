@@ -57,7 +57,7 @@ def test_a_batch_size_that_was_given_is_kept_and_told_if_it_is_too_large(
     assert (fitting.levelname, tight.levelname) == ("INFO", "WARNING")
 
 
-def test_no_batch_that_fits_is_told_with_what_to_set() -> None:
+def test_no_batch_that_fits_is_reported_with_what_to_set() -> None:
     with pytest.raises(MemoryRanOut, match=r"even one by one.*lower augment\.short_sides"):
         plan_batch(auto(), BatchMemory(2 * GB, GB, 2 * GB), size_px=SIZE_PX)
 
@@ -69,7 +69,7 @@ def test_where_memory_cannot_be_measured_a_number_is_asked_for(tmp_path: Path) -
         plan_batch(auto(), None, size_px=SIZE_PX)
 
 
-# In a process of its own: what others freed would be used again, and not be seen.
+# In a separate process: memory that other tests freed would be used again and not be counted.
 MEASURE = """
 import torch
 from dataclasses import replace

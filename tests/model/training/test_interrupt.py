@@ -1,4 +1,4 @@
-"""Signals as requests to stop, in processes of their own."""
+"""Signals as requests to stop, in separate processes."""
 
 import os
 import signal

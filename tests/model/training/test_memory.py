@@ -1,4 +1,4 @@
-"""Memory that runs out is told from other errors."""
+"""Running out of memory is distinguished from other errors."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,7 +48,7 @@ def state() -> TrainingState:
 
 
 def run_out_in(state: TrainingState, work: Callable[[], object], save: Callable[[], None]) -> str:
-    """What is said when memory runs out after some work of a step."""
+    """The message when memory runs out after some work of a step."""
 
     def step() -> None:
         work()

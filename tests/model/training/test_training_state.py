@@ -1,4 +1,4 @@
-"""The file that a run goes on from."""
+"""The file that a run resumes from."""
 
 from pathlib import Path
 

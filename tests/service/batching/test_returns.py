@@ -20,7 +20,7 @@ from tests.service.batching.shouting import (
 
 
 def closed_loop(returns: Returns, *, num_batches: int, num_back: int, delay_s: float) -> float:
-    """Batches of four, of which so many come back so late; the time of the last answer."""
+    """Batches of four, of which `num_back` come back after a delay; the time of the last answer."""
     now = 0.0
     for _ in range(num_batches):
         now += 1.0

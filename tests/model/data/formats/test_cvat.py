@@ -60,7 +60,7 @@ def test_classes_are_in_the_order_of_the_task(tmp_path: Path) -> None:
     assert [(info.id, info.name) for info in classes] == [(0, "nut"), (1, "bolt")]
 
 
-def test_points_of_a_skeleton_are_no_classes(tmp_path: Path) -> None:
+def test_points_of_a_skeleton_are_not_classes(tmp_path: Path) -> None:
     point = "<label><name>knee</name><parent>nut</parent></label></labels>"
     meta = META.replace("</labels>", point)
     write(tmp_path / "annotations.xml", f"<annotations>{meta}{IMAGE}</image></annotations>")

@@ -26,7 +26,7 @@ def content(split: Split) -> dict[str, list[tuple[str, tuple[float, ...]]]]:
 
 @pytest.mark.parametrize("export", exports.DIVIDED)
 @pytest.mark.parametrize("name", ["train", "val"])
-def test_every_tool_says_the_same_of_a_split(
+def test_every_tool_says_the_same_about_a_split(
     export: Callable[[Path], None], name: str, tmp_path: Path
 ) -> None:
     export(tmp_path)

@@ -143,7 +143,7 @@ def test_what_is_wrong_is_named_with_its_place(
     assert re.search(said, faults[0].message)
 
 
-def test_results_that_are_no_regions_are_counted(tmp_path: Path) -> None:
+def test_results_that_are_not_regions_are_counted(tmp_path: Path) -> None:
     choice = {"type": "choices", "value": {"choices": ["sharp"]}}
 
     split = read(tmp_path, task(rectangle(), choice, None, rectangle(rectanglelabels=[])))

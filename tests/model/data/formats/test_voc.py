@@ -31,7 +31,7 @@ def boxes(split: Split) -> list[tuple[float, ...]]:
     return [box.bbox for box in split.annotations.boxes if box.image_id == 1]
 
 
-def test_parts_of_an_object_are_no_objects(voc: Path) -> None:
+def test_parts_of_an_object_are_not_objects(voc: Path) -> None:
     part = (
         "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax></bndbox></part>"
     )

@@ -170,7 +170,7 @@ def test_fractions_are_of_the_image_as_displayed(labelled: Path) -> None:
     assert split.annotations.boxes[0].bbox == (12, 16, 24, 32)
 
 
-def test_labels_without_an_image_and_images_without_labels_are_told(labelled: Path) -> None:
+def test_labels_without_an_image_and_images_without_labels_are_reported(labelled: Path) -> None:
     write(labelled / "train" / "labels" / "gone.txt", "0 0.5 0.5 0.5 0.5")
     (labelled / "train" / "labels" / "b.txt").unlink()
 

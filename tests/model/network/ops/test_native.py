@@ -161,7 +161,7 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype: torch.dtype) -> N
 
 @by_instructions
 @pytest.mark.parametrize("strange", [torch.nan, torch.inf, -torch.inf, 3e38])
-def test_a_sample_that_lies_nowhere_reads_as_zero(instructions: str, strange: float) -> None:
+def test_a_sample_that_is_nowhere_reads_as_zero(instructions: str, strange: float) -> None:
     value, shapes, reference, offsets, logits = BLOCKS.inputs()
     outside = offsets.clone()
     outside[:, ::2, :, 1, 2, 0] = 1e4

@@ -77,7 +77,7 @@ def test_gradients_come_in_the_types_of_their_inputs() -> None:
 
 
 @needs_kernels
-def test_inputs_and_gradients_may_lie_anyhow_in_memory() -> None:
+def test_inputs_and_gradients_may_have_any_memory_layout() -> None:
     value, shapes, *others = differentiable(POINTS, torch.float64)
     scattered = value.transpose(1, 2).contiguous().transpose(1, 2)
     factor = torch.linspace(0, 1, 8, dtype=torch.float64).expand(2, 5, 8)
