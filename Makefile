@@ -5,8 +5,8 @@ VENV = .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-# Packages are compiled by every core, not by pip's one, and without the tests that some bring.
-# A file that is no Python of this version, such as a template, is left as it is.
+# All cores compile the packages to byte code, where pip would use one, and leave out their tests.
+# Files that are not Python of this version, such as templates, are skipped.
 COMPILE = $(BIN)/python -m compileall -q -j 0 -x '/tests/' $(VENV)/lib >/dev/null 2>&1 || true
 
 # Waiting threads of torch sleep instead of spinning: with other work on the cores, two spinning

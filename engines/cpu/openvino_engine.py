@@ -232,7 +232,7 @@ def _compile_fastest(
 
 
 def _options(properties: dict[str, Any], hint: str) -> dict[str, Any]:
-    """With the type in which floats are computed; OpenVINO defaults to bf16 where there is any."""
+    """The properties with the type for floats, since OpenVINO defaults to bf16 on CPUs with it."""
     return {**properties, "INFERENCE_PRECISION_HINT": hint, **_WORKAROUNDS.get(hint, {})}
 
 
