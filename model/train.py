@@ -22,7 +22,7 @@ from model.checkpoints.file_kind import require_checkpoint
 from model.config import TrainConfig
 from model.configs import CONFIGS
 from model.data.data_set import add_val_fraction
-from model.data.layouts import require_run_data
+from model.data.layouts import find_run_layout
 from model.overrides import load_config
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, changes = load_config(args.config, args.set)
         if changes:
             log.info("%s: %s", args.config, ", ".join(changes))
-        require_run_data(config, args.data, val_fraction=args.val_fraction)
+        find_run_layout(config, args.data, val_fraction=args.val_fraction)
         if args.init is not None and not _is_started(args.out or _default_out(config)):
             require_checkpoint(args.init)
     except ValueError as error:

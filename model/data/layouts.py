@@ -53,10 +53,15 @@ def stored_split(layout: Layout, split: str, *, val_fraction: float | None) -> s
     return stored
 
 
-def require_run_data(
+def find_run_layout(
     config: TrainConfig, data_dir: Path | None, *, val_fraction: float | None
-) -> None:
-    """Raise ValueError unless there is the data of a run: train and val, or none for the digits."""
+) -> Layout | None:
+    """The data set of a run, with train and val; None where the configuration makes its images.
+
+    Raises:
+        ValueError: the configuration needs a data set and has none, or the other way round; or
+            a split is missing.
+    """
     if config.dataset == "digits":
         given = {"DATA= (--data)": data_dir, "VAL_FRACTION= (--val-fraction)": val_fraction}
         for option in (option for option, value in given.items() if value is not None):
@@ -64,16 +69,17 @@ def require_run_data(
                 f"config {config.name} makes its own images and takes no {option}; "
                 "choose a config with dataset='coco' to train on a directory"
             )
-    elif data_dir is None:
+        return None
+    if data_dir is None:
         raise ValueError(
             f"config {config.name} needs DATA=DIR (--data), a data set with the splits train and "
             "val, or with VAL_FRACTION=0.1"
         )
-    else:
-        layout = find_layout(data_dir)
-        stored = {stored_split(layout, split, val_fraction=val_fraction) for split in _SPLITS}
-        if val_fraction is None and stored == {ALL}:
-            raise ValueError(_missing(layout, "val"))
+    layout = find_layout(data_dir)
+    stored = {stored_split(layout, split, val_fraction=val_fraction) for split in _SPLITS}
+    if val_fraction is None and stored == {ALL}:
+        raise ValueError(_missing(layout, "val"))
+    return layout
 
 
 def require_split(data_dir: Path, split: str, *, val_fraction: float | None) -> None:

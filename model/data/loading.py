@@ -18,10 +18,10 @@ from model.config import TrainConfig
 from model.data.check import check_split, check_validation
 from model.data.coco import CocoDataset
 from model.data.collate import collate
-from model.data.data_set import open_data_set
+from model.data.data_set import DataSet
 from model.data.digits import DigitsDataset
 from model.data.evaluation_data import report_faults
-from model.data.layouts import require_run_data
+from model.data.layouts import find_run_layout
 from model.data.transforms import largest_size, make_transform
 from model.data.workers import work_ahead
 from model.distributed import num_processes, process_index
@@ -58,10 +58,10 @@ def open_data(
     Raises:
         ValueError: there is no such data set, or training on it would be wrong; says why.
     """
-    require_run_data(config, data_dir, val_fraction=val_fraction)
-    if data_dir is None:
+    layout = find_run_layout(config, data_dir, val_fraction=val_fraction)
+    if layout is None or data_dir is None:
         return _open_digits(config)
-    data_set = open_data_set(data_dir, val_fraction)
+    data_set = DataSet(layout, val_fraction)
     train_split, val_split = (data_set.open(split) for split in ("train", "val"))
     log.info(data_set.describe([train_split, val_split]))
     report_faults(train_split, check_split(train_split, config.model))

@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
+from tqdm import tqdm
+
 from model.data.fields import read_number, read_size
 from model.data.formats.image_listing import ImageListing, images_below
 from model.data.formats.shapes import around, around_ellipse, around_rotated
@@ -123,7 +125,8 @@ def _read_file(file: Path) -> tuple[list[str], list[CvatImage]]:
     """The names of the labels, in order, and the images."""
     names: list[str] = []
     images: list[CvatImage] = []
-    for element in elements(file, "meta", "image", "track"):
+    children = elements(file, "meta", "image", "track")
+    for element in tqdm(children, desc=f"reading {file.name}", unit=" images", leave=False):
         if element.tag == "track":
             raise ValueError(
                 f"{file}: has tracks, as CVAT writes them for video; export the task again as "

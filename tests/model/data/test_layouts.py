@@ -7,7 +7,7 @@ import pytest
 
 from model.configs import small
 from model.data.formats.source import ALL
-from model.data.layouts import find_layout, require_run_data, require_split, stored_split
+from model.data.layouts import find_layout, find_run_layout, require_split, stored_split
 from tests.model.data.formats import exports
 
 CONTENT = json.dumps({"images": [], "annotations": [], "categories": []})
@@ -92,8 +92,8 @@ def test_training_on_data_that_is_not_divided_asks_for_the_val_fraction(tmp_path
     exports.label_studio(tmp_path)
 
     with pytest.raises(ValueError, match=r"not divided into splits. VAL_FRACTION=0\.1"):
-        require_run_data(small(), tmp_path, val_fraction=None)
-    require_run_data(small(), tmp_path, val_fraction=0.1)
+        find_run_layout(small(), tmp_path, val_fraction=None)
+    assert find_run_layout(small(), tmp_path, val_fraction=0.1) is not None
 
 
 def test_data_that_is_not_divided_is_evaluated_whole(tmp_path: Path) -> None:
