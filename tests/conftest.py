@@ -33,7 +33,7 @@ LONGEST = (
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """If processes share the tests, long files come first, and files are not split."""
+    """If processes share the tests, long files come first; inside a file nothing changes."""
     if not hasattr(config, "workerinput"):
         return
     slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
@@ -48,7 +48,7 @@ RUN_NOTHING_HERE = ("test_conventions.py", "test_docs.py", "test_makefile.py")
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Run tests without coverage where it is slow or has nothing to see: it doubles their time."""
+    """Run slow tests, and those with nothing to cover, without coverage: it doubles their time."""
     tracer = sys.gettrace()
     if item.get_closest_marker("slow") is not None or item.path.name in RUN_NOTHING_HERE:
         sys.settrace(None)
