@@ -71,6 +71,16 @@ def test_every_epoch_has_its_own_order() -> None:
     assert image_ids(batches(epoch=0)) != image_ids(batches(epoch=1))
 
 
+def test_every_epoch_has_its_own_pixels() -> None:
+    first, second = (
+        {t["image_id"]: int(image.sum()) for (images, _, targets), *_ in batches(epoch=epoch)
+         for image, t in zip(images, targets, strict=True)}
+        for epoch in (0, 1)
+    )  # fmt: skip
+
+    assert all(first[image_id] != second[image_id] for image_id in first.keys() & second.keys())
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_change_no_batch(num_workers: int) -> None:
     assert_same(batches(epoch=3, num_workers=num_workers), batches(epoch=3))

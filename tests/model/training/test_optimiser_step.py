@@ -75,6 +75,19 @@ def test_a_step_changes_what_trains_and_counts() -> None:
     assert {"backbone.layer2.0.conv1.weight", "class_heads.0.weight"} <= changed
 
 
+def test_gradients_of_an_earlier_step_do_not_count() -> None:
+    config = step_config(learning_rate=1e-12)
+    model = DeformableDetr(config.model).train()
+    state = TrainingState.start(model, config)
+    batches = [make_batch(1, 2)]
+
+    first, second = (
+        take_step(state, batches, config=config, dtype=torch.float32) for _ in range(2)
+    )
+
+    assert second["gradient_norm"] == pytest.approx(first["gradient_norm"], rel=1e-4)
+
+
 def test_a_bad_weight_is_named_and_nothing_is_changed() -> None:
     config = step_config()
     model = DeformableDetr(config.model).train()
