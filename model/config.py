@@ -148,7 +148,7 @@ class TrainConfig:
     # "coco": annotations and images in --data; "digits": the demo data set, made on the fly.
     dataset: Literal["coco", "digits"] = "coco"
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
-    # "checkpoint": nothing but a detector given with --init will do.
+    # "checkpoint": the published detector of the variant, or the one given with --init.
     backbone_init: Literal["random", "imagenet", "checkpoint"] = "imagenet"
     pretrain_steps: int = 0  # steps of backbone pre-training on crops (digits only)
     epochs: int = 50

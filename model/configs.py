@@ -23,7 +23,7 @@ def two_stage() -> TrainConfig:
 
 
 def finetune() -> TrainConfig:
-    """Fine-tuning of published two-stage weights on a small data set; needs --init."""
+    """Fine-tuning of published two-stage weights, or of --init, on a small data set."""
     return replace(
         base(),
         name="finetune",

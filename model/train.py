@@ -86,6 +86,7 @@ def _is_started(out_dir: Path) -> bool:
 
 def _train(config: TrainConfig, args: argparse.Namespace) -> int:
     # PyTorch takes seconds to import, so mistyped arguments are reported first.
+    from model.checkpoints.fetch import fetch_published
     from model.data.loading import open_data
     from model.data.workers import LoadingFailed
     from model.distributed import PeerFailed, is_main, joined, together
@@ -106,6 +107,7 @@ def _train(config: TrainConfig, args: argparse.Namespace) -> int:
                 resume=args.resume,
                 init=args.init,
                 measure=measure_batch,
+                fetch=fetch_published,
             )
     except PeerFailed as error:  # its own message says why
         log.warning("error: %s", error)

@@ -15,7 +15,6 @@ from model.checkpoints.published_urls import (
     VARIANTS,
     WEIGHTS_DIR,
     checkpoint_name,
-    published_url,
 )
 
 
@@ -29,12 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--base-url", help="a mirror of the site that publishes the files")
     args = parser.parse_args(arguments)
     # PyTorch takes seconds to import, so mistyped arguments are reported first.
-    from model.checkpoints.fetch import fetch_backbone, fetch_detector
+    from model.checkpoints.fetch import fetch_published
 
-    url = published_url(args.variant, file_format=args.format, base_url=args.base_url)
     path = args.out / checkpoint_name(args.variant, file_format=args.format)
     try:
-        (fetch_backbone if args.variant == BACKBONE else fetch_detector)(url, path)
+        fetch_published(args.variant, path, file_format=args.format, base_url=args.base_url)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(path)

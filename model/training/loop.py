@@ -50,7 +50,7 @@ from model.training.optimiser_step import forward_dtype, take_step
 from model.training.run_start import STATE_FILE, find_start
 from model.training.run_time import Clock, RunTime
 from model.training.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
-from model.training.starting_weights import load_starting_weights
+from model.training.starting_weights import Fetch, load_starting_weights
 from model.training.training_state import (
     Progress,
     TrainingState,
@@ -71,6 +71,7 @@ def train(
     init: Path | None = None,
     clock: Clock = time.monotonic,
     measure: Measure | None = None,
+    fetch: Fetch | None = None,
 ) -> int:
     """Train a detector from the start, or continue a stopped run.
 
@@ -81,6 +82,7 @@ def train(
         init: checkpoint to take the weights of a new run from.
         clock: decides when a run with `config.minutes` ends.
         measure: finds the memory of a batch before the first step; needed by batch_size=auto.
+        fetch: downloads the published weights that the run starts from, if they are missing.
 
     Returns:
         The exit status: 0 for a complete run, 130 or 143 for one stopped by a signal.
@@ -102,7 +104,7 @@ def train(
     find = partial(
         find_start, config, data,
         state_path=state_path, is_required=resume != "auto", init=init,
-        device=device, measure=measure,
+        device=device, measure=measure, fetch=fetch,
     )  # fmt: skip
     start = from_main(together(find))
     config, saved = start.config, start.saved

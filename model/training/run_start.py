@@ -11,7 +11,7 @@ from model.config import TrainConfig
 from model.data.loading import RunData, largest_images, parts_per_batch
 from model.distributed import alone, is_main, num_processes
 from model.training.batch_memory import Measure, plan_batch
-from model.training.starting_weights import check_start
+from model.training.starting_weights import Fetch, check_start
 from model.training.training_state import (
     read_last_state,
     read_training_state,
@@ -45,12 +45,13 @@ def find_start(
     init: Path | None,
     device: torch.device,
     measure: Measure | None,
+    fetch: Fetch | None,
 ) -> RunStart:
     """Find out in the main process; the others find nothing.
 
     Args:
         state_path, is_required: where the state of a run may be or has to be.
-        init, measure: as in `model.training.loop.train`.
+        init, measure, fetch: as in `model.training.loop.train`.
 
     Raises:
         ValueError: configuration, starting weights, the saved run and the number of processes do
@@ -63,7 +64,7 @@ def find_start(
     read = read_training_state if is_required else read_last_state
     saved = read(state_path, fingerprint)
     if saved is None:
-        check_start(config, init)
+        check_start(config, init, fetch=fetch)
         config = _with_batch(config, data, device, measure)
     else:
         config = with_saved_batch(config, saved)

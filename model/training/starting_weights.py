@@ -1,12 +1,17 @@
 """Where the weights of a new run come from, before step 1."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
 
 from model.checkpoints.checkpoint_file import first_mismatch, load_for_finetuning
-from model.checkpoints.published_urls import BACKBONE, WEIGHTS_DIR
+from model.checkpoints.published_urls import (
+    BACKBONE,
+    WEIGHTS_DIR,
+    checkpoint_name,
+)
 from model.config import TrainConfig
 from model.network.deformable_detr import DeformableDetr
 from model.training.interrupt import StopRequest
@@ -15,21 +20,46 @@ from model.training.pretrain import pretrain_backbone
 log = logging.getLogger(__name__)
 
 
-def check_start(config: TrainConfig, init: Path | None) -> None:
-    """Raise ValueError for a start from which training cannot succeed."""
-    if init is None and config.backbone_init == "checkpoint":
-        raise ValueError(
-            f"config {config.name} starts from trained weights: add INIT=CHECKPOINT (--init) "
-            "(make weights VARIANT=two_stage makes one)"
-        )
-    if init is None and config.backbone_init == "imagenet":
-        backbone_weights(WEIGHTS_DIR)
-    if init is None and config.backbone_init == "random" and config.model.frozen_stages >= 0:
+# (name of published weights, file to write)
+Fetch = Callable[[str, Path], None]
+
+
+def check_start(config: TrainConfig, init: Path | None, *, fetch: Fetch | None) -> None:
+    """Fetch what a run starts from, if it is missing; warn of a doubtful start.
+
+    Raises:
+        ValueError: the weights are missing, and `fetch` is None or failed; says how to get them.
+    """
+    path = starting_file(config, init)
+    if init is None and path is not None and not path.is_file():
+        if fetch is None:
+            raise ValueError(f"{path} is missing; {_how_to_get(path)}")
+        log.info("%s is missing: downloading the published weights", path)
+        try:
+            fetch(path.stem, path)
+        except ValueError as error:
+            raise ValueError(f"{error}; or {_how_to_get(path)}") from error
+    if path is None and config.model.frozen_stages >= 0:
         log.warning(
             "the backbone starts at random, and %d of its stages stay frozen (frozen_stages); "
             "set frozen_stages=-1 to train them",
             config.model.frozen_stages + 1,
         )
+
+
+def starting_file(config: TrainConfig, init: Path | None) -> Path | None:
+    """The file of weights that a run starts from; None if it starts at random."""
+    if init is not None or config.backbone_init == "random":
+        return init
+    is_backbone = config.backbone_init == "imagenet"
+    return WEIGHTS_DIR / checkpoint_name(BACKBONE if is_backbone else config.model.variant)
+
+
+def _how_to_get(path: Path) -> str:
+    return (
+        f"get it by make weights VARIANT={path.stem}, start from a checkpoint by INIT=CHECKPOINT "
+        "(--init), or choose CONFIG=small, which starts at random"
+    )
 
 
 def load_starting_weights(
@@ -41,26 +71,16 @@ def load_starting_weights(
         ValueError: the weights are missing, or belong to another model.
         Interrupted: a stop was requested during pre-training.
     """
-    if init is not None:
-        for line in load_for_finetuning(init, model):
-            log.info(line)
-    elif config.backbone_init == "imagenet":
-        path = backbone_weights(WEIGHTS_DIR)
+    path = starting_file(config, init)
+    if path is None:
+        if config.pretrain_steps:
+            pretrain_backbone(model, config, stop=stop)
+    elif init is None and config.backbone_init == "imagenet":
         load_backbone(path, model)
         log.info("%s: backbone loaded", path)
-    elif config.pretrain_steps:
-        pretrain_backbone(model, config, stop=stop)
-
-
-def backbone_weights(directory: Path) -> Path:
-    """The file of ImageNet weights in `directory`; ValueError says how to get it."""
-    path = directory / f"{BACKBONE}.safetensors"
-    if not path.is_file():
-        raise ValueError(
-            f"{path} is missing: training starts from ImageNet weights; get them by "
-            "make weights VARIANT=resnet50, or start from a checkpoint by INIT= (--init)"
-        )
-    return path
+    else:
+        for line in load_for_finetuning(path, model):
+            log.info(line)
 
 
 def load_backbone(path: Path, model: DeformableDetr) -> None:

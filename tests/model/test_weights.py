@@ -13,10 +13,10 @@ from model.checkpoints.checkpoint_file import load_checkpoint
 from model.checkpoints.download import download
 from model.checkpoints.fetch import fetch_backbone, fetch_detector
 from model.checkpoints.published_urls import published_url
-from model.config import ModelConfig
-from model.configs import tiny
+from model.config import ModelConfig, TrainConfig
+from model.configs import base, finetune, refine, small, tiny
 from model.network.deformable_detr import DeformableDetr
-from model.training.starting_weights import backbone_weights, load_backbone
+from model.training.starting_weights import check_start, load_backbone, starting_file
 from model.weights import main
 from tests.data.parity.make_checkpoint import checkpoint
 from tests.file_server import Server
@@ -228,7 +228,7 @@ def test_the_backbone_is_fetched_and_loaded(tmp_path: Path, server: Server) -> N
     url = server.put(published | extra)
 
     fetch_backbone(url, tmp_path / "resnet50.safetensors")
-    load_backbone(backbone_weights(tmp_path), model)
+    load_backbone(tmp_path / "resnet50.safetensors", model)
 
     stored = safetensors.torch.load_file(tmp_path / "resnet50.safetensors")
     assert stored.keys() == {f"backbone.{name}" for name in published}
@@ -242,12 +242,54 @@ def test_a_backbone_of_another_size_is_refused(tmp_path: Path, server: Server) -
     other = DeformableDetr(ModelConfig(num_classes=1, backbone_width=5))
 
     with pytest.raises(ValueError, match=r"does not fit the model's backbone: .*conv1\.weight"):
-        load_backbone(backbone_weights(tmp_path), other)
+        load_backbone(tmp_path / "resnet50.safetensors", other)
 
 
-def test_a_missing_backbone_says_how_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="make weights VARIANT=resnet50"):
-        backbone_weights(tmp_path)
+@pytest.mark.parametrize(
+    ("config", "name"), [(base(), "resnet50"), (refine(), "resnet50"), (finetune(), "two_stage")]
+)
+def test_weights_that_a_run_starts_from_are_fetched_once(
+    config: TrainConfig, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fetched: list[str] = []
+
+    def fetch(wanted: str, path: Path) -> None:
+        path.parent.mkdir()
+        path.touch()
+        fetched.append(wanted)
+
+    check_start(config, None, fetch=fetch)
+    check_start(config, None, fetch=fetch)
+
+    assert fetched == [name]
+    assert starting_file(config, None) == Path("weights") / f"{name}.safetensors"
+
+
+def test_nothing_is_fetched_for_a_run_with_weights_of_its_own_or_none(tmp_path: Path) -> None:
+    def fetch(name: str, path: Path) -> None:
+        raise AssertionError(name)
+
+    init = tmp_path / "mine.safetensors"
+    init.touch()
+
+    check_start(finetune(), init, fetch=fetch)
+    check_start(small(), None, fetch=fetch)
+
+
+@pytest.mark.parametrize(("config", "variant"), [(base(), "resnet50"), (finetune(), "two_stage")])
+def test_missing_weights_say_how_to_get_them(
+    config: TrainConfig, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def unreachable(name: str, path: Path) -> None:
+        raise ValueError("cannot download: check the network")
+
+    with pytest.raises(ValueError, match=rf"is missing; .*make weights VARIANT={variant}, .*INIT"):
+        check_start(config, None, fetch=None)
+    with pytest.raises(ValueError, match=rf"check the network; or get it by .*{variant}.*=small"):
+        check_start(config, None, fetch=unreachable)
 
 
 @pytest.mark.parametrize(
