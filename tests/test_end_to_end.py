@@ -77,10 +77,11 @@ def test_a_model_can_be_trained_exported_evaluated_and_served(
 ) -> None:
     run, bundle = tmp_path / "run", tmp_path / "bundle"
 
-    _run("model.train", "--config", "tiny", "--data", FIXTURE, "--out", run)
+    data = ("--data", FIXTURE, "--val-fraction", "0.3")
+    _run("model.train", "--config", "tiny", *data, "--out", run)
     _run("export", run / "best.safetensors", "--out", bundle)
     scores = {
-        name: _run(f"{package}.evaluate", f"--{name}", path, "--data", FIXTURE)
+        name: _run(f"{package}.evaluate", f"--{name}", path, *data)
         for package, name, path in (
             ("model", "checkpoint", run / "best.safetensors"),
             ("export", "bundle", bundle),
