@@ -5,6 +5,7 @@ share of a step, and they exchange sums over the whole step. Process 0 is the ma
 writes files and logs.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -35,8 +36,16 @@ def joined() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(dist.get_node_local_rank())
         backend = "cpu:gloo,cuda:nccl"
-    with _peers():
-        dist.init_process_group(backend, timeout=TIMEOUT)
+    store, process, count = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+    # torchrun's store outlives a restart, with the addresses of the processes before it.
+    session = f"{count} processes, restart {os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore(session, store),
+        rank=process,
+        world_size=count,
+        timeout=TIMEOUT,
+    )
     try:
         yield
     finally:
