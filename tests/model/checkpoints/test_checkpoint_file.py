@@ -21,6 +21,7 @@ from model.checkpoints.checkpoint_file import (
     load_for_finetuning,
     save_checkpoint,
     write_checkpoint,
+    write_tensors,
 )
 from model.config import ModelConfig, TrainConfig, Variant
 from model.configs import CONFIGS, tiny
@@ -299,3 +300,14 @@ def test_show_opens_with_accuracy_and_has_tensors_on_request(
 def test_a_fault_on_the_command_line_is_one_line_and_status_1(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"^error: .*none\.pth: no such file"):
         main(["convert", str(tmp_path / "none.pth"), str(tmp_path / "x.safetensors")])
+
+
+def test_tensors_that_share_memory_are_each_written(tmp_path: Path) -> None:
+    rows = torch.arange(6.0).reshape(3, 2)
+    tensors = {"whole": rows, "again": rows, "row": rows[1], "column": rows[:, 1]}
+
+    write_tensors(tmp_path / "x.safetensors", tensors, metadata={})
+
+    found = safetensors.torch.load_file(tmp_path / "x.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)

@@ -162,3 +162,19 @@ def test_a_damaged_image_is_named(write_data):
 
     with pytest.raises(ValueError, match=r"image 100, .*0\.png"):
         dataset.read_image(0)
+
+
+def test_what_changes_a_sample_changes_it_for_no_other_epoch(write_data):
+    files = write_data([(50, 50)], [[(5, 5, 10, 10, 3)]])
+    seen: list[tuple[list, list]] = []
+
+    def ruin(sample, rng):
+        seen.append((sample.boxes_xyxy_px.tolist(), sample.labels.tolist()))
+        sample.boxes_xyxy_px[:], sample.labels[:] = 0, 0
+        return sample
+
+    dataset = CocoDataset(read_split(*files), transform=ruin)
+    _ = dataset[0], dataset[0]
+
+    assert seen[0] == seen[1]
+    assert seen[0][1] == [1]

@@ -1,5 +1,7 @@
 """The exported model: normalisation and the choice of the best detections."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,12 @@ import torch
 from bundle.preprocess import Preprocess
 from model.configs import tiny
 from model.network.deformable_detr import DeformableDetr
-from model.network.inference import DetectionModel, decode_detections, normalise
+from model.network.inference import (
+    DetectionModel,
+    decode_detections,
+    normalise,
+    torch_predictor,
+)
 
 
 def test_padding_is_zero_after_normalisation() -> None:
@@ -66,3 +73,13 @@ def test_the_inference_model_answers_uint8_images() -> None:
     assert scores.shape == labels.shape == (2, 15)
     assert ((boxes >= 0) & (boxes <= 1)).all()
     assert (scores.diff(dim=1) <= 0).all()
+
+
+def test_a_model_in_training_predicts_without_its_dropout() -> None:
+    config = replace(tiny().model, dropout=0.5)
+    model = DetectionModel(DeformableDetr(config), Preprocess()).train()
+    images, padding_mask = np.full((1, 48, 64, 3), 90, np.uint8), np.zeros((1, 48, 64), np.bool_)
+
+    first, second = (torch_predictor(model.train())(images, padding_mask) for _ in range(2))
+
+    np.testing.assert_array_equal(first.scores, second.scores)
