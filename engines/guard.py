@@ -8,19 +8,21 @@ from engines.base import Engine, EngineFailure
 
 
 class GuardedEngine:
-    """An engine that raises only EngineFailure, and whose output is always from 0 to 1."""
+    """An engine that raises only EngineFailure, and whose output is always one to be used."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, num_classes: int) -> None:
         self.name, self.info = engine.name, engine.info
         self.max_batch_size = engine.max_batch_size
         self.gpu_memory_bytes = engine.gpu_memory_bytes
         self.close = engine.close
         self._engine = engine
+        self._num_classes = num_classes
 
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
-        """See `Engine.run`. Scores and boxes are finite and from 0 to 1.
+        """See `Engine.run`. There is a row for every image, and every label is one of a class.
 
-        The check catches NaN, and also the lowest number, to which some runtimes clamp NaN.
+        Scores and boxes are finite and from 0 to 1, which excludes NaN and also the lowest number,
+        to which some runtimes clamp NaN.
         """
         try:
             output = self._engine.run(images, padding_mask)
@@ -35,9 +37,21 @@ class GuardedEngine:
             raise EngineFailure(
                 f"expected finite scores and boxes, from 0 to 1, for {images.shape}"
             )
+        if not ((output.labels >= 0) & (output.labels < self._num_classes)).all():
+            raise EngineFailure(
+                f"expected labels from 0 to {self._num_classes - 1}, got {output.labels.min()} to "
+                f"{output.labels.max()}"
+            )
+        if not all(len(rows) == len(images) for rows in output):
+            raise EngineFailure(
+                f"expected a row for each of {len(images)} images, got {len(output.scores)} of "
+                f"scores, {len(output.labels)} of labels and {len(output.boxes)} of boxes"
+            )
         return output
 
 
-def guard(engine: Engine) -> Engine:
+def guard(engine: Engine, *, num_classes: int) -> Engine:
     """The engine, guarded; one that is already guarded is returned unchanged."""
-    return engine if isinstance(engine, GuardedEngine) else GuardedEngine(engine)
+    if isinstance(engine, GuardedEngine):
+        return engine
+    return GuardedEngine(engine, num_classes)

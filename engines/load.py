@@ -58,7 +58,8 @@ def open_engine(
     name = _fastest_here(bundle) if engine == "auto" else engine
     if mode == "throughput" and name != "openvino":
         logger.warning("%s has no throughput mode: all threads run one batch", name)
-    return guard(_OPENERS[name](bundle, _Options(threads, mode, float_type, gpu)))
+    opened = _OPENERS[name](bundle, _Options(threads, mode, float_type, gpu))
+    return guard(opened, num_classes=len(bundle.manifest.classes))
 
 
 def _fastest_here(bundle: Bundle) -> Runtime:

@@ -87,7 +87,7 @@ async def _within_limit(call: Callable[[], Value], limit_s: float, *, fault: str
 
 
 def _start(bundle: Bundle, settings: Settings, open_it: OpenEngine) -> Started:
-    engine = guard(open_it(bundle, settings))
+    engine = guard(open_it(bundle, settings), num_classes=len(bundle.manifest.classes))
     try:
         outcomes = require_known_answers(engine, bundle)
         logger.info("the engine gives the %d known answers of the bundle", len(outcomes))

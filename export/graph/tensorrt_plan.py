@@ -127,7 +127,8 @@ def open_plan(bundle: Bundle, planner: Planner) -> Engine:
             cuda=planner.cuda,
             max_graphs=0,
             graph=manifest.tensorrt.graph,
-        )
+        ),
+        num_classes=len(manifest.classes),
     )
 
 

@@ -62,7 +62,7 @@ def judge_rounding(
         Refused: a number is too large for the type, or detections change.
         ValueError: a weight is too large.
     """
-    with closing(guard(OnnxRuntimeEngine(exact))) as engine, TemporaryDirectory() as scratch:
+    with closing(_open(exact)) as engine, TemporaryDirectory() as scratch:
         emulation = Emulation(exact.graph(STANDARD_FORM), precision, scratch=Path(scratch))
         found = compare(
             engine.run, emulation.run, images=images, preprocess=exact.manifest.preprocess
@@ -82,12 +82,16 @@ def judge_engine(exact: Bundle, engine: Engine, *, images: Sequence[Uint8Array])
     Raises:
         Refused: detections change.
     """
-    with closing(guard(OnnxRuntimeEngine(exact))) as expected:
+    with closing(_open(exact)) as expected:
         found = compare(
             expected.run, engine.run, images=images, preprocess=exact.manifest.preprocess
         )
     _require_agreement(found, "the plan")
     return found._asdict()
+
+
+def _open(exact: Bundle) -> Engine:
+    return guard(OnnxRuntimeEngine(exact), num_classes=len(exact.manifest.classes))
 
 
 def compare(

@@ -17,7 +17,8 @@ def engines_on_cpu(bundle: Bundle) -> Iterator[Engine]:
 
     OpenVINO may serve bf16 and int8 in two ways, as it measures which type of floats is faster.
     """
-    with closing(guard(OnnxRuntimeEngine(bundle))) as engine:
+    num_classes = len(bundle.manifest.classes)
+    with closing(guard(OnnxRuntimeEngine(bundle), num_classes=num_classes)) as engine:
         yield engine
     with suppress(ImportError):  # OpenVINO does not exist for every platform
         from engines.cpu.openvino_engine import OpenVinoEngine
@@ -25,7 +26,8 @@ def engines_on_cpu(bundle: Bundle) -> Iterator[Engine]:
         has_choice = bundle.manifest.precision in ("bf16", "int8")
         float_types: tuple[FloatType, ...] = ("bf16", "fp32") if has_choice else ("fp32",)
         for float_type in float_types:
-            with closing(guard(OpenVinoEngine(bundle, float_type=float_type))) as engine:
+            opened = OpenVinoEngine(bundle, float_type=float_type)
+            with closing(guard(opened, num_classes=num_classes)) as engine:
                 yield engine
 
 

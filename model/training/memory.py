@@ -38,8 +38,6 @@ def saved_if_memory_runs_out(state: TrainingState, save: Callable[[], None]) -> 
     Nothing is saved if memory ran out while weights were changing, or if there is too little for
     saving. Raises MemoryRanOut in every case.
     """
-    random = torch.get_rng_state()
-    cuda_random = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -48,9 +46,6 @@ def saved_if_memory_runs_out(state: TrainingState, save: Callable[[], None]) -> 
         traceback.clear_frames(error.__traceback__)  # frees what the step had computed
     else:
         return
-    torch.set_rng_state(random)
-    if cuda_random is not None:
-        torch.cuda.set_rng_state(cuda_random)
     if not state.is_between_steps or not _save_where_it_can_be(save):
         raise MemoryRanOut(OUT_OF_MEMORY)
     raise MemoryRanOut(

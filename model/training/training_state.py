@@ -69,7 +69,7 @@ class TrainingState:
         return max(counts, default=self.progress.step) == self.progress.step
 
     def save(self, path: Path, fingerprint: dict[str, Any]) -> None:
-        """Write all of it and torch's random state atomically.
+        """Write all of it atomically.
 
         The previous file is kept, see `previous`. If the disk is full, raises OSError and leaves
         existing files intact.
@@ -82,8 +82,6 @@ class TrainingState:
                 "average": None if self.average is None else self.average.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "progress": dataclasses.asdict(self.progress),
-                "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
                 "fingerprint": fingerprint,
             },
             content,
@@ -95,15 +93,12 @@ class TrainingState:
         new.replace(path)
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Restore what `read_training_state` read, including torch's random state."""
+        """Restore what `read_training_state` read."""
         self.model.load_state_dict(saved["model"])
         if self.average is not None:
             self.average.model.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.progress = Progress(**saved["progress"])
-        torch.set_rng_state(saved["rng"])
-        if saved["cuda_rng"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(saved["cuda_rng"])
 
 
 class DamagedState(ValueError):

@@ -33,28 +33,56 @@ class Spoiling(FakeEngine):
         return output
 
 
+class Forgetting(FakeEngine):
+    """One part of the output lacks the last image."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__()
+        self._field = field
+
+    def run(self, *batch: np.ndarray) -> RawOutput:
+        output = super().run(*batch)
+        return output._replace(**{self._field: getattr(output, self._field)[:-1]})
+
+
 def test_a_right_output_is_handed_on() -> None:
-    engine = guard(FakeEngine())
+    engine = guard(FakeEngine(), num_classes=2)
 
     output = engine.run(IMAGES, PADDING_MASK)
 
     assert output.scores.shape == (2, 2)
-    assert guard(engine) is engine
+    assert guard(engine, num_classes=2) is engine
     assert engine.info.runtime == "fake"
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, -0.1, 1.5])
 @pytest.mark.parametrize("field", ["scores", "boxes"])
 def test_numbers_that_are_not_from_0_to_1_are_refused(field: str, number: float) -> None:
-    engine = guard(Spoiling(field, number))
+    engine = guard(Spoiling(field, number), num_classes=2)
 
     with pytest.raises(EngineFailure, match="expected finite scores and boxes"):
         engine.run(IMAGES, PADDING_MASK)
 
 
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_of_no_class_is_refused(label: int) -> None:
+    engine = guard(Spoiling("labels", label), num_classes=2)
+
+    with pytest.raises(EngineFailure, match="expected labels from 0 to 1, got"):
+        engine.run(IMAGES, PADDING_MASK)
+
+
+@pytest.mark.parametrize("field", ["scores", "labels", "boxes"])
+def test_an_image_without_an_answer_is_refused(field: str) -> None:
+    engine = guard(Forgetting(field), num_classes=2)
+
+    with pytest.raises(EngineFailure, match=f"each of 2 images, got .*1 of {field}"):
+        engine.run(IMAGES, PADDING_MASK)
+
+
 @pytest.mark.parametrize("error", [MemoryError(), SystemExit(3), KeyError("x"), RuntimeError("no")])
 def test_whatever_an_engine_raises_is_an_engine_failure(error: BaseException) -> None:
-    engine = guard(Raising(error))
+    engine = guard(Raising(error), num_classes=2)
 
     with pytest.raises(EngineFailure, match=f"raised {type(error).__name__} on") as caught:
         engine.run(IMAGES, PADDING_MASK)
@@ -63,7 +91,7 @@ def test_whatever_an_engine_raises_is_an_engine_failure(error: BaseException) ->
 
 
 def test_what_an_engine_says_itself_is_left_as_it_is() -> None:
-    engine = guard(Raising(EngineFailure("no memory")))
+    engine = guard(Raising(EngineFailure("no memory")), num_classes=2)
 
     with pytest.raises(EngineFailure, match=r"^no memory$"):
         engine.run(IMAGES, PADDING_MASK)
@@ -71,4 +99,4 @@ def test_what_an_engine_says_itself_is_left_as_it_is() -> None:
 
 def test_ctrl_c_is_not_a_failure_of_the_engine() -> None:
     with pytest.raises(KeyboardInterrupt):
-        guard(Raising(KeyboardInterrupt())).run(IMAGES, PADDING_MASK)
+        guard(Raising(KeyboardInterrupt()), num_classes=2).run(IMAGES, PADDING_MASK)

