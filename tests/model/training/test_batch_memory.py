@@ -89,7 +89,8 @@ def test_what_is_measured_foretells_a_larger_batch() -> None:
 
     foretold, found, available = map(int, done.stdout.split())
 
-    assert foretold == pytest.approx(found, rel=0.3)
+    # The second image takes about a fifth more than those after it: what is foretold is careful.
+    assert found < foretold < 1.5 * found
     assert foretold < available
 
 
