@@ -22,6 +22,7 @@ from model.checkpoints.file_kind import require_checkpoint
 from model.config import TrainConfig
 from model.configs import CONFIGS
 from model.data.data_set import add_val_fraction
+from model.data.formats.source import Layout
 from model.data.layouts import find_run_layout
 from model.overrides import load_config
 
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, changes = load_config(args.config, args.set)
         if changes:
             log.info("%s: %s", args.config, ", ".join(changes))
-        find_run_layout(config, args.data, val_fraction=args.val_fraction)
+        layout = find_run_layout(config, args.data, val_fraction=args.val_fraction)
         if args.init is not None and not _is_started(args.out or _default_out(config)):
             require_checkpoint(args.init)
     except ValueError as error:
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    return _train(config, args)
+    return _train(config, args, layout)
 
 
 def _log_level() -> int:
@@ -84,7 +85,7 @@ def _is_started(out_dir: Path) -> bool:
     return any(out_dir.glob("*.training.pt"))
 
 
-def _train(config: TrainConfig, args: argparse.Namespace) -> int:
+def _train(config: TrainConfig, args: argparse.Namespace, layout: Layout | None) -> int:
     # PyTorch takes seconds to import, so mistyped arguments are reported first.
     from model.checkpoints.fetch import fetch_published
     from model.data.loading import open_data
@@ -96,13 +97,16 @@ def _train(config: TrainConfig, args: argparse.Namespace) -> int:
     from model.training.memory import OUT_OF_MEMORY, MemoryRanOut, is_out_of_memory
 
     quiet_writer_threads()
+    open_run_data = partial(
+        open_data, config, args.data, val_fraction=args.val_fraction, layout=layout
+    )
     try:
         with joined():
             if not is_main():
                 logging.getLogger().setLevel(logging.ERROR)
             return train(
                 config,
-                together(partial(open_data, config, args.data, val_fraction=args.val_fraction)),
+                together(open_run_data),
                 out_dir=args.out or _default_out(config),
                 resume=args.resume,
                 init=args.init,

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar, Unpack
 
 import httpx
@@ -63,7 +64,7 @@ class DetrClient:
     ) -> None:
         self._model = model
         self._retries = retries
-        self._batching = batching
+        self._ask = partial(ask_detections, model=model, batching=batching, retries=retries)
         self._sleep = sleep
         self._http = httpx.Client(
             base_url=base_url,
@@ -91,16 +92,7 @@ class DetrClient:
             image_ids: of the images, for the results; by default their index.
             options: `threshold`, `num_detections`, `classes`, `nms_iou` and `tile`; see `Options`.
         """
-        return self._take(
-            ask_detections(
-                images,
-                image_ids,
-                model=self._model,
-                options=options,
-                batching=self._batching,
-                retries=self._retries,
-            )
-        )
+        return self._take(self._ask(images, image_ids, options=options))
 
     def model(self) -> dict[str, Any]:
         """The model that is served: name, variant, version, classes and more."""
@@ -154,7 +146,7 @@ class AsyncDetrClient:
     ) -> None:
         self._model = model
         self._retries = retries
-        self._batching = batching
+        self._ask = partial(ask_detections, model=model, batching=batching, retries=retries)
         self._sleep = sleep
         self._http = httpx.AsyncClient(
             base_url=base_url,
@@ -176,16 +168,7 @@ class AsyncDetrClient:
         **options: Unpack[Options],
     ) -> list[ImageResult]:
         """The detections in any number of images, in their order; see `DetrClient.detect_many`."""
-        return await self._take(
-            ask_detections(
-                images,
-                image_ids,
-                model=self._model,
-                options=options,
-                batching=self._batching,
-                retries=self._retries,
-            )
-        )
+        return await self._take(self._ask(images, image_ids, options=options))
 
     async def model(self) -> dict[str, Any]:
         """The model that is served: name, variant, version, classes and more."""

@@ -128,20 +128,22 @@ def _are_corners(split: Split, boxes: list[BoxEntry]) -> bool:
         _is_inside(split, box.image_id, as_corner)
         for box, as_corner in zip(boxes, as_corners, strict=True)
     )
-    num_outside = sum(not _is_inside(split, box.image_id, box.bbox) for box in boxes)
-    return num_inside >= MOST * len(boxes) and num_outside > len(boxes) / 2
+    return num_inside >= MOST * len(boxes) and _num_outside(split, boxes) > len(boxes) / 2
 
 
 def _are_centres(split: Split, boxes: list[BoxEntry]) -> bool:
     """Judge by boxes that leave the image, while all of them would be inside as centres."""
-    num_outside = sum(not _is_inside(split, box.image_id, box.bbox) for box in boxes)
-    if num_outside < max(MIN_OUTSIDE, MIN_OUTSIDE_SHARE * len(boxes)):
+    if _num_outside(split, boxes) < max(MIN_OUTSIDE, MIN_OUTSIDE_SHARE * len(boxes)):
         return False
-    by_centres = ((box.image_id, box.bbox) for box in boxes)
+    as_centres = ((x - w / 2, y - h / 2, w, h) for x, y, w, h in (box.bbox for box in boxes))
     return all(
-        _is_inside(split, image_id, (x - w / 2, y - h / 2, w, h))
-        for image_id, (x, y, w, h) in by_centres
+        _is_inside(split, box.image_id, as_centre)
+        for box, as_centre in zip(boxes, as_centres, strict=True)
     )
+
+
+def _num_outside(split: Split, boxes: list[BoxEntry]) -> int:
+    return sum(not _is_inside(split, box.image_id, box.bbox) for box in boxes)
 
 
 def _corner_area(box: BoxEntry) -> float:

@@ -21,6 +21,7 @@ from model.data.collate import collate
 from model.data.data_set import DataSet
 from model.data.digits import DigitsDataset
 from model.data.evaluation_data import report_faults
+from model.data.formats.source import Layout
 from model.data.layouts import find_run_layout
 from model.data.transforms import largest_size, make_transform
 from model.data.workers import work_ahead
@@ -47,18 +48,23 @@ class RunData:
 
 
 def open_data(
-    config: TrainConfig, data_dir: Path | None, *, val_fraction: float | None = None
+    config: TrainConfig,
+    data_dir: Path | None,
+    *,
+    val_fraction: float | None = None,
+    layout: Layout | None = None,
 ) -> RunData:
     """Open the data sets of a configuration. Faults are logged.
 
     Args:
         data_dir: holds a data set of a known format; None for the digits.
         val_fraction: the part of the images that becomes the split val where there is none.
+        layout: what `find_run_layout` found in `data_dir`, if it was called already.
 
     Raises:
         ValueError: there is no such data set, or training on it would be wrong; says why.
     """
-    layout = find_run_layout(config, data_dir, val_fraction=val_fraction)
+    layout = layout or find_run_layout(config, data_dir, val_fraction=val_fraction)
     if layout is None or data_dir is None:
         return _open_digits(config)
     data_set = DataSet(layout, val_fraction)

@@ -16,9 +16,10 @@ from model.data.formats.source import (
     SPLIT_NAMES,
     Box,
     Collector,
+    DrawnBox,
     Source,
     names_of,
-    split_folder,
+    split_folders,
 )  # fmt: skip
 from model.data.formats.xml_file import elements, root_tag, text_of
 
@@ -28,22 +29,13 @@ _PLURALS = {"points": "sets of points", "mask": "masks", "cuboid": "cuboids", "t
 
 
 @dataclass(frozen=True)
-class CvatShape:
-    """A shape with its box, None where its numbers cannot be read."""
-
-    label: str
-    box: Box | None
-    place: str
-
-
-@dataclass(frozen=True)
 class CvatImage:
     """An image of the file; size is (height, width), None where it is missing."""
 
     name: str
     subset: str
     size: tuple[int, int] | None
-    shapes: list[CvatShape]
+    shapes: list[DrawnBox]
     left_out: list[str]
 
 
@@ -107,8 +99,7 @@ class CvatData:
 
 def find(data_dir: Path) -> CvatData | None:
     """The data set in a folder, if its annotations.xml, or those of its splits, are CVAT's."""
-    folders = {name: split_folder(data_dir, name) for name in SPLIT_NAMES}
-    files = {name: folder / FILE for name, folder in folders.items() if folder is not None}
+    files = {name: folder / FILE for name, folder in split_folders(data_dir).items()}
     files = {name: file for name, file in files.items() if _is_cvat(file)}
     if _is_cvat(data_dir / FILE):
         files = {ALL: data_dir / FILE}
@@ -152,7 +143,7 @@ def _read_image(element: Element) -> CvatImage:
     )
 
 
-def _shapes(image: Element, name: str) -> Iterator[CvatShape]:
+def _shapes(image: Element, name: str) -> Iterator[DrawnBox]:
     for number, child in enumerate(image, start=1):
         if child.tag in _BOXES:
             place = f"image {name}, shape {number} ({child.tag})"
@@ -160,7 +151,7 @@ def _shapes(image: Element, name: str) -> Iterator[CvatShape]:
                 box = _BOXES[child.tag](child)
             except ValueError:
                 box = None
-            yield CvatShape(child.get("label", ""), box, place)
+            yield DrawnBox(child.get("label", ""), box, place)
 
 
 def _number(shape: Element, key: str, default: str | None = None) -> float:

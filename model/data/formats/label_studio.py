@@ -13,7 +13,7 @@ from model.data.faults import shown
 from model.data.fields import read_number, read_size
 from model.data.formats.image_listing import ImageListing, images_below, is_image
 from model.data.formats.shapes import around, around_ellipse, around_rotated
-from model.data.formats.source import ALL, SPLIT_NAMES, Box, Collector, Source, split_folder
+from model.data.formats.source import ALL, Box, Collector, Source, split_folders
 
 # What a region's labels are called beside its numbers: by the tag that drew it, or plain.
 _LABELS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels")
@@ -83,8 +83,7 @@ def find(data_dir: Path) -> LabelStudioData | None:
     """The data set in a folder, if it, or the folders of its splits, has an export."""
     if (whole := _export(data_dir)) is not None:
         return LabelStudioData(data_dir, {ALL: whole})
-    folders = {name: split_folder(data_dir, name) for name in SPLIT_NAMES}
-    exports = {name: _export(folder) for name, folder in folders.items() if folder is not None}
+    exports = {name: _export(folder) for name, folder in split_folders(data_dir).items()}
     files = {name: file for name, file in exports.items() if file is not None}
     return LabelStudioData(data_dir, files) if files else None
 

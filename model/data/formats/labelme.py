@@ -14,29 +14,32 @@ from bundle.json_file import read_json, starts_with
 from model.data.fields import read_number, read_size
 from model.data.formats.image_listing import ImageListing, images_below
 from model.data.formats.shapes import Point, around, around_boxes, around_ellipse
-from model.data.formats.source import ALL, SPLIT_NAMES, Box, Collector, Source, split_folder
+from model.data.formats.source import (
+    ALL,
+    SPLIT_NAMES,
+    Box,
+    Collector,
+    DrawnBox,
+    Source,
+    read_lines,
+    split_folder,
+)  # fmt: skip
 
 _NO_CLASSES = ("__ignore__", "_background_")  # in labels.txt
 _SEEN_FILES = 20
 
 
 @dataclass(frozen=True)
-class LabelmeObject:
-    """One object, of one shape or of several in a group; box is None where it cannot be read."""
-
-    label: str
-    box: Box | None
-    place: str
-
-
-@dataclass(frozen=True)
 class LabelmeImage:
-    """What one file says; size is (height, width), None where it is missing."""
+    """What one file says; size is (height, width), None where it is missing.
+
+    An object is one shape, or several in a group.
+    """
 
     file: Path
     image_name: str
     size: tuple[int, int] | None
-    objects: list[LabelmeObject]
+    objects: list[DrawnBox]
     left_out: list[str]
 
 
@@ -85,8 +88,7 @@ class LabelmeData:
     def _class_names(self) -> list[str]:
         file = self.directory / "labels.txt"
         if file.is_file():
-            lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-            names = dict.fromkeys(line.strip() for line in lines if line.strip())
+            names = dict.fromkeys(read_lines(file))
             return [name for name in names if name not in _NO_CLASSES]
         return sorted({found.label for i in self._images for found in i.objects} - {""})
 
@@ -130,12 +132,12 @@ def _kind(shape: dict[str, Any]) -> str:
     return str(shape.get("shape_type", "polygon"))  # old versions have polygons only
 
 
-def _object(label: str, shapes: Sequence[tuple[int, dict[str, Any]]]) -> LabelmeObject:
+def _object(label: str, shapes: Sequence[tuple[int, dict[str, Any]]]) -> DrawnBox:
     boxes = [_box(shape) for _, shape in shapes]
     known = [box for box in boxes if box is not None]
     numbers = ", ".join(str(number) for number, _ in shapes)
     box = around_boxes(known) if len(known) == len(boxes) else None
-    return LabelmeObject(label, box, f"shape {numbers}")
+    return DrawnBox(label, box, f"shape {numbers}")
 
 
 def _box(shape: dict[str, Any]) -> Box | None:

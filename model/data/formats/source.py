@@ -30,9 +30,29 @@ def split_folder(directory: Path, split: str) -> Path | None:
     return next((folders[name] for name in names_of(split) if name in folders), None)
 
 
-def has_split_folders(directory: Path) -> bool:
-    """Whether there is a folder of the split train or val."""
-    return any(split_folder(directory, split) is not None for split in ("train", "val"))
+def split_folders(directory: Path) -> dict[str, Path]:
+    """The folders of all splits that have one, by split."""
+    folders = {split: split_folder(directory, split) for split in SPLIT_NAMES}
+    return {split: folder for split, folder in folders.items() if folder is not None}
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file that are not blank, without the space around them."""
+    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+@dataclass(frozen=True)
+class DrawnBox:
+    """A box around what was drawn in a tool; None if its numbers cannot be read.
+
+    Attributes:
+        place: where it stands in the tool's file, for messages.
+    """
+
+    label: str
+    box: Box | None
+    place: str
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from model.data.formats.source import (
     SPLIT_NAMES,
     Collector,
     Source,
-    has_split_folders,
     names_of,
+    read_lines,
     split_folder,
+    split_folders,
 )  # fmt: skip
 from model.data.formats.xml_file import read_xml, root_tag, text_of
 
@@ -119,8 +120,7 @@ class VocData:
         if names is None:
             return [i for i in self._images.values() if folder and folder in i.file.parents]
         by_stem = {file.stem: image for file, image in self._images.items()}
-        lines = names.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        stems = [line.split()[0] for line in lines if line.strip()]
+        stems = [line.split()[0] for line in read_lines(names)]
         for stem in (stem for stem in stems if Path(stem).name not in by_stem):
             collector.add_fault(
                 "missing-annotation", f"{names} lists {stem}, which has no XML file"
@@ -132,17 +132,18 @@ class VocData:
         return next((path for path in names if path.is_file()), None)
 
     def _folder(self, split: str) -> Path | None:
-        folders = (split_folder(self.directory, split), None)
-        if folders[0] is None and (self.directory / "Annotations").is_dir():
-            folders = (split_folder(self.directory / "Annotations", split), None)
-        return folders[0]
+        folder = split_folder(self.directory, split)
+        if folder is None and (self.directory / "Annotations").is_dir():
+            folder = split_folder(self.directory / "Annotations", split)
+        return folder
 
 
 def find(data_dir: Path) -> VocData | None:
     """The data set in a folder, if one of the first XML files in it is VOC's."""
     places = [data_dir / "Annotations", data_dir]
-    if has_split_folders(data_dir):
-        places += [path for name in SPLIT_NAMES if (path := split_folder(data_dir, name))]
+    folders = split_folders(data_dir)
+    if {"train", "val"} & folders.keys():
+        places += folders.values()
     for place in (path for path in places if path.is_dir()):
         files = islice(chain(place.glob("*.xml"), place.glob("*/*.xml")), _SEEN_FILES)
         if any(root_tag(file) == "annotation" for file in files):

@@ -15,7 +15,15 @@ from tqdm import tqdm
 from model.data.fields import read_number
 from model.data.formats.image_listing import displayed_sizes, images_below, is_image
 from model.data.formats.shapes import around
-from model.data.formats.source import ALL, Box, Collector, Source, names_of, split_folder
+from model.data.formats.source import (
+    ALL,
+    Box,
+    Collector,
+    Source,
+    names_of,
+    read_lines,
+    split_folder,
+)  # fmt: skip
 from model.data.formats.yolo_yaml import YoloYaml, find_yaml
 
 CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "train/classes.txt")
@@ -125,10 +133,8 @@ class YoloData:
         if is_image(place):
             yield place
             return
-        for line in place.read_text(encoding="utf-8-sig", errors="replace").splitlines():
-            if line.strip():
-                name = line.strip().replace("\\", "/")
-                yield _find_listed(name, place.parent, self.directory)
+        for line in read_lines(place):
+            yield _find_listed(line.replace("\\", "/"), place.parent, self.directory)
 
 
 def find(data_dir: Path) -> YoloData | None:
@@ -140,8 +146,7 @@ def find(data_dir: Path) -> YoloData | None:
     class_file = next((path for path in candidates if path.is_file()), None)
     if class_file is None or not _has_labels(data_dir):
         return None
-    lines = class_file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    names = dict(enumerate(line.strip() for line in lines if line.strip()))
+    names = dict(enumerate(read_lines(class_file)))
     if not names:
         raise ValueError(f"{class_file}: expected the name of a class on every line; it is empty")
     return YoloData(data_dir, f"YOLO ({class_file.name})", class_file, names, None)
