@@ -97,8 +97,11 @@ def _start(loader: DataLoader[Any]) -> Iterator[Any]:
 
 def _leave_process_group(worker_id: int) -> None:
     os.setsid()
-    while signal.sigtimedwait(_STOP_SIGNALS, 0):
-        pass  # drop what the group received while this process was starting
+    while received := signal.sigtimedwait(_STOP_SIGNALS, 0):
+        # What the group received while this process was starting is dropped, but not what the
+        # parent sent to end it: it would wait for that for ever.
+        if received.si_pid == os.getppid():
+            os._exit(128 + received.si_signo)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 

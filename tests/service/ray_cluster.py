@@ -12,7 +12,11 @@ STORE_BYTES = 80 * 2**20  # the least that Ray takes
 @contextmanager
 def cluster() -> Iterator[None]:
     """Two raylets with a core each; this process is connected to them."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a proxy that starts slowly is killed
+        "OMP_NUM_THREADS": "1",
+    }
     import ray  # takes seconds
     from ray.cluster_utils import Cluster
 

@@ -103,7 +103,7 @@ def test_processes_end_with_whoever_no_longer_wants_results():
 
 def test_signals_to_the_process_group_reach_no_worker_not_even_one_that_is_starting():
     code = """
-import os, signal
+import os, signal, subprocess
 from model.data.workers import work_ahead
 parent, stops = os.getpid(), set()
 def stop(number, frame):
@@ -114,7 +114,7 @@ signal.signal(signal.SIGTERM, stop)
 os.register_at_fork(after_in_child=lambda: os.killpg(0, signal.SIGINT))
 results = work_ahead(abs, range(100), num_workers=2)
 next(results)
-os.killpg(0, signal.SIGTERM)
+subprocess.run(["sh", "-c", "kill -TERM 0"])
 print(len(list(results)), len(stops))
 """
 
@@ -130,7 +130,20 @@ print(len(list(results)), len(stops))
     assert (done.stdout, done.stderr) == ("99 2\n", "")
 
 
-def test_a_process_that_ends_in_an_error_leaves_none_behind():
+# Run first where a process is forked: the second worker starts only after it was told to end.
+START_LATE = """
+import os, signal
+starts = []
+def wait_for_end():
+    if len(starts) == 2:
+        while signal.SIGTERM not in signal.sigpending():
+            signal.sigtimedwait([], 0.01)
+os.register_at_fork(before=lambda: starts.append(None), after_in_child=wait_for_end)
+"""
+
+
+@pytest.mark.parametrize("before", ["", START_LATE], ids=["started", "still starting"])
+def test_a_process_that_ends_in_an_error_leaves_none_behind(before):
     code = """
 import multiprocessing
 from model.data.workers import work_ahead
@@ -141,7 +154,11 @@ raise KeyError("a bug, whose trace keeps the results alive")
 """
 
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", before + code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
     assert done.returncode == 1

@@ -35,14 +35,11 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     fingerprint = run_fingerprint(config, SUMMARY)
     state = TrainingState.start(DeformableDetr(config.model), config)
     state.progress.best_ap = 0.5
-    torch.manual_seed(7)
     state.save(tmp_path / "state.pt", fingerprint)
-    expected = torch.rand(3)
 
     other = TrainingState.start(DeformableDetr(config.model), config)
     other.restore(read_training_state(tmp_path / "state.pt", fingerprint))
 
-    assert torch.equal(torch.rand(3), expected)
     assert other.progress == state.progress
     for name, tensor in state.model.state_dict().items():
         assert torch.equal(other.model.state_dict()[name], tensor)
