@@ -5,8 +5,6 @@ last.training.pt and previous.training.pt (what a resumed run needs) and tensorb
 """
 
 import logging
-import math
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,10 +18,6 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from bundle.detect import Predict
-from bundle.postprocess import RawOutput
-from bundle.preprocess import BoolArray, Uint8Array
-from model.checkpoints.checkpoint_file import save_checkpoint
 from model.config import TrainConfig
 from model.data.loading import RunData, epoch_batches, steps_per_epoch
 from model.data.workers import LoadingFailed
@@ -37,13 +31,11 @@ from model.distributed import (
     is_main,
     together,
 )
-from model.evaluation.coco_metrics import Metrics
-from model.evaluation.evaluation import evaluate
-from model.evaluation.padding import padding_report
 from model.network.deformable_detr import DeformableDetr
-from model.network.inference import DetectionModel, torch_predictor
 from model.progress import progress_bar
 from model.training.batch_memory import Measure
+from model.training.board import open_board, record
+from model.training.epoch_end import BEST, end_epoch, report_last_epoch, shown_best
 from model.training.interrupt import Interrupted, StopRequest
 from model.training.memory import saved_if_memory_runs_out
 from model.training.optimiser_step import forward_dtype, take_step
@@ -51,11 +43,7 @@ from model.training.run_start import STATE_FILE, find_start
 from model.training.run_time import Clock, RunTime
 from model.training.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
 from model.training.starting_weights import Fetch, load_starting_weights
-from model.training.training_state import (
-    Progress,
-    TrainingState,
-    run_fingerprint,
-)
+from model.training.training_state import Progress, TrainingState, run_fingerprint
 
 SAVE_INTERVAL_S = 600.0  # a crash loses at most this much work
 SCALAR_STEPS = 20  # between two points of a TensorBoard curve
@@ -115,81 +103,31 @@ def train(
     torch.manual_seed(config.seed)
     dtype = forward_dtype(config, device)
     model = DeformableDetr(config.model).to(device)
-    log.info(
-        "config %s on %s in %s: %.2f M parameters, %d training, %d validation images, %d classes",
-        *(config.name, device, str(dtype).removeprefix("torch.")),
-        *(sum(p.numel() for p in model.parameters()) / 1e6, len(data.train), len(data.val)),
-        len(data.classes),
-    )
+    _log_run(config, data, model=model, dtype=dtype)
     in_main(out_dir.mkdir)(parents=True, exist_ok=True)
     with (
         StopRequest() as stop,
         logging_redirect_tqdm(),
-        _open_board(out_dir, start.step) as board,
+        open_board(out_dir, start.step) as board,
     ):
         try:
-            started = clock()
-            if saved is None and is_main():
-                with alone():
-                    load_starting_weights(model, config, init=init, stop=stop)
-            copy_from_main(model)
-            state = TrainingState.start(model, config)
-            save_state = in_main(partial(state.save, out_dir / STATE_FILE, fingerprint))
+            state = _first_state(model, config, saved=saved, init=init, clock=clock, stop=stop)
+            save = in_main(partial(state.save, out_dir / STATE_FILE, fingerprint))
             if saved is None:
-                state.progress.start_seconds = clock() - started
-                save_state()
+                save()
             else:
-                state.restore(saved)
                 log.info("continuing from %s after step %d", state_path, state.progress.step)
-            progress = state.progress
-            run_time = RunTime(progress, config, clock)
-            while not run_time.is_over or progress.step_in_epoch:
+            run_time = RunTime(state.progress, config, clock)
+            while not run_time.is_over or state.progress.step_in_epoch:
                 train_epoch(
-                    state,
-                    data,
-                    run_time=run_time,
-                    dtype=dtype,
-                    stop=stop,
-                    board=board,
-                    save=save_state,
+                    state, data, run_time=run_time, dtype=dtype, stop=stop, board=board, save=save
                 )
-                metrics = _evaluate(state, data, config, stop)
-                run_time.count_evaluation()
-                ap = metrics.numbers["AP"]
-                progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-                # NaN if there is no box to evaluate on; the last epoch then counts as the best.
-                is_best = progress.best_ap is None or math.isnan(ap) or ap > progress.best_ap
-                if is_best and not math.isnan(ap):
-                    progress.best_ap = ap
-                _record(board, "validation", metrics.defined, progress.step)
-                log.info(
-                    "%s: %s, %s, %s so far",
-                    *(run_time.epoch_name(progress.epoch), _shown(metrics), _shown_best(progress)),
-                    timedelta(seconds=round(progress.total_seconds)),
+                metrics = end_epoch(
+                    state, data, run_time=run_time, stop=stop, board=board, out_dir=out_dir
                 )
-                for name in ("last", "best") if is_best else ("last",):
-                    in_main(save_checkpoint)(
-                        out_dir / f"{name}.safetensors",
-                        state.evaluated_model,
-                        config=config,
-                        classes=data.classes,
-                        provenance=_provenance(config, data, state),
-                        metrics=metrics.defined,
-                        thresholds=metrics.thresholds,
-                    )
-                save_state()
-                if run_time.is_over and metrics.thresholds:
-                    log.info("best F1 at %s", metrics.thresholds.overall)
-                if run_time.is_over and "AP" in metrics.defined:
-                    log.info(
-                        padding_report(
-                            _predictor(state, config, stop),
-                            data.val,
-                            preprocess=config.preprocess,
-                            classes=data.classes,
-                            alone=metrics,
-                        )
-                    )
+                save()
+                if run_time.is_over:
+                    report_last_epoch(state, data, config=config, metrics=metrics, stop=stop)
         except Interrupted:
             log.warning("stopped; the same command with RESUME=auto (--resume) continues from here")
             return stop.exit_status
@@ -197,16 +135,10 @@ def train(
             if stop.is_requested:  # of all processes, and another has already followed it
                 return stop.exit_status
             raise
-    if progress.step == 0:
-        message = (
-            f"minutes={config.minutes:g} passed before the first step; the weights to start from "
-            f"took {timedelta(seconds=round(progress.start_seconds))} and are saved: the same "
-            "command continues with more minutes"
-        )
-        raise agreed(ValueError(message))
+    _check_any_step(state.progress, config)
     log.info(
         "%s: %d epochs done, %s in %s; another OUT= (--out) starts a new run",
-        *(out_dir, progress.epoch, _shown_best(progress), out_dir / "best.safetensors"),
+        *(out_dir, state.progress.epoch, shown_best(state.progress), out_dir / BEST),
     )
     return 0
 
@@ -269,7 +201,7 @@ def train_epoch(
             )
             bar.update(min(progress.step_in_epoch * num_step_images, len(data.train)) - bar.n)
             if progress.step % SCALAR_STEPS == 0:
-                _record(board, "training", values, progress.step)
+                record(board, "training", values=values, step=progress.step)
             stop.share()
             if stop.is_requested:
                 save()
@@ -285,20 +217,39 @@ def _main_time(clock: Clock) -> float:
     return from_main(clock())
 
 
-@contextmanager
-def _open_board(out_dir: Path, first_step: int) -> Iterator[SummaryWriter | None]:
-    """TensorBoard's files, which only the main process writes."""
-    if not is_main():
-        yield None
-        return
-    with SummaryWriter(str(out_dir / "tensorboard"), purge_step=first_step) as board:
-        yield board
+def _log_run(
+    config: TrainConfig, data: RunData, *, model: DeformableDetr, dtype: torch.dtype
+) -> None:
+    device = next(model.parameters()).device
+    log.info(
+        "config %s on %s in %s: %.2f M parameters, %d training, %d validation images, %d classes",
+        *(config.name, device.type, str(dtype).removeprefix("torch.")),
+        *(sum(p.numel() for p in model.parameters()) / 1e6, len(data.train), len(data.val)),
+        len(data.classes),
+    )
 
 
-def _record(board: SummaryWriter | None, kind: str, values: dict[str, float], step: int) -> None:
-    if board is not None:
-        for name, value in values.items():
-            board.add_scalar(f"{kind}/{name}", value, step)
+def _first_state(
+    model: DeformableDetr,
+    config: TrainConfig,
+    *,
+    saved: dict[str, Any] | None,
+    init: Path | None,
+    clock: Clock,
+    stop: StopRequest,
+) -> TrainingState:
+    """The saved state, or one before step 1 whose weights took the `start_seconds` it counts."""
+    started = clock()
+    if saved is None and is_main():
+        with alone():
+            load_starting_weights(model, config, init=init, stop=stop)
+    copy_from_main(model)
+    state = TrainingState.start(model, config)
+    if saved is None:
+        state.progress.start_seconds = clock() - started
+    else:
+        state.restore(saved)
+    return state
 
 
 @contextmanager
@@ -317,55 +268,13 @@ def _saved_if_others_fail(
         ) from None
 
 
-def _shown(metrics: Metrics) -> str:
-    if "AP" not in metrics.defined:
-        return "no AP, as the validation images have no boxes"
-    return f"AP {metrics.numbers['AP']:.3f}, AP50 {metrics.numbers['AP50']:.3f}"
-
-
-def _shown_best(progress: Progress) -> str:
-    return "the last epoch" if progress.best_ap is None else f"best AP {progress.best_ap:.3f}"
-
-
-def _predictor(state: TrainingState, config: TrainConfig, stop: StopRequest) -> Predict:
-    """A predictor with the weights to keep; it raises Interrupted if a stop is requested."""
-    predict = torch_predictor(DetectionModel(state.evaluated_model, config.preprocess))
-
-    def predict_or_stop(images: Uint8Array, padding_mask: BoolArray) -> RawOutput:
-        stop.check()
-        return predict(images, padding_mask)
-
-    return predict_or_stop
-
-
-def _evaluate(
-    state: TrainingState, data: RunData, config: TrainConfig, stop: StopRequest
-) -> Metrics:
-    """COCO metrics of the weights to keep; raises Interrupted if a stop is requested."""
-    predict = _predictor(state, config, stop)
-    return evaluate(predict, data.val, preprocess=config.preprocess, classes=data.classes)
-
-
-def _provenance(config: TrainConfig, data: RunData, state: TrainingState) -> dict[str, Any]:
-    """The provenance to store in a checkpoint."""
-    return {
-        "source": "model.train",
-        "config": config.name,
-        "data": data.summary,
-        "epochs": state.progress.epoch,
-        "steps": state.progress.step,
-        "seconds": round(state.progress.total_seconds, 1),
-        "is_average": state.average is not None,
-        "torch": torch.__version__,
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str | None:
-    """The commit of this code, if it is a git checkout and git is installed."""
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
+def _check_any_step(progress: Progress, config: TrainConfig) -> None:
+    """Raise ValueError if the time of the run passed before its first step."""
+    if progress.step > 0:
+        return
+    message = (
+        f"minutes={config.minutes:g} passed before the first step; the weights to start from "
+        f"took {timedelta(seconds=round(progress.start_seconds))} and are saved: the same "
+        "command continues with more minutes"
+    )
+    raise agreed(ValueError(message))

@@ -1,0 +1,26 @@
+"""TensorBoard's curves of a run, which only the main process writes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from model.distributed import is_main
+
+
+@contextmanager
+def open_board(out_dir: Path, first_step: int) -> Iterator[SummaryWriter | None]:
+    """Open OUT/tensorboard to go on from a step; None in every process but the main one."""
+    if not is_main():
+        yield None
+        return
+    with SummaryWriter(str(out_dir / "tensorboard"), purge_step=first_step) as board:
+        yield board
+
+
+def record(board: SummaryWriter | None, kind: str, *, values: dict[str, float], step: int) -> None:
+    """Add a point at `step` to the curves KIND/NAME of all values."""
+    if board is not None:
+        for name, value in values.items():
+            board.add_scalar(f"{kind}/{name}", value, step)
