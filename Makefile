@@ -30,6 +30,7 @@ FORMAT =
 PATHS =
 ANNOTATIONS =
 PRECISION =
+LIMIT =
 RUNTIME =
 SHAPES =
 ARGS =
@@ -63,7 +64,7 @@ option = $(if $($(1)),--$(2) $(call quote,$($(1))))
 if_killed = || { status=$$?; [ $$status -ne 137 ] || echo 'killed, most often because memory ran out: \
 the same command continues from the last save; a new run with SET=batch_size=auto takes what fits' >&2; exit $$status; }
 
-.PHONY: help serve detect train evaluate export weights install plugins browser peers test test-fast test-gpu bench-gpu lint check lock clean
+.PHONY: help serve detect train evaluate export weights reproduce install plugins browser peers test test-fast test-gpu bench-gpu lint check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,6 +103,10 @@ export: $(VENV)/full.stamp $(NATIVE) ## turn a checkpoint into a bundle [CHECKPO
 
 weights: $(VENV)/full.stamp ## download and convert published weights: VARIANT=base|refine|two_stage|resnet50 [FORMAT= OUT= ARGS=]
 	$(BIN)/python -m model.weights $(VARIANT) $(call option,FORMAT,format) $(call option,OUT,out) $(ARGS)
+
+reproduce: $(VENV)/full.stamp $(NATIVE) ## AP of the published detectors on COCO val2017, all or one VARIANT= [LIMIT=500 OUT= ARGS=]
+	$(BIN)/python -m benchmarks.reproduce $(call option,VARIANT,variants) $(call option,LIMIT,limit) \
+	$(call option,OUT,out) $(ARGS)
 
 # --- install
 

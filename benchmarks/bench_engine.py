@@ -30,6 +30,7 @@ from benchmarks.contestants import ALL, BATCHES, ENGINES, PEAKS, Run, Task
 from benchmarks.engine_bundles import bundle_path, make_bundles
 from benchmarks.engine_tables import Measured, print_comparison, print_throughput
 from benchmarks.floors import count_flop
+from benchmarks.machine import cpu_name, today
 from bundle.layout import GRAPH_FILES, STANDARD_FORM
 from bundle.postprocess import RawOutput
 from engines.cores import allowed_cores
@@ -147,13 +148,9 @@ def note(task: Task, text: str) -> None:
 
 def print_machine(args: argparse.Namespace) -> None:
     """Print the machine and versions, above the tables."""
-    cpu = platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), cpu)
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     load, clock = os.getloadavg()[0], "CPU" if args.threads == 1 else "wall"
-    print(f"{time.strftime('%Y-%m-%d')}: {cpu}, threads {args.threads}, load {load:.1f} at start")
+    print(f"{today()}: {cpu_name()}, threads {args.threads}, load {load:.1f} at start")
     print(f"Python {platform.python_version()}, {versions}")
     print(f"Batch 1, {clock} seconds: the median of {args.rounds} rounds, their spread in brackets")
 

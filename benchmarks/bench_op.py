@@ -11,7 +11,6 @@ import argparse
 import itertools
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.machine import cpu_name
 from model.network.ops import native
 from model.network.ops.ms_deform_attn import ms_deform_attn
 from model.network.ops.reference import ms_deform_attn_reference, sampling_locations
@@ -206,13 +206,6 @@ def print_table(title: str, call: Call, *, rounds: int, clock: Callable[[], floa
             cells += [f"{mine:.2f}" if mine else ""]
             cells += [f"{times[peer] / mine:.1f}" if mine else "" for peer in peers]
         print(f"| {' | '.join([*cells, f'{errors[c.name]:.1e}'])} |", flush=True)
-
-
-def cpu_name() -> str:
-    """The kernel's name for the processor."""
-    with open("/proc/cpuinfo") as file:
-        names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main() -> None:

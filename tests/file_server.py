@@ -1,4 +1,4 @@
-"""An HTTP server of one file, which misbehaves in the ways servers do."""
+"""An HTTP server of a few files, which misbehaves in the ways servers do."""
 
 import hashlib
 import re
@@ -13,12 +13,14 @@ import torch
 class Server:
     """An HTTP server on a free port of this machine, serving one content under every path.
 
+    files: other contents, by their paths.
     requests: "GET" paths and the Range each asked for. Faults are lists used up from the front:
     statuses to answer with, and bytes after which the connection breaks.
     """
 
     def __init__(self, content: bytes = b"") -> None:
         self.content = content
+        self.files: dict[str, bytes] = {}
         self.has_ranges = True
         self.wrong_range = False
         self.statuses: list[int] = []
@@ -40,12 +42,13 @@ class Server:
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         wanted = request.headers.get("Range")
         self.requests.append((request.path, wanted))
-        size, start = len(self.content), 0
+        content = self.files.get(request.path, self.content)
+        size, start = len(content), 0
         status = self.statuses.pop(0) if self.statuses else 200
         if status == 200 and wanted and self.has_ranges:
             start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])  # type: ignore[index]
             status = 206 if start < size else 416
-        body = self.content[start:] if status in (200, 206) else b""
+        body = content[start:] if status in (200, 206) else b""
         request.send_response(status)
         request.send_header("Content-Length", str(len(body)))
         if status == 206:

@@ -1,4 +1,4 @@
-"""Downloads that resume where they stopped, checked against the digest in the file name."""
+"""Downloads that resume where they stopped, checked against a SHA-256."""
 
 import re
 import time
@@ -20,17 +20,23 @@ class _Interrupted(Exception):
     """The server or the connection failed; worth another try."""
 
 
-def download(url: str, path: Path, *, sleep: Sleep = time.sleep) -> None:
-    """Download a file whose name ends in the first hex digits of its SHA-256.
+def download(
+    url: str, path: Path, *, sha256_digits: str | None = None, sleep: Sleep = time.sleep
+) -> None:
+    """Download a file of known content.
 
     Received bytes are kept in `path`.part, from which this call or the next resumes. Retries,
     with growing waits, as long as bytes arrive.
+
+    Args:
+        sha256_digits: the hex digits that the file's SHA-256 begins with; by default its name ends
+            in them.
 
     Raises:
         ValueError: no such file, server not reachable, or wrong content (.part is then removed).
         OSError: the disk is full; .part stays.
     """
-    digits = digest_prefix(path.name)
+    digits = sha256_digits or digest_prefix(path.name)
     if path.is_file() and sha256(path).startswith(digits):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +85,8 @@ def _continue(client: httpx.Client, url: str, part: Path) -> None:
             raise _Interrupted(f"the server answers {status}")
         if status not in (httpx.codes.OK, httpx.codes.PARTIAL_CONTENT):
             raise ValueError(f"cannot download {url}: the server answers {status}; name a "
-                             "mirror with --base-url (make: ARGS='--base-url URL')")  # fmt: skip
+                             "mirror with --base-url (make: ARGS='--base-url URL'), or put the "
+                             f"file at {part.with_suffix('')}")  # fmt: skip
         if status == httpx.codes.OK:
             have = 0  # the server ignored the range and sends the whole file
         elif span is None or span[1] != str(have):

@@ -1,0 +1,41 @@
+"""The machine and the versions that a table of results was measured with."""
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def cpu_name() -> str:
+    """The kernel's name for the processor."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(x.split(":")[1].strip() for x in lines if x.startswith("model name"))
+    return platform.processor() or platform.machine()
+
+
+def describe_machine(packages: Sequence[str]) -> str:
+    """Processor, cores, and versions of Python, of these packages and of this project."""
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    python = f"Python {platform.python_version()}"
+    return f"{cpu_name()}, {os.cpu_count()} cores; {python}, {versions}{_commit()}"
+
+
+def today() -> str:
+    """The date, as in the names of results."""
+    return time.strftime("%Y-%m-%d")
+
+
+def _commit() -> str:
+    """The commit of this project, and whether files were changed since; nothing without git."""
+    command = ["git", "describe", "--always", "--dirty"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return f", commit {found.stdout.strip()}"
+    return ""
