@@ -24,6 +24,7 @@ settings.load_profile("repeatable")
 # Files whose tests take minutes. Begun last, one would keep a single process busy at the end.
 LONGEST = (
     "test_end_to_end.py",
+    "test_finetune_page.py",
     "test_tensorrt_plan.py",
     "test_service_image.py",
     "test_ray.py",
