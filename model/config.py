@@ -56,6 +56,8 @@ class ModelConfig:
     # so that neither statistics nor neighbouring cells see it. "published": it is zeros beside the
     # image, as when the published weights were trained.
     train_padding: Literal["exact", "published"] = "published"
+    # Compute inner results of layers again in the backward pass, which takes less memory.
+    gradient_checkpointing: bool = False
     input_proj_bias: bool = False  # True for weights from the authors and Hugging Face
     # Content of two-stage queries: from the proposal's position (paper) or the encoder's memory.
     query_content: Literal["position", "memory"] = "position"
@@ -169,7 +171,10 @@ class TrainConfig:
     warmup_steps: int = 0
     clip_norm: float = 0.1
     ema_decay: float | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    # Of the forward pass; sampling locations, matching and losses stay in float32.
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tf32: bool = False  # products of float32 may lose 13 bits of mantissa on a GPU
+    compile_backbone: bool = False  # by torch.compile
     num_workers: int = 2
     num_threads: int | None = None  # of torch on a CPU; None leaves the choice to torch
     seed: int = 42

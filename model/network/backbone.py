@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from model.distributed import num_processes, sum_with_gradient
 from model.network.padding import valid_cells, zero_padding
+from model.network.recompute import run_layer
 
 EXPANSION = 4
 BATCH_NORM_MOMENTUM, BATCH_NORM_EPS = 0.1, 1e-5
@@ -124,8 +125,10 @@ class ResNet(nn.Module):
         *,
         frozen_stages: int = 1,
         train_bn: bool = False,
+        recomputes: bool = False,
     ) -> None:
         super().__init__()
+        self.recomputes = recomputes and not train_bn  # a second run would count in its statistics
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = BatchNorm2d(width, trained=train_bn)
         channels = width
@@ -176,7 +179,7 @@ class ResNet(nn.Module):
             (self.layer1, self.layer2, self.layer3, self.layer4), stages, strict=True
         ):
             for block in layer:
-                x = block(x, before, after)
+                x = run_layer(block, x, before, after, recomputes=self.recomputes)
                 before = after
             maps.append(x)
         _, c3, c4, c5 = maps

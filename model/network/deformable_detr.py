@@ -93,6 +93,7 @@ class DeformableDetr(nn.Module):
             config.backbone_blocks,
             frozen_stages=config.frozen_stages,
             train_bn=config.train_batch_norm,
+            recomputes=config.gradient_checkpointing,
         )
         self.input_proj = nn.ModuleList(
             InputProjection(channels, dim, kernel_size=1, bias=config.input_proj_bias)

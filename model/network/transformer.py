@@ -11,6 +11,7 @@ from model.config import ModelConfig
 from model.network.attention import MSDeformAttn, SelfAttention
 from model.network.boxes import inverse_sigmoid
 from model.network.pyramid import Pyramid
+from model.network.recompute import run_layer
 
 
 class FeedForward(nn.Module):
@@ -77,13 +78,16 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.recomputes = config.gradient_checkpointing
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_encoder_layers))
 
     def forward(self, tokens: Tensor, position: Tensor, pyramid: Pyramid) -> Tensor:
         """Maps tokens (B, S, C) and their position encoding (B, S, C) to memory (B, S, C)."""
         reference_points = pyramid.encoder_reference_points
         for layer in self.layers:
-            tokens = layer(tokens, position, reference_points, pyramid)
+            tokens = run_layer(
+                layer, tokens, position, reference_points, pyramid, recomputes=self.recomputes
+            )
         return tokens
 
 
@@ -145,6 +149,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, *, refines: bool) -> None:
         super().__init__()
         self.refines = refines
+        self.recomputes = config.gradient_checkpointing
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_decoder_layers))
 
     def forward(
@@ -170,7 +175,9 @@ class Decoder(nn.Module):
             if reference_points.shape[-1] == 4:
                 ratios = torch.cat((ratios, ratios), dim=-1)
             points = reference_points[:, :, None] * ratios  # (B, Q, L, 2 or 4)
-            queries = layer(queries, query_pos, points, memory, pyramid)
+            queries = run_layer(
+                layer, queries, query_pos, points, memory, pyramid, recomputes=self.recomputes
+            )
             boxes = apply_box_delta(box_head(queries), reference_points)
             outputs.append(DecoderLayerOutput(queries, boxes))
             if self.refines:

@@ -13,7 +13,8 @@ from model.config import TrainConfig
 from model.data.loading import MicroBatch
 from model.network.deformable_detr import DeformableDetr
 from model.training.memory import SMALLER_IMAGES, MemoryRanOut, is_out_of_memory
-from model.training.optimiser_step import accumulate_gradients, forward_dtype
+from model.training.optimiser_step import accumulate_gradients
+from model.training.precision import forward_dtype
 
 HEADROOM = 0.9  # of the memory is planned with; workers and fragmentation take some, too
 OBJECTS = 30  # in each image of the trial

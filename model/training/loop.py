@@ -38,7 +38,8 @@ from model.training.board import open_board, record
 from model.training.epoch_end import BEST, end_epoch, report_last_epoch, shown_best
 from model.training.interrupt import Interrupted, StopRequest
 from model.training.memory import saved_if_memory_runs_out
-from model.training.optimiser_step import forward_dtype, take_step
+from model.training.optimiser_step import take_step
+from model.training.precision import compile_backbone, forward_dtype, set_tf32
 from model.training.run_start import STATE_FILE, find_start
 from model.training.run_time import Clock, RunTime
 from model.training.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
@@ -102,6 +103,7 @@ def train(
 
     torch.manual_seed(config.seed)
     dtype = forward_dtype(config, device)
+    set_tf32(config.tf32)
     model = DeformableDetr(config.model).to(device)
     _log_run(config, data, model=model, dtype=dtype)
     in_main(out_dir.mkdir)(parents=True, exist_ok=True)
@@ -249,6 +251,8 @@ def _first_state(
         state.progress.start_seconds = clock() - started
     else:
         state.restore(saved)
+    if config.compile_backbone:
+        compile_backbone(model)
     return state
 
 

@@ -24,16 +24,12 @@ from model.training.losses import LossNormalisers, compute_losses, loss_names, l
 from model.training.non_finite import NonFiniteLoss, first_bad_tensor
 from model.training.training_state import TrainingState
 
+# Of training without loss scaling.
+UNSCALED = torch.amp.GradScaler("cpu", enabled=False)
 
-def forward_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """bfloat16 if the configuration asks for it and the device supports it, else float32."""
-    if config.precision == "fp32":
-        return torch.float32
-    if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_bf16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    return torch.bfloat16 if has_bf16 else torch.float32
+
+class _ScaleTooLarge(Exception):
+    """Gradients of the scaled loss overflowed."""
 
 
 def take_step(
@@ -52,27 +48,55 @@ def take_step(
         PeerFailed: another process has ended.
     """
     progress = state.progress
-    torch.manual_seed(_dropout_seed(config.seed, progress.step))
-    state.optimizer.zero_grad()
     try:
-        with _buffers_kept_on_failure(state.model):
-            terms = accumulate_gradients(state.model, batches, config=config, dtype=dtype)
-            parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-            norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-            if not torch.isfinite(norm):
-                text = _diagnose("gradient", state.model, batches, config, dtype)
-                raise agreed(NonFiniteLoss(text))
+        terms, norm = _find_gradients(state, batches, config, dtype)
     except NonFiniteLoss as error:
         raise NonFiniteLoss(
             f"step {progress.step + 1} (epoch {progress.epoch + 1}): {error}. Nothing of this step "
             "was saved; earlier checkpoints are good. A lower learning_rate often helps"
         ) from None
-    state.optimizer.step()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
     if state.average is not None:
         state.average.update(progress.step + 1)
     progress.step += 1
     progress.step_in_epoch += 1
     return {**terms, "loss": sum(terms.values()), "gradient_norm": norm.item()}
+
+
+def _find_gradients(
+    state: TrainingState, batches: list[MicroBatch], config: TrainConfig, dtype: torch.dtype
+) -> tuple[dict[str, float], Tensor]:
+    """Set the gradients, clipped; returns the loss terms and the norm before clipping.
+
+    If the gradients of a scaled loss overflow, the scale is halved and the same batch is run again.
+    """
+    while True:
+        torch.manual_seed(_dropout_seed(config.seed, state.progress.step))
+        state.optimizer.zero_grad()
+        try:
+            with _buffers_kept_on_failure(state.model):
+                terms = accumulate_gradients(
+                    state.model, batches, config=config, dtype=dtype, scaler=state.scaler
+                )
+                return terms, _clip_gradients(state, batches, config, dtype)
+        except _ScaleTooLarge:
+            state.scaler.update()
+
+
+def _clip_gradients(
+    state: TrainingState, batches: list[MicroBatch], config: TrainConfig, dtype: torch.dtype
+) -> Tensor:
+    """Clip the gradients, freed of the loss scale, and return their norm before."""
+    state.scaler.unscale_(state.optimizer)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+    if not torch.isfinite(norm):
+        if state.scaler.is_enabled() and state.scaler.get_scale() > 1:
+            raise _ScaleTooLarge
+        text = _diagnose("gradient", state.model, batches, config, dtype)
+        raise agreed(NonFiniteLoss(text))
+    return norm
 
 
 @contextmanager
@@ -94,7 +118,12 @@ def _dropout_seed(seed: int, step: int) -> int:
 
 
 def accumulate_gradients(
-    model: DeformableDetr, batches: list[MicroBatch], *, config: TrainConfig, dtype: torch.dtype
+    model: DeformableDetr,
+    batches: list[MicroBatch],
+    *,
+    config: TrainConfig,
+    dtype: torch.dtype,
+    scaler: torch.amp.GradScaler = UNSCALED,
 ) -> dict[str, float]:
     """Add up the gradients of a batch that comes in parts, and return its loss terms.
 
@@ -115,7 +144,7 @@ def accumulate_gradients(
             continue
         terms = _loss_terms(model, batch, config, dtype, normalisers)
         values = torch.stack([terms[name] for name in names])
-        values.sum().backward()
+        scaler.scale(values.sum()).backward()
         total.copy_(values.detach())
     terms_of_all = totals.sum(0)
     sum_gradients(model, terms_of_all)

@@ -15,6 +15,7 @@ import torch
 from model.checkpoints.checkpoint_file import write_whole
 from model.config import TrainConfig
 from model.network.deformable_detr import DeformableDetr
+from model.training.precision import forward_dtype, loss_scaler
 from model.training.schedule import MovingAverage, make_optimizer
 
 FORMAT_VERSION = 1
@@ -49,13 +50,16 @@ class TrainingState:
     model: DeformableDetr
     average: MovingAverage | None
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     progress: Progress = field(default_factory=Progress)
 
     @classmethod
     def start(cls, model: DeformableDetr, config: TrainConfig) -> "TrainingState":
         """The state before step 1."""
         average = None if config.ema_decay is None else MovingAverage(model, config.ema_decay)
-        return cls(model, average, make_optimizer(model.named_parameters(), config))
+        device = next(model.parameters()).device
+        scaler = loss_scaler(forward_dtype(config, device), device)
+        return cls(model, average, make_optimizer(model.named_parameters(), config), scaler)
 
     @property
     def evaluated_model(self) -> DeformableDetr:
@@ -81,6 +85,7 @@ class TrainingState:
                 "model": self.model.state_dict(),
                 "average": None if self.average is None else self.average.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
                 "progress": dataclasses.asdict(self.progress),
                 "fingerprint": fingerprint,
             },
@@ -98,6 +103,7 @@ class TrainingState:
         if self.average is not None:
             self.average.model.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved.get("scaler", {}))  # earlier files have none, nor need it
         self.progress = Progress(**saved["progress"])
 
 

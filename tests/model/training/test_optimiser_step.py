@@ -1,5 +1,6 @@
 """One optimiser step: accumulation, precision, and the diagnosis of a bad one."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,9 @@ from model.config import LossConfig, ModelConfig, TrainConfig, Variant
 from model.configs import tiny
 from model.network.deformable_detr import DeformableDetr
 from model.training.non_finite import NonFiniteLoss
-from model.training.optimiser_step import accumulate_gradients, forward_dtype, take_step
+from model.training.optimiser_step import accumulate_gradients, take_step
+from model.training.precision import compile_backbone, forward_dtype
+from model.training.schedule import make_optimizer
 from model.training.training_state import TrainingState
 
 CPU = torch.device("cpu")
@@ -145,3 +148,116 @@ def test_bfloat16_gives_nearly_the_loss_of_float32() -> None:
 
 def test_float32_is_what_it_says() -> None:
     assert forward_dtype(step_config(precision="fp32"), CPU) == torch.float32
+
+
+def test_half_precision_needs_a_gpu() -> None:
+    assert forward_dtype(step_config(precision="fp16"), CPU) == torch.float32
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_gradients_that_overflow_repeat_the_step_with_half_the_scale(
+    ema_decay: float | None,
+) -> None:
+    """As in float16, with a scale that takes gradients beyond float32; dropout is drawn again."""
+    config = step_config(ema_decay=ema_decay)
+    config = replace(config, model=replace(config.model, dropout=0.1, train_batch_norm=True))
+    torch.manual_seed(0)
+    plain = TrainingState.start(DeformableDetr(config.model).train(), config)
+    scaled = copy.deepcopy(plain)
+    scaled.optimizer = make_optimizer(scaled.model.named_parameters(), config)
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+
+    expected, found = (
+        take_step(state, [make_batch(1, 3)], config=config, dtype=torch.float32)
+        for state in (plain, scaled)
+    )
+
+    assert scaled.scaler.get_scale() < 2.0**127
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert scaled.progress.step == 1
+    assert scaled.is_between_steps
+    for name, tensor in plain.model.state_dict().items():
+        torch.testing.assert_close(scaled.model.state_dict()[name], tensor, msg=name)
+
+
+def test_a_gradient_that_no_scale_makes_finite_ends_the_run() -> None:
+    config = step_config()
+    state = TrainingState.start(DeformableDetr(config.model).train(), config)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    state.model.level_embed.register_hook(lambda gradient: gradient * float("inf"))
+
+    with pytest.raises(NonFiniteLoss, match="gradient is not finite"):
+        take_step(state, [make_batch(0, 2)], config=config, dtype=torch.float32)
+
+    assert state.scaler.get_scale() == 1
+
+
+def test_float16_gives_nearly_the_loss_of_float32() -> None:
+    config = step_config()
+    torch.manual_seed(0)
+    model = DeformableDetr(config.model).train()
+
+    exact = accumulate_gradients(model, [make_batch(0, 4)], config=config, dtype=torch.float32)
+    rounded = accumulate_gradients(model, [make_batch(0, 4)], config=config, dtype=torch.float16)
+
+    assert rounded == pytest.approx(exact, rel=0.01)
+
+
+@pytest.mark.parametrize("variant", list(Variant))
+def test_recomputing_layers_changes_no_gradient(variant: Variant) -> None:
+    model = replace(tiny().model, variant=variant, dropout=0.1, frozen_stages=0)
+    recomputing = replace(model, gradient_checkpointing=True)
+    batches = [make_batch(1, 2), make_batch(3, 2)]
+
+    terms, kept = gradients(replace(step_config(), model=model), batches)
+    same_terms, recomputed = gradients(replace(step_config(), model=recomputing), batches)
+
+    assert same_terms == terms
+    assert recomputed.keys() == kept.keys()
+    assert all(torch.equal(recomputed[name], gradient) for name, gradient in kept.items())
+
+
+def test_recomputing_keeps_fewer_results_for_the_backward_pass() -> None:
+    def num_kept(config: ModelConfig) -> int:
+        sizes: list[int] = []
+        model = DeformableDetr(replace(config, frozen_stages=-1)).train()
+        images, padding_mask, _ = make_batch(0, 2)
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(images.permute(0, 3, 1, 2).float(), padding_mask)
+        return sum(sizes)
+
+    config = tiny().model
+
+    assert num_kept(replace(config, gradient_checkpointing=True)) < 0.5 * num_kept(config)
+
+
+def test_statistics_of_batch_norm_count_a_batch_once_when_layers_recompute() -> None:
+    model = replace(tiny().model, train_batch_norm=True)
+    config = step_config()
+    after = []
+    for is_recomputing in (False, True):
+        torch.manual_seed(0)
+        detector = DeformableDetr(replace(model, gradient_checkpointing=is_recomputing)).train()
+        accumulate_gradients(detector, [make_batch(1, 2)], config=config, dtype=torch.float32)
+        after.append(dict(detector.named_buffers()))
+
+    assert all(torch.equal(after[0][name], values) for name, values in after[1].items())
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_computes_the_same_under_the_same_names() -> None:
+    model = DeformableDetr(tiny().model)
+    names = list(model.state_dict())
+    images = torch.randn(1, 3, 48, 64)
+    expected = model.backbone(images)
+
+    compile_backbone(model, backend="eager")  # traced as always, but no code is generated
+
+    assert list(model.state_dict()) == list(copy.deepcopy(model).state_dict()) == names
+    for found, level in zip(model.backbone(images), expected, strict=True):
+        torch.testing.assert_close(found, level)

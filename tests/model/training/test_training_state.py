@@ -35,12 +35,15 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     fingerprint = run_fingerprint(config, SUMMARY)
     state = TrainingState.start(DeformableDetr(config.model), config)
     state.progress.best_ap = 0.5
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)  # as of a run in float16
     state.save(tmp_path / "state.pt", fingerprint)
 
     other = TrainingState.start(DeformableDetr(config.model), config)
+    other.scaler = torch.amp.GradScaler("cpu")
     other.restore(read_training_state(tmp_path / "state.pt", fingerprint))
 
     assert other.progress == state.progress
+    assert other.scaler.get_scale() == 256
     for name, tensor in state.model.state_dict().items():
         assert torch.equal(other.model.state_dict()[name], tensor)
 
