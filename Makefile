@@ -101,7 +101,7 @@ export: $(VENV)/full.stamp $(NATIVE) ## turn a checkpoint into a bundle [CHECKPO
 	$(BIN)/python -m export $(call quote,$(CHECKPOINT)) --out $(call quote,$(BUNDLE)) \
 	$(call option,PRECISION,precision) $(call option,DATA,data) $(call option,VAL_FRACTION,val-fraction) $(call option,RUNTIME,runtime) $(if $(SHAPES),--shapes $(SHAPES)) $(ARGS)
 
-weights: $(VENV)/full.stamp ## download and convert published weights: VARIANT=base|refine|two_stage|resnet50 [FORMAT= OUT= ARGS=]
+weights: $(VENV)/full.stamp ## download and convert published weights: VARIANT=base|refine|two_stage|resnet18|34|50|101 [FORMAT= OUT= ARGS=]
 	$(BIN)/python -m model.weights $(VARIANT) $(call option,FORMAT,format) $(call option,OUT,out) $(ARGS)
 
 reproduce: $(VENV)/full.stamp $(NATIVE) ## AP of the published detectors on COCO val2017, all or one VARIANT= [LIMIT=500 OUT= ARGS=]

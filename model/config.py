@@ -50,6 +50,7 @@ class ModelConfig:
     num_detections: int = 100  # top-k of the post-processing
     backbone_width: int = 64  # channels of the stem; ResNet-50 has 64
     backbone_blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    backbone_block: Literal["bottleneck", "basic"] = "bottleneck"  # "basic": ResNet-18 and 34
     frozen_stages: int = 1  # -1 nothing, 0 the stem, n the stem and the first n stages
     train_batch_norm: bool = False  # False: fixed statistics and no gradient, as published
     # How padding is treated in training. "exact": as in inference, it is not part of the image,

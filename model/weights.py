@@ -1,7 +1,8 @@
 """Downloads published weights and turns them into files of this project.
 
 python -m model.weights base|refine|two_stage [--format mmdet2|mmdet3] [--out weights]
-python -m model.weights resnet50     the ImageNet backbone that training starts from
+python -m model.weights resnet18|resnet34|resnet50|resnet101     the ImageNet backbone that training
+    starts from
 """
 
 import argparse
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.checkpoints.published_urls import (
-    BACKBONE,
+    BACKBONES,
     RELEASES,
     VARIANTS,
     WEIGHTS_DIR,
@@ -21,7 +22,7 @@ from model.checkpoints.published_urls import (
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; an error is one line on stderr and exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m model.weights", description=__doc__)
-    parser.add_argument("variant", choices=(*VARIANTS, BACKBONE))
+    parser.add_argument("variant", choices=(*VARIANTS, *BACKBONES))
     parser.add_argument("--format", choices=tuple(RELEASES), default="mmdet2",
                         help="version of the published files, from 2021 or 2022")  # fmt: skip
     parser.add_argument("--out", type=Path, default=WEIGHTS_DIR)

@@ -7,20 +7,20 @@ from model.checkpoints.checkpoint_file import load_checkpoint, write_checkpoint,
 from model.checkpoints.convert import convert, sha256
 from model.checkpoints.download import Sleep, download
 from model.checkpoints.published_file import read_content
-from model.checkpoints.published_urls import BACKBONE, digest_prefix, published_url
+from model.checkpoints.published_urls import BACKBONES, digest_prefix, published_url
 
 
 def fetch_published(
     name: str, path: Path, *, file_format: str = "mmdet2", base_url: str | None = None
 ) -> None:
-    """Download the published weights of a variant, or of "resnet50", and convert them to `path`.
+    """Download the published weights of a variant or a backbone, and convert them to `path`.
 
     Raises:
         ValueError: the server cannot be reached, or has another file.
         OSError: the disk is full.
     """
     url = published_url(name, file_format=file_format, base_url=base_url)
-    (fetch_backbone if name == BACKBONE else fetch_detector)(url, path)
+    (fetch_backbone if name in BACKBONES else fetch_detector)(url, path)
 
 
 def fetch_detector(url: str, checkpoint: Path, *, sleep: Sleep = time.sleep) -> None:
@@ -38,7 +38,7 @@ def fetch_detector(url: str, checkpoint: Path, *, sleep: Sleep = time.sleep) -> 
 
 
 def fetch_backbone(url: str, path: Path, *, sleep: Sleep = time.sleep) -> None:
-    """Download torchvision's ResNet-50 and write its tensors as `backbone.*` to `path`."""
+    """Download a ResNet of torchvision and write its tensors as `backbone.*` to `path`."""
     source = path.with_name(url.rsplit("/", 1)[1])
     download(url, source, sleep=sleep)
     tensors = {

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-BACKBONE = "resnet50"
 VARIANTS = ("base", "refine", "two_stage")
 RELEASES = {"mmdet2": "v2.0", "mmdet3": "v3.0"}  # from 2021 and 2022
 WEIGHTS_DIR = Path("weights")  # where downloads go
@@ -23,21 +22,27 @@ _MMDET_FILES = {
 }
 _MMDET_URL = "https://download.openmmlab.com/mmdetection"
 _BACKBONE_URL = "https://download.pytorch.org/models"
-_BACKBONE_FILE = "resnet50-0676ba61.pth"  # torchvision, IMAGENET1K_V1; V2 gives other results
+# torchvision's IMAGENET1K_V1; V2 gives other results.
+BACKBONES = {
+    "resnet18": "resnet18-f37072fd.pth",
+    "resnet34": "resnet34-b627a593.pth",
+    "resnet50": "resnet50-0676ba61.pth",
+    "resnet101": "resnet101-63fe2227.pth",
+}
 
 
 def published_url(variant: str, *, file_format: str = "mmdet2", base_url: str | None = None) -> str:
-    """The URL of the weights of a variant or of "resnet50", at their publisher or at `base_url`."""
-    if variant == BACKBONE:
-        return f"{base_url or _BACKBONE_URL}/{_BACKBONE_FILE}"
+    """The URL of the weights of a variant or a backbone, at their publisher or at `base_url`."""
+    if variant in BACKBONES:
+        return f"{base_url or _BACKBONE_URL}/{BACKBONES[variant]}"
     name = _MMDET_FILES[file_format, variant]
     directory = f"{RELEASES[file_format]}/deformable_detr/{name.rsplit('_', 2)[0]}"
     return f"{base_url or _MMDET_URL}/{directory}/{name}"
 
 
 def checkpoint_name(variant: str, *, file_format: str = "mmdet2") -> str:
-    """The file name of the converted weights of a variant or of "resnet50"."""
-    is_later = file_format == "mmdet3" and variant != BACKBONE
+    """The file name of the converted weights of a variant or a backbone."""
+    is_later = file_format == "mmdet3" and variant not in BACKBONES
     return f"{variant}{'_mmdet3' if is_later else ''}.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""ResNet with bottleneck blocks: images -> C3, C4, C5.
+"""ResNet: images -> C3, C4, C5.
 
 With padding masks, every operation that reads neighbouring cells finds zeros on padding, just as
 beyond the border of an unpadded image.
@@ -17,7 +17,6 @@ from model.distributed import num_processes, sum_with_gradient
 from model.network.padding import valid_cells, zero_padding
 from model.network.recompute import run_layer
 
-EXPANSION = 4
 BATCH_NORM_MOMENTUM, BATCH_NORM_EPS = 0.1, 1e-5
 
 
@@ -75,28 +74,33 @@ class BatchNorm2d(nn.Module):
         return normalised.to(x.dtype)
 
 
+def _shortcut(
+    in_channels: int, out_channels: int, *, stride: int, train_bn: bool
+) -> nn.Sequential | None:
+    """What takes a block's input to the shape of its output; None if it has that already."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+        BatchNorm2d(out_channels, trained=train_bn),
+    )
+
+
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions around a shortcut; the output has 4 x `width` channels."""
 
-    def __init__(
-        self, in_channels: int, width: int, *, stride: int, is_first: bool, train_bn: bool
-    ) -> None:
+    EXPANSION = 4
+
+    def __init__(self, in_channels: int, width: int, *, stride: int, train_bn: bool) -> None:
         super().__init__()
-        out_channels = width * EXPANSION
+        out_channels = width * self.EXPANSION
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = BatchNorm2d(width, trained=train_bn)
         self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
         self.bn2 = BatchNorm2d(width, trained=train_bn)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = BatchNorm2d(out_channels, trained=train_bn)
-        self.downsample = (
-            nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
-                BatchNorm2d(out_channels, trained=train_bn),
-            )
-            if is_first
-            else None
-        )
+        self.downsample = _shortcut(in_channels, out_channels, stride=stride, train_bn=train_bn)
 
     def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
         """Maps x (B, C, h, w) with padding `before` to a map with padding `after`, if masked."""
@@ -110,8 +114,39 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(x), after) + shortcut)
 
 
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut, as in ResNet-18 and 34; the output has `width`."""
+
+    EXPANSION = 1
+
+    def __init__(self, in_channels: int, width: int, *, stride: int, train_bn: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
+        self.bn1 = BatchNorm2d(width, trained=train_bn)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = BatchNorm2d(width, trained=train_bn)
+        self.downsample = _shortcut(in_channels, width, stride=stride, train_bn=train_bn)
+
+    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
+        """Maps x (B, C, h, w) with padding `before` to a map with padding `after`, if masked."""
+        x = zero_padding(x, before)
+        shortcut = x
+        if self.downsample is not None:
+            convolution, norm = self.downsample
+            shortcut = norm(convolution(x), after)
+        x = F.relu(self.bn1(self.conv1(x), after))
+        x = zero_padding(x, after)
+        return F.relu(self.bn2(self.conv2(x), after) + shortcut)
+
+
+BLOCKS: dict[str, type[Bottleneck] | type[BasicBlock]] = {
+    "bottleneck": Bottleneck,
+    "basic": BasicBlock,
+}
+
+
 class ResNet(nn.Module):
-    """Four stages of bottleneck blocks; width 64 and blocks (3, 4, 6, 3) are ResNet-50."""
+    """Four stages of blocks; width 64 and (3, 4, 6, 3) bottlenecks are ResNet-50."""
 
     layer1: nn.Sequential
     layer2: nn.Sequential
@@ -123,6 +158,7 @@ class ResNet(nn.Module):
         width: int = 64,
         blocks: tuple[int, int, int, int] = (3, 4, 6, 3),
         *,
+        block: str = "bottleneck",
         frozen_stages: int = 1,
         train_bn: bool = False,
         recomputes: bool = False,
@@ -132,19 +168,16 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = BatchNorm2d(width, trained=train_bn)
         channels = width
+        make, stage_channels = BLOCKS[block], []
         for stage, num_blocks in enumerate(blocks):
-            stage_width = width * 2**stage
             layers = []
-            for block in range(num_blocks):
-                stride = 2 if stage > 0 and block == 0 else 1
-                layers.append(
-                    Bottleneck(
-                        channels, stage_width, stride=stride, is_first=block == 0, train_bn=train_bn
-                    )
-                )
-                channels = stage_width * EXPANSION
+            for index in range(num_blocks):
+                stride = 2 if stage > 0 and index == 0 else 1
+                layers.append(make(channels, width * 2**stage, stride=stride, train_bn=train_bn))
+                channels = width * 2**stage * make.EXPANSION
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
-        self.out_channels = tuple(width * 2**stage * EXPANSION for stage in (1, 2, 3))
+            stage_channels.append(channels)
+        self.out_channels = tuple(stage_channels[1:])
         self._initialise()
         self._freeze(frozen_stages)
 

@@ -91,6 +91,7 @@ class DeformableDetr(nn.Module):
         self.backbone = ResNet(
             config.backbone_width,
             config.backbone_blocks,
+            block=config.backbone_block,
             frozen_stages=config.frozen_stages,
             train_bn=config.train_batch_norm,
             recomputes=config.gradient_checkpointing,

@@ -7,18 +7,20 @@ from pathlib import Path
 import safetensors.torch
 
 from model.checkpoints.checkpoint_file import first_mismatch, load_for_finetuning
-from model.checkpoints.published_urls import (
-    BACKBONE,
-    WEIGHTS_DIR,
-    checkpoint_name,
-)
-from model.config import TrainConfig
+from model.checkpoints.published_urls import WEIGHTS_DIR, checkpoint_name
+from model.config import ModelConfig, TrainConfig
 from model.network.deformable_detr import DeformableDetr
 from model.training.interrupt import StopRequest
 from model.training.pretrain import pretrain_backbone
 
 log = logging.getLogger(__name__)
-
+# (backbone_block, backbone_blocks) of the ResNets whose weights are published; all have width 64.
+_RESNETS = {
+    ("basic", (2, 2, 2, 2)): "resnet18",
+    ("basic", (3, 4, 6, 3)): "resnet34",
+    ("bottleneck", (3, 4, 6, 3)): "resnet50",
+    ("bottleneck", (3, 4, 23, 3)): "resnet101",
+}
 
 # (name of published weights, file to write)
 Fetch = Callable[[str, Path], None]
@@ -52,7 +54,24 @@ def starting_file(config: TrainConfig, init: Path | None) -> Path | None:
     if init is not None or config.backbone_init == "random":
         return init
     is_backbone = config.backbone_init == "imagenet"
-    return WEIGHTS_DIR / checkpoint_name(BACKBONE if is_backbone else config.model.variant)
+    name = backbone_name(config.model) if is_backbone else config.model.variant
+    return WEIGHTS_DIR / checkpoint_name(name)
+
+
+def backbone_name(config: ModelConfig) -> str:
+    """The published ResNet that the backbone is; ValueError if it is none."""
+    name = _RESNETS.get((config.backbone_block, config.backbone_blocks))
+    if name is None or config.backbone_width != 64:
+        known = "; ".join(
+            f"{name}: backbone_block={block} backbone_blocks={','.join(map(str, blocks))}"
+            for (block, blocks), name in _RESNETS.items()
+        )
+        raise ValueError(
+            f"no ImageNet weights are published for {config.backbone_block} blocks "
+            f"{config.backbone_blocks} of width {config.backbone_width}, only for width 64 and "
+            f"{known}; or set backbone_init=random"
+        )
+    return name
 
 
 def _how_to_get(path: Path) -> str:
@@ -91,7 +110,7 @@ def load_backbone(path: Path, model: DeformableDetr) -> None:
     }
     if fault := first_mismatch(model.backbone.state_dict(), tensors):
         raise ValueError(
-            f"{path} does not fit the model's backbone: {fault}; "
-            "only ResNet-50 (width 64, blocks 3, 4, 6, 3) can start from it"
+            f"{path} does not fit the model's backbone: {fault}; it is not the file that "
+            f"make weights VARIANT={path.stem} writes"
         )
     model.backbone.load_state_dict(tensors)

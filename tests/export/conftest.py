@@ -20,10 +20,11 @@ from model.data import digits
 from model.network.deformable_detr import DeformableDetr
 from model.network.inference import DetectionModel
 
-# Between them: one class, so that fewer detections are possible than asked for; many classes;
-# the demo's classes, with more queries than the coarsest levels have tokens.
+# Between them: both kinds of blocks in the backbone; one class, so that fewer detections are
+# possible than asked for; many classes; the demo's classes, with more queries than the coarsest
+# levels have tokens.
 MODELS: dict[Variant, dict[str, Any]] = {
-    Variant.BASE: {"num_classes": 1, "num_queries": 10},
+    Variant.BASE: {"num_classes": 1, "num_queries": 10, "backbone_block": "basic"},
     Variant.REFINE: {"num_classes": 1000},
     Variant.TWO_STAGE: {"num_classes": 10, "num_queries": 30},
 }

@@ -2,8 +2,10 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import safetensors.torch
@@ -245,8 +247,21 @@ def test_a_backbone_of_another_size_is_refused(tmp_path: Path, server: Server) -
         load_backbone(tmp_path / "resnet50.safetensors", other)
 
 
+def with_backbone(block: Literal["basic", "bottleneck"], *blocks: int) -> TrainConfig:
+    model = ModelConfig(backbone_block=block, backbone_blocks=blocks)  # type: ignore[arg-type]
+    return replace(base(), model=model)
+
+
 @pytest.mark.parametrize(
-    ("config", "name"), [(base(), "resnet50"), (refine(), "resnet50"), (finetune(), "two_stage")]
+    ("config", "name"),
+    [
+        (base(), "resnet50"),
+        (refine(), "resnet50"),
+        (with_backbone("basic", 2, 2, 2, 2), "resnet18"),
+        (with_backbone("basic", 3, 4, 6, 3), "resnet34"),
+        (with_backbone("bottleneck", 3, 4, 23, 3), "resnet101"),
+        (finetune(), "two_stage"),
+    ],
 )
 def test_weights_that_a_run_starts_from_are_fetched_once(
     config: TrainConfig, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -264,6 +279,16 @@ def test_weights_that_a_run_starts_from_are_fetched_once(
 
     assert fetched == [name]
     assert starting_file(config, None) == Path("weights") / f"{name}.safetensors"
+
+
+@pytest.mark.parametrize("changes", [{"backbone_width": 32}, {"backbone_blocks": (3, 3, 3, 3)}])
+def test_a_backbone_that_nobody_published_has_no_weights_to_start_from(
+    changes: dict[str, Any],
+) -> None:
+    config = replace(base(), model=ModelConfig(**changes))
+
+    with pytest.raises(ValueError, match=r"only for width 64 and resnet18: backbone_block=basic"):
+        check_start(config, None, fetch=None)
 
 
 def test_nothing_is_fetched_for_a_run_with_weights_of_its_own_or_none(tmp_path: Path) -> None:
@@ -319,7 +344,7 @@ def test_addresses_are_those_of_the_published_files(
     assert mirrored == f"http://mirror/{address}"
 
 
-@pytest.mark.parametrize("variant", ["base", "refine", "two_stage", "resnet50"])
+@pytest.mark.parametrize("variant", ["base", "refine", "two_stage", "resnet50", "resnet18"])
 def test_a_mirror_with_other_content_ends_the_command(
     tmp_path: Path, server: Server, variant: str
 ) -> None:

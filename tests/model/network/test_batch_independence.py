@@ -19,6 +19,7 @@ from model.training.losses import compute_losses
 TINY = tiny().model
 MODELS: dict[str, ModelConfig] = {
     **{variant.value: replace(TINY, variant=variant, dropout=0.0) for variant in Variant},
+    "basic blocks": replace(TINY, backbone_block="basic", dropout=0.0),
     "five levels": replace(TINY, num_levels=5, dropout=0.0),
     "demo": demo().model,  # trains its batch norm
 }
