@@ -60,8 +60,11 @@ class ModelConfig:
     # Compute inner results of layers again in the backward pass, which takes less memory.
     gradient_checkpointing: bool = False
     input_proj_bias: bool = False  # True for weights from the authors and Hugging Face
-    # Content of two-stage queries: from the proposal's position (paper) or the encoder's memory.
-    query_content: Literal["position", "memory"] = "position"
+    # Content of two-stage queries: from the proposal's position (paper), the encoder's memory, or
+    # learned, the same for every image (mixed query selection, arXiv:2203.03605).
+    query_content: Literal["position", "memory", "learned"] = "position"
+    # A box also corrects the layer before its own (arXiv:2203.03605). Changes gradients only.
+    look_forward_twice: bool = False
 
     def __post_init__(self) -> None:
         _require_at_least(
@@ -89,7 +92,11 @@ class ModelConfig:
         )
         _require(
             self.query_content == "position" or self.variant is Variant.TWO_STAGE,
-            "query_content='memory' needs the two_stage variant",
+            f"query_content={self.query_content!r} needs the two_stage variant",
+        )
+        _require(
+            not self.look_forward_twice or self.variant is not Variant.BASE,
+            "look_forward_twice needs boxes that layers correct: the refine or two_stage variant",
         )
 
 
@@ -104,12 +111,19 @@ class LossConfig:
     focal_gamma: float = 2.0
     # "varifocal" makes the target of a matched class its IoU, so that scores rank boxes.
     classification: Literal["focal", "varifocal"] = "focal"
+    # Of each class in the order of the data set, for the classification of matched predictions; a
+    # rare class may get more than 1. Empty: 1 for all.
+    class_weights: tuple[float, ...] = ()
     encoder_matches: int = 1  # proposals matched to every ground truth on the encoder head
 
     def __post_init__(self) -> None:
         _require_at_least(self, 0, "class_weight", "box_weight", "giou_weight", "focal_gamma")
         _require_at_least(self, 1, "encoder_matches")
         _require_share(self, "focal_alpha")
+        _require(
+            all(weight > 0 for weight in self.class_weights),
+            f"class_weights must be positive, got {self.class_weights}",
+        )
 
 
 @dataclass(frozen=True)
@@ -153,6 +167,8 @@ class TrainConfig:
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
     # "checkpoint": the published detector of the variant, or the one given with --init.
     backbone_init: Literal["random", "imagenet", "checkpoint"] = "imagenet"
+    # Parts of the model that are not trained, by the beginnings of their parameters' names.
+    freeze: tuple[str, ...] = ()
     pretrain_steps: int = 0  # steps of backbone pre-training on crops (digits only)
     epochs: int = 50
     # The run ends after so many minutes, whatever `epochs` says, and its schedule with it: epoch n

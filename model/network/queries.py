@@ -91,6 +91,8 @@ class ProposalQueries(nn.Module):
         dim = config.hidden_dim
         self.num_queries = config.num_queries
         self.content_from_memory = config.query_content == "memory"
+        is_learned = config.query_content == "learned"
+        self.content = nn.Embedding(config.num_queries, dim) if is_learned else None
         self.memory_proj = nn.Linear(dim, dim)
         self.memory_norm = nn.LayerNorm(dim)
         self.position_proj = nn.Linear(2 * dim, 2 * dim)
@@ -122,6 +124,8 @@ class ProposalQueries(nn.Module):
         num_features = self.position_proj.in_features // 4
         embedding = encode_boxes(reference_points, num_features).to(memory.dtype)
         position, content = self.position_norm(self.position_proj(embedding)).chunk(2, dim=-1)
+        if self.content is not None:
+            content = self.content.weight[:count].expand(memory.shape[0], -1, -1)
         return Queries(
             chosen if self.content_from_memory else content,
             position,

@@ -149,6 +149,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, *, refines: bool) -> None:
         super().__init__()
         self.refines = refines
+        self.looks_twice = config.look_forward_twice
         self.recomputes = config.gradient_checkpointing
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_decoder_layers))
 
@@ -170,6 +171,7 @@ class Decoder(nn.Module):
             box_heads: one per layer, perhaps shared; each maps (B, Q, C) to (B, Q, 4).
         """
         outputs = []
+        anchor = reference_points  # the same numbers, of which the box may be a function
         for layer, box_head in zip(self.layers, box_heads, strict=True):
             ratios = pyramid.valid_ratios[:, None]  # (B, 1, L, 2)
             if reference_points.shape[-1] == 4:
@@ -178,10 +180,14 @@ class Decoder(nn.Module):
             queries = run_layer(
                 layer, queries, query_pos, points, memory, pyramid, recomputes=self.recomputes
             )
-            boxes = apply_box_delta(box_head(queries), reference_points)
+            delta = box_head(queries)
+            boxes = apply_box_delta(delta, anchor)
             outputs.append(DecoderLayerOutput(queries, boxes))
             if self.refines:
-                reference_points = boxes.detach()
+                looks_twice = self.looks_twice and self.training
+                corrected = apply_box_delta(delta, reference_points) if looks_twice else boxes
+                reference_points = corrected.detach()
+                anchor = corrected if looks_twice else reference_points
         return outputs
 
 

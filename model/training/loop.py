@@ -36,6 +36,7 @@ from model.progress import progress_bar
 from model.training.batch_memory import Measure
 from model.training.board import open_board, record
 from model.training.epoch_end import BEST, end_epoch, report_last_epoch, shown_best
+from model.training.frozen import freeze_parts
 from model.training.interrupt import Interrupted, StopRequest
 from model.training.memory import saved_if_memory_runs_out
 from model.training.optimiser_step import take_step
@@ -246,6 +247,7 @@ def _first_state(
         with alone():
             load_starting_weights(model, config, init=init, stop=stop)
     copy_from_main(model)
+    freeze_parts(model, config.freeze)
     state = TrainingState.start(model, config)
     if saved is None:
         state.progress.start_seconds = clock() - started

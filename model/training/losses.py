@@ -1,5 +1,6 @@
 """The training loss: classification, L1 and GIoU over every decoder layer and the encoder head."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -40,6 +41,15 @@ def loss_normalisers(
     pairs = torch.tensor([decoder, encoder], dtype=torch.float64)
     sum_in_place(pairs)
     return LossNormalisers(*pairs.clamp(min=1).tolist())
+
+
+def require_class_weights(config: LossConfig, class_names: Sequence[str]) -> None:
+    """Raise ValueError unless there is a weight for each class, or none at all."""
+    if config.class_weights and len(config.class_weights) != len(class_names):
+        raise ValueError(
+            f"loss.class_weights has {len(config.class_weights)} numbers, expected one for each of "
+            f"the {len(class_names)} classes, in this order: {', '.join(class_names)}"
+        )
 
 
 def loss_names(config: ModelConfig) -> list[str]:
@@ -94,7 +104,7 @@ def compute_losses(
         encoder = _losses(
             [outputs["enc_outputs"]],
             foreground,
-            config,
+            replace(config, class_weights=()),
             normalisers.encoder,
             repeats=config.encoder_matches,
         )
@@ -123,18 +133,23 @@ def _losses(
     labels = targets.labels[matches.image, matches.truth]
     quality = iou.detach().clamp(min=0) if config.classification == "varifocal" else 1.0
     class_targets[matches.layer, matches.image, matches.prediction, labels] = quality
+    positive_weights = logits.new_tensor(config.class_weights or 1.0)  # (K,) or one for all
 
     nothing = boxes.sum(dim=(1, 2, 3)) * 0  # keeps the graph connected where nothing matched
     l1 = nothing.index_add(0, matches.layer, (matched - wanted).abs().sum(-1))
     overlap = nothing.index_add(0, matches.layer, 1 - giou)
     return {
-        "loss_cls": _class_loss(logits, class_targets, config) * config.class_weight / normaliser,
+        "loss_cls": _class_loss(logits, class_targets, positive_weights, config)
+        * config.class_weight
+        / normaliser,
         "loss_bbox": l1 * config.box_weight / normaliser,
         "loss_iou": overlap * config.giou_weight / normaliser,
     }
 
 
-def _class_loss(logits: Tensor, targets: Tensor, config: LossConfig) -> Tensor:
+def _class_loss(
+    logits: Tensor, targets: Tensor, positive_weights: Tensor, config: LossConfig
+) -> Tensor:
     """Focal (arXiv:1708.02002) or varifocal loss (arXiv:2008.13367) summed per layer, (T,)."""
     probability = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
@@ -146,4 +161,5 @@ def _class_loss(logits: Tensor, targets: Tensor, config: LossConfig) -> Tensor:
         alpha = torch.where(is_positive, config.focal_alpha, 1 - config.focal_alpha)
         miss = torch.where(is_positive, 1 - probability, probability)
         weight = alpha * miss**config.focal_gamma
+    weight = torch.where(is_positive, weight * positive_weights, weight)
     return (weight * cross_entropy).sum(dim=(1, 2, 3))

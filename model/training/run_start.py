@@ -11,6 +11,7 @@ from model.config import TrainConfig
 from model.data.loading import RunData, largest_images, parts_per_batch
 from model.distributed import alone, is_main, num_processes
 from model.training.batch_memory import Measure, plan_batch
+from model.training.losses import require_class_weights
 from model.training.starting_weights import Fetch, check_start
 from model.training.training_state import (
     read_last_state,
@@ -60,6 +61,7 @@ def find_start(
     """
     if not is_main():
         return RunStart(config, None)
+    require_class_weights(config.loss, [info.name for info in data.classes])
     fingerprint = run_fingerprint(config, data.summary)
     read = read_training_state if is_required else read_last_state
     saved = read(state_path, fingerprint)

@@ -54,9 +54,9 @@ def test_published_sizes_have_the_published_parameter_counts(
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
 
 
-@pytest.mark.parametrize("query_content", ["position", "memory"])
+@pytest.mark.parametrize("query_content", ["position", "memory", "learned"])
 def test_queries_are_made_of_the_best_of_all_proposals(
-    query_content: Literal["position", "memory"],
+    query_content: Literal["position", "memory", "learned"],
 ) -> None:
     torch.manual_seed(0)
     config = replace(TINY, variant=Variant.TWO_STAGE, query_content=query_content)
@@ -72,7 +72,7 @@ def test_queries_are_made_of_the_best_of_all_proposals(
     boxes = proposals["pred_boxes"].gather(1, best.expand(-1, -1, 4))
     torch.testing.assert_close(made[0].reference_points, boxes)
     assert not made[0].reference_points.requires_grad
-    assert made[0].content.requires_grad is (query_content == "position")
+    assert made[0].content.requires_grad is (query_content != "memory")
 
 
 @variants
@@ -194,6 +194,8 @@ def test_training_starts_as_published(variant: Variant) -> None:
         ({"num_classes": 0}, "num_classes"),
         ({"num_levels": 2}, "num_levels"),
         ({"query_content": "memory"}, "two_stage"),
+        ({"query_content": "learned"}, "two_stage"),
+        ({"look_forward_twice": True}, "boxes that layers correct"),
         ({"backbone_blocks": (1, 1, 1)}, "backbone_blocks"),
         ({"dropout": 1.0}, "dropout"),
     ],
@@ -201,3 +203,37 @@ def test_training_starts_as_published(variant: Variant) -> None:
 def test_impossible_sizes_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(TINY, **changes)
+
+
+def test_learned_content_is_the_same_for_every_image() -> None:
+    config = replace(TINY, variant=Variant.TWO_STAGE, query_content="learned")
+    model = DeformableDetr(config).eval()
+    made: list[Queries] = []
+    model.queries.register_forward_hook(lambda _module, _args, queries: made.append(queries))
+
+    model(*_images((64, 96), (80, 70)))
+
+    table = model.get_parameter("queries.content.weight")
+    assert all(torch.equal(content, table) for content in made[0].content)
+    assert not torch.equal(*made[0].position)
+
+
+@pytest.mark.parametrize("looks_twice", [False, True])
+def test_a_box_corrects_the_layer_before_its_own_if_layers_look_twice(looks_twice: bool) -> None:
+    torch.manual_seed(0)
+    config = replace(TINY, variant=Variant.REFINE, num_decoder_layers=3, dropout=0.0)
+    once = DeformableDetr(config)
+    model = DeformableDetr(replace(config, look_forward_twice=looks_twice))
+    model.load_state_dict(once.state_dict())
+    images, mask = _images((64, 96))
+
+    boxes = model(images, mask)["pred_boxes"]
+    boxes.sum().backward()
+
+    assert torch.equal(boxes, once(images, mask)["pred_boxes"])
+    gradients = [model.get_parameter(f"box_heads.{i}.layers.2.bias").grad for i in range(3)]
+    assert [gradient is not None and bool(gradient.any()) for gradient in gradients] == [
+        False,
+        looks_twice,
+        True,
+    ]

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from model.config import LossConfig
-from model.training.losses import compute_losses, loss_normalisers
+from model.training.losses import compute_losses, loss_normalisers, require_class_weights
 from model.training.matcher import Matches, PaddedTargets, match, matching_cost
 
 CONFIG = LossConfig()
@@ -150,3 +150,39 @@ def test_encoder_loss_looks_for_objects_of_any_class() -> None:
     first = compute_losses(outputs, [one], config=CONFIG)["enc_loss_cls"]
 
     assert first == compute_losses(outputs, [other], config=CONFIG)["enc_loss_cls"]
+
+
+@pytest.mark.parametrize("classification", ["focal", "varifocal"])
+def test_a_class_weight_counts_for_matches_of_its_class_alone(
+    classification: Literal["focal", "varifocal"],
+) -> None:
+    outputs, target = _outputs(batch=1), _target(1)
+    target["labels"] = torch.tensor([2])
+
+    def class_loss(*weights: float) -> float:
+        config = replace(CONFIG, classification=classification, class_weights=weights)
+        return compute_losses(outputs, [target], config=config)["loss_cls"].item()
+
+    plain = class_loss()
+    added = class_loss(1.0, 1.0, 2.0) - plain
+    assert added > 0
+    assert class_loss(1.0, 1.0, 3.0) - plain == pytest.approx(2 * added, rel=1e-4)
+    assert class_loss(5.0, 5.0, 1.0) == class_loss(1.0, 1.0, 1.0) == plain
+
+
+def test_class_weights_do_not_count_on_the_encoder_which_knows_no_classes() -> None:
+    outputs = {**_outputs(), "enc_outputs": _outputs(queries=20, seed=1)}
+    targets = [_target(2), _target(1)]
+    weighted = replace(CONFIG, class_weights=(9.0, 9.0, 9.0))
+
+    plain, found = (compute_losses(outputs, targets, config=c) for c in (CONFIG, weighted))
+
+    assert torch.equal(found["enc_loss_cls"], plain["enc_loss_cls"])
+    assert found["loss_cls"] > plain["loss_cls"]
+
+
+def test_class_weights_of_another_number_of_classes_are_refused_with_the_order() -> None:
+    config = replace(CONFIG, class_weights=(1.0, 2.0))
+
+    with pytest.raises(ValueError, match=r"has 2 numbers, .* the 3 classes, .*: cat, dog, cow"):
+        require_class_weights(config, ["cat", "dog", "cow"])
