@@ -65,29 +65,17 @@ def create_app(
     Raises:
         ValueError: a bundle is missing or damaged, or what sends traces is not installed.
     """
-
-    traces = _open_traces(settings)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.startup = asyncio.create_task(app.state.serving.start())
-        yield
-        app.state.startup.cancel()
-        await asyncio.wait([app.state.startup])
-        await app.state.serving.close()
-        if traces is not None:
-            await asyncio.to_thread(traces.close)
-
     app = App(
         title="detr-serve",
         summary="Object detection with Deformable DETR",
         version=API_VERSION,
         docs_url=None,  # FastAPI's pages load scripts from a CDN; see service.pages
         redoc_url=None,
-        lifespan=lifespan,
+        lifespan=_lifespan,
     )
     app.state.settings = settings
     app.state.metrics = Metrics()
+    app.state.traces = _open_traces(settings)
     app.state.serving = Serving(
         settings,
         metrics=app.state.metrics,
@@ -100,6 +88,29 @@ def create_app(
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
+    _add_middleware(app, settings)
+    return app
+
+
+def stop_taking_requests(app: FastAPI) -> None:
+    """Turn /readyz red and ask clients to disconnect; requests are still answered."""
+    app.state.is_stopping = True
+    app.state.serving.drain()
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    app.state.startup = asyncio.create_task(app.state.serving.start())
+    yield
+    app.state.startup.cancel()
+    await asyncio.wait([app.state.startup])
+    await app.state.serving.close()
+    if app.state.traces is not None:
+        await asyncio.to_thread(app.state.traces.close)
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    """What a request passes before its route; the middleware that is added last comes first."""
     if settings.api_keys_file is not None:
         keys = read_keys(settings.api_keys_file)
         app.add_middleware(KeyCheck, keys=keys, metrics=app.state.metrics)
@@ -115,15 +126,8 @@ def create_app(
         Boundary,
         metrics=app.state.metrics,
         limits=BodyLimits.of(settings),
-        on_answer=traces.record if traces else None,
+        on_answer=app.state.traces.record if app.state.traces else None,
     )
-    return app
-
-
-def stop_taking_requests(app: FastAPI) -> None:
-    """Turn /readyz red and ask clients to disconnect; requests are still answered."""
-    app.state.is_stopping = True
-    app.state.serving.drain()
 
 
 def _open_traces(settings: Settings) -> "Traces | None":

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
@@ -32,123 +33,84 @@ class Metrics:
     """The metrics; callers record on them directly."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        self.requests = Counter(
-            "detr_requests", "Requests by path and status.", ["path", "status"], registry=registry
-        )
-        self.request_seconds = Histogram(
-            "detr_request_seconds",
-            "Whole requests, by path.",
-            ["path"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.stage_seconds = Histogram(
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        seconds = partial(histogram, buckets=_SECONDS)
+        model = ["model"]
+
+        self.requests = counter("detr_requests", "Requests by path and status.", ["path", "status"])
+        self.request_seconds = seconds("detr_request_seconds", "Whole requests, by path.", ["path"])
+        self.stage_seconds = seconds(
             "detr_stage_seconds",
             "Stages of answered POST /detect requests; of several images, the slowest.",
             ["model", "stage"],
-            buckets=_SECONDS,
-            registry=registry,
         )
-        self.rejects = Counter(
-            "detr_rejects", "Requests answered with an error, by code.", ["code"], registry=registry
+        self.rejects = counter(
+            "detr_rejects", "Requests answered with an error, by code.", ["code"]
         )
-        self.images = Counter("detr_images", "Images answered.", ["model"], registry=registry)
-        self.image_pixels = Histogram(
-            "detr_image_pixels", "Pixels of decoded images.", buckets=_PIXELS, registry=registry
+        self.images = counter("detr_images", "Images answered.", model)
+        self.image_pixels = histogram(
+            "detr_image_pixels", "Pixels of decoded images.", buckets=_PIXELS
         )
-        self.batch_size = Histogram(
-            "detr_batch_size",
-            "Images in a batch.",
-            ["model"],
-            buckets=_COUNTS,
-            registry=registry,
-        )
-        self.batch_seconds = Histogram(
-            "detr_batch_seconds",
-            "One run of the engine.",
-            ["model"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.batch_wait_seconds = Histogram(
+
+        self.queue_depth = gauge("detr_queue_depth", "Images admitted and not yet started.", model)
+        self.batch_wait_seconds = seconds(
             "detr_batch_wait_seconds",
             "Wait of one image from joining the queue to the start of its batch.",
-            ["model"],
-            buckets=_SECONDS,
-            registry=registry,
+            model,
         )
-        self.padding_ratio = Histogram(
+        self.batch_size = histogram("detr_batch_size", "Images in a batch.", model, buckets=_COUNTS)
+        self.batch_seconds = seconds("detr_batch_seconds", "One run of the engine.", model)
+        self.padding_ratio = histogram(
             "detr_padding_ratio",
             "Fraction of a batch's pixels that is padding.",
-            ["model"],
+            model,
             buckets=_FRACTIONS,
-            registry=registry,
         )
-        self.scores = Histogram(
+        self.engine_failures = counter(
+            "detr_engine_failures", "Images that the engine failed on.", model
+        )
+        self.scores = histogram(
             "detr_score",
             "Scores of 0.1 or more, by model, whatever the request's threshold.",
-            ["model"],
+            model,
             buckets=_SCORES,
-            registry=registry,
         )
-        self.detections = Counter(
+        self.detections = counter(
             "detr_detections",
             "Detections with a score of 0.3 or more, by model and class.",
             ["model", "class_name"],
-            registry=registry,
         )
-        self.engine_failures = Counter(
-            "detr_engine_failures",
-            "Images that the engine failed on.",
-            ["model"],
-            registry=registry,
-        )
-        self.queue_depth = Gauge(
-            "detr_queue_depth",
-            "Images admitted and not yet started.",
-            ["model"],
-            registry=registry,
-        )
-        self.ready = Gauge(
-            "detr_ready", "1 while the service takes requests, else 0.", registry=registry
-        )
-        self.reloads = Counter(
+
+        self.ready = gauge("detr_ready", "1 while the service takes requests, else 0.")
+        self.reloads = counter(
             "detr_reloads",
             "Reloads of the bundle, by result: swapped or refused.",
             ["model", "result"],
-            registry=registry,
         )
-        self.model = Gauge(
-            "detr_model_info",
-            "A served model; always 1.",
-            ["model", "variant", "version"],
-            registry=registry,
+        self.model = gauge(
+            "detr_model_info", "A served model; always 1.", ["model", "variant", "version"]
         )
-        self.engine = Gauge(
+        self.engine = gauge(
             "detr_engine_info",
             "The engine that runs it; always 1.",
             ["model", *EngineInfo._fields],
-            registry=registry,
         )
-        self.selftest_passed = Gauge(
+        self.selftest_passed = gauge(
             "detr_selftest_passed",
             "1 once the engine has given the bundle's known answers, else 0.",
-            ["model"],
-            registry=registry,
+            model,
         )
-        self.selftest_error = Gauge(
+        self.selftest_error = gauge(
             "detr_selftest_error_ratio",
             "The engine's largest error on the known answers, as a fraction of the tolerance.",
             ["model", "error"],
-            registry=registry,
         )
-        self.gpu_memory = Gauge(
-            "detr_gpu_memory_bytes",
-            "GPU memory that the engine took at start.",
-            ["model"],
-            registry=registry,
+        self.gpu_memory = gauge(
+            "detr_gpu_memory_bytes", "GPU memory that the engine took at start.", model
         )
 
     def forget(self, model: str) -> None:
