@@ -17,6 +17,26 @@ from model.data.layouts import require_split
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Turn a checkpoint into a bundle: trace, write both graphs, verify, put in place."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.shapes and args.runtime != "tensorrt":
+        parser.error("SHAPES= (--shapes) needs RUNTIME=tensorrt (--runtime)")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for ours in ("export", "model.data"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+    try:
+        _export(args)
+    except (ValueError, OSError, EngineFailure) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was written", file=sys.stderr)
+        return 130
+    print(f"{args.out}: try it with make serve BUNDLE={args.out}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export", description=main.__doc__)
     parser.add_argument("checkpoint", type=Path, help="NAME.safetensors")
     parser.add_argument("--out", type=Path, required=True, help="directory of the bundle")
@@ -58,22 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"batches that the TensorRT plan takes: {SHAPE_FORMAT}; default: all images, alone "
         "and in batches",
     )
-    args = parser.parse_args(argv)
-    if args.shapes and args.runtime != "tensorrt":
-        parser.error("SHAPES= (--shapes) needs RUNTIME=tensorrt (--runtime)")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for ours in ("export", "model.data"):
-        logging.getLogger(ours).setLevel(logging.INFO)
-    try:
-        _export(args)
-    except (ValueError, OSError, EngineFailure) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
-        return 130
-    print(f"{args.out}: try it with make serve BUNDLE={args.out}")
-    return 0
+    return parser
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -104,6 +104,23 @@ def _run(
     for directory in (draw_dir, out and out.parent):
         if directory:  # before the work, not after it
             directory.mkdir(parents=True, exist_ok=True)
+    results = _detect_all(images, bundle, query, draw_dir)
+    if not results:
+        _say("error: no image could be read; no results written")
+        return 2
+    content = _to_json(results, bundle.manifest, query.format)
+    if out:
+        write_atomically(out, content)
+        _say(f"{out}: {len(results)} of {len(images)} images")
+    else:
+        sys.stdout.write(content.decode())
+    return 0 if len(results) == len(images) else 1
+
+
+def _detect_all(
+    images: list[tuple[int, Path]], bundle: Bundle, query: DetectQuery, draw_dir: Path | None
+) -> list[ImageResult]:
+    """The results of all images but those that fail, each of which is reported."""
     manifest = bundle.manifest
     most_detections = query.most_detections(manifest)
     engine = open_engine(bundle)
@@ -139,16 +156,7 @@ def _run(
             )
             write_atomically(draw_dir / f"{image_id:05d}-{path.stem}.jpg", drawing)
     engine.close()
-    if not results:
-        _say("error: no image could be read; no results written")
-        return 2
-    content = _to_json(results, manifest, query.format)
-    if out:
-        write_atomically(out, content)
-        _say(f"{out}: {len(results)} of {len(images)} images")
-    else:
-        sys.stdout.write(content.decode())
-    return 0 if len(results) == len(images) else 1
+    return results
 
 
 def _to_json(results: list[ImageResult], manifest: Manifest, output_format: OutputFormat) -> bytes:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from bundle.preprocess import Preprocess
 from model.checkpoints.checkpoint_file import Checkpoint, first_mismatch
 from model.checkpoints.mmdet_config import average_is_in_weights
-from model.checkpoints.published_classes import settle_outputs
+from model.checkpoints.published_classes import Outputs, settle_outputs
 from model.checkpoints.published_file import read_content, read_settings
 from model.checkpoints.published_heads import count_indices, keep_outputs, settle_heads
 from model.checkpoints.published_layouts import Layout, find_layout, rename
@@ -82,20 +83,10 @@ def _convert(
         content,
         buffers_are_average=not (isinstance(meta, Mapping) and average_is_in_weights(meta)),
     )
-    layout = find_layout(found)
-    if layout is None:
-        first = ", ".join(list(found)[:3]) or "none at all"
-        raise ValueError(
-            f"{source} follows no known layout of Deformable DETR ({', '.join(Layout)}); "
-            f"its first tensors are: {first}"
-        )
+    layout = _layout_of(source, found)
     settings = read_settings(source, content, layout=layout)
     tensors = _rename_all(found, layout)
-    if len(tensors.get("level_embed", ())) in (1, 2):
-        raise ValueError(
-            f"{source} is a single-scale model (level_embed has {len(tensors['level_embed'])} "
-            "row); only multi-scale models, with 3 levels or more, are supported"
-        )
+    _require_multi_scale(source, tensors)
     _pack_attention(tensors)
     variant = settle_heads(tensors, layout, settings=settings)
     outputs = settle_outputs(
@@ -115,26 +106,52 @@ def _convert(
     _require_whole(source, tensors, config, layout)
     for sentence in [*notes, *assumed]:
         log.warning("%s: %s", source.name, sentence)
-    provenance = {
-        "source": source.name,
-        "sha256": sha256(source),
-        "layout": str(layout),
+    provenance = _provenance(source, layout, outputs=outputs, notes=notes, assumed=assumed) | {
         "options": {
             "classes": annotations.name if annotations else None,
             "num_heads": num_heads,
             "num_queries": num_queries,
         },
+    }
+    state = {name: x.contiguous() for name, x in tensors.items()}
+    recipe = replace(
+        _RECIPES[variant](), model=config, preprocess=settings.preprocess or Preprocess()
+    )
+    return Checkpoint(source, recipe, outputs.classes, provenance, {}, state)
+
+
+def _layout_of(source: Path, tensors: Tensors) -> Layout:
+    if layout := find_layout(tensors):
+        return layout
+    first = ", ".join(list(tensors)[:3]) or "none at all"
+    raise ValueError(
+        f"{source} follows no known layout of Deformable DETR ({', '.join(Layout)}); "
+        f"its first tensors are: {first}"
+    )
+
+
+def _require_multi_scale(source: Path, tensors: Tensors) -> None:
+    if len(tensors.get("level_embed", ())) in (1, 2):
+        raise ValueError(
+            f"{source} is a single-scale model (level_embed has {len(tensors['level_embed'])} "
+            "row); only multi-scale models, with 3 levels or more, are supported"
+        )
+
+
+def _provenance(
+    source: Path, layout: Layout, *, outputs: Outputs, notes: list[str], assumed: list[str]
+) -> dict[str, Any]:
+    provenance: dict[str, Any] = {
+        "source": source.name,
+        "sha256": sha256(source),
+        "layout": str(layout),
         "classes": outputs.source,
         "notes": notes,
         "assumed": assumed,
     }
     if is_index(source):
         provenance["parts"] = {part.name: sha256(part) for part in parts_of(source)}
-    state = {name: x.contiguous() for name, x in tensors.items()}
-    recipe = replace(
-        _RECIPES[variant](), model=config, preprocess=settings.preprocess or Preprocess()
-    )
-    return Checkpoint(source, recipe, outputs.classes, provenance, {}, state)
+    return provenance
 
 
 def sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import TrainConfig
-from model.data.digits import BACKGROUND, crop_batch
+from model.data.digits import BACKGROUND, Split, crop_batch
 from model.data.workers import work_ahead
 from model.network.deformable_detr import DeformableDetr
 from model.network.inference import normalise
@@ -39,58 +39,71 @@ def pretrain_backbone(detector: DeformableDetr, config: TrainConfig, *, stop: St
         Interrupted: a stop was requested.
         LoadingFailed: a process that makes crops was killed.
     """
-    device = next(detector.parameters()).device
+    crop_classifier = _CropClassifier(detector, config)
     backbone = detector.backbone
-    generator = torch.Generator().manual_seed(config.seed)
-    classifier = nn.Linear(backbone.out_channels[-1], BACKGROUND + 1)
-    nn.init.normal_(classifier.weight, std=0.01, generator=generator)
-    nn.init.zeros_(classifier.bias)
-    classifier.to(device)
-    parameters = [p for p in backbone.parameters() if p.requires_grad] + [*classifier.parameters()]
+    parameters = [p for p in crop_classifier.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
     )
-
-    def to_input(crops: Tensor) -> Tensor:
-        no_padding = torch.zeros(crops.shape[:3], dtype=torch.bool, device=device)
-        return normalise(crops.to(device), no_padding, preprocess=config.preprocess)
-
-    def logits(images: Tensor) -> Tensor:
-        predicted: Tensor = classifier(backbone(images)[-1].mean((2, 3)))
-        return predicted
-
-    backbone.train()
     batches = work_ahead(
         partial(_train_crops, config.seed),
         range(config.pretrain_steps),
         num_workers=config.num_workers,
     )
+    backbone.train()
     bar = progress_bar(batches, total=config.pretrain_steps, desc="backbone", unit=" steps")
     for step, (crops, labels) in enumerate(bar):
         stop.check()
         factor = min(1.0, (step + 1) / WARMUP_STEPS) * cosine_factor(step, config.pretrain_steps)
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * factor
-        predicted = logits(to_input(crops))
-        loss = F.cross_entropy(predicted, labels.to(device))
+        logits = crop_classifier(crops)
+        loss = F.cross_entropy(logits, labels.to(logits.device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if step % 20 == 0:
-            accuracy = (predicted.argmax(1).cpu() == labels).float().mean()
-            bar.set_postfix(
-                loss=f"{loss.item():.3f}", accuracy=f"{accuracy.item():.3f}", refresh=False
-            )
+            accuracy = _share_correct(logits, labels)
+            bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{accuracy:.3f}", refresh=False)
     backbone.eval()
-    held_out, labels = crop_batch(np.random.default_rng(config.seed), HELD_OUT_CROPS, split="val")
+    crops, labels = _crops(np.random.default_rng(config.seed), HELD_OUT_CROPS, split="val")
     with torch.no_grad():
-        predicted = logits(to_input(torch.from_numpy(held_out))).argmax(1).cpu()
-    share = (predicted == torch.from_numpy(labels)).float().mean().item()
+        share = _share_correct(crop_classifier(crops), labels)
     log.info("backbone pre-training: %.1f%% of validation crops classified correctly", 100 * share)
     return share
 
 
+class _CropClassifier(nn.Module):
+    """The detector's backbone, and a linear classifier on the mean of C5."""
+
+    def __init__(self, detector: DeformableDetr, config: TrainConfig) -> None:
+        super().__init__()
+        self.backbone = detector.backbone
+        self.preprocess = config.preprocess
+        self.head = nn.Linear(self.backbone.out_channels[-1], BACKGROUND + 1)
+        generator = torch.Generator().manual_seed(config.seed)
+        nn.init.normal_(self.head.weight, std=0.01, generator=generator)
+        nn.init.zeros_(self.head.bias)
+        self.head.to(next(detector.parameters()).device)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Logits (B, 11) of uint8 crops (B, H, W, 3), which may be on another device."""
+        crops = crops.to(self.head.weight.device)
+        no_padding = torch.zeros(crops.shape[:3], dtype=torch.bool, device=crops.device)
+        images = normalise(crops, no_padding, preprocess=self.preprocess)
+        logits: Tensor = self.head(self.backbone(images)[-1].mean((2, 3)))
+        return logits
+
+
+def _share_correct(logits: Tensor, labels: Tensor) -> float:
+    return (logits.argmax(1).cpu() == labels).float().mean().item()
+
+
 def _train_crops(seed: int, step: int) -> tuple[Tensor, Tensor]:
     """The batch of a step, which depends only on (seed, step)."""
-    crops, labels = crop_batch(np.random.default_rng((seed, step)), BATCH_SIZE, split="train")
+    return _crops(np.random.default_rng((seed, step)), BATCH_SIZE, split="train")
+
+
+def _crops(rng: np.random.Generator, count: int, *, split: Split) -> tuple[Tensor, Tensor]:
+    crops, labels = crop_batch(rng, count, split=split)
     return torch.from_numpy(crops), torch.from_numpy(labels)
