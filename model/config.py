@@ -138,6 +138,14 @@ class AugmentConfig:
     crop_long_side: int = 4200
     crop_min: int = 384
     crop_max: int = 600
+    # The resized image is scaled again by a factor between these, and cropped to its former size.
+    scale_jitter: tuple[float, float] | None = None
+    colour_jitter: float = (
+        0.0  # 1: hue by up to 18 degrees, saturation, brightness, contrast by half
+    )
+    mosaic_probability: float = 0.0  # of an image made of four
+    paste_probability: float = 0.0  # of objects copied from another image
+    paste_objects: int = 3  # at most
 
     def __post_init__(self) -> None:
         for name in ("short_sides", "crop_short_sides"):
@@ -147,7 +155,15 @@ class AugmentConfig:
                 f"{name} must name at least one size, in pixels, got {sizes}",
             )
         _require_at_least(self, 1, "long_side", "crop_long_side")
-        _require_share(self, "flip_probability", "crop_probability")
+        _require_at_least(self, 1, "paste_objects")
+        _require_share(
+            self, "flip_probability", "crop_probability", "colour_jitter", "mosaic_probability",
+            "paste_probability",
+        )  # fmt: skip
+        low, high = self.scale_jitter or (1.0, 1.0)
+        _require(
+            0 < low <= high, f"scale_jitter must be two factors, the lower first, got {low}, {high}"
+        )
         _require(
             1 <= self.crop_min <= self.crop_max,
             f"crop_min {self.crop_min} must be in 1..crop_max {self.crop_max}",

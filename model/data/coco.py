@@ -7,6 +7,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from model.data.image_files import MIN_TRAINING_SIDE_PX, read_pixels
+from model.data.mixing import Mix
 from model.data.split import Split
 from model.data.transforms import Sample, Transform, to_target
 
@@ -15,16 +16,24 @@ class CocoDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
     """Images and boxes of one split.
 
     With a transform it is a training set: images with a side under 32 pixels are left out, images
-    without boxes stay, and the transform's random draws depend only on (seed, epoch, index).
-    Without one it holds every image unchanged, for evaluation. Crowd annotations are not targets,
-    but remain in the ground truth.
+    without boxes stay, and the transform's random draws depend only on (seed, epoch, index). `mix`
+    makes a sample of several images before that. Without a transform it holds every image
+    unchanged, for evaluation. Crowd annotations are not targets, but remain in the ground truth.
 
     The split must have no fatal fault (see `check_split`).
     """
 
-    def __init__(self, split: Split, *, transform: Transform | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        split: Split,
+        *,
+        transform: Transform | None = None,
+        mix: Mix | None = None,
+        seed: int = 0,
+    ) -> None:
         self.classes = split.annotations.classes
         self.transform = transform
+        self.mix = mix
         self.seed = seed
         self.epoch = 0
         self._split = split
@@ -48,14 +57,22 @@ class CocoDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, dict[str, Any]]:
         """Image (h, w, 3) uint8 RGB and its target."""
+        sample = self._sample(index)
+        if self.transform is not None:
+            rng = np.random.default_rng([self.seed, self.epoch, index])
+            if self.mix is not None:
+                sample = self.mix(sample, self._any_sample, rng)
+            sample = self.transform(sample, rng)
+        return sample.image, to_target(sample, self.image_id(index))
+
+    def _sample(self, index: int) -> Sample:
         start = self._ends[index - 1] if index else 0
         boxes = self._boxes[start : self._ends[index]].copy()
-        sample = Sample(
-            self.read_image(index), boxes, self._labels[start : self._ends[index]].copy()
-        )
-        if self.transform is not None:
-            sample = self.transform(sample, np.random.default_rng([self.seed, self.epoch, index]))
-        return sample.image, to_target(sample, self.image_id(index))
+        labels = self._labels[start : self._ends[index]].copy()
+        return Sample(self.read_image(index), boxes, labels)
+
+    def _any_sample(self, rng: np.random.Generator) -> Sample:
+        return self._sample(int(rng.integers(len(self))))
 
     def image_id(self, index: int) -> int:
         """The image's id in the annotation file."""

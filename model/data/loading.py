@@ -23,6 +23,7 @@ from model.data.digits import DigitsDataset
 from model.data.evaluation_data import report_faults
 from model.data.formats.source import Layout
 from model.data.layouts import find_run_layout
+from model.data.mixing import make_mix
 from model.data.transforms import largest_size, make_transform
 from model.data.workers import work_ahead
 from model.distributed import num_processes, process_index
@@ -73,7 +74,8 @@ def open_data(
     report_faults(train_split, check_split(train_split, config.model))
     report_faults(val_split, check_validation(val_split, train_split))
     transform = make_transform(config.augment, config.preprocess)
-    train = CocoDataset(train_split, transform=transform, seed=config.seed)
+    mix = make_mix(config.augment)
+    train = CocoDataset(train_split, transform=transform, mix=mix, seed=config.seed)
     val = CocoDataset(val_split)
     summary = {
         "dataset": data_dir.name,

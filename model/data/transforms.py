@@ -1,8 +1,8 @@
-"""Training samples and their augmentation: flip, resize and crop, applied to boxes too."""
+"""Training samples and their augmentation: flip, resize, crop, colour, applied to boxes too."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -63,7 +63,7 @@ def largest_size(
 
 
 def augment_sample(sample: Sample, rng: np.random.Generator, *, config: AugmentConfig) -> Sample:
-    """Randomly flip, perhaps crop at one of three sizes, then resize.
+    """Randomly flip, perhaps crop at one of three sizes, then resize; colours last.
 
     Source: the training pipeline of DETR (arXiv:2005.12872, appendix A.4) with the sizes of
     `config`. Works for any image size: a crop is never larger than its image.
@@ -74,7 +74,57 @@ def augment_sample(sample: Sample, rng: np.random.Generator, *, config: AugmentC
         short_side = int(rng.choice(config.crop_short_sides))
         sample = resize(sample, short_side, long_side=config.crop_long_side)
         sample = random_crop(sample, rng, crop_min=config.crop_min, crop_max=config.crop_max)
-    return resize(sample, int(rng.choice(config.short_sides)), long_side=config.long_side)
+    short_side = int(rng.choice(config.short_sides))
+    if config.scale_jitter is None:
+        sample = resize(sample, short_side, long_side=config.long_side)
+    else:
+        factor = rng.uniform(*config.scale_jitter)
+        sample = zoom(sample, factor, short_side=short_side, long_side=config.long_side, rng=rng)
+    if config.colour_jitter:
+        image = jitter_colour(sample.image, config.colour_jitter, rng=rng)
+        sample = replace(sample, image=image)
+    return sample
+
+
+def zoom(
+    sample: Sample,
+    factor: float,
+    *,
+    short_side: int,
+    long_side: int,
+    rng: np.random.Generator,
+) -> Sample:
+    """Resize to `factor` times the size that `resize` gives; what exceeds that size is cropped.
+
+    Source: large scale jittering, arXiv:2012.07177, without the padding that batches add anyway.
+    """
+    height, width = resized_size(
+        *sample.image.shape[:2], short_side=short_side, long_side=long_side
+    )
+    new_height, new_width = (max(1, round(side * factor)) for side in (height, width))
+    sample = resize_to(sample, new_height, width=new_width)
+    height, width = min(height, new_height), min(width, new_width)
+    top = int(rng.integers(new_height - height + 1))
+    left = int(rng.integers(new_width - width + 1))
+    return crop(sample, top, left=left, height=height, width=width)
+
+
+def jitter_colour(image: np.ndarray, strength: float, *, rng: np.random.Generator) -> np.ndarray:
+    """Change hue, saturation, brightness and contrast of an image (h, w, 3) uint8 RGB.
+
+    At strength 1, hue turns by up to 18 degrees, and the others change by up to a half.
+
+    Source: photometric distortion as in SSD, arXiv:1512.02325.
+    """
+    saturation, brightness, contrast = 1 + 0.5 * strength * rng.uniform(-1, 1, 3)
+    hue = round(9 * strength * rng.uniform(-1, 1))  # OpenCV counts 180 to the circle
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(np.float32)
+    hsv[..., 0] = (hsv[..., 0] + hue) % 180
+    hsv[..., 1] = np.minimum(hsv[..., 1] * saturation, 255)
+    turned = cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB).astype(np.float32)
+    mean = turned.mean()
+    changed: np.ndarray = (turned - mean) * contrast + mean * brightness
+    return changed.round().clip(0, 255).astype(np.uint8)
 
 
 def flip(sample: Sample) -> Sample:
@@ -88,9 +138,15 @@ def resize(sample: Sample, short_side: int, *, long_side: int) -> Sample:
     """Resize as inference does: bilinear, no antialiasing, aspect ratio kept."""
     height, width = sample.image.shape[:2]
     new_height, new_width = resized_size(height, width, short_side=short_side, long_side=long_side)
-    image = cv2.resize(sample.image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
-    scale = np.array([new_width / width, new_height / height], dtype=np.float32)
-    boxes = _clip(sample.boxes_xyxy_px * np.tile(scale, 2), new_height, new_width)
+    return resize_to(sample, new_height, width=new_width)
+
+
+def resize_to(sample: Sample, height: int, *, width: int) -> Sample:
+    """Resize to this size: bilinear, no antialiasing."""
+    old_height, old_width = sample.image.shape[:2]
+    image = cv2.resize(sample.image, (width, height), interpolation=cv2.INTER_LINEAR)
+    scale = np.array([width / old_width, height / old_height], dtype=np.float32)
+    boxes = _clip(sample.boxes_xyxy_px * np.tile(scale, 2), height, width)
     return Sample(image, boxes, sample.labels)
 
 

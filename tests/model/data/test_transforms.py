@@ -1,5 +1,6 @@
 """Properties of the training augmentation: boxes stay true to the pixels."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -14,11 +15,13 @@ from model.data.transforms import (
     augment_sample,
     crop,
     flip,
+    jitter_colour,
     largest_size,
     make_transform,
     random_crop,
     resize,
     to_target,
+    zoom,
 )
 
 SMALL = AugmentConfig(
@@ -189,3 +192,68 @@ def test_targets_are_normalised_by_the_resized_image():
 
     np.testing.assert_allclose(target["boxes"].numpy(), [[0.2, 0.5, 0.2, 0.6]])
     assert target["size"].tolist() == [50, 100]
+
+
+@given(samples(), st.floats(0.1, 3.0), st.integers(0, 2**16))
+def test_a_zoomed_image_is_no_larger_than_without_and_keeps_boxes_inside(sample, factor, seed):
+    rng = np.random.default_rng(seed)
+    plain = resize(sample, 40, long_side=90)
+
+    zoomed = zoom(sample, factor, short_side=40, long_side=90, rng=rng)
+
+    height, width = zoomed.image.shape[:2]
+    assert height <= plain.image.shape[0]
+    assert width <= plain.image.shape[1]
+    assert (zoomed.boxes_xyxy_px >= 0).all()
+    assert (zoomed.boxes_xyxy_px[:, 2:] <= (width, height)).all()
+    assert len(zoomed.boxes_xyxy_px) == len(zoomed.labels) <= len(sample.labels)
+
+
+def test_zooming_out_scales_boxes_and_zooming_in_crops_them():
+    image = np.zeros((40, 60, 3), np.uint8)
+    sample = Sample(image, np.array([[0, 0, 60, 40]], np.float32), np.array([1]))
+
+    out, inside = (
+        zoom(sample, factor, short_side=40, long_side=90, rng=np.random.default_rng(0))
+        for factor in (0.5, 2.0)
+    )
+
+    assert out.image.shape == (20, 30, 3)
+    assert out.boxes_xyxy_px.tolist() == [[0, 0, 30, 20]]
+    assert inside.image.shape == (40, 60, 3)
+    assert inside.boxes_xyxy_px.tolist() == [[0, 0, 60, 40]]
+
+
+def test_colours_change_with_the_strength_and_grey_stays_grey():
+    rng = np.random.default_rng(0)
+    image = rng.integers(60, 180, (20, 30, 3), dtype=np.uint8)
+    grey = np.repeat(image[..., :1], 3, axis=2)
+
+    def mean_change(strength: float) -> float:
+        changed = jitter_colour(image, strength, rng=np.random.default_rng(5)).astype(int)
+        return float(np.abs(changed - image).mean())
+
+    jittered = jitter_colour(grey, 1.0, rng=np.random.default_rng(5))
+
+    assert mean_change(0.01) < 3 < mean_change(0.3) < mean_change(1.0)
+    assert (jittered == jittered[..., :1]).all()
+
+
+def test_what_is_off_leaves_the_published_augmentation_as_it_is():
+    sample = Sample(np.zeros((50, 70, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0))
+    jittering = dataclasses.replace(SMALL, colour_jitter=0.5, crop_probability=0.0)
+    plain = dataclasses.replace(SMALL, crop_probability=0.0)
+
+    sizes = [
+        [augment_sample(sample, np.random.default_rng(seed), config=config).image.shape
+         for seed in range(8)]
+        for config in (jittering, plain)
+    ]  # fmt: skip
+
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("factors", [(0.0, 1.0), (2.0, 1.0)])
+def test_scale_factors_are_positive_and_in_order(factors):
+    with pytest.raises(ValueError, match="two factors, the lower first"):
+        AugmentConfig(scale_jitter=factors)
