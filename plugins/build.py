@@ -68,7 +68,7 @@ def libraries() -> Iterator[Library]:
     """Every library that can be built on this machine."""
     yield Library("libms_deform_attn.so", (OP / "bindings" / "c_api.cpp", *cpu_kernels()))
     yield from _openvino_extension()
-    yield from _tensorrt_plugin()
+    yield from _for_gpus()
 
 
 def _openvino_extension() -> Iterator[Library]:
@@ -89,19 +89,31 @@ def _openvino_extension() -> Iterator[Library]:
     )
 
 
-def _tensorrt_plugin() -> Iterator[Library]:
-    """The op for TensorRT 10 and 11, if nvcc and TensorRT's headers are installed."""
-    nvcc, headers = shutil.which(os.environ.get("NVCC") or "nvcc"), tensorrt_headers()
-    if nvcc is None or headers is None:
+def _for_gpus() -> Iterator[Library]:
+    """The op for PyTorch, and for TensorRT 10 and 11 if its headers are installed; need nvcc."""
+    nvcc = shutil.which(os.environ.get("NVCC") or "nvcc")
+    if nvcc is None:
         return
     known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
+    flags = (*NVCC_FLAGS, *gpu_code(known.stdout.split()))
+    link_flags = ("--cudart=static",)
     yield Library(
-        library.TENSORRT_PLUGIN,
-        (*sorted((OP / "bindings").glob("tensorrt_*.cpp")), CORE / "kernel_cuda.cu"),
+        library.CUDA_KERNELS,
+        (OP / "bindings" / "cuda_c_api.cpp", *sorted(CORE.glob("*.cu"))),
         compiler=nvcc,
-        flags=(*NVCC_FLAGS, *gpu_code(known.stdout.split()), "-isystem", str(headers)),
-        link_flags=("--cudart=static",),
+        flags=flags,
+        link_flags=link_flags,
     )
+    headers = tensorrt_headers()
+    if headers is not None:
+        yield Library(
+            library.TENSORRT_PLUGIN,
+            (*sorted((OP / "bindings").glob("tensorrt_*.cpp")), CORE / "kernel_cuda.cu"),
+            compiler=nvcc,
+            flags=flags,
+            binding_flags=("-isystem", str(headers)),
+            link_flags=link_flags,
+        )
 
 
 def gpu_code(known: Collection[str]) -> list[str]:

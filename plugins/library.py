@@ -5,6 +5,9 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "build" / "plugins"
 
+# For tensors on a GPU, whatever framework they are from.
+CUDA_KERNELS = "libms_deform_attn_cuda.so"
+
 # For TensorRT 10 and 11, whose plugins have the same interface.
 TENSORRT_PLUGIN = "libms_deform_attn_tensorrt.so"
 

@@ -24,6 +24,8 @@ CORE = ROOT / "plugins" / "ms_deform_attn" / "core"
 BINDINGS = ROOT / "plugins" / "ms_deform_attn" / "bindings"
 EMULATOR = ROOT / "tests" / "plugins" / "emulator"
 KERNEL = CORE / "kernel_cuda.cu"
+TAPS = CORE / "taps_cuda.h"
+BACKWARD = CORE / "backward_cuda.cu"
 PER_CHANNEL = ROOT / "benchmarks" / "kernel_per_channel.cu"
 
 COMPILER = os.environ.get("CXX") or "g++"
@@ -38,7 +40,10 @@ needs_compiler = pytest.mark.skipif(
 # What the sources include of ours.
 HEADERS = (
     *sorted(EMULATOR.glob("*.h")),
-    *(CORE / name for name in ("kernel_cuda.h", "params.h", "sampling.h")),
+    *(
+        CORE / name
+        for name in ("kernel_cuda.h", "params.h", "sampling.h", "taps_cuda.h", "value_sums_cuda.h")
+    ),
     *sorted(BINDINGS.glob("tensorrt_*.h")),
 )
 
@@ -54,7 +59,8 @@ def build(name: str, sources: Iterable[Path], flags: Sequence[str], link: Sequen
 
 def _object(source: Path, flags: Sequence[str]) -> Path:
     command = [COMPILER, *flags, "-x", "c++", "-c", str(source)]
-    return _made(f"{source.stem}.o", command, [source, *HEADERS])
+    beside = sorted(source.parent.glob("*.h"))  # which a changed copy may have
+    return _made(f"{source.stem}.o", command, [source, *beside, *HEADERS])
 
 
 def _made(name: str, command: list[str], inputs: Iterable[Path]) -> Path:
@@ -77,6 +83,15 @@ def program(*, kernel: Path = KERNEL, sanitize: bool = False) -> Path:
     sanitizers = SANITIZERS if sanitize else ()
     sources = [kernel, PER_CHANNEL, EMULATOR / "fibres.cpp", EMULATOR / "run_cases.cpp"]
     return build("run_cases", sources, [*FLAGS, *INCLUDES, *sanitizers], sanitizers)
+
+
+def library(*, backward: Path = BACKWARD, sanitize: bool = False) -> Path:
+    """The library that PyTorch loads, for tensors of this CPU, with this source of gradients."""
+    sanitizers = ("-fsanitize=undefined", "-fno-sanitize-recover=all") if sanitize else ()
+    sources = [KERNEL, backward, CORE / "shapes_cuda.cu", BINDINGS / "cuda_c_api.cpp"]
+    sources += [EMULATOR / "fibres.cpp", EMULATOR / "set_order.cpp"]
+    link = ["-shared", "-Wl,-z,defs", *sanitizers]
+    return build("libms_deform_attn_cuda.so", sources, [*FLAGS, *INCLUDES, *sanitizers], link)
 
 
 class Call(NamedTuple):

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.network.ops import native
 from model.network.ops.reference import ms_deform_attn_reference
-from model.network.ops.registration import ms_deform_attn_operator, say_once
+from model.network.ops.registration import kernels_for, ms_deform_attn_operator, say_once
 
 
 def ms_deform_attn(
@@ -47,10 +46,11 @@ def ms_deform_attn(
     tensors = (reference_points, sampling_offsets, attention_logits)
     if backend == "auto":
         backend = "operator" if _is_operator_better(value) else "reference"
-    if backend == "native" and not native.supports(value):
+    if backend == "native" and kernels_for(value) is None:
         raise ValueError(
             f"no native kernels for {value.dtype} on {value.device.type}; `make plugins` builds "
-            "those for float32, float64 and bfloat16 on a CPU, and needs a C++ compiler"
+            "those for float32, float64 and bfloat16 on a CPU, which needs a C++ compiler, and "
+            "for float32, float16 and bfloat16 on a GPU, which needs nvcc"
         )
     if backend == "reference":
         return ms_deform_attn_reference(value, spatial_shapes, *tensors)
@@ -62,13 +62,12 @@ def ms_deform_attn(
 
 
 def _is_operator_better(value: Tensor) -> bool:
-    if torch.compiler.is_exporting() or native.supports(value):
+    if torch.compiler.is_exporting() or kernels_for(value) is not None:
         return True
     if not torch.compiler.is_compiling():
-        if value.device.type == "cpu":
-            say_once(logging.WARNING, "plain PyTorch, which is slow; `make plugins` helps")
-        else:
-            say_once(logging.INFO, "plain PyTorch")
+        needed = "a C++ compiler" if value.device.type == "cpu" else "nvcc"
+        message = f"plain PyTorch, which is slow; `make plugins` helps, if there is {needed}"
+        say_once(logging.WARNING, message)
     return False
 
 

@@ -17,7 +17,7 @@ INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # in the order of detr::Isa
 _STORAGES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}  # detr::ValueStorage
 
 
-class _Params(ctypes.Structure):
+class Params(ctypes.Structure):
     """detr::MSDeformAttnParams."""
 
     _fields_ = [
@@ -26,6 +26,31 @@ class _Params(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("value", "shapes", "reference", "offsets")),
         *((name, ctypes.c_void_p) for name in ("logits", "output")),
     ]
+
+    @classmethod
+    def of(
+        cls,
+        tensors: tuple[Tensor, Tensor, Tensor, Tensor],
+        shapes: ctypes.Array[ctypes.c_int32],
+        output: Tensor | None,
+    ) -> "Params":
+        """Sizes and addresses of value, references, offsets and logits; all must outlive it."""
+        value, reference, offsets, logits = tensors
+        batch, num_tokens, num_heads, head_dim = value.shape
+        num_queries, num_levels, num_points = offsets.shape[1], offsets.shape[3], offsets.shape[4]
+        return cls(
+            *(batch, num_tokens, num_queries, num_heads, head_dim, num_levels, num_points),
+            reference.shape[-1],
+            value.data_ptr(),
+            ctypes.addressof(shapes),
+            *(tensor.data_ptr() for tensor in (reference, offsets, logits)),
+            None if output is None else output.data_ptr(),
+        )
+
+
+def shapes_of(spatial_shapes: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
+    """The sides of levels as the kernels read them."""
+    return (ctypes.c_int32 * len(spatial_shapes))(*spatial_shapes)
 
 
 class _Gradients(ctypes.Structure):
@@ -81,7 +106,8 @@ def forward(
     tensors = _computed(value, reference_points, sampling_offsets, attention_logits)
     batch, _, num_heads, head_dim = value.shape
     output = tensors[0].new_empty(batch, sampling_offsets.shape[1], num_heads * head_dim)
-    params, _shapes = _params(spatial_shapes, *tensors, output=output)
+    shapes = shapes_of(spatial_shapes)
+    params = Params.of(tensors, shapes, output)
     storage = _STORAGES[kept_as or value.dtype]
     _call("detrForward", params, storage=storage, instructions=instructions)
     return output.to(value.dtype)
@@ -106,7 +132,8 @@ def backward(
     if not with_reference_points:
         results[1] = results[1].new_empty(0)
     out = gradient.to(wide).contiguous()
-    params, _shapes = _params(spatial_shapes, *tensors, output=None)
+    shapes = shapes_of(spatial_shapes)
+    params = Params.of(tensors, shapes, None)
     gradients = _Gradients(out.data_ptr(), *(result.data_ptr() or None for result in results))
     storage = _STORAGES[wide]
     _call("detrBackward", params, gradients, storage=storage, instructions=instructions)
@@ -119,30 +146,6 @@ def _computed(value: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     wide = torch.float64 if value.dtype == torch.float64 else torch.float32
     reference, offsets, logits = (other.to(wide).contiguous() for other in others)
     return value.to(wide).contiguous(), reference, offsets, logits
-
-
-def _params(
-    spatial_shapes: Sequence[int],
-    value: Tensor,
-    reference: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
-    *,
-    output: Tensor | None,
-) -> tuple[_Params, ctypes.Array[ctypes.c_int32]]:
-    """The parameters of a call, and the array that has to outlive it."""
-    batch, num_tokens, num_heads, head_dim = value.shape
-    num_queries, num_levels, num_points = offsets.shape[1], offsets.shape[3], offsets.shape[4]
-    shapes = (ctypes.c_int32 * len(spatial_shapes))(*spatial_shapes)
-    params = _Params(
-        *(batch, num_tokens, num_queries, num_heads, head_dim, num_levels, num_points),
-        reference.shape[-1],
-        value.data_ptr(),
-        ctypes.addressof(shapes),
-        *(tensor.data_ptr() for tensor in (reference, offsets, logits)),
-        None if output is None else output.data_ptr(),
-    )
-    return params, shapes
 
 
 def _call(name: str, *structures: ctypes.Structure, storage: int, instructions: str | None) -> None:

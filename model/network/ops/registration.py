@@ -1,18 +1,18 @@
 """`detr::ms_deform_attn` as one opaque operator of torch, with its gradient.
 
-Runs the native kernels if they are built and support the values, else the reference; gradients
-require the native kernels.
+Runs the native kernels of the device if they are built and support the values, else the reference;
+gradients require the native kernels.
 """
 
 import logging
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from model.network.ops import native
+from model.network.ops import native, native_cuda
 from model.network.ops.reference import ms_deform_attn_reference
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,43 @@ logger = logging.getLogger(__name__)
 def say_once(level: int, message: str) -> None:
     """Log which backend was picked, once."""
     logger.log(level, "multi-scale deformable attention: %s", message)
+
+
+class Kernels(Protocol):
+    """What computes the operator and its gradients on a kind of device."""
+
+    def forward(
+        self,
+        value: Tensor,
+        spatial_shapes: Sequence[int],
+        reference_points: Tensor,
+        sampling_offsets: Tensor,
+        attention_logits: Tensor,
+    ) -> Tensor:
+        """The op; arguments as for `detr::ms_deform_attn`."""
+        ...
+
+    def backward(
+        self,
+        gradient: Tensor,
+        value: Tensor,
+        spatial_shapes: Sequence[int],
+        reference_points: Tensor,
+        sampling_offsets: Tensor,
+        attention_logits: Tensor,
+        *,
+        with_reference_points: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The gradients of value, reference points (empty if not wanted), offsets and logits."""
+        ...
+
+
+def kernels_for(value: Tensor) -> Kernels | None:
+    """The native kernels for values on this device and of this type, if they are built."""
+    if value.device.type == "cuda":
+        on_gpu = native_cuda.cuda_kernels()
+        return on_gpu if on_gpu is not None and on_gpu.supports(value) else None
+    return native if native.supports(value) else None
 
 
 @torch.library.custom_op("detr::ms_deform_attn", mutates_args=())
@@ -34,9 +71,11 @@ def ms_deform_attn_operator(
 ) -> Tensor:
     """`ms_deform_attn` as a torch operator; spatial_shapes is flat: height, width, height, ..."""
     tensors = (reference_points, sampling_offsets, attention_logits)
-    if native.supports(value):
-        say_once(logging.INFO, f"native kernels, {native.instruction_sets()[-1]}")
-        return native.forward(value, spatial_shapes, *tensors)
+    kernels = kernels_for(value)
+    if kernels is not None:
+        name = "CUDA" if value.is_cuda else native.instruction_sets()[-1]
+        say_once(logging.INFO, f"native kernels, {name}")
+        return kernels.forward(value, spatial_shapes, *tensors)
     shapes = list(zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True))
     return ms_deform_attn_reference(value, shapes, *tensors).contiguous()
 
@@ -63,12 +102,13 @@ def _backward(
     attention_logits: Tensor,
     with_reference_points: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if not native.supports(value):
+    kernels = kernels_for(value)
+    if kernels is None:
         raise RuntimeError(
             f"no native kernels for gradients of {value.dtype} on {value.device.type}; "
             'run `make plugins`, or take backend="reference"'
         )
-    return native.backward(
+    return kernels.backward(
         gradient,
         value,
         spatial_shapes,

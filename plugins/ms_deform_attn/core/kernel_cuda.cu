@@ -6,177 +6,16 @@
 //
 // An item is the output of one head for one query: D channels from L * P samples.
 #include "kernel_cuda.h"
-#include "sampling.h"
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
+#include "taps_cuda.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
-#include <cstring>
 #include <limits>
 
 namespace detr
 {
 namespace
 {
-
-constexpr unsigned kWholeWarp = 0xffffffffu;
-constexpr int kLanes = 16; // threads that compute the softmax of an item
-constexpr int kLoadBytes = 16;
-
-template <typename T, int kCount>
-struct alignas(sizeof(T) * kCount) Pack
-{
-    T element[kCount];
-};
-
-struct Level
-{
-    int height;
-    int width;
-    unsigned start; // its first token
-};
-
-// The four pixels of a sample: (low y, low x), (low y, high x), (high y, low x), (high, high).
-struct Taps
-{
-    int4 offset; // from token 0, in loads
-    float4 weight;
-};
-
-__device__ float larger(float a, float b)
-{
-    return fmaxf(a, b);
-}
-
-__device__ int larger(int a, int b)
-{
-    return max(a, b);
-}
-
-template <typename T>
-__device__ T maxOfLanes(T x)
-{
-#pragma unroll
-    for (int distance = kLanes / 2; distance > 0; distance /= 2)
-    {
-        x = larger(x, __shfl_xor_sync(kWholeWarp, x, distance));
-    }
-    return x;
-}
-
-template <typename T>
-__device__ T sumOfLanes(T x)
-{
-#pragma unroll
-    for (int distance = kLanes / 2; distance > 0; distance /= 2)
-    {
-        x += __shfl_xor_sync(kWholeWarp, x, distance);
-    }
-    return x;
-}
-
-// Nobody has checked the level shapes, which are data: whatever they are, products wrap around and
-// offsets stay within `value`.
-__device__ unsigned product(int a, int b)
-{
-    return static_cast<unsigned>(a) * static_cast<unsigned>(b);
-}
-
-__device__ int offsetOf(unsigned token, int numTokens, int loadsPerToken)
-{
-    return static_cast<int>(min(token, static_cast<unsigned>(numTokens - 1))) * loadsPerToken;
-}
-
-// A pointer to global memory that the compiler keeps as a whole; otherwise it would add up every
-// address from its parts again, which takes five instructions instead of one.
-template <typename T>
-__device__ const T* keptWhole(const T* pointer)
-{
-#if defined(__CUDA_ARCH__)
-    asm("" : "+l"(pointer));
-    __builtin_assume(__isGlobal(pointer));
-#endif
-    return pointer;
-}
-
-// Where a sample takes its values. `sample` and `reference` are the indices of the sample and of
-// its reference point in the whole call. Sizes are arguments so that they can be constants.
-template <typename T>
-__device__ Taps tapsOf(const MSDeformAttnParams& p, int referenceDim, int numPoints,
-    int loadsPerToken, int64_t reference, int64_t sample, const Level& level, float weight)
-{
-    using Float2 = Pack<float, 2>;
-    const auto offset = static_cast<const Pack<T, 2>*>(p.samplingOffsets)[sample];
-    const auto* const references
-        = static_cast<const Float2*>(p.referencePoints) + reference * (referenceDim / 2);
-    const float width = static_cast<float>(level.width), height = static_cast<float>(level.height);
-    const float dx = static_cast<float>(offset.element[0]);
-    const float dy = static_cast<float>(offset.element[1]);
-    const Float2 centre = references[0];
-    float x, y;
-    if (referenceDim == 2)
-    {
-        x = pixelFromPoint(centre.element[0], dx, width);
-        y = pixelFromPoint(centre.element[1], dy, height);
-    }
-    else
-    {
-        const Float2 extent = references[1];
-        const float scale = 0.5f / static_cast<float>(numPoints);
-        x = pixelFromBox(centre.element[0], extent.element[0], dx, width, scale);
-        y = pixelFromBox(centre.element[1], extent.element[1], dy, height, scale);
-    }
-    const auto column = axisTaps<float, int>(x, level.width, width);
-    const auto row = axisTaps<float, int>(y, level.height, height);
-    const unsigned low = level.start + product(row.low, level.width);
-    const unsigned high = level.start + product(row.high, level.width);
-    const float lowWeight = row.lowWeight * weight, highWeight = row.highWeight * weight;
-    Taps taps;
-    taps.offset = make_int4(offsetOf(low + column.low, p.numTokens, loadsPerToken),
-        offsetOf(low + column.high, p.numTokens, loadsPerToken),
-        offsetOf(high + column.low, p.numTokens, loadsPerToken),
-        offsetOf(high + column.high, p.numTokens, loadsPerToken));
-    taps.weight = make_float4(lowWeight * column.lowWeight, lowWeight * column.highWeight,
-        highWeight * column.lowWeight, highWeight * column.highWeight);
-    return taps;
-}
-
-// The offset of one of the pixels that a sample uses, or -1 if the sample is outside its map. A
-// weight that is NaN, because of the logits, counts as used.
-__device__ int offsetTaken(const Taps& taps)
-{
-    const int4 offset = taps.offset;
-    const float4 weight = taps.weight;
-    return max(max(weight.x != 0.0f ? offset.x : -1, weight.y != 0.0f ? offset.y : -1),
-        max(weight.z != 0.0f ? offset.z : -1, weight.w != 0.0f ? offset.w : -1));
-}
-
-template <typename T, int kCount>
-__device__ void toFloat(const Pack<T, kCount>& values, float (&result)[kCount])
-{
-#pragma unroll
-    for (int i = 0; i < kCount; ++i)
-    {
-        result[i] = static_cast<float>(values.element[i]);
-    }
-}
-
-// A bfloat16 is the upper half of a float, so each of the two in a word takes one instruction.
-__device__ void toFloat(const Pack<__nv_bfloat16, 8>& values, float (&result)[8])
-{
-    unsigned word[4];
-    memcpy(word, values.element, sizeof(word));
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-    {
-        result[2 * i] = __uint_as_float(word[i] << 16);
-        result[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
-    }
-}
 
 // Adds the values at one sample to `sum`; `values` points to these channels of token 0.
 template <typename T, int kChannels>
@@ -196,18 +35,6 @@ __device__ void addSample(
             sum[c] += weights[corner] * loaded[c];
         }
     }
-}
-
-template <typename T, int kChannels>
-__device__ void store(void* output, int64_t element, const float (&sum)[kChannels])
-{
-    Pack<T, kChannels> result;
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c)
-    {
-        result.element[c] = T(sum[c]);
-    }
-    *reinterpret_cast<Pack<T, kChannels>*>(static_cast<T*>(output) + element) = result;
 }
 
 // The sizes of every published model: D = 32, L = P = 4. In both phases, 16 threads share an item
@@ -259,8 +86,9 @@ __global__ void __launch_bounds__(kThreads, 4) kernel(const MSDeformAttnParams p
     const float logit = static_cast<float>(static_cast<const T*>(p.attentionLogits)[sample]);
     const float power = expf(logit - maxOfLanes(logit));
     const float weight = __fdividef(power, sumOfLanes(power));
-    const Taps taps = tapsOf<T>(p, kReferenceDim, kNumPoints, loadsPerToken,
-        query * kNumLevels + levelIndex, sample, level, weight);
+    const Location location = locationOf<T>(
+        p, kReferenceDim, kNumPoints, query * kNumLevels + levelIndex, sample, level);
+    const Taps taps = tapsAt(location, level, p.numTokens, loadsPerToken, weight);
     // The pixel at the border may be infinite, and zero times that is NaN. So a sample outside its
     // map reads a pixel that another sample uses; if none uses any, the output is zero.
     const int own = offsetTaken(taps), taken = maxOfLanes(own), other = max(taken, 0);
@@ -340,8 +168,7 @@ struct Item
     int64_t index;
     int64_t query;
     int64_t firstValue; // element of `value` of token 0 and channel 0
-    float highest; // of its logits
-    float scale; // 1 over the sum of the powers
+    Softmax softmax;
 };
 
 // Grid: groups of items, and groups of channels if an item has more than a block can take.
@@ -359,32 +186,14 @@ __global__ void __launch_bounds__(kThreads, 6) kernel(const MSDeformAttnParams p
     const int64_t firstItem = static_cast<int64_t>(blockIdx.x) * plan.numItems;
     const auto* const logits = static_cast<const T*>(p.attentionLogits);
 
-    for (int index = thread; index < p.numLevels; index += kThreads)
-    {
-        unsigned start = 0;
-        for (int before = 0; before < index; ++before)
-        {
-            start += product(p.spatialShapes[2 * before], p.spatialShapes[2 * before + 1]);
-        }
-        levels[index] = {p.spatialShapes[2 * index], p.spatialShapes[2 * index + 1], start};
-    }
+    findLevels(p, thread, kThreads, levels);
     for (int first = 0; first < plan.numItems; first += kThreads / kLanes)
     {
         const int lane = thread % kLanes, own = first + thread / kLanes;
         // Threads beyond the last item do its work again, as shuffles need all of a warp.
         Item item;
         item.index = min(firstItem + own, numItems - 1);
-        float highest = -INFINITY, sum = 0.0f;
-        for (int i = lane; i < numSamples; i += kLanes)
-        {
-            highest = fmaxf(highest, static_cast<float>(logits[item.index * numSamples + i]));
-        }
-        item.highest = maxOfLanes(highest);
-        for (int i = lane; i < numSamples; i += kLanes)
-        {
-            sum += expf(static_cast<float>(logits[item.index * numSamples + i]) - item.highest);
-        }
-        item.scale = __fdividef(1.0f, sumOfLanes(sum));
+        item.softmax = softmaxOf(logits + item.index * numSamples, numSamples, lane);
         if (lane == 0 && own < plan.numItems)
         {
             item.query = item.index / p.numHeads;
@@ -421,10 +230,11 @@ __global__ void __launch_bounds__(kThreads, 6) kernel(const MSDeformAttnParams p
                 const Item& item = items[slot / kChunk];
                 const int64_t sample = item.index * numSamples + first + inChunk;
                 const int level = (first + inChunk) / p.numPoints;
-                const float weight
-                    = expf(static_cast<float>(logits[sample]) - item.highest) * item.scale;
-                const Taps taps = tapsOf<T>(p, p.referenceDim, p.numPoints, loadsPerToken,
-                    item.query * p.numLevels + level, sample, levels[level], weight);
+                const float weight = item.softmax.weightOf(static_cast<float>(logits[sample]));
+                const Location location = locationOf<T>(p, p.referenceDim, p.numPoints,
+                    item.query * p.numLevels + level, sample, levels[level]);
+                const Taps taps
+                    = tapsAt(location, levels[level], p.numTokens, loadsPerToken, weight);
                 offsets[slot] = taps.offset;
                 weights[slot] = taps.weight;
             }
@@ -469,11 +279,6 @@ cudaError_t launch(const MSDeformAttnParams& p, cudaStream_t stream)
 }
 
 } // namespace general
-
-bool isAligned(const void* pointer, size_t bytes)
-{
-    return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
-}
 
 template <typename T>
 cudaError_t launch(const MSDeformAttnParams& p, cudaStream_t stream)

@@ -69,6 +69,15 @@ inline float __uint_as_float(unsigned bits)
     return result;
 }
 
+// Fibres take turns only at barriers.
+template <typename T>
+T atomicAdd(T* target, T x)
+{
+    const T before = *target;
+    *target = before + x;
+    return before;
+}
+
 inline void __syncthreads()
 {
     emulator::waitFor(emulator::Barrier::kBlock);

@@ -2,6 +2,9 @@
 // for machines without CUDA.
 #pragma once
 
+#include <cstddef>
+#include <cstring>
+
 enum cudaError_t
 {
     cudaSuccess = 0,
@@ -23,4 +26,13 @@ inline const char* cudaGetErrorString(cudaError_t error)
     case cudaErrorMisalignedAddress: return "misaligned address";
     }
     return "unrecognized error code";
+}
+
+inline cudaError_t cudaMemsetAsync(void* data, int value, std::size_t size, cudaStream_t)
+{
+    if (size != 0)
+    {
+        std::memset(data, value, size);
+    }
+    return cudaSuccess;
 }

@@ -1,0 +1,150 @@
+"""The CUDA kernels of multi-scale deformable attention, called through their C interface.
+
+Tensors are as in `ms_deform_attn`: float32, float16 or bfloat16. Locations, softmax and sums are
+float32 whatever the type. Work goes to the current stream, waits for nothing, and may be captured
+into a CUDA graph.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.network.ops.native import Params, shapes_of
+from plugins import library
+
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # detr::DataType
+
+
+class _Gradients(ctypes.Structure):
+    """detr::MSDeformAttnCudaGradients."""
+
+    _fields_ = [
+        (name, ctypes.c_void_p)
+        for name in ("output", "value", "reference", "offsets", "logits", "fixed_point", "largest")
+    ]
+
+
+class CudaKernels:
+    """The library's kernels, for tensors on one type of device."""
+
+    def __init__(self, path: Path, *, device_type: str = "cuda") -> None:
+        """Load the library; tests give one whose kernels are emulated, with device type "cpu"."""
+        self._library = ctypes.CDLL(str(path))
+        for name in ("detrCudaRefusal", "detrCudaErrorText"):
+            getattr(self._library, name).restype = ctypes.c_char_p
+        self._device_type = device_type
+
+    def supports(self, value: Tensor) -> bool:
+        """Whether there are kernels for values on this device and of this type."""
+        return value.device.type == self._device_type and value.dtype in _TYPES
+
+    def forward(
+        self,
+        value: Tensor,
+        spatial_shapes: Sequence[int],
+        reference_points: Tensor,
+        sampling_offsets: Tensor,
+        attention_logits: Tensor,
+    ) -> Tensor:
+        """The op; arguments as for `detr::ms_deform_attn`.
+
+        Raises:
+            ValueError: the kernels cannot run this call.
+        """
+        tensors = _computed(value, reference_points, sampling_offsets, attention_logits)
+        batch, _, num_heads, head_dim = value.shape
+        output = tensors[0].new_empty(batch, sampling_offsets.shape[1], num_heads * head_dim)
+        self._call("detrCudaForward", spatial_shapes, tensors, output=output)
+        return output.to(value.dtype)
+
+    def backward(
+        self,
+        gradient: Tensor,
+        value: Tensor,
+        spatial_shapes: Sequence[int],
+        reference_points: Tensor,
+        sampling_offsets: Tensor,
+        attention_logits: Tensor,
+        *,
+        with_reference_points: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The gradients of value, reference points (empty if not needed), offsets and logits.
+
+        Gradients of values are added in an order that varies from run to run, unless
+        `torch.use_deterministic_algorithms` asks for one that does not, which is slower.
+        """
+        inputs = (value, reference_points, sampling_offsets, attention_logits)
+        tensors = _computed(*inputs)
+        out = gradient.to(tensors[0].dtype).contiguous()
+        sums = tensors[0].new_empty(value.shape, dtype=torch.float32)
+        # Of every head apart, as heads run side by side.
+        shape = (*sampling_offsets.shape[:4], reference_points.shape[-1])
+        of_heads = sums.new_empty(shape if with_reference_points else 0)
+        offsets, logits = (torch.empty_like(tensor) for tensor in tensors[2:])
+        fixed_point, largest = None, None
+        if torch.are_deterministic_algorithms_enabled():
+            fixed_point = sums.new_empty(value.shape, dtype=torch.int64)
+            largest = out.float().abs().amax() if out.numel() else sums.new_zeros(())
+        results = (out, sums, of_heads, offsets, logits, fixed_point, largest)
+        gradients = _Gradients(*(None if t is None else t.data_ptr() or None for t in results))
+        self._call("detrCudaBackward", spatial_shapes, tensors, gradients=gradients)
+        of_references = of_heads.sum(2) if with_reference_points else of_heads
+        made = (sums, of_references, offsets, logits)
+        cast = [result.to(t.dtype) for result, t in zip(made, inputs, strict=True)]
+        return cast[0], cast[1], cast[2], cast[3]
+
+    def _call(
+        self,
+        name: str,
+        spatial_shapes: Sequence[int],
+        tensors: tuple[Tensor, Tensor, Tensor, Tensor],
+        *,
+        output: Tensor | None = None,
+        gradients: _Gradients | None = None,
+    ) -> None:
+        value = tensors[0]
+        shapes = shapes_of(spatial_shapes)
+        params = Params.of(tensors, shapes, output)
+        refusal = self._library.detrCudaRefusal(ctypes.byref(params))
+        if refusal is not None:
+            raise ValueError(f"the CUDA kernels cannot run {refusal.decode()}")
+        on_device = value.new_empty(len(spatial_shapes), dtype=torch.int32)
+        results = () if gradients is None else (ctypes.byref(gradients),)
+        stream = None
+        with torch.cuda.device(value.device) if value.is_cuda else nullcontext():
+            if value.is_cuda:
+                stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+            error = getattr(self._library, name)(
+                ctypes.byref(params),
+                *results,
+                ctypes.c_void_p(on_device.data_ptr()),
+                _TYPES[value.dtype],
+                stream,
+            )
+        if error != 0:
+            text = self._library.detrCudaErrorText(error).decode()
+            raise RuntimeError(f"{name} failed with CUDA's error {error}, {text}")
+
+
+def _computed(value: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The tensors, dense and of the types that kernels take.
+
+    References are float32, all others of one type: that of value, or float32 if they differ, so
+    that nothing loses digits.
+    """
+    reference, offsets, logits = others
+    common = value.dtype if value.dtype == offsets.dtype == logits.dtype else torch.float32
+    value, offsets, logits = (t.to(common).contiguous() for t in (value, offsets, logits))
+    return value, reference.to(torch.float32).contiguous(), offsets, logits
+
+
+@cache
+def cuda_kernels() -> CudaKernels | None:
+    """The kernels, if they are built and this is a machine with a GPU that PyTorch can use."""
+    path = library.find(library.CUDA_KERNELS)
+    return CudaKernels(path) if path is not None and torch.cuda.is_available() else None
