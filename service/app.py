@@ -15,8 +15,10 @@ from service import admin, openapi, pages, routes, routes_deepstack, routes_infe
 from service.access import KeyCheck, read_keys
 from service.body_limits import BodyLimits
 from service.boundary import REQUEST_ID, Boundary
+from service.client_memory import ClientMemory
 from service.error_bodies import error_body
 from service.errors import MethodNotAllowed, NotFound, ServiceError
+from service.image_decoder import client_memory
 from service.metrics import Metrics
 from service.schemas import ModelRef
 from service.serving import Serving
@@ -76,9 +78,11 @@ def create_app(
     app.state.settings = settings
     app.state.metrics = Metrics()
     app.state.traces = _open_traces(settings)
+    memory = client_memory(settings)
     app.state.serving = Serving(
         settings,
         metrics=app.state.metrics,
+        memory=memory,
         open_engine=open_engine,
         on_failure=on_failure,
     )
@@ -88,7 +92,7 @@ def create_app(
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
-    _add_middleware(app, settings)
+    _add_middleware(app, settings, memory)
     return app
 
 
@@ -109,7 +113,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(app.state.traces.close)
 
 
-def _add_middleware(app: FastAPI, settings: Settings) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, memory: ClientMemory) -> None:
     """What a request passes before its route; the middleware that is added last comes first."""
     if settings.api_keys_file is not None:
         keys = read_keys(settings.api_keys_file)
@@ -125,7 +129,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(
         Boundary,
         metrics=app.state.metrics,
-        limits=BodyLimits.of(settings),
+        limits=BodyLimits.of(settings, memory),
         on_answer=app.state.traces.record if app.state.traces else None,
     )
 

@@ -7,6 +7,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Hashable
 
+from service.client_memory import ClientMemory
 from service.errors import Overloaded
 
 COPIES = 2  # of a body: while a form is parsed, its files exist twice
@@ -27,16 +28,20 @@ class BodyBudget:
     """Admits bodies piece by piece.
 
     When one client, or all together, would hold too much, the client that holds the most loses
-    its largest unfinished body.
+    its largest unfinished body. Images of a client count as well where `memory` knows of them.
 
     Args:
         most_bytes: limit for all bodies together.
         client_bytes: limit for the bodies of one client.
+        memory: limits everything that one client makes the service hold; by default, its bodies.
     """
 
-    def __init__(self, most_bytes: int, *, client_bytes: int) -> None:
+    def __init__(
+        self, most_bytes: int, *, client_bytes: int, memory: ClientMemory | None = None
+    ) -> None:
         self._most_bytes = most_bytes
         self._client_bytes = client_bytes
+        self._memory = memory or ClientMemory(client_bytes, decoding_bytes=client_bytes)
         self._bodies: dict[Hashable, set[Body]] = {}
         self._held: Counter[Hashable] = Counter()  # bytes of each client
         self._held_by_all = 0
@@ -74,6 +79,12 @@ class BodyBudget:
             if victim is body:
                 raise self.refusal()
 
+    def settle(self, body: Body, num_bytes: int) -> None:
+        """Count a body that was read as the files made of it; they are all that is left of it."""
+        freed = max(0, body.num_bytes - num_bytes)
+        body.num_bytes -= freed
+        self._hold(body.client, -freed)
+
     def refusal(self) -> Overloaded:
         """The error for the client of an evicted body."""
         return Overloaded(
@@ -84,7 +95,7 @@ class BodyBudget:
 
     def _greedy_client(self, client: Hashable) -> Hashable | None:
         """The client that has to give up a body, if any."""
-        if self._held[client] > self._client_bytes:
+        if self._held[client] > self._client_bytes or self._memory.is_exceeded(client):
             return client
         if self._held_by_all > self._most_bytes:
             return max(self._held, key=self._held.__getitem__)
@@ -93,6 +104,7 @@ class BodyBudget:
     def _hold(self, client: Hashable, num_bytes: int) -> None:
         self._held[client] += num_bytes
         self._held_by_all += num_bytes
+        self._memory.hold(client, num_bytes)
 
     def _evict(self, body: Body) -> None:
         body.is_evicted = True

@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
 from bundle.memory import allowed_memory_bytes
 from service.body_budget import COPIES, Body, BodyBudget
+from service.client_memory import ClientMemory
 from service.decoding import give_memory_back
 from service.errors import PayloadTooLarge, RequestTimeout
 from service.settings import Settings
@@ -35,14 +37,21 @@ class BodyLimits:
     budget: BodyBudget
 
     @classmethod
-    def of(cls, settings: Settings) -> "BodyLimits":
-        """The limits that the settings state."""
-        client_bytes = max(settings.client_body_memory_bytes, COPIES * settings.max_body_bytes)
+    def of(cls, settings: Settings, memory: ClientMemory) -> "BodyLimits":
+        """The limits that the settings state; `memory` is that of each client."""
+        client_bytes = client_body_bytes(settings)
         most_bytes = settings.body_memory_bytes or allowed_memory_bytes() // MEMORY_SHARE
-        budget = BodyBudget(max(most_bytes, 2 * client_bytes), client_bytes=client_bytes)
+        budget = BodyBudget(
+            max(most_bytes, 2 * client_bytes), client_bytes=client_bytes, memory=memory
+        )
         return cls(
             settings.max_body_bytes, settings.body_timeout_s, settings.min_body_bytes_per_s, budget
         )
+
+
+def client_body_bytes(settings: Settings) -> int:
+    """Most memory for the bodies of one client: at least one body."""
+    return max(settings.client_body_memory_bytes, COPIES * settings.max_body_bytes)
 
 
 @contextmanager
@@ -50,11 +59,13 @@ def limited_body(scope: Scope, receive: Receive, *, limits: BodyLimits) -> Itera
     """A `receive` that raises as soon as the body breaks a limit.
 
     It raises PayloadTooLarge, RequestTimeout or Overloaded, or the error that the HTTP protocol
-    found after the headers.
+    found after the headers. The state of the request gets `settle_body`, to be told how many bytes
+    are left of the body once it was read.
     """
     declared = Headers(scope=scope).get("content-length", "")
     client = scope.get("client")
     body = limits.budget.open(client[0] if client else None)
+    scope.setdefault("state", {})["settle_body"] = partial(limits.budget.settle, body)
     started: float | None = None
     num_bytes = 0
 

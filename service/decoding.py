@@ -11,13 +11,14 @@ All state belongs to the event loop.
 import asyncio
 import ctypes
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from service.client_memory import ClientMemory
 from service.errors import DeadlineExceeded
 
 Outcome = TypeVar("Outcome")
@@ -48,7 +49,7 @@ class DecodePool:
     Args:
         num_threads: most jobs that run at a time.
         budget_bytes: most memory that running jobs may take together.
-        client_bytes: most memory that those of one client may take together; by default all.
+        memory: limits what those of one client may take together, and is told of it.
         clock: monotonic seconds.
     """
 
@@ -57,16 +58,16 @@ class DecodePool:
         num_threads: int,
         budget_bytes: int,
         *,
-        client_bytes: int | None = None,
+        memory: ClientMemory | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.largest_job_bytes = min(budget_bytes, client_bytes or budget_bytes)
+        self._memory = memory or ClientMemory(budget_bytes, decoding_bytes=budget_bytes)
+        self.largest_job_bytes = min(budget_bytes, self._memory.decoding_bytes)
         self._num_threads = num_threads
         self._clock = clock
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
         self._num_running = 0
         self._free_bytes = budget_bytes
-        self._running_bytes: Counter[Hashable] = Counter()  # of each client
         # In order of turns, for clients and for the requests of each.
         self._clients: OrderedDict[Hashable, OrderedDict[_Request, None]] = OrderedDict()
         self._pending_bytes: dict[Hashable, int] = {}  # per client, waiting and running
@@ -138,14 +139,14 @@ class DecodePool:
             job, future = found.waiting.popleft()
             self._num_running += 1
             self._free_bytes -= job.num_bytes
-            self._running_bytes[found.client] += job.num_bytes
+            self._memory.decode(found.client, job.num_bytes)
             running = asyncio.get_running_loop().run_in_executor(self._threads, _run, job)
             running.add_done_callback(partial(self._finish, job, future, found.client))
 
     def _startable(self) -> Iterator[_Request]:
         """Requests whose next job fits the remaining memory, in order of their turns."""
         for client, requests in self._clients.items():
-            left_bytes = self.largest_job_bytes - self._running_bytes.get(client, 0)
+            left_bytes = self._memory.room_to_decode(client)
             for request in requests:
                 if request.waiting and request.waiting[0][0].num_bytes <= min(
                     left_bytes, self._free_bytes
@@ -165,9 +166,7 @@ class DecodePool:
     ) -> None:
         self._num_running -= 1
         self._free_bytes += job.num_bytes
-        self._running_bytes[client] -= job.num_bytes
-        if not self._running_bytes[client]:
-            del self._running_bytes[client]
+        self._memory.decode(client, -job.num_bytes)
         self._count(client, -_weight(job))
         error = None if running.cancelled() else running.exception()
         if not future.done() and error is not None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -14,14 +15,14 @@ from bundle.detect import Found
 from bundle.known_answers import Errors, read_known_answers
 from bundle.manifest import Bundle, Manifest
 from bundle.postprocess import ImageOutput
-from bundle.preprocess import pad_batch
+from bundle.preprocess import Geometry, pad_batch
 from bundle.tiles import cut, merge
 from engines.base import Engine, EngineInfo
 from service.batching.batcher import BatchReport, DynamicBatcher, Patience
 from service.batching.ticket import Ticket
 from service.drift import count_found
 from service.errors import EngineFailure, NotReady, Overloaded, ServiceError
-from service.image_decoder import ImageDecoder, Parts
+from service.image_decoder import ImageDecoder
 from service.metrics import Metrics, Stage, Stopwatch
 from service.schemas import ModelRef
 from service.settings import Settings
@@ -104,6 +105,7 @@ class Detector:
             partial(_run, self._started.engine),
             max_batch_size=self.max_batch_size,
             max_queue=self._settings.max_queue,
+            parts=_parts,
             depth_of_all=self._depth_of_all,
             patience=Patience(factor, floor_s),
             on_batch=self._record,
@@ -182,25 +184,31 @@ class Detector:
                 run.
             NotReady, Overloaded, DeadlineExceeded, EngineFailure: see the batcher.
         """
-        with self.admit(num_parts or len(uploads), client=client) as ticket:
+        async with AsyncExitStack() as stack:
+            ticket = stack.enter_context(self.admit(num_parts or len(uploads), client=client))
             with stopwatch.stage(Stage.DECODE):
-                prepared = await self.decoder.prepare(
-                    uploads,
-                    self.manifest.preprocess,
-                    client=client,
-                    deadline=ticket.deadline,
-                    tile_px=tile_px,
+                prepared = await stack.enter_async_context(
+                    self.decoder.prepared(
+                        uploads,
+                        self.manifest.preprocess,
+                        client=client,
+                        deadline=ticket.deadline,
+                        tile_px=tile_px,
+                    )
                 )
             pixels = [image for parts in prepared for image, _ in parts]
             buckets = [bucket_of(image, self.manifest) for image in pixels]
-            outputs = await ticket.run(pixels, buckets)
+            geometries = [parts[0][1] for parts in prepared]
+            running = ticket.run(pixels, buckets)
+            del prepared, pixels  # held once: by the queue, then by the batch
+            outputs = await running
             stopwatch.add(Stage.QUEUE, ticket.wait_s, ended_ago_s=ticket.run_s)
             stopwatch.add(Stage.INFER, ticket.run_s)
         self._metrics.images.labels(self.name).inc(len(uploads))
         if tile_px is None:
-            found = _join(prepared, outputs, tile_px)
+            found = _join(geometries, outputs, tile_px)
         else:  # merging may take a while
-            found = await asyncio.to_thread(_join, prepared, outputs, tile_px)
+            found = await asyncio.to_thread(_join, geometries, outputs, tile_px)
         count_found(
             self._metrics,
             [one.output for one in found],
@@ -293,16 +301,24 @@ def bucket(height: int, width: int, *, short_side: int) -> tuple[int, int, bool]
 
 
 def _join(
-    prepared: Sequence[Parts], outputs: Sequence[ImageOutput], tile_px: int | None
+    geometries: Sequence[Geometry], outputs: Sequence[ImageOutput], tile_px: int | None
 ) -> list[Found]:
     """Merge the outputs for the parts of each image."""
     remaining = iter(outputs)
     found = []
-    for parts in prepared:
-        _, geometry = parts[0]
-        merged = merge(cut(geometry.original, tile_px), list(islice(remaining, len(parts))))
+    for geometry in geometries:
+        windows = cut(geometry.original, tile_px)
+        merged = merge(windows, list(islice(remaining, len(windows))))
         found.append(Found(merged, geometry))
     return found
+
+
+def _parts(batch: _Batch) -> list[Pixels]:
+    """The images of a batch without their padding, as views."""
+    return [
+        image[: np.count_nonzero(~mask[:, 0]), : np.count_nonzero(~mask[0])]
+        for image, mask in zip(*batch, strict=True)
+    ]
 
 
 def _run(engine: Engine, batch: _Batch) -> list[ImageOutput]:

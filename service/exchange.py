@@ -78,6 +78,7 @@ async def run_images(
         As `Detector.detect`.
     """
     request.state.log_fields["images"] = len(uploads)
+    request.state.settle_body(sum(upload.num_bytes for upload in uploads))
     work = model.detect(uploads, stopwatch, client=client_of(request), tile_px=tile_px)
     return await answer_unless_gone(request, work)
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -19,9 +20,12 @@ from bundle.preprocess import (
     decode_image,
     prepare,
     read_header,
+    resized_size,
 )
 from bundle.tiles import cut
 from engines.cores import allowed_cores
+from service.body_limits import client_body_bytes
+from service.client_memory import ClientMemory
 from service.decoding import DecodePool, Job
 from service.errors import ImageTooLarge, InvalidImage, Overloaded, UnsupportedMediaType
 from service.form import too_many_tiles
@@ -35,16 +39,19 @@ Prepared = tuple[Pixels, Geometry]
 Parts = list[Prepared]  # of one image: the whole, and its tiles if it has any
 
 BYTES_A_THREAD = 96 * MIB  # each thread decodes a photograph of 12 megapixels
-# Of one client, unless DETR_DECODE_MEMORY_BYTES is set: an RGB image of 26 megapixels. Measured
-# with bodies held at the same time: 260 to 293 MiB more.
-CLIENT_BYTES = 192 * MIB
+# Of one client, unless DETR_DECODE_MEMORY_BYTES is set: an RGB image of 26 megapixels.
+DECODING_BYTES = 192 * MIB
+# Of one client, with its bodies and the images that wait for the engine: a PNG of 24 megapixels
+# and 32 MiB. Bodies and large pictures at once added up to 208 MiB to the process, and images that
+# wait for a model of 800x1333 up to 259, with its batches.
+CLIENT_BYTES = 224 * MIB
 MEMORY_SHARE = 8  # decoding may use an eighth of the process's memory
 
 
 class ImageDecoder:
     """Decodes the images of all requests in a `DecodePool`: in turns, within a budget."""
 
-    def __init__(self, settings: Settings, *, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, *, metrics: Metrics, memory: ClientMemory) -> None:
         self._settings = settings
         self._metrics = metrics
         # Same priority as the engine: at nice 10 the demo's batches shrank from 7.9 images to 5.1
@@ -52,8 +59,8 @@ class ImageDecoder:
         # that had other work as well).
         num_threads = settings.decode_threads or allowed_cores()
         budget_bytes = settings.decode_memory_bytes or default_budget_bytes(num_threads)
-        client_bytes = settings.decode_memory_bytes or CLIENT_BYTES
-        self._pool = DecodePool(num_threads, budget_bytes, client_bytes=client_bytes)
+        self._memory = memory
+        self._pool = DecodePool(num_threads, budget_bytes, memory=memory)
         self.budget_bytes = budget_bytes
 
     def refuse_if_late(self, client: Hashable, num_bytes: int = 0) -> None:
@@ -70,7 +77,8 @@ class ImageDecoder:
                 retry_after_s=wait_s - self._settings.deadline_s,
             )
 
-    async def prepare(
+    @asynccontextmanager
+    async def prepared(
         self,
         uploads: Sequence[Upload],
         preprocess: Preprocess,
@@ -78,12 +86,14 @@ class ImageDecoder:
         client: Hashable,
         deadline: float | None,
         tile_px: int | None = None,
-    ) -> list[Parts]:
+    ) -> AsyncIterator[list[Parts]]:
         """The images of one request and their tiles (see `cut`), resized, in their order.
+
+        They count as memory of the client until the context ends.
 
         Raises:
             InvalidImage, UnsupportedMediaType, ImageTooLarge: for the first bad image.
-            Overloaded: see `refuse_if_late`.
+            Overloaded: see `refuse_if_late` and `ClientMemory.promised`.
             DeadlineExceeded: see `DecodePool.run`.
         """
         headers = await asyncio.to_thread(self._read_headers, uploads)
@@ -92,8 +102,23 @@ class ImageDecoder:
             Job(partial(self._prepare, upload, preprocess, tile_px), header.decoding_bytes)
             for upload, header in zip(uploads, headers, strict=True)
         ]
-        outcomes = await self._pool.run(jobs, client=client, deadline=deadline)
+        kept_bytes = sum(_prepared_bytes(header, preprocess, tile_px) for header in headers)
+        largest_bytes = max(header.decoding_bytes for header in headers)
+        self._refuse_if_too_large(uploads, kept_bytes + largest_bytes)
+        with self._memory.kept(client, kept_bytes):
+            yield await self._run(jobs, uploads, client=client, deadline=deadline)
+
+    async def _run(
+        self,
+        jobs: Sequence[Job[Parts]],
+        uploads: Sequence[Upload],
+        *,
+        client: Hashable,
+        deadline: float | None,
+    ) -> list[Parts]:
         prepared: list[Parts] = []
+        with self._memory.promised(client, max(job.num_bytes for job in jobs)):
+            outcomes = await self._pool.run(jobs, client=client, deadline=deadline)
         for index, outcome in enumerate(outcomes):
             if isinstance(outcome, BaseException):
                 raise _translate(outcome, index, uploads) from outcome
@@ -103,7 +128,7 @@ class ImageDecoder:
         return prepared
 
     async def count_parts(self, uploads: Sequence[Upload], tile_px: int | None) -> int:
-        """How many parts `prepare` will make of the images, judging by their headers.
+        """How many parts `prepared` will make of the images, judging by their headers.
 
         Raises:
             InvalidImage, UnsupportedMediaType, ImageTooLarge: names the first bad image.
@@ -125,7 +150,7 @@ class ImageDecoder:
         `work` may take as much memory as decoding does.
 
         Raises:
-            DeadlineExceeded: as for `prepare`; the deadline starts again.
+            Overloaded, DeadlineExceeded: as for `prepared`; the deadline starts again.
         """
         (header,) = await asyncio.to_thread(self._read_headers, [upload])
 
@@ -134,7 +159,8 @@ class ImageDecoder:
 
         deadline = self._pool.now() + self._settings.deadline_s
         jobs = [Job(decode_and_work, header.decoding_bytes)]
-        (outcome,) = await self._pool.run(jobs, client=client, deadline=deadline)
+        with self._memory.promised(client, header.decoding_bytes):
+            (outcome,) = await self._pool.run(jobs, client=client, deadline=deadline)
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
@@ -161,6 +187,17 @@ class ImageDecoder:
             headers.append(header)
         return headers
 
+    def _refuse_if_too_large(self, uploads: Sequence[Upload], num_bytes: int) -> None:
+        """Refuse a request that takes more than a client may use, even with nothing beside it."""
+        num_bytes += sum(upload.num_bytes for upload in uploads)
+        if num_bytes > self._memory.most_bytes:
+            raise ImageTooLarge(
+                f"expected a request that takes at most {self._memory.most_bytes // MIB} MiB while "
+                f"its images are decoded and run, got {len(uploads)} images that take "
+                f"{num_bytes // MIB} MiB; send fewer or smaller ones at a time, or raise the "
+                "service's DETR_CLIENT_MEMORY_BYTES"
+            )
+
     def _header(self, upload: Upload) -> ImageHeader:
         if isinstance(upload.data, bytes):
             return read_header(upload.data, max_pixels=self._settings.max_pixels)
@@ -180,8 +217,33 @@ class ImageDecoder:
 
 def default_budget_bytes(num_threads: int) -> int:
     """The default memory for decoding: what the threads need, within the process's share."""
-    wanted = max(CLIENT_BYTES, num_threads * BYTES_A_THREAD)
+    wanted = max(DECODING_BYTES, num_threads * BYTES_A_THREAD)
     return min(wanted, allowed_memory_bytes() // MEMORY_SHARE)
+
+
+def client_memory(settings: Settings) -> ClientMemory:
+    """The memory that the settings allow a client."""
+    wanted_bytes = (settings.decode_memory_bytes or 0) + client_body_bytes(settings)
+    return ClientMemory(
+        settings.client_memory_bytes or max(CLIENT_BYTES, wanted_bytes),
+        decoding_bytes=settings.decode_memory_bytes or DECODING_BYTES,
+    )
+
+
+def _prepared_bytes(header: ImageHeader, preprocess: Preprocess, tile_px: int | None) -> int:
+    """The memory of an image and its tiles once they are resized."""
+    return sum(
+        3
+        * math.prod(
+            resized_size(
+                window.bottom - window.top,
+                window.right - window.left,
+                short_side=preprocess.short_side,
+                long_side=preprocess.long_side,
+            )
+        )
+        for window in cut(header.size, tile_px)
+    )
 
 
 def _translate(error: BaseException, index: int, uploads: Sequence[Upload]) -> BaseException:

@@ -37,7 +37,7 @@ from service.tensors import (
     read_infer_request,
     write_infer_answer,
 )
-from service.uploads import Upload
+from service.uploads import Upload, read_body
 
 FILES_INPUT = "image"  # BYTES: JPEG, PNG or WebP files
 PIXELS_INPUT = "pixels"  # UINT8: RGB
@@ -196,7 +196,7 @@ async def _read(request: Request, settings: Settings) -> _Sent:
         raise UnsupportedMediaType(
             f"expected a body without Content-Encoding, got {encoding[:100]!r}; send it as it is"
         )
-    body = await request.body()
+    body = await read_body(request)
     header_length = request.headers.get(HEADER_LENGTH)
     return await parse_in_turn(partial(_parse, body, header_length, settings))
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from enum import StrEnum
 
+from service.client_memory import ClientMemory
 from service.errors import ReloadRefused, ServiceError, UnknownModel
 from service.image_decoder import ImageDecoder
 from service.metrics import Metrics
@@ -32,6 +33,7 @@ class Serving:
 
     Args:
         settings: name the bundles.
+        memory: what each client may use.
         open_engine: opens the engine of a bundle.
         on_failure: called when the service cannot go on, with the reason logged and kept in
             `failure`; the process should end.
@@ -45,6 +47,7 @@ class Serving:
         settings: Settings,
         *,
         metrics: Metrics,
+        memory: ClientMemory,
         open_engine: OpenEngine,
         on_failure: Callable[[], None],
     ) -> None:
@@ -52,7 +55,7 @@ class Serving:
         self.failure: str | None = None
         self._metrics = metrics
         self._on_failure = on_failure
-        self._decoder = ImageDecoder(settings, metrics=metrics)
+        self._decoder = ImageDecoder(settings, metrics=metrics, memory=memory)
         shared = Shared(
             settings,
             metrics,

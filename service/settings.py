@@ -77,6 +77,15 @@ class Settings(BaseSettings):
             description="Most of that memory for one client; at least twice DETR_MAX_BODY_BYTES.",
         ),
     ] = 64 * MIB
+    client_memory_bytes: Annotated[
+        int | None,
+        Field(
+            ge=16 * MIB,
+            description="Most memory for one client: its bodies, and its images until the engine "
+            "has run them; by default 224 MiB, or DETR_DECODE_MEMORY_BYTES and "
+            "DETR_CLIENT_BODY_MEMORY_BYTES together if that is more.",
+        ),
+    ] = None
     max_pixels: Annotated[
         int, Field(ge=1, description="Most pixels of one image, as stated in its header.")
     ] = MAX_PIXELS

@@ -63,6 +63,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         run: one result for every item, in order.
         max_batch_size: most items in one batch.
         max_queue: most items admitted and not yet started.
+        parts: the items of a batch again, as views of it; without it, they are kept beside it.
         depth_of_all: counts such items in all batchers that share max_queue; by default its own.
         patience: how long one run of the engine may take.
         on_batch: called on the event loop after every batch.
@@ -77,6 +78,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         *,
         max_batch_size: int,
         max_queue: int,
+        parts: Callable[[Batch], Sequence[Item]] | None = None,
         depth_of_all: Callable[[], int] | None = None,
         patience: Patience = DEFAULT_PATIENCE,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
@@ -92,7 +94,12 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         self._clock = clock
         self._queue: ItemQueue[Item, Result] = ItemQueue(self._arrive, clock=clock)
         self._runner: Runner[Item, Batch, Result] = Runner(
-            assemble, run, on_start=self._expect_end, on_end=self._finish, clock=clock
+            assemble,
+            run,
+            parts=parts,
+            on_start=self._expect_end,
+            on_end=self._finish,
+            clock=clock,
         )
         self._runs: list[Run[Item, Result]] = []  # the running batch, then the staged one
         self._returns = Returns()

@@ -42,12 +42,14 @@ class Runner(Generic[Item, Batch, Result]):
         assemble: Callable[[list[Item]], Batch],
         run: Callable[[Batch], Sequence[Result]],
         *,
+        parts: Callable[[Batch], Sequence[Item]] | None,
         on_start: Callable[[Run[Item, Result]], None],
         on_end: Callable[[Run[Item, Result]], None],
         clock: Callable[[], float],
     ) -> None:
         self._assemble = assemble
         self._run = run
+        self._parts = parts
         self._on_start = on_start
         self._on_end = on_end
         self._clock = clock
@@ -94,10 +96,18 @@ class Runner(Generic[Item, Batch, Result]):
 
     def _try_assemble(self, entries: list[Entry[Item, Result]]) -> Batch | None:
         try:
-            return self._assemble([entry.item for entry in entries]) if entries else None
+            return self._assembled(entries) if entries else None
         except BaseException:
             logger.exception("a batch of %d could not be assembled", len(entries))
             return None
+
+    def _assembled(self, entries: list[Entry[Item, Result]]) -> Batch:
+        """The batch of these items; they become parts of it, so that memory holds them once."""
+        batch = self._assemble([entry.item for entry in entries])
+        if self._parts is not None:
+            for entry, item in zip(entries, self._parts(batch), strict=True):
+                entry.item = item
+        return batch
 
     def _outcomes(
         self, entries: list[Entry[Item, Result]], batch: Batch | None
@@ -107,7 +117,7 @@ class Runner(Generic[Item, Batch, Result]):
             return []
         try:
             if batch is None:
-                batch = self._assemble([entry.item for entry in entries])
+                batch = self._assembled(entries)
             results = list(self._run(batch))
             if len(results) != len(entries):
                 raise RuntimeFailure(f"expected {len(entries)} results, got {len(results)}")

@@ -78,6 +78,7 @@ class Ticket(Generic[Item, Result]):
             raise self._failure
         self._answer = asyncio.get_running_loop().create_future()
         timer = self._places.add(self, items, buckets)
+        del items  # the queue has them, until they are part of a batch
         try:
             await self._answer
         finally:

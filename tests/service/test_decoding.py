@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from service.client_memory import ClientMemory
 from service.decoding import DecodePool, Job
 from service.errors import DeadlineExceeded
 from tests.fakes import FakeClock, Gate
@@ -171,7 +172,8 @@ async def test_memory_of_a_large_job_is_given_back_to_the_system() -> None:
 
 
 async def test_one_client_may_use_only_its_part_of_the_memory_at_a_time(diary: Diary) -> None:
-    pool = DecodePool(4, 4 * MB, client_bytes=2 * MB)
+    memory = ClientMemory(3 * MB, decoding_bytes=2 * MB)
+    pool = DecodePool(4, 4 * MB, memory=memory)
 
     first = submit(pool, [diary.job(name) for name in "abcd"], "greedy")
     second = submit(pool, [diary.job("x")], "modest")
