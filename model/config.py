@@ -63,6 +63,10 @@ class ModelConfig:
     # Content of two-stage queries: from the proposal's position (paper), the encoder's memory, or
     # learned, the same for every image (mixed query selection, arXiv:2203.03605).
     query_content: Literal["position", "memory", "learned"] = "position"
+    # In training only: more of the best proposals, several of which are matched to each object
+    # (hybrid matching, arXiv:2207.13080), and objects with noise (arXiv:2203.03605).
+    one_to_many_queries: int = 0
+    denoising_queries: int = 0
     # A box also corrects the layer before its own (arXiv:2203.03605). Changes gradients only.
     look_forward_twice: bool = False
 
@@ -71,7 +75,7 @@ class ModelConfig:
             self, 1, "num_classes", "num_heads", "num_points", "num_decoder_layers", "num_queries",
             "ffn_dim", "num_detections", "backbone_width",
         )  # fmt: skip
-        _require_at_least(self, 0, "num_encoder_layers")
+        _require_at_least(self, 0, "num_encoder_layers", "one_to_many_queries", "denoising_queries")
         _require(
             self.hidden_dim % self.num_heads == 0,
             f"hidden_dim {self.hidden_dim} must be a multiple of num_heads {self.num_heads}",
@@ -94,6 +98,11 @@ class ModelConfig:
             self.query_content == "position" or self.variant is Variant.TWO_STAGE,
             f"query_content={self.query_content!r} needs the two_stage variant",
         )
+        for name in ("one_to_many_queries", "denoising_queries"):
+            _require(
+                getattr(self, name) == 0 or self.variant is Variant.TWO_STAGE,
+                f"{name} needs the two_stage variant",
+            )
         _require(
             not self.look_forward_twice or self.variant is not Variant.BASE,
             "look_forward_twice needs boxes that layers correct: the refine or two_stage variant",
@@ -115,11 +124,16 @@ class LossConfig:
     # rare class may get more than 1. Empty: 1 for all.
     class_weights: tuple[float, ...] = ()
     encoder_matches: int = 1  # proposals matched to every ground truth on the encoder head
+    one_to_many_matches: int = 6  # of `one_to_many_queries` to every ground truth
+    one_to_many_weight: float = 1.0  # of their loss
+    denoising_label_noise: float = 0.25  # share of labels that are replaced by any class
+    denoising_box_noise: float = 1.0  # 1: near corners move by up to half a side, far ones by more
 
     def __post_init__(self) -> None:
         _require_at_least(self, 0, "class_weight", "box_weight", "giou_weight", "focal_gamma")
-        _require_at_least(self, 1, "encoder_matches")
-        _require_share(self, "focal_alpha")
+        _require_at_least(self, 0, "one_to_many_weight", "denoising_box_noise")
+        _require_at_least(self, 1, "encoder_matches", "one_to_many_matches")
+        _require_share(self, "focal_alpha", "denoising_label_noise")
         _require(
             all(weight > 0 for weight in self.class_weights),
             f"class_weights must be positive, got {self.class_weights}",

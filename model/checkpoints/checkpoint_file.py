@@ -24,9 +24,12 @@ from model.network.deformable_detr import DeformableDetr
 
 FORMAT_VERSION = 1
 METADATA_KEY = "detr_serve"  # of the header's string-to-string map; its value is our JSON
+# Of `query_content` and `denoising_queries`; a model learns them anew.
+_TABLES = ("queries.content.weight", "queries.label_content.weight")
 # Settings in which a model may differ from the checkpoint it starts from.
 _FREE_FIELDS = ("num_classes", "num_detections", "dropout", "frozen_stages", "train_batch_norm",
-                "train_padding")  # fmt: skip
+                "train_padding", "gradient_checkpointing", "look_forward_twice",
+                "one_to_many_queries", "denoising_queries", "query_content")  # fmt: skip
 
 
 class _Header(BaseModel):
@@ -222,11 +225,19 @@ def first_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) 
     return next((f"tensor {name} is left over" for name in found if name not in expected), None)
 
 
+def _other_tables(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
+    """The tables of recipes that only one of two models has, or both in different sizes."""
+    names = [name for name in {**ours, **theirs} if name in _TABLES]
+    shapes = [[x[name].shape if name in x else None for x in (ours, theirs)] for name in names]
+    return [name for name, (mine, other) in zip(names, shapes, strict=True) if mine != other]
+
+
 def load_for_finetuning(path: Path | str, model: DeformableDetr) -> list[str]:
     """Start a model from a checkpoint, which may have other classes, and say what was loaded.
 
     If the number of classes differs, class heads keep the model's initial values (prior
-    probability 0.01); everything else is loaded.
+    probability 0.01), and so do tables of recipes that the checkpoint was trained without;
+    everything else is loaded.
 
     Returns:
         Sentences for the log.
@@ -245,8 +256,10 @@ def load_for_finetuning(path: Path | str, model: DeformableDetr) -> list[str]:
         and tensor.shape[1:] == expected[name].shape[1:]
         and len(tensor) != len(expected[name])
     ]
-    kept = {name: x for name, x in checkpoint.state_dict.items() if name not in remade}
-    fault = first_mismatch({n: x for n, x in expected.items() if n not in remade}, kept)
+    tables = _other_tables(expected, checkpoint.state_dict)
+    kept = {name: x for name, x in checkpoint.state_dict.items() if name not in {*remade, *tables}}
+    compared = {name: x for name, x in expected.items() if name not in {*remade, *tables}}
+    fault = first_mismatch(compared, kept)
     differing = [f for f in ours if theirs[f] != ours[f] and f not in _FREE_FIELDS]
     # With another number of heads, the same tensors mean something else.
     if fault or theirs["num_heads"] != ours["num_heads"]:
@@ -257,6 +270,8 @@ def load_for_finetuning(path: Path | str, model: DeformableDetr) -> list[str]:
         )
     model.load_state_dict(kept, strict=False)
     report = [f"{path}: {len(kept)} tensors loaded ({checkpoint.config.model.variant})"]
+    if started := [name for name in tables if name in expected]:
+        report.append(f"start at random, as the checkpoint lacks their like: {', '.join(started)}")
     if remade:
         report.append(
             f"{len(remade)} tensors of the class heads reset for {ours['num_classes']} classes "

@@ -91,8 +91,11 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, queries: Tensor, query_pos: Tensor) -> Tensor:
-        """Maps queries (B, Q, C), positions (B, Q, C) to (B, Q, C); values carry no position."""
+    def forward(self, queries: Tensor, query_pos: Tensor, parts: Tensor | None = None) -> Tensor:
+        """Maps queries (B, Q, C), positions (B, Q, C) to (B, Q, C); values carry no position.
+
+        With parts (B, Q), a query sees only those of its own part.
+        """
         hidden_dim = queries.shape[-1]
         positioned = queries + query_pos
         weight_qk, weight_v = self.in_proj_weight.split((2 * hidden_dim, hidden_dim))
@@ -102,6 +105,9 @@ class SelfAttention(nn.Module):
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         # F.scaled_dot_product_attention gives the same, but in ONNX it is 35 nodes instead of 26.
         scores = q @ k.transpose(-1, -2) / math.sqrt(hidden_dim // self.num_heads)
+        if parts is not None:
+            is_other = parts[:, None, :, None] != parts[:, None, None, :]  # (B, 1, Q, Q)
+            scores = scores.masked_fill(is_other, -math.inf)
         weights = F.dropout(scores.softmax(-1), self.dropout, self.training)  # (B, M, Q, Q)
         output: Tensor = self.out_proj((weights @ v).transpose(1, 2).flatten(-2))
         return output

@@ -13,6 +13,7 @@ from model.network.padding import halved_masks, nearest_masks, valid_cells, zero
 from model.network.position_encoding import encode_pixels
 from model.network.pyramid import Pyramid, build_pyramid
 from model.network.queries import BoxHead, LearnedQueries, ProposalQueries, class_head
+from model.network.query_parts import NoisyObjects
 from model.network.transformer import Decoder, Encoder
 
 NUM_GROUPS = 32  # in every GroupNorm of the neck
@@ -80,6 +81,7 @@ class DeformableDetr(nn.Module):
         pred_boxes: (B, Q, 4), cxcywh normalised by the un-padded image.
         aux_outputs: list of the same pair for every earlier decoder layer.
         enc_outputs: the same pair for every encoder token (two_stage only).
+        one_to_many, denoising: in training, with queries of these kinds, the first three for them.
 
     Source: Zhu et al., arXiv:2010.04159.
     """
@@ -120,8 +122,14 @@ class DeformableDetr(nn.Module):
             for i in range(num_heads)
         )
 
-    def forward(self, images: Tensor, padding_mask: Tensor) -> dict[str, Any]:
-        """Maps images (B, 3, H, W) and padding_mask (B, H, W) to the outputs listed above."""
+    def forward(
+        self, images: Tensor, padding_mask: Tensor, noisy: NoisyObjects | None = None
+    ) -> dict[str, Any]:
+        """Maps images (B, 3, H, W) and padding_mask (B, H, W) to the outputs listed above.
+
+        Args:
+            noisy: objects for `denoising_queries`, in training.
+        """
         features, pyramid = self._features(images, padding_mask)
         tokens = torch.cat([f.flatten(2).transpose(1, 2) for f in features], dim=1)  # (B, S, C)
         position = torch.cat(
@@ -133,7 +141,7 @@ class DeformableDetr(nn.Module):
         )
         memory = self.encoder(tokens, position.to(tokens.dtype), pyramid)
 
-        queries = self.queries(memory, pyramid)
+        queries = self.queries(memory, pyramid, *([] if noisy is None else [noisy]))
         num_layers = self.config.num_decoder_layers
         repeats = num_layers // len(self.box_heads)
         layers = self.decoder(
@@ -143,13 +151,18 @@ class DeformableDetr(nn.Module):
             memory,
             pyramid,
             list(self.box_heads) * repeats,
+            queries.parts,
         )
         class_heads = list(self.class_heads) * repeats
         outputs = [
             {"pred_logits": head(layer.queries), "pred_boxes": layer.boxes}
             for head, layer in zip(class_heads, layers, strict=True)
         ]
-        result: dict[str, Any] = {**outputs[-1], "aux_outputs": outputs[:-1]}
+        if queries.sizes is None:
+            result = _by_layer(outputs)
+        else:
+            matched, one_to_many, denoising = _divide(outputs, queries.sizes)
+            result = {**matched, "one_to_many": one_to_many, "denoising": denoising}
         if queries.enc_outputs is not None:
             result["enc_outputs"] = queries.enc_outputs
         return result
@@ -177,3 +190,17 @@ class DeformableDetr(nn.Module):
                 source = zero_padding(source, paddings[level - 1])
             features.append(projection(source, padding))
         return features
+
+
+def _by_layer(outputs: list[dict[str, Tensor]]) -> dict[str, Any]:
+    """The last layer's outputs, and those before it."""
+    return {**outputs[-1], "aux_outputs": outputs[:-1]}
+
+
+def _divide(outputs: list[dict[str, Tensor]], sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+    """The outputs of each part of the queries."""
+    parts = [{name: x.split(sizes, dim=1) for name, x in layer.items()} for layer in outputs]
+    return [
+        _by_layer([{name: x[part] for name, x in layer.items()} for layer in parts])
+        for part in range(len(sizes))
+    ]

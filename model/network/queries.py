@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.network.position_encoding import encode_boxes
 from model.network.pyramid import Pyramid
+from model.network.query_parts import NoisyObjects, query_parts
 
 PRIOR_LOGIT = -math.log((1 - 0.01) / 0.01)  # at the start, every class has probability 0.01
 INVALID_LOGIT = 1e4  # instead of +inf: its sigmoid is exactly 1, and no runtime turns it into NaN
@@ -21,12 +22,16 @@ class Queries(NamedTuple):
 
     content, position: (B, Q, C). reference_points: (B, Q, 2 or 4), normalised.
     enc_outputs: pred_logits (B, S, K) and pred_boxes (B, S, 4) of every proposal, or None.
+    sizes: how many are matched one to one, one to many, and noisy objects; None if all are matched.
+    parts: (B, Q) int64, see `query_parts`; None if there is only one.
     """
 
     content: Tensor
     position: Tensor
     reference_points: Tensor
     enc_outputs: dict[str, Tensor] | None
+    sizes: tuple[int, int, int] | None = None
+    parts: Tensor | None = None
 
 
 class BoxHead(nn.Module):
@@ -90,9 +95,14 @@ class ProposalQueries(nn.Module):
         super().__init__()
         dim = config.hidden_dim
         self.num_queries = config.num_queries
+        self.num_one_to_many = config.one_to_many_queries
         self.content_from_memory = config.query_content == "memory"
         is_learned = config.query_content == "learned"
-        self.content = nn.Embedding(config.num_queries, dim) if is_learned else None
+        num_rows = config.num_queries + config.one_to_many_queries
+        self.content = nn.Embedding(num_rows, dim) if is_learned else None
+        self.label_content = (
+            nn.Embedding(config.num_classes, dim) if config.denoising_queries else None
+        )
         self.memory_proj = nn.Linear(dim, dim)
         self.memory_norm = nn.LayerNorm(dim)
         self.position_proj = nn.Linear(2 * dim, 2 * dim)
@@ -102,8 +112,13 @@ class ProposalQueries(nn.Module):
         nn.init.xavier_uniform_(self.memory_proj.weight)
         nn.init.xavier_uniform_(self.position_proj.weight)
 
-    def forward(self, memory: Tensor, pyramid: Pyramid) -> Queries:
-        """Maps memory (B, S, C) to its Q best proposals, at most S: (B, Q, C), boxes (B, Q, 4)."""
+    def forward(
+        self, memory: Tensor, pyramid: Pyramid, noisy: NoisyObjects | None = None
+    ) -> Queries:
+        """Maps memory (B, S, C) to its Q best proposals, at most S: (B, Q, C), boxes (B, Q, 4).
+
+        In training, those for one-to-many matching and noisy objects follow.
+        """
         anchors = proposal_logits(pyramid)
         tokens = memory.masked_fill(~pyramid.has_proposal[..., None], 0.0)
         tokens = self.memory_norm(self.memory_proj(tokens))
@@ -115,18 +130,17 @@ class ProposalQueries(nn.Module):
         objectness = objectness.masked_fill(excluded, PADDING_LOGIT)
         num_tokens = tokens.shape[1]
         # A comparison rather than min(): tracing resolves it, so K stays a constant of the graph.
-        count = self.num_queries if num_tokens >= self.num_queries else num_tokens
+        wanted = self.num_queries + (self.num_one_to_many if self.training else 0)
+        count = wanted if num_tokens >= wanted else num_tokens
         best = objectness[..., 0].topk(count, dim=1).indices[..., None]  # (B, Q, 1)
         chosen = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1])).detach()  # (B, Q, C)
         chosen_anchors = anchors.gather(1, best.expand(-1, -1, 4))
         reference_points = (self.box_head(chosen).float() + chosen_anchors).detach().sigmoid()
 
-        num_features = self.position_proj.in_features // 4
-        embedding = encode_boxes(reference_points, num_features).to(memory.dtype)
-        position, content = self.position_norm(self.position_proj(embedding)).chunk(2, dim=-1)
+        position, content = self._encode(reference_points, memory.dtype)
         if self.content is not None:
             content = self.content.weight[:count].expand(memory.shape[0], -1, -1)
-        return Queries(
+        queries = Queries(
             chosen if self.content_from_memory else content,
             position,
             reference_points,
@@ -134,6 +148,38 @@ class ProposalQueries(nn.Module):
                 "pred_logits": self.class_head(tokens).masked_fill(excluded, PADDING_LOGIT),
                 "pred_boxes": (self.box_head(tokens).float() + anchors).sigmoid(),
             },
+        )
+        has_parts = self.training and (self.num_one_to_many or noisy is not None)
+        return self._with_parts(queries, noisy) if has_parts else queries
+
+    def _encode(self, boxes: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Position and content, each (B, Q, C), of boxes (B, Q, 4)."""
+        num_features = self.position_proj.in_features // 4
+        embedding = encode_boxes(boxes, num_features).to(dtype)
+        position, content = self.position_norm(self.position_proj(embedding)).chunk(2, dim=-1)
+        return position, content
+
+    def _with_parts(self, queries: Queries, noisy: NoisyObjects | None) -> Queries:
+        """The proposals divided into their parts, with noisy objects at the end."""
+        content, position, boxes = queries.content, queries.position, queries.reference_points
+        num_matched = min(self.num_queries, content.shape[1])
+        num_one_to_many = content.shape[1] - num_matched
+        groups = torch.empty(len(content), 0, dtype=torch.int64, device=content.device)
+        if noisy is not None:
+            assert self.label_content is not None
+            groups = noisy.groups
+            noisy_position, _ = self._encode(noisy.boxes, position.dtype)
+            noisy_content = self.label_content(noisy.labels).to(content.dtype)
+            content = torch.cat((content, noisy_content), dim=1)
+            position = torch.cat((position, noisy_position), dim=1)
+            boxes = torch.cat((boxes, noisy.boxes), dim=1)
+        return Queries(
+            content,
+            position,
+            boxes,
+            queries.enc_outputs,
+            sizes=(num_matched, num_one_to_many, groups.shape[1]),
+            parts=query_parts(num_matched, num_one_to_many, groups=groups, batch_size=len(content)),
         )
 
 

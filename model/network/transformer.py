@@ -111,6 +111,7 @@ class DecoderLayer(nn.Module):
         reference_points: Tensor,
         memory: Tensor,
         pyramid: Pyramid,
+        parts: Tensor | None = None,
     ) -> Tensor:
         """Maps queries (B, Q, C) to (B, Q, C).
 
@@ -118,8 +119,9 @@ class DecoderLayer(nn.Module):
             query_pos: (B, Q, C), added to the queries, not to the values.
             reference_points: (B, Q, L, 2 or 4) float32, normalised over the padded maps.
             memory: (B, S, C), from the encoder.
+            parts: (B, Q), of queries that see each other; None if all do.
         """
-        queries = self.norm1(queries + self.dropout(self.self_attn(queries, query_pos)))
+        queries = self.norm1(queries + self.dropout(self.self_attn(queries, query_pos, parts)))
         attended = self.cross_attn(
             queries + query_pos,
             memory,
@@ -161,6 +163,7 @@ class Decoder(nn.Module):
         memory: Tensor,
         pyramid: Pyramid,
         box_heads: Sequence[nn.Module],
+        parts: Tensor | None = None,
     ) -> list[DecoderLayerOutput]:
         """Decode queries (B, Q, C); returns the output of every layer.
 
@@ -169,6 +172,7 @@ class Decoder(nn.Module):
             reference_points: (B, Q, 2 or 4) float32, normalised by the image without padding.
             memory: (B, S, C), from the encoder.
             box_heads: one per layer, perhaps shared; each maps (B, Q, C) to (B, Q, 4).
+            parts: (B, Q), of queries that see each other; None if all do.
         """
         outputs = []
         anchor = reference_points  # the same numbers, of which the box may be a function
@@ -178,7 +182,9 @@ class Decoder(nn.Module):
                 ratios = torch.cat((ratios, ratios), dim=-1)
             points = reference_points[:, :, None] * ratios  # (B, Q, L, 2 or 4)
             queries = run_layer(
-                layer, queries, query_pos, points, memory, pyramid, recomputes=self.recomputes
+                layer,
+                *(queries, query_pos, points, memory, pyramid, parts),
+                recomputes=self.recomputes,
             )
             delta = box_head(queries)
             boxes = apply_box_delta(delta, anchor)

@@ -11,7 +11,10 @@ from torch import Tensor
 from model.config import LossConfig, ModelConfig, Variant
 from model.distributed import sum_in_place
 from model.network.boxes import cxcywh_to_xyxy, generalised_iou
-from model.training.matcher import PaddedTargets, match
+from model.network.queries import PADDING_LOGIT
+from model.network.query_parts import NoisyObjects
+from model.training.denoising import num_groups
+from model.training.matcher import Matches, PaddedTargets, match
 
 Targets = list[dict[str, Any]]
 TERMS = ("loss_cls", "loss_bbox", "loss_iou")
@@ -22,10 +25,18 @@ class LossNormalisers(NamedTuple):
 
     decoder: float
     encoder: float
+    one_to_many: float = 1.0
+    denoising: float = 1.0
 
 
 def loss_normalisers(
-    targets: Targets, *, num_queries: int, num_tokens: int | None, config: LossConfig
+    targets: Targets,
+    *,
+    num_queries: int,
+    num_tokens: int | None,
+    config: LossConfig,
+    num_one_to_many: int = 0,
+    num_denoising: int = 0,
 ) -> LossNormalisers:
     """The number of pairs the matcher will make, which depends only on counts of ground truths.
 
@@ -33,12 +44,15 @@ def loss_normalisers(
         targets: of every image in this process's share of the effective batch, over all
             accumulation steps. The counts of all processes are added up.
         num_queries: Q. num_tokens: S, the proposals of an image; None for no limit.
+        num_one_to_many, num_denoising: queries that only training has.
     """
     counts = [len(target["labels"]) for target in targets]
     decoder = sum(min(num_queries, count) for count in counts)
     repeated = [config.encoder_matches * count for count in counts]
     encoder = sum(count if num_tokens is None else min(num_tokens, count) for count in repeated)
-    pairs = torch.tensor([decoder, encoder], dtype=torch.float64)
+    one_to_many = sum(min(num_one_to_many, config.one_to_many_matches * n) for n in counts)
+    denoising = sum(num_groups(n, num_queries=num_denoising) * n for n in counts)
+    pairs = torch.tensor([decoder, encoder, one_to_many, denoising], dtype=torch.float64)
     sum_in_place(pairs)
     return LossNormalisers(*pairs.clamp(min=1).tolist())
 
@@ -57,6 +71,10 @@ def loss_names(config: ModelConfig) -> list[str]:
     prefixes = [*(f"d{i}." for i in range(config.num_decoder_layers - 1)), ""]
     if config.variant is Variant.TWO_STAGE:
         prefixes.append("enc_")
+    if config.one_to_many_queries:
+        prefixes.append("one_to_many_")
+    if config.denoising_queries:
+        prefixes.append("denoising_")
     return [f"{prefix}{name}" for prefix in prefixes for name in TERMS]
 
 
@@ -66,6 +84,7 @@ def compute_losses(
     *,
     config: LossConfig,
     normalisers: LossNormalisers | None = None,
+    noisy: NoisyObjects | None = None,
 ) -> dict[str, Tensor]:
     """Weighted loss terms; the total is their sum.
 
@@ -74,10 +93,11 @@ def compute_losses(
         targets: per image labels (G,) int64, boxes (G, 4) float32 cxcywh normalised by the
             un-padded size, and size (2,) = (height, width) in pixels.
         normalisers: of the effective batch; by default of these targets alone.
+        noisy: the objects that the model was given, if any.
 
     Returns:
-        loss_cls, loss_bbox, loss_iou of the last layer, d{i}.loss_* of layer i, and in
-        two_stage enc_loss_*.
+        loss_cls, loss_bbox, loss_iou of the last layer, d{i}.loss_* of layer i, in two_stage
+        enc_loss_*, and one_to_many_loss_* and denoising_loss_*, summed over layers.
 
     Source: arXiv:2010.04159, appendix A.4; normalised by matched pairs, as in mmdetection.
     """
@@ -88,9 +108,13 @@ def compute_losses(
             num_queries=outputs["pred_logits"].shape[1],
             num_tokens=None if enc_outputs is None else enc_outputs["pred_logits"].shape[1],
             config=config,
+            num_one_to_many=_num_one_to_many(outputs),
         )
+        if noisy is not None:
+            count = max(1, int((noisy.truth >= 0).sum()))
+            normalisers = normalisers._replace(denoising=count)
     padded = PaddedTargets.of(targets)
-    layers = [*outputs["aux_outputs"], outputs]
+    layers = _layers(outputs)
     decoder = _losses(layers, padded, config, normalisers.decoder)
     prefixes = [*(f"d{i}." for i in range(len(layers) - 1)), ""]
     losses = {
@@ -109,7 +133,47 @@ def compute_losses(
             repeats=config.encoder_matches,
         )
         losses.update({f"enc_{name}": values[0] for name, values in encoder.items()})
+    if "one_to_many" in outputs:
+        found = _losses(
+            _layers(outputs["one_to_many"]),
+            padded,
+            config,
+            normalisers.one_to_many,
+            repeats=config.one_to_many_matches,
+        )
+        weight = config.one_to_many_weight
+        losses |= {f"one_to_many_{name}": weight * values.sum() for name, values in found.items()}
+    if noisy is not None:
+        found = _denoising_losses(outputs["denoising"], noisy, padded, config, normalisers)
+        losses |= {f"denoising_{name}": values.sum() for name, values in found.items()}
     return losses
+
+
+def _layers(outputs: dict[str, Any]) -> list[dict[str, Tensor]]:
+    return [*outputs["aux_outputs"], outputs]
+
+
+def _num_one_to_many(outputs: dict[str, Any]) -> int:
+    return outputs["one_to_many"]["pred_logits"].shape[1] if "one_to_many" in outputs else 0
+
+
+def _denoising_losses(
+    outputs: dict[str, Any],
+    noisy: NoisyObjects,
+    targets: PaddedTargets,
+    config: LossConfig,
+    normalisers: LossNormalisers,
+) -> dict[str, Tensor]:
+    """The terms of noisy objects: the near ones are matched to theirs, the far ones to none."""
+    logits, boxes = _stack(_layers(outputs))
+    # The focal loss of this logit is 0: empty slots do not count.
+    logits = logits.masked_fill((noisy.groups < 0)[None, ..., None], PADDING_LOGIT)
+    image, slot = (noisy.truth >= 0).nonzero(as_tuple=True)
+    num_layers = len(logits)
+    layer = torch.arange(num_layers, device=image.device).repeat_interleave(len(image))
+    truth = noisy.truth[image, slot]
+    matches = Matches(layer, *(index.repeat(num_layers) for index in (image, slot, truth)))
+    return _matched_losses(logits, boxes, matches, targets, config, normalisers.denoising)
 
 
 def _losses(
@@ -121,9 +185,25 @@ def _losses(
     repeats: int = 1,
 ) -> dict[str, Tensor]:
     """The three weighted terms, each (T,), of T layers with predictions of one shape."""
-    logits = torch.stack([layer["pred_logits"] for layer in layers]).float()  # (T, B, N, K)
-    boxes = torch.stack([layer["pred_boxes"] for layer in layers]).float()  # (T, B, N, 4)
+    logits, boxes = _stack(layers)
     matches = match(logits, boxes, targets=targets, config=config, repeats=repeats)
+    return _matched_losses(logits, boxes, matches, targets, config, normaliser)
+
+
+def _stack(layers: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Logits (T, B, N, K) and boxes (T, B, N, 4) in float32 of T layers."""
+    logits = torch.stack([layer["pred_logits"] for layer in layers]).float()
+    return logits, torch.stack([layer["pred_boxes"] for layer in layers]).float()
+
+
+def _matched_losses(
+    logits: Tensor,
+    boxes: Tensor,
+    matches: Matches,
+    targets: PaddedTargets,
+    config: LossConfig,
+    normaliser: float,
+) -> dict[str, Tensor]:
     matched = boxes[matches.layer, matches.image, matches.prediction]  # (n, 4)
     wanted = targets.boxes[matches.image, matches.truth]
     scale = targets.scale[matches.image]

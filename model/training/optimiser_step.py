@@ -20,6 +20,7 @@ from model.distributed import (
 )
 from model.network.deformable_detr import DeformableDetr
 from model.network.inference import normalise
+from model.training.denoising import add_noise
 from model.training.losses import LossNormalisers, compute_losses, loss_names, loss_normalisers
 from model.training.non_finite import NonFiniteLoss, first_bad_tensor
 from model.training.training_state import TrainingState
@@ -134,7 +135,12 @@ def accumulate_gradients(
     targets = [target for _, _, part in batches for target in part]
     # A pyramid with fewer tokens than boxes would match fewer pairs; no real image has that.
     normalisers = loss_normalisers(
-        targets, num_queries=config.model.num_queries, num_tokens=None, config=config.loss
+        targets,
+        num_queries=config.model.num_queries,
+        num_tokens=None,
+        config=config.loss,
+        num_one_to_many=config.model.one_to_many_queries,
+        num_denoising=config.model.denoising_queries,
     )
     names = loss_names(config.model)
     totals = torch.zeros(len(batches), len(names), device=next(model.parameters()).device)
@@ -199,9 +205,20 @@ def _loss_terms(
         {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in t.items()}
         for t in batch[2]
     ]
+    noisy = None
+    if num_queries := config.model.denoising_queries:
+        noisy = add_noise(
+            targets,
+            num_queries=num_queries,
+            num_classes=config.model.num_classes,
+            config=config.loss,
+        )
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        outputs = model(normalise(images, padding_mask, preprocess=config.preprocess), padding_mask)
-    return compute_losses(outputs, targets, config=config.loss, normalisers=normalisers)
+        pixels = normalise(images, padding_mask, preprocess=config.preprocess)
+        outputs = model(pixels, padding_mask, noisy)
+    return compute_losses(
+        outputs, targets, config=config.loss, normalisers=normalisers, noisy=noisy
+    )
 
 
 def _diagnose(

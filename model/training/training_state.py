@@ -20,6 +20,8 @@ from model.training.schedule import MovingAverage, make_optimizer
 
 FORMAT_VERSION = 1
 BATCH_FIELDS = ("batch_size", "accumulation_steps")
+# The first two change only the speed, the third is replaced by what was chosen.
+_NOT_COMPARED = ("num_workers", "num_threads", "fit_batch")
 _DATA_NAMES = ("dataset", "train_annotations", "val_annotations")
 log = logging.getLogger(__name__)
 
@@ -157,6 +159,7 @@ def read_training_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, An
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} has format {version}, this version reads {FORMAT_VERSION}")
     before, now = _comparable(saved["fingerprint"]), _comparable(fingerprint)
+    before["config"] = _filled(before["config"], _plain(dataclasses.asdict(TrainConfig(name=""))))
     for length in ("epochs", "minutes"):
         ours, theirs = now["config"][length], before["config"].get(length)
         if ours is not None and theirs is not None and ours > theirs:
@@ -179,8 +182,19 @@ def read_training_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, An
 def _comparable(fingerprint: dict[str, Any]) -> dict[str, Any]:
     """A copy without the names of data whose hashes are compared."""
     data = {key: value for key, value in fingerprint["data"].items() if key not in _DATA_NAMES}
-    config = {key: value for key, value in fingerprint["config"].items() if key != "fit_batch"}
+    config = {k: v for k, v in fingerprint["config"].items() if k not in _NOT_COMPARED}
     return {"config": config, "data": data}
+
+
+def _filled(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Saved settings, with the defaults of those that did not exist yet when they were saved."""
+    filled = dict(saved)
+    for name, value in defaults.items():
+        if isinstance(value, dict) and isinstance(saved.get(name), dict):
+            filled[name] = _filled(saved[name], value)
+        elif name not in saved and name not in _NOT_COMPARED:
+            filled[name] = value
+    return filled
 
 
 def _effective_batch(fingerprint: dict[str, Any]) -> int:
@@ -199,7 +213,7 @@ def with_saved_batch(config: TrainConfig, saved: dict[str, Any]) -> TrainConfig:
 def run_fingerprint(config: TrainConfig, data_summary: dict[str, Any]) -> dict[str, Any]:
     """Plain values that decide what a run computes; only a run with the same may continue it."""
     values = _plain(dataclasses.asdict(config))
-    del values["num_workers"], values["num_threads"]  # they change only the speed
+    del values["num_workers"], values["num_threads"]
     return {"config": values, "data": _plain(data_summary)}
 
 

@@ -255,6 +255,26 @@ def test_finetuning_on_as_many_classes_keeps_the_heads_and_says_so(saved: Path) 
     assert "class heads kept, trained on 3 classes: thing 0, thing 1, thing 2" in report[1]
 
 
+RECIPE = {"query_content": "learned", "denoising_queries": 8, "one_to_many_queries": 5}
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, RECIPE), (RECIPE, {})], ids=["with", "without"])
+def test_finetuning_may_begin_or_leave_a_recipe(
+    tmp_path: Path, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    start, model = (_model(variant=Variant.TWO_STAGE, **recipe) for recipe in (before, after))
+    _save(tmp_path / "start.safetensors", start)
+
+    report = load_for_finetuning(tmp_path / "start.safetensors", model)
+
+    old, new = start.state_dict(), model.state_dict()
+    common = old.keys() & new.keys()
+    assert all(torch.equal(new[name], old[name]) for name in common)
+    tables = {"queries.content.weight", "queries.label_content.weight"}
+    assert old.keys() ^ new.keys() == tables
+    assert any("start at random" in line for line in report) is bool(after)
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [

@@ -48,9 +48,18 @@ def gradients(config: TrainConfig, batches) -> tuple[dict[str, float], dict[str,
     return terms, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("variant", list(Variant))
-def test_four_parts_of_two_give_the_gradients_of_one_batch_of_eight(variant: Variant) -> None:
-    config = step_config(replace(tiny().model, variant=variant), loss=LossConfig(encoder_matches=2))
+EXTRA_QUERIES = {"one_to_many_queries": 6, "denoising_queries": 8}
+
+
+@pytest.mark.parametrize(
+    ("variant", "extra"),
+    [*((variant, {}) for variant in Variant), (Variant.TWO_STAGE, EXTRA_QUERIES)],
+)
+def test_four_parts_of_two_give_the_gradients_of_one_batch_of_eight(
+    variant: Variant, extra: dict[str, int]
+) -> None:
+    model = replace(tiny().model, variant=variant, **extra)  # type: ignore[arg-type]
+    config = step_config(model, loss=LossConfig(encoder_matches=2))
 
     terms, whole = gradients(config, [make_batch(0, 8)])
     parts_terms, parts = gradients(config, [make_batch(first, 2) for first in (0, 2, 4, 6)])

@@ -1,5 +1,7 @@
 """The file that a run resumes from."""
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,20 @@ def test_a_fingerprint_is_plain_and_compares(config, tmp_path: Path) -> None:
 
     assert torch.load(tmp_path / "fingerprint.pt", weights_only=True) == fingerprint
     assert fingerprint["config"]["model"]["variant"] == config.model.variant.value
+
+
+@pytest.mark.parametrize("changes", [{}, {"tf32": True}], ids=["default", "changed"])
+def test_a_setting_that_a_saved_run_did_not_know_had_its_default(
+    tmp_path: Path, changes: dict
+) -> None:
+    config = tiny()
+    state = TrainingState.start(DeformableDetr(config.model), config)
+    old = run_fingerprint(config, SUMMARY)
+    del old["config"]["tf32"], old["config"]["model"]["denoising_queries"]
+    state.save(tmp_path / "state.pt", old)
+    now = run_fingerprint(replace(config, **changes), SUMMARY)
+
+    with (
+        pytest.raises(ValueError, match="tf32: False saved, True now") if changes else nullcontext()
+    ):
+        read_training_state(tmp_path / "state.pt", now)

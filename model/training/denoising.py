@@ -1,0 +1,71 @@
+"""Objects with noise, which extra queries of the decoder learn to find again.
+
+Source: contrastive denoising, DINO, arXiv:2203.03605, after DN-DETR, arXiv:2203.01305.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from model.config import LossConfig
+from model.network.boxes import cxcywh_to_xyxy
+from model.network.query_parts import NoisyObjects
+
+
+def num_groups(num_objects: int, *, num_queries: int) -> int:
+    """How many groups an image has room for: at least one, none without objects.
+
+    It depends on the image alone, so that its loss does not depend on its batch.
+    """
+    return max(1, num_queries // (2 * num_objects)) if num_objects else 0
+
+
+def add_noise(
+    targets: list[dict[str, Any]], *, num_queries: int, num_classes: int, config: LossConfig
+) -> NoisyObjects:
+    """The objects of every image, once near their place and once far from it, in every group.
+
+    The random numbers are those of torch on a CPU, image by image.
+
+    Args:
+        targets: labels (G,) and boxes (G, 4) normalised cxcywh of every image.
+        num_queries: that an image has for this, unless a single group needs more.
+    """
+    slots = [_slots(target, num_queries, num_classes, config) for target in targets]
+    labels, boxes, groups, truth = zip(*slots, strict=True)
+    return NoisyObjects(
+        pad_sequence(list(labels), batch_first=True),
+        pad_sequence(list(boxes), batch_first=True, padding_value=0.5),
+        pad_sequence(list(groups), batch_first=True, padding_value=-1),
+        pad_sequence(list(truth), batch_first=True, padding_value=-1),
+    )
+
+
+def _slots(
+    target: dict[str, Any], num_queries: int, num_classes: int, config: LossConfig
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Labels, boxes, groups and truth of an image: in every group all near, then all far."""
+    device, count = target["labels"].device, len(target["labels"])
+    repeats = num_groups(count, num_queries=num_queries)
+    order = torch.arange(count).repeat(2 * repeats)  # (n,)
+    groups = torch.arange(repeats).repeat_interleave(2 * count)
+    is_far = torch.tensor([False, True]).repeat_interleave(count).repeat(repeats)
+    noise = torch.rand(len(order), 10)
+    is_wrong = noise[:, 0] < config.denoising_label_noise
+    others = (noise[:, 1] * num_classes).long().clamp(max=num_classes - 1)
+    labels = torch.where(is_wrong, others, target["labels"].cpu()[order])
+    signs = torch.where(noise[:, 2:6] < 0.5, -1.0, 1.0)
+    shift = config.denoising_box_noise * signs * (noise[:, 6:] + is_far[:, None])
+    boxes = _shift_corners(target["boxes"].cpu()[order], shift)
+    truth = torch.where(is_far, -1, order)
+    return tuple(x.to(device) for x in (labels, boxes, groups, truth))  # type: ignore[return-value]
+
+
+def _shift_corners(boxes: Tensor, shift: Tensor) -> Tensor:
+    """Boxes (n, 4) whose corners moved by `shift` (n, 4) half sides, inside the image."""
+    half = boxes[:, 2:].repeat(1, 2) / 2
+    corners = (cxcywh_to_xyxy(boxes) + shift * half).clamp(0, 1)
+    low, high = torch.minimum(*corners.split(2, 1)), torch.maximum(*corners.split(2, 1))
+    return torch.cat(((low + high) / 2, high - low), dim=1)
