@@ -190,8 +190,8 @@ test-fast: install ## run the tests that take less than ten seconds each [ARGS=]
 	$(BIN)/python -m pytest -m 'not slow and not gpu' $(ARGS)
 
 # We cannot fix warnings in NVIDIA's packages; building plans takes longer than other tests.
-test-gpu: install ## run the tests that need a GPU and TensorRT; without them it fails [ARGS=]
-	$(BIN)/python -m pytest -m gpu -W default --timeout 1800 tests/gpu $(ARGS)
+test-gpu: install ## run the tests that need a GPU; without one it fails [ARGS=]
+	$(BIN)/python -m pytest -m gpu -rs -W default --timeout 1800 tests/gpu $(ARGS)
 
 bench-gpu: install ## time operator and models on a GPU beside their peers, into benchmarks/results [ARGS=]
 	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)

@@ -24,7 +24,7 @@ from model.config import Variant
 from model.data.digits import DigitsDataset
 from model.evaluation.evaluation import evaluate
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpu")]
 
 DEMO = Path(__file__).parents[2] / "bundles" / "demo"
 # Most that AP may differ from that on a CPU.

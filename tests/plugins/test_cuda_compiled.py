@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import NamedTuple
 import pytest
 
 from plugins.build import GPUS, NVCC_FLAGS
-from tests.plugins.emulated import KERNEL, PER_CHANNEL
+from tests.plugins.emulated import BACKWARD, KERNEL, PER_CHANNEL
 
 TYPES = {"float32": "f", "float16": "6__half", "bfloat16": "13__nv_bfloat16"}  # as C++ mangles them
+FOR_GRADIENTS = (75, 90)  # the oldest, and the first with vector atomics; all would take a minute
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 SAMPLES = 16  # of a query and head, L = P = 4
 WARNINGS = "--Werror=all-warnings"
@@ -50,10 +52,10 @@ class Function(NamedTuple):
         return sum(re.search(pattern, instruction) is not None for instruction in self.instructions)
 
 
-def compile_for_all(source: Path, directory: Path) -> list[Function]:
-    """Compile with the plugin's own flags for every GPU of it, and take the outcome apart."""
+def compile_for_all(source: Path, directory: Path, gpus: Sequence[int] = GPUS) -> list[Function]:
+    """Compile with the plugin's own flags for every GPU, and take the outcome apart."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        functions = pool.map(lambda gpu: compile_for(gpu, source, directory / f"{gpu}.cubin"), GPUS)
+        functions = pool.map(lambda gpu: compile_for(gpu, source, directory / f"{gpu}.cubin"), gpus)
         return [function for of_gpu in functions for function in of_gpu]
 
 
@@ -97,6 +99,11 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[Function]:
 @pytest.fixture(scope="module")
 def yardstick(tmp_path_factory: pytest.TempPathFactory) -> list[Function]:
     return compile_for_all(PER_CHANNEL, tmp_path_factory.mktemp("yardstick"))
+
+
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory: pytest.TempPathFactory) -> list[Function]:
+    return compile_for_all(BACKWARD, tmp_path_factory.mktemp("gradients"), FOR_GRADIENTS)
 
 
 def find(functions: list[Function], gpu: int, mangled: str) -> Function:
@@ -158,6 +165,26 @@ def test_the_fast_path_takes_a_quarter_of_the_yardsticks_instructions(
 
     assert fast.count(JUMP) == slow.count(JUMP) == 0
     assert len(fast.instructions) / (2 * SAMPLES) <= len(slow.instructions) / SAMPLES / 4
+
+
+@pytest.mark.parametrize("gpu", FOR_GRADIENTS)
+def test_no_kernel_of_gradients_spills_registers(gradients: list[Function], gpu: int) -> None:
+    spilled = {f.name: f.spilled_bytes for f in gradients if f.gpu == gpu}
+
+    assert len(spilled) == 10
+    assert set(spilled.values()) == {0}
+
+
+@pytest.mark.parametrize(("gpu", "numbers_at_once"), [(75, 1), (90, 4)])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_four_numbers_are_added_at_once_where_the_gpu_can(
+    gradients: list[Function], dtype: str, gpu: int, numbers_at_once: int
+) -> None:
+    function = find(gradients, gpu, f"kernelI{TYPES[dtype]}Li4E")
+
+    vectors = function.count(r"\bREDG?\.E\.ADD\.F32x4\b")
+    numbers = function.count(r"\bREDG?\.E\.ADD\.F32\.")
+    assert (vectors, numbers) == ((0, 32) if numbers_at_once == 1 else (8, 0))
 
 
 JUMP = r"\b(BRA|BRX|JMP|JMX|CALL|RET|BSSY|BSYNC|WARPSYNC\.\w+)\b"
