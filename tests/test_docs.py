@@ -207,3 +207,15 @@ def test_no_file_describes_another_that_is_not_there():
                for path in paths.findall(text(name)) if not (ROOT / path).exists()]  # fmt: skip
 
     assert missing == []
+
+
+def test_modules_named_in_a_docstring_or_comment_are_there():
+    dotted = re.compile(r"`((?:bundle|plugins|engines|service|model|export|benchmarks)(?:\.\w+)+)`")
+    sources = [name for name in TRACKED if name.endswith(".py")]
+    known = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+             for name in sources}  # fmt: skip
+
+    missing = [f"{source}: {name}" for source in sources for name in dotted.findall(text(source))
+               if not {name, name.rpartition(".")[0]} & known]  # fmt: skip
+
+    assert missing == []

@@ -10,12 +10,15 @@ from model.distributed import is_main
 
 
 @contextmanager
-def open_board(out_dir: Path, first_step: int) -> Iterator[SummaryWriter | None]:
-    """Open OUT/tensorboard to go on from a step; None in every process but the main one."""
+def open_board(out_dir: Path, num_steps: int) -> Iterator[SummaryWriter | None]:
+    """Open OUT/tensorboard after so many steps; None in every process but the main one.
+
+    Points of later steps, which an earlier session took and did not save, are dropped.
+    """
     if not is_main():
         yield None
         return
-    with SummaryWriter(str(out_dir / "tensorboard"), purge_step=first_step) as board:
+    with SummaryWriter(str(out_dir / "tensorboard"), purge_step=num_steps + 1) as board:
         yield board
 
 

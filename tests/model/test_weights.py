@@ -67,6 +67,16 @@ def test_what_is_there_is_not_fetched_again(
     assert server.requests == []
 
 
+def test_a_damaged_file_that_is_there_is_fetched_again(
+    tmp_path: Path, server: Server, fetch: Callable[[Path], None]
+) -> None:
+    (tmp_path / NAME).write_bytes(CONTENT[:-1])
+
+    fetch(tmp_path / NAME)
+
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+
+
 def test_a_broken_connection_resumes_where_it_stopped(
     tmp_path: Path, server: Server, waits: list[float], fetch: Callable[[Path], None]
 ) -> None:

@@ -1,7 +1,9 @@
 """What POST /detect is sent: forms, raw bodies, and everything that is wrong with them."""
 
+import gc
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import httpx
@@ -253,3 +255,24 @@ async def test_a_body_without_a_length_is_cut_at_the_limit(
 
     assert (response.status_code, code_of(response)) == (413, "payload_too_large")
     assert num_sent <= MAX_BODY_BYTES + 10_000
+
+
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    """Nothing is closed because nobody can reach it any more."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_garbage_collection")
+@pytest.mark.parametrize("path", ["/detect", "/v1/vision/detection"])
+async def test_the_files_of_a_form_are_closed_once_they_are_read(
+    client: httpx.AsyncClient, png_bytes: bytes, path: str
+) -> None:
+    response = await client.post(path, files={"image": png_bytes})
+
+    files = [one for one in gc.get_objects() if type(one) is SpooledTemporaryFile]
+    assert response.status_code == 200
+    assert [file for file in files if not file.closed] == []

@@ -9,7 +9,8 @@ from onnx import numpy_helper
 from bundle.manifest import Bundle, Manifest
 from bundle.postprocess import RawOutput
 from bundle.preprocess import Preprocess, decode_image
-from export.judge.agreement import compare, judge_rounding
+from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
+from export.judge.agreement import compare, judge_engine, judge_rounding
 from export.judge.refusal import Refused
 from export.judge.verify import photographs
 
@@ -92,3 +93,49 @@ def test_a_detection_is_the_same_within_half_a_pixel(label, shift, last, share):
 
     assert found.share == share
     assert found.detections == 4
+
+
+class SwervingEngine:
+    """An engine of a bundle whose first runs give the most certain detection another box."""
+
+    gpu_memory_bytes = 0
+
+    def __init__(self, bundle, num_wrong):
+        self.engine = OnnxRuntimeEngine(bundle)
+        self.name, self.info = self.engine.name, self.engine.info
+        self.max_batch_size = self.engine.max_batch_size
+        self.num_wrong = num_wrong
+        self.num_runs = 0
+
+    def run(self, images, padding_mask):
+        output = self.engine.run(images, padding_mask)
+        if self.num_runs < self.num_wrong:
+            output.boxes[0, 0] += 0.5
+        self.num_runs += 1
+        return output
+
+    def close(self):
+        self.engine.close()
+
+
+def coloured_photo():
+    """Three detections of the toy bundle, with scores far apart."""
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[2:8, 2:8] = (250, 200, 150)
+    return image
+
+
+def test_a_plan_may_change_one_detection_in_a_hundred(toy_bundle):
+    bundle = Bundle.load(toy_bundle)
+
+    report = judge_engine(bundle, SwervingEngine(bundle, 1), images=[coloured_photo()] * 34)
+
+    assert report["detections"] == 102
+    assert report["share"] == pytest.approx(101 / 102)
+
+
+def test_a_plan_that_changes_more_is_refused(toy_bundle):
+    bundle = Bundle.load(toy_bundle)
+
+    with pytest.raises(Refused, match=r"in the plan, 2\.0% of the detections change, where 1%"):
+        judge_engine(bundle, SwervingEngine(bundle, 2), images=[coloured_photo()] * 34)

@@ -32,6 +32,23 @@ def test_a_model_that_finds_next_to_nothing_cannot_be_judged(ap):
         require_judgeable(measured(ap))
 
 
+def test_a_model_that_finds_a_little_can_be_judged():
+    require_judgeable(measured(0.05))
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [
+        ({"bbox": (15, 10, 40, 20)}, 1.0),  # IoU 0.78
+        ({"bbox": (16, 10, 40, 20)}, 0.0),  # IoU 0.74
+        ({"score": 0.25}, 1.0),
+        ({"score": 0.24}, 0.0),
+    ],
+)
+def test_a_detection_is_found_again_with_most_of_its_box_and_half_a_sure_score(changes, share):
+    assert agreement([detection(score=0.5)], [detection(**changes)]) == share
+
+
 def test_a_detection_is_found_again_where_class_and_box_agree():
     sure = [detection(), detection(image_id=2), detection(category_id=2)]
     moved = detection(bbox=(11, 11, 40, 20), score=0.7)

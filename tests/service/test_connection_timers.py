@@ -1,0 +1,168 @@
+"""Which timers a connection has running, without a clock: a loop that only keeps them."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from uvicorn import Config
+from uvicorn.server import ServerState
+
+from service.connections import ConnectionTable
+from service.http_protocol import LINGER_S, BoundedProtocol
+from service.metrics import Metrics
+from service.settings import Settings
+
+SETTINGS = Settings(
+    header_timeout_s=11, keep_alive_timeout_s=22, write_timeout_s=33, _env_file=None
+)
+
+
+class Timer:
+    """A call that is due later."""
+
+    def __init__(self, seconds: float, call: Callable[[], None]) -> None:
+        self.seconds = seconds
+        self.is_running = True
+        self._call = call
+
+    def cancel(self) -> None:
+        self.is_running = False
+
+    def fire(self) -> None:
+        self.is_running = False
+        self._call()
+
+
+class KeptTimers:
+    """An event loop that runs nothing."""
+
+    def __init__(self) -> None:
+        self.timers: list[Timer] = []
+
+    def call_later(self, seconds: float, call: Callable[..., None], *args: Any) -> Timer:
+        self.timers.append(Timer(seconds, lambda: call(*args)))
+        return self.timers[-1]
+
+    def create_task(self, work: Coroutine[Any, Any, None]) -> "KeptTimers":
+        work.close()
+        return self
+
+    def add_done_callback(self, call: Callable[..., None]) -> None:
+        pass
+
+    @property
+    def running_s(self) -> list[float]:
+        return [timer.seconds for timer in self.timers if timer.is_running]
+
+
+class Wire:
+    """A transport that remembers what was written."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.is_closed = False
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    abort = close
+
+    def write_eof(self) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def get_write_buffer_size(self) -> int:
+        return 100
+
+
+@pytest.fixture
+def loop() -> KeptTimers:
+    return KeptTimers()
+
+
+@pytest.fixture
+def connection(loop: KeptTimers) -> BoundedProtocol:
+    made = BoundedProtocol(
+        settings=SETTINGS,
+        metrics=Metrics(),
+        table=ConnectionTable(10),
+        config=Config(app=FastAPI(), log_config=None),
+        server_state=ServerState(),
+        app_state={},
+        _loop=loop,
+    )
+    made.connection_made(Wire())  # type: ignore[arg-type]
+    return made
+
+
+def test_the_headers_have_a_time_from_their_first_byte(
+    connection: BoundedProtocol, loop: KeptTimers
+) -> None:
+    connection.data_received(b"G")
+
+    assert len(loop.timers) == 2
+    assert loop.running_s == [11]
+
+
+def test_a_request_that_is_whole_may_take_its_time(
+    connection: BoundedProtocol, loop: KeptTimers
+) -> None:
+    connection.data_received(b"GET /healthz HTTP/1.1\r\n\r\n")
+
+    assert loop.running_s == []
+
+
+def test_a_client_that_reads_again_is_no_longer_timed(
+    connection: BoundedProtocol, loop: KeptTimers
+) -> None:
+    connection.pause_writing()
+    before = loop.running_s
+
+    connection.resume_writing()
+
+    assert before == [11, 33]
+    assert loop.running_s == [11]
+
+
+@pytest.mark.parametrize("reason", [None, ConnectionResetError()])
+def test_a_connection_that_is_lost_leaves_no_timer(
+    connection: BoundedProtocol, loop: KeptTimers, reason: Exception | None
+) -> None:
+    connection.pause_writing()
+
+    connection.connection_lost(reason)
+
+    assert loop.running_s == []
+
+
+def test_a_refused_client_has_a_moment_to_read_why(
+    connection: BoundedProtocol, loop: KeptTimers
+) -> None:
+    connection.data_received(b"\0")
+
+    assert loop.running_s == [LINGER_S]
+    assert connection.transport.written.startswith(b"HTTP/1.1 400")  # type: ignore[attr-defined]
+
+
+def test_a_client_whose_bytes_wait_for_us_gets_its_time_again(
+    connection: BoundedProtocol, loop: KeptTimers
+) -> None:
+    connection.data_received(b"GET / HT")
+    connection.flow.pause_reading()
+
+    loop.timers[-1].fire()
+
+    assert loop.running_s == [11]
+    assert connection.transport.written == b""  # type: ignore[attr-defined]
