@@ -49,6 +49,8 @@ CASES = [
     (["export.__main__", "none.safetensors", "--out", "x"], "no such checkpoint"),
     (["export.__main__", "a", "--out", "x", "--precision", "int9"], "invalid choice: 'int9'"),
     (["export.__main__", "a", "--out", "x", "--runtime", "tensort"], "invalid choice: 'tensort'"),
+    (["benchmarks.reproduce", "--variants", "to_stage"], "invalid choice: 'to_stage'"),
+    (["benchmarks.reproduce", "--limit", "0"], "LIMIT= (--limit) must be at least 1, got 0"),
     (["service.__main__", "--bundle", "x"], "no arguments, got --bundle x: its settings are env"),
     (["service.detect", "none.jpg"], "no such file or folder: none.jpg"),
     (["service.detect", "x", "--treshold", "1"], "unrecognized arguments: --treshold"),

@@ -3,7 +3,6 @@
 Layout, variant and sizes are inferred from the tensors. `published_layouts.py` has the key tables.
 """
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from bundle.preprocess import Preprocess
 from model.checkpoints.checkpoint_file import Checkpoint, first_mismatch
+from model.checkpoints.file_kind import sha256
 from model.checkpoints.mmdet_config import average_is_in_weights
 from model.checkpoints.published_classes import Outputs, settle_outputs
 from model.checkpoints.published_file import read_content, read_settings
@@ -152,12 +152,6 @@ def _provenance(
     if is_index(source):
         provenance["parts"] = {part.name: sha256(part) for part in parts_of(source)}
     return provenance
-
-
-def sha256(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _rename_all(theirs: Tensors, layout: Layout) -> Tensors:

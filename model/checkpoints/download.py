@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 from tqdm import tqdm
 
-from model.checkpoints.convert import sha256
+from model.checkpoints.file_kind import sha256
 from model.checkpoints.published_urls import digest_prefix
 
 _ATTEMPTS = 5  # in a row without receiving a byte

@@ -4,8 +4,9 @@ import time
 from pathlib import Path
 
 from model.checkpoints.checkpoint_file import load_checkpoint, write_checkpoint, write_tensors
-from model.checkpoints.convert import convert, sha256
+from model.checkpoints.convert import convert
 from model.checkpoints.download import Sleep, download
+from model.checkpoints.file_kind import sha256
 from model.checkpoints.published_file import read_content
 from model.checkpoints.published_urls import BACKBONES, digest_prefix, published_url
 

@@ -1,5 +1,6 @@
-"""Recognises files that are not checkpoints, to say what they are instead."""
+"""What a file is: its digest, and what it is instead of a checkpoint."""
 
+import hashlib
 import re
 import zipfile
 from pathlib import Path
@@ -27,6 +28,12 @@ _BEGINNINGS = (
     (rb"\x89PNG|\xff\xd8\xff", "an image"),
 )
 _SAFETENSORS_HEADER = 9  # bytes: the length of the JSON, and its first brace
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_checkpoint(path: Path) -> None:
