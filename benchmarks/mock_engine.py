@@ -20,6 +20,7 @@ class MockEngine:
 
     name = "mock"
     info = EngineInfo("mock", "fp32", "fp32", STANDARD_FORM, threads=1, streams=1)
+    largest_batches = ()
     gpu_memory_bytes = 0
 
     def __init__(

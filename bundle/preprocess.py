@@ -221,6 +221,17 @@ def pad_batch(images: list[Uint8Array], min_side: int = 1) -> tuple[Uint8Array, 
     """
     height = max(min_side, *(image.shape[0] for image in images))
     width = max(min_side, *(image.shape[1] for image in images))
+    return pad_batch_to(images, height=height, width=width)
+
+
+def pad_batch_to(
+    images: Sequence[Uint8Array], *, height: int, width: int
+) -> tuple[Uint8Array, BoolArray]:
+    """Stack images (h, w, 3) uint8, each padded with zeros to a height and width.
+
+    Returns:
+        See `pad_batch`.
+    """
     batch = np.zeros((len(images), height, width, 3), np.uint8)
     padding_mask = np.ones((len(images), height, width), np.bool_)
     for row, image in enumerate(images):

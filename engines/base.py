@@ -1,7 +1,7 @@
 """What every engine is: a batch of padded images in, the graph's top detections out."""
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from bundle.manifest import REMEDY, Manifest, TensorSpec
 from bundle.postprocess import RawOutput
+from bundle.tensorrt_plan import BatchShape
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ class Engine(Protocol):
     info: EngineInfo
     max_batch_size: int
     gpu_memory_bytes: int  # that it took at start
+
+    @property
+    def largest_batches(self) -> Sequence[BatchShape]:
+        """The largest batches that it was built for; none if it takes every size alike."""
 
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
         """Detections of images (B, H, W, 3) RGB with padding_mask (B, H, W), True on padding.

@@ -12,7 +12,7 @@ class GuardedEngine:
 
     def __init__(self, engine: Engine, num_classes: int) -> None:
         self.name, self.info = engine.name, engine.info
-        self.max_batch_size = engine.max_batch_size
+        self.max_batch_size, self.largest_batches = engine.max_batch_size, engine.largest_batches
         self.gpu_memory_bytes = engine.gpu_memory_bytes
         self.close = engine.close
         self._engine = engine

@@ -1,5 +1,6 @@
 """Tests at every start, before serving, whether an engine gives the bundle's known answers."""
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,8 +17,9 @@ from bundle.known_answers import (
 from bundle.layout import CACHE_FOLDER
 from bundle.manifest import REMEDY, Bundle, ClassInfo
 from bundle.postprocess import ImageOutput
-from bundle.preprocess import BoolArray, Uint8Array, pad_batch
+from bundle.preprocess import pad_batch_to
 from engines.base import Engine, EngineFailure
+from engines.trials import Size, Trial, large_trials, small_trials
 
 
 class WrongAnswers(ValueError):
@@ -39,7 +41,7 @@ class WrongAnswers(ValueError):
 class Outcome(NamedTuple):
     """How an engine did on one known answer."""
 
-    image: str  # which image, its size, and whether alone or in a batch
+    image: str  # which image, its size, and whether alone or in which row of what batch
     errors: Errors
     tolerance: Errors
     worst: str  # if it failed: the detection farthest off, expected and actual
@@ -64,34 +66,62 @@ class Outcome(NamedTuple):
         return f"{self.image}, error/tolerated: {', '.join(parts)}: {verdict}"
 
 
-def self_check(engine: Engine, bundle: Bundle) -> list[Outcome]:
-    """Run an engine on the known answers of its bundle.
+class Checked(NamedTuple):
+    """How an engine did on the known answers, and how long it took."""
 
-    Each image runs alone; all run in one batch too, padded to one size, if the bundle allows it.
+    outcomes: list[Outcome]
+    longest_run_s: float  # of the batches but the first, which initialises the runtime
+
+
+def self_check(
+    engine: Engine,
+    bundle: Bundle,
+    *,
+    max_batch_size: int | None = None,
+    at_full_size: bool = False,
+) -> Checked:
+    """Run an engine on the known answers of its bundle: alone, and in every row of a large batch.
+
+    Args:
+        max_batch_size: the most images that will be served in a batch; None for the engine's limit.
+        at_full_size: also run what `large_trials` adds, which warms the engine up.
 
     Raises:
         ValueError: the bundle has no readable known answers.
         EngineFailure: the engine failed on an image; says which.
     """
-    manifest = bundle.manifest
     answers = read_known_answers(bundle.directory)
-    min_side = manifest.preprocess.min_side
-    runs = [*_run_alone(engine, answers, min_side)]
-    if manifest.batches == "any":
-        runs += _run_padded(engine, answers, min_side)
-    precision = engine.info.precision
-    outcomes = []
-    for image, answer, found in runs:
-        off = errors(answer, found, precision=precision)
-        outcome = Outcome(image, off, TOLERANCES[precision], worst="")
-        if not outcome.has_passed:
-            worst = _worst(answer, found, precision=precision, classes=manifest.classes)
-            outcome = outcome._replace(worst=worst)
-        outcomes.append(outcome)
-    return outcomes
+    sizes = [(answer.image.shape[0], answer.image.shape[1]) for answer in answers]
+    limit = max_batch_size or engine.max_batch_size
+    trials = small_trials(sizes, bundle.manifest, max_batch_size=limit)
+    if at_full_size:
+        trials += large_trials(
+            *(sizes, bundle.manifest),
+            max_batch_size=limit,
+            largest_batches=engine.largest_batches,
+        )
+    outcomes: list[Outcome] = []
+    run_s: list[float] = []
+    for trial in trials:
+        started = time.perf_counter()
+        outputs = _run(engine, trial, answers)
+        run_s.append(time.perf_counter() - started)
+        names = list(_names(trial, sizes))
+        asked = [answers[place] for place in trial.places]
+        outcomes += [
+            _judge(name, answer, found, engine=engine, classes=bundle.manifest.classes)
+            for name, answer, found in zip(names, asked, outputs[: len(asked)], strict=True)
+        ]
+    return Checked(outcomes, max(run_s[1:]))
 
 
-def require_known_answers(engine: Engine, bundle: Bundle) -> list[Outcome]:
+def require_known_answers(
+    engine: Engine,
+    bundle: Bundle,
+    *,
+    max_batch_size: int | None = None,
+    at_full_size: bool = False,
+) -> Checked:
     """Run `self_check` and require that it passes.
 
     Raises:
@@ -99,8 +129,8 @@ def require_known_answers(engine: Engine, bundle: Bundle) -> list[Outcome]:
         WrongAnswers: names the first image that failed, what was expected, what was found, and
             what to run.
     """
-    outcomes = self_check(engine, bundle)
-    for outcome in outcomes:
+    checked = self_check(engine, bundle, max_batch_size=max_batch_size, at_full_size=at_full_size)
+    for outcome in checked.outcomes:
         if not outcome.has_passed:
             info = engine.info
             raise WrongAnswers(
@@ -108,47 +138,48 @@ def require_known_answers(engine: Engine, bundle: Bundle) -> list[Outcome]:
                 f"known answers; {outcome.describe()}; {outcome.worst}",
                 bundle,
             )
-    return outcomes
+    return checked
 
 
-class _Run(NamedTuple):
-    image: str
-    answer: KnownAnswer
-    found: ImageOutput
+def _names(trial: Trial, sizes: Sequence[Size]) -> Iterator[str]:
+    """The image in each row, and how it is run."""
+    padded = trial.shape.height, trial.shape.width
+    for row, place in enumerate(trial.places, start=1):
+        height, width = sizes[place]
+        where = "alone" if trial.shape.batch == 1 else f"in row {row} of {trial.shape.batch}"
+        is_padded = (height, width) != padded
+        yield (
+            f"image {place + 1} ({height}x{width}) {where}"
+            + is_padded * f", padded to {padded[0]}x{padded[1]}"
+        )
 
 
-def _run_alone(engine: Engine, answers: Sequence[KnownAnswer], min_side: int) -> Iterator[_Run]:
-    for name, answer in zip(_names(answers), answers, strict=True):
-        (found,) = _run(engine, name, *pad_batch([answer.image], min_side))
-        yield _Run(f"{name} alone", answer, found)
-
-
-def _run_padded(engine: Engine, answers: Sequence[KnownAnswer], min_side: int) -> Iterator[_Run]:
-    """In one batch, or in several if the engine takes fewer images."""
-    names = _names(answers)
-    images, padding_mask = pad_batch([answer.image for answer in answers], min_side)
-    step = min(len(answers), engine.max_batch_size)
-    for start in range(0, len(answers), step):
-        part = slice(start, start + step)
-        outputs = _run(engine, " and ".join(names[part]), images[part], padding_mask[part])
-        for name, answer, found in zip(names[part], answers[part], outputs, strict=True):
-            yield _Run(f"{name} padded", answer, found)
-
-
-def _names(answers: Sequence[KnownAnswer]) -> list[str]:
-    return [
-        f"image {number} ({answer.image.shape[0]}x{answer.image.shape[1]})"
-        for number, answer in enumerate(answers, start=1)
-    ]
-
-
-def _run(
-    engine: Engine, name: str, images: Uint8Array, padding_mask: BoolArray
-) -> list[ImageOutput]:
+def _run(engine: Engine, trial: Trial, answers: Sequence[KnownAnswer]) -> list[ImageOutput]:
+    batch, height, width = trial.shape
+    black = np.zeros((height, width, 3), np.uint8)
+    images = [answers[place].image for place in trial.places] or [black] * batch
     try:
-        return engine.run(images, padding_mask).rows()
+        return engine.run(*pad_batch_to(images, height=height, width=width)).rows()
     except EngineFailure as error:
-        raise EngineFailure(f"{name} of the known answers: {error}") from error
+        raise EngineFailure(
+            f"known answers, batch of {batch} at {height}x{width}: {error}"
+        ) from error
+
+
+def _judge(
+    name: str,
+    answer: KnownAnswer,
+    found: ImageOutput,
+    *,
+    engine: Engine,
+    classes: Sequence[ClassInfo],
+) -> Outcome:
+    precision = engine.info.precision
+    off = errors(answer, found, precision=precision)
+    outcome = Outcome(name, off, TOLERANCES[precision], worst="")
+    if outcome.has_passed:
+        return outcome
+    return outcome._replace(worst=_worst(answer, found, precision=precision, classes=classes))
 
 
 def _worst(

@@ -118,7 +118,7 @@ class Detector:
         limit = (
             self._started.engine.max_batch_size if self._started else self.manifest.max_batch_size
         )
-        return min(limit, self._settings.max_batch_size or limit)
+        return self._settings.limit_batch(limit)
 
     @property
     def engine_info(self) -> EngineInfo | None:

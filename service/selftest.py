@@ -42,7 +42,8 @@ def _try(settings: Settings) -> int:
     bundle = Bundle.load(settings.bundle)
     with closing(open_served(bundle, settings)) as engine:
         print(f"{settings.bundle}: " + ", ".join(map(str, engine.info)))
-        outcomes = self_check(engine, bundle)
+        limit = settings.limit_batch(engine.max_batch_size)
+        outcomes, _ = self_check(engine, bundle, max_batch_size=limit, at_full_size=True)
     for outcome in outcomes:
         print(outcome.describe())
         if not outcome.has_passed:

@@ -292,6 +292,10 @@ class Settings(BaseSettings):
         named = [BundlePlace(name, Path(directory)) for name, _, directory in parts]
         return named or [BundlePlace(None, self.bundle)]
 
+    def limit_batch(self, limit: int) -> int:
+        """The most images in a batch of an engine that takes this many."""
+        return min(limit, self.max_batch_size or limit)
+
 
 def split_commas(text: str) -> list[str]:
     """The parts of a comma-separated setting."""

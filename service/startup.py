@@ -1,8 +1,7 @@
-"""Opens the engine of a bundle, tests it and warms it up, within a time limit."""
+"""Opens the engine of a bundle and warms it up on the known answers, within a time limit."""
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from bundle.manifest import Bundle
-from bundle.preprocess import pad_batch, photograph
 from engines.base import Engine, EngineFailure
 from engines.guard import guard
 from engines.load import GpuOptions, open_engine
@@ -32,7 +30,7 @@ class Started(NamedTuple):
 
     engine: Engine
     outcomes: Sequence[Outcome]  # of the known answers
-    warm_up_s: float  # its longest run
+    warm_up_s: float  # the longest run on them
 
 
 def open_served(bundle: Bundle, settings: Settings) -> Engine:
@@ -61,7 +59,7 @@ async def load_bundle(directory: Path, settings: Settings) -> Bundle:
 
 
 async def start_engine(bundle: Bundle, settings: Settings, *, open_it: OpenEngine) -> Started:
-    """Open the engine of a bundle, test it on the known answers, and warm it up.
+    """Open the engine of a bundle, and warm it up by testing it on the known answers.
 
     Raises:
         CannotStart: any of that failed, or took longer than the settings allow.
@@ -89,27 +87,19 @@ async def _within_limit(call: Callable[[], Value], limit_s: float, *, fault: str
 def _start(bundle: Bundle, settings: Settings, open_it: OpenEngine) -> Started:
     engine = guard(open_it(bundle, settings), num_classes=len(bundle.manifest.classes))
     try:
-        outcomes = require_known_answers(engine, bundle)
-        logger.info("the engine gives the %d known answers of the bundle", len(outcomes))
-        warm_up_s = _warm_up(engine, bundle, settings)
+        outcomes, longest_run_s = require_known_answers(
+            engine,
+            bundle,
+            max_batch_size=settings.limit_batch(engine.max_batch_size),
+            at_full_size=True,
+        )
     except BaseException:
         engine.close()
         raise
-    return Started(engine, outcomes, warm_up_s)
-
-
-def _warm_up(engine: Engine, bundle: Bundle, settings: Settings) -> float:
-    """Run one 4:3 photograph alone and a full batch; returns the seconds of the longer run."""
-    preprocess = bundle.manifest.preprocess
-    image = photograph(preprocess)
-    seconds = []
-    for batch_size in {1, min(2, engine.max_batch_size, settings.max_batch_size or 2)}:
-        started = time.perf_counter()
-        engine.run(*pad_batch([image] * batch_size, preprocess.min_side))
-        seconds.append(time.perf_counter() - started)
+    logger.info("the engine gives the known answers of the bundle in %d tries", len(outcomes))
     info = ", ".join(f"{name} {value}" for name, value in engine.info._asdict().items())
     logger.info("the engine %s is warm: %s", engine.name, info)
-    return max(seconds)
+    return Started(engine, outcomes, longest_run_s)
 
 
 def _describe(error: BaseException) -> str:

@@ -58,6 +58,7 @@ class FakeEngine:
 
     name = "fake"
     info = EngineInfo("fake", "fp32", "fp32", "standard", threads=2, streams=1)
+    largest_batches = ()
     gpu_memory_bytes = 0
 
     def __init__(self, max_batch_size: int = 8) -> None:

@@ -34,6 +34,7 @@ TOY_CLASSES = (
     ClassInfo(id=20, name="green"),
     ClassInfo(id=30, name="blue"),
 )
+TOY_PREPROCESS = Preprocess(short_side=64, long_side=128, min_side=32)
 TOY_GRAPH = """
 <ir_version: 10, opset_import: ["" : 20]>
 toy (uint8[batch, height, width, 3] images, bool[batch, height, width] padding_mask)
@@ -111,7 +112,7 @@ def make_toy_bundle(
         graphs={STANDARD_FORM: GRAPH_FILES[STANDARD_FORM]},
         inputs=INPUT_SPECS,
         outputs=output_specs(3),
-        preprocess=Preprocess(short_side=64, long_side=128, min_side=32),
+        preprocess=TOY_PREPROCESS,
         classes=TOY_CLASSES,
         num_detections=3,
         max_batch_size=max_batch_size,

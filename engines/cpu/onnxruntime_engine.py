@@ -49,6 +49,7 @@ CPU = Provider("CPUExecutionProvider", {})
 class OnnxRuntimeEngine:
     """A bundle's ONNX graph in an ONNX Runtime session."""
 
+    largest_batches = ()
     gpu_memory_bytes = 0  # ONNX Runtime does not report it, and takes more as needed
 
     def __init__(

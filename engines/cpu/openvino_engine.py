@@ -55,6 +55,7 @@ _CACHED_PRIMITIVES: Final = 300
 class OpenVinoEngine:
     """A bundle's ONNX graph, compiled by OpenVINO for this CPU."""
 
+    largest_batches = ()
     gpu_memory_bytes = 0
 
     def __init__(

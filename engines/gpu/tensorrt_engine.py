@@ -55,6 +55,7 @@ class TensorRTEngine:
         self.name = manifest.name
         # The bundle's own limit is for a CPU.
         self.max_batch_size = max_batch(profiles, manifest.preprocess)
+        self.largest_batches = tuple(profile.max for profile in profiles)
         self._profiles = profiles
         self._resources = ExitStack()
         device = cuda.device()

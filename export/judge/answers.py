@@ -40,7 +40,7 @@ def judge_answers(bundle: Bundle, engines: Iterable[Engine]) -> list[dict[str, A
     reports = []
     for engine in engines:
         try:
-            outcomes = require_known_answers(engine, bundle)
+            outcomes, _ = require_known_answers(engine, bundle, at_full_size=True)
         except WrongAnswers as error:
             raise Refused(error.fault) from error
         errors = zip(*(outcome.errors for outcome in outcomes), strict=True)

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundle.manifest import Bundle
+from bundle.manifest import Batches, Bundle
 from bundle.postprocess import RawOutput
 from bundle.preprocess import BoolArray, Uint8Array
+from bundle.tensorrt_plan import ShapeProfile, default_profiles
 from engines.base import EngineFailure
 from engines.compiled_cache import keep_compiled
 from engines.cpu import openvino_engine
@@ -18,7 +19,7 @@ from tests.engines.conftest import built_shapes
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import FakeTensorRT
 from tests.faults import FAULTS, Fault, FaultyEngine
-from tests.toy_bundle import SCALED_GRAPH, make_toy_bundle
+from tests.toy_bundle import SCALED_GRAPH, TOY_PREPROCESS, make_toy_bundle
 
 
 @pytest.fixture
@@ -31,15 +32,16 @@ def test_engines_of_a_cpu_give_the_known_answers(toy_bundle: Path, name: EngineN
     bundle = Bundle.load(toy_bundle)
     engine = open_engine(bundle, engine=name, threads=1)
 
-    outcomes = require_known_answers(engine, bundle)
+    outcomes, _ = require_known_answers(engine, bundle)
 
     assert [outcome.image for outcome in outcomes] == [
         "image 1 (64x85) alone",
         "image 2 (48x53) alone",
         "image 3 (48x53) alone",
-        "image 1 (64x85) padded",
-        "image 2 (48x53) padded",
-        "image 3 (48x53) padded",
+        "image 1 (64x85) in row 1 of 4",
+        "image 2 (48x53) in row 2 of 4, padded to 64x85",
+        "image 3 (48x53) in row 3 of 4, padded to 64x85",
+        "image 1 (64x85) in row 4 of 4",
     ]
     assert max(max(outcome.ratios) for outcome in outcomes) < 0.01
     engine.close()
@@ -66,53 +68,109 @@ class PaddingCounts:
     def __init__(self, right: OnnxRuntimeEngine, max_batch_size: int) -> None:
         self.name, self.info, self.close = right.name, right.info, right.close
         self.max_batch_size, self.gpu_memory_bytes = max_batch_size, 0
-        self.batch_sizes: list[int] = []
+        self.largest_batches = ()
+        self.shapes: list[tuple[int, ...]] = []
         self._right = right
 
     def run(self, images: Uint8Array, padding_mask: BoolArray) -> RawOutput:
-        self.batch_sizes.append(len(images))
+        self.shapes.append(padding_mask.shape)
         return self._right.run(images, np.zeros_like(padding_mask))
 
 
-@pytest.mark.parametrize(("max_batch_size", "sizes"), [(4, [1, 1, 1, 3]), (2, [1, 1, 1, 2, 1])])
+@pytest.mark.parametrize(
+    ("max_batch_size", "batches", "wrong"),
+    [
+        (4, [4], ["image 2 (48x53) in row 2 of 4", "image 3 (48x53) in row 3 of 4"]),
+        (2, [2, 1], ["image 2 (48x53) in row 2 of 2", "image 3 (48x53) alone"]),
+        (1, [1, 1], ["image 2 (48x53) alone", "image 3 (48x53) alone"]),
+    ],
+)
 def test_padded_images_are_compared_with_what_they_are_alone(
-    toy_bundle: Path, right: OnnxRuntimeEngine, max_batch_size: int, sizes: list[int]
+    toy_bundle: Path,
+    right: OnnxRuntimeEngine,
+    max_batch_size: int,
+    batches: list[int],
+    wrong: list[str],
 ) -> None:
     engine = PaddingCounts(right, max_batch_size)
 
-    outcomes = self_check(engine, Bundle.load(toy_bundle))
+    outcomes, _ = self_check(engine, Bundle.load(toy_bundle))
 
     assert [outcome.image for outcome in outcomes if not outcome.has_passed] == [
-        "image 2 (48x53) padded",
-        "image 3 (48x53) padded",
+        f"{name}, padded to 64x85" for name in wrong
     ]
-    assert engine.batch_sizes == sizes
+    assert engine.shapes[3:] == [(batch, 64, 85) for batch in batches]
 
 
-def nothing_behind_two_images(output: RawOutput, _: BoolArray) -> RawOutput:
-    scores = output.scores.copy()
-    scores[2:] = 0
-    return output._replace(scores=scores)
+@pytest.mark.parametrize("row", range(1, 8))
+@pytest.mark.parametrize("batches", ["any", "equal_shapes"])
+def test_an_engine_that_is_wrong_in_one_row_of_its_largest_batch_is_refused(
+    toy_bundle: Path, right: OnnxRuntimeEngine, row: int, batches: Batches
+) -> None:
+    def spoil_row(output: RawOutput, _: BoolArray) -> RawOutput:
+        output.scores[row:][:1] = 0
+        return output
+
+    bundle = Bundle.load(toy_bundle).with_manifest(batches=batches)
+    engine = FaultyEngine(right, spoil_row)
+    engine.max_batch_size = 8
+
+    with pytest.raises(WrongAnswers, match=rf"image \d \(\w+\) in row {row + 1} of 8"):
+        require_known_answers(engine, bundle)
 
 
-def test_an_engine_that_is_wrong_in_batches_of_three_only_is_refused(
+def test_no_batch_is_larger_than_those_that_will_be_served(
     toy_bundle: Path, right: OnnxRuntimeEngine
 ) -> None:
-    engine = FaultyEngine(right, nothing_behind_two_images)
-
-    with pytest.raises(WrongAnswers, match=r"image 3 \(48x53\) padded"):
-        require_known_answers(engine, Bundle.load(toy_bundle))
-
-
-def test_a_bundle_that_is_served_in_equal_shapes_is_tried_alone_only(
-    toy_bundle: Path, right: OnnxRuntimeEngine
-) -> None:
-    bundle = Bundle.load(toy_bundle).with_manifest(batches="equal_shapes")
     engine = PaddingCounts(right, max_batch_size=4)
 
-    outcomes = require_known_answers(engine, bundle)
+    self_check(engine, Bundle.load(toy_bundle), max_batch_size=2, at_full_size=True)
 
-    assert len(outcomes) == 3
+    assert max(shape[0] for shape in engine.shapes) == 2
+
+
+@pytest.fixture
+def large_bundle(toy_bundle: Path) -> Bundle:
+    """The toy bundle for larger photographs; its known answers are as small as before."""
+    bundle = Bundle.load(toy_bundle)
+    preprocess = bundle.manifest.preprocess.model_copy(update={"short_side": 96, "long_side": 160})
+    return bundle.with_manifest(preprocess=preprocess)
+
+
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_an_engine_that_is_wrong_at_the_size_of_photographs_only_is_refused(
+    large_bundle: Bundle, right: OnnxRuntimeEngine, num_images: int
+) -> None:
+    def spoil_photographs(output: RawOutput, padding_mask: BoolArray) -> RawOutput:
+        is_spoilt = padding_mask.shape == (num_images, 96, 128)
+        return output._replace(scores=output.scores * np.float32(not is_spoilt))
+
+    engine = FaultyEngine(right, spoil_photographs)
+
+    require_known_answers(engine, large_bundle)
+    with pytest.raises(WrongAnswers, match="padded to 96x128"):
+        require_known_answers(engine, large_bundle, at_full_size=True)
+
+
+def test_a_bundle_that_is_served_in_equal_shapes_is_tried_without_padding(
+    large_bundle: Bundle, right: OnnxRuntimeEngine
+) -> None:
+    bundle = large_bundle.with_manifest(batches="equal_shapes")
+    engine = PaddingCounts(right, max_batch_size=4)
+
+    require_known_answers(engine, bundle, at_full_size=True)
+
+    assert engine.shapes[3:] == [(4, 48, 53), (1, 96, 128), (2, 96, 128)]
+
+
+def test_shapes_that_ran_are_not_run_again_to_warm_up(
+    toy_bundle: Path, right: OnnxRuntimeEngine
+) -> None:
+    engine = PaddingCounts(right, max_batch_size=4)
+
+    self_check(engine, Bundle.load(toy_bundle), at_full_size=True)
+
+    assert engine.shapes == [(1, 64, 85), (1, 48, 53), (1, 48, 53), (4, 64, 85)]
 
 
 def test_an_engine_that_fails_on_a_known_image_is_reported_with_the_image(
@@ -123,7 +181,7 @@ def test_an_engine_that_fails_on_a_known_image_is_reported_with_the_image(
 
     engine = FaultyEngine(right, fail)
 
-    with pytest.raises(EngineFailure, match=r"image 1 \(64x85\) of the known answers: out of mem"):
+    with pytest.raises(EngineFailure, match="known answers, batch of 1 at 64x85: out of memory"):
         self_check(engine, Bundle.load(toy_bundle))
 
 
@@ -203,8 +261,25 @@ def test_a_plan_of_the_bundle_gives_the_known_answers(planned: Callable[..., Pat
     bundle = Bundle.load(planned())
     engine = open_engine(bundle)
 
-    outcomes = require_known_answers(engine, bundle)
+    require_known_answers(engine, bundle, at_full_size=True)
 
     assert engine.info.runtime == "tensorrt"
-    assert len(outcomes) == 6
+    engine.close()
+
+
+@pytest.mark.parametrize("profile", default_profiles(TOY_PREPROCESS))
+def test_a_plan_that_is_wrong_in_one_profile_only_is_found_out(
+    planned: Callable[..., Path], profile: ShapeProfile
+) -> None:
+    def spoil_profile(output: RawOutput, padding_mask: BoolArray) -> RawOutput:
+        is_spoilt = padding_mask.shape == profile.max
+        return output._replace(scores=output.scores * np.float32(not is_spoilt))
+
+    bundle = Bundle.load(planned())
+    engine = FaultyEngine(open_engine(bundle), spoil_profile)
+    _, height, width = profile.max
+
+    with pytest.raises(WrongAnswers, match=f"padded to {height}x{width}"):
+        require_known_answers(engine, bundle, at_full_size=True)
+
     engine.close()

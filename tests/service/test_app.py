@@ -83,7 +83,7 @@ async def test_an_engine_that_cannot_run_ends_the_process(settings: Settings) ->
         ready = await client.get("/readyz")
 
     assert is_stopped.is_set()
-    assert app.state.serving.failure == "image 1 (64x85) of the known answers: no memory"
+    assert app.state.serving.failure == "known answers, batch of 1 at 64x85: no memory"
     assert ready.status_code == 503
 
 

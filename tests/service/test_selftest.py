@@ -90,7 +90,7 @@ def test_the_command_prints_every_image_with_its_errors(
     lines = capsys.readouterr().out.splitlines()
     assert status == 0
     assert "openvino" in lines[0]
-    assert len(lines) == 7
+    assert len(lines) == 8
     assert all(re.match(r"image \d .*: score .*/0\.001, .*: passed$", line) for line in lines[1:])
 
 
@@ -113,7 +113,7 @@ def test_the_command_shows_what_is_wrong_and_fails(
 
     output = capsys.readouterr().out
     assert status == 1
-    assert output.count("FAILED") == 6
+    assert output.count("FAILED") == 7
     assert "expected red 0.902" in output
 
 

@@ -30,6 +30,7 @@ class TorchEngine:
     name = "torch"
     info = EngineInfo("torch", "fp32", "fp32", "standard", threads=1, streams=1)
     max_batch_size = 8
+    largest_batches = ()
     gpu_memory_bytes = 0
 
     def __init__(self, model, num_wrong=0, shift=0.0):
