@@ -85,13 +85,18 @@ def program(*, kernel: Path = KERNEL, sanitize: bool = False) -> Path:
     return build("run_cases", sources, [*FLAGS, *INCLUDES, *sanitizers], sanitizers)
 
 
-def library(*, backward: Path = BACKWARD, sanitize: bool = False) -> Path:
+def library(*, backward: Path = BACKWARD) -> Path:
     """The library that PyTorch loads, for tensors of this CPU, with this source of gradients."""
-    sanitizers = ("-fsanitize=undefined", "-fno-sanitize-recover=all") if sanitize else ()
     sources = [KERNEL, backward, CORE / "shapes_cuda.cu", BINDINGS / "cuda_c_api.cpp"]
     sources += [EMULATOR / "fibres.cpp", EMULATOR / "set_order.cpp"]
-    link = ["-shared", "-Wl,-z,defs", *sanitizers]
-    return build("libms_deform_attn_cuda.so", sources, [*FLAGS, *INCLUDES, *sanitizers], link)
+    link = ["-shared", "-Wl,-z,defs"]
+    return build("libms_deform_attn_cuda.so", sources, [*FLAGS, *INCLUDES], link)
+
+
+def gradients_program(backward: Path) -> Path:
+    """A program that runs the gradients of calls from a file, under the sanitizers."""
+    sources = [KERNEL, backward, EMULATOR / "fibres.cpp", EMULATOR / "run_gradients.cpp"]
+    return build("run_gradients", sources, [*FLAGS, *INCLUDES, *SANITIZERS], SANITIZERS)
 
 
 class Call(NamedTuple):

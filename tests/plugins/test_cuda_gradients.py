@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from model.network.ops.native_cuda import CudaKernels
 from model.network.ops.reference import ms_deform_attn_reference
 from tests.ops.cases import CASES, PYRAMID, OpCase
-from tests.plugins.emulated import BACKWARD, library, needs_compiler
+from tests.plugins.emulated import BACKWARD, Call, gradients_program, library, needs_compiler
 
 pytestmark = needs_compiler
 
@@ -233,15 +234,20 @@ def test_a_call_that_makes_no_sense_is_refused_with_the_reason(kernels: CudaKern
         kernels.forward(many[0], flat(many[1]), *many[2:])
 
 
+def float32_only(directory: Path, source: str) -> Path:
+    """A copy of the gradients' source without the other types, which compiles sooner."""
+    for dtype in ("__half", "__nv_bfloat16"):
+        source = source.replace(f"return launch<{dtype}>(", "return launch<float>(")
+    copy = directory / BACKWARD.name
+    copy.write_text(source)
+    return copy
+
+
 def mutated(directory: Path, barrier: str, occurrence: int) -> Path:
-    """The library without one barrier, for float32 only, which compiles sooner."""
+    """The library without one barrier."""
     parts = BACKWARD.read_text().split(barrier)
     changed = barrier.join(parts[: occurrence + 1]) + barrier.join(parts[occurrence + 1 :])
-    for dtype in ("__half", "__nv_bfloat16"):
-        changed = changed.replace(f"return launch<{dtype}>(", "return launch<float>(")
-    copy = directory / BACKWARD.name
-    copy.write_text(changed)
-    return library(backward=copy)
+    return library(backward=float32_only(directory, changed))
 
 
 # The second __syncwarp() is not among them: it orders memory only. Threads have already met at the
@@ -264,6 +270,21 @@ def test_a_barrier_that_is_missing_is_noticed(
         )
 
     assert not all(rights)
+
+
+@pytest.mark.slow
+def test_nothing_is_touched_outside_of_the_tensors(tmp_path: Path) -> None:
+    names = ("two levels, boxes", "odd head width", "nine levels", "many samples of one head")
+    calls = [Call.of(TABLE[name], torch.float32, shift) for name in names for shift in (0, 1)]
+    wrong = [call._replace(spatial_shapes=[(900, 7)] * len(call.spatial_shapes)) for call in calls]
+    path = gradients_program(float32_only(tmp_path, BACKWARD.read_text()))
+    file = tmp_path / "calls"
+    file.write_bytes(b"".join(call.to_bytes() for call in (*calls, *wrong)))
+
+    result = subprocess.run([str(path), str(file)], capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.splitlines() == ["no error"] * 4 * len(calls)
 
 
 def test_every_barrier_is_known() -> None:
