@@ -98,6 +98,7 @@ def test_a_detection_is_the_same_within_half_a_pixel(label, shift, last, share):
 class SwervingEngine:
     """An engine of a bundle whose first runs give the most certain detection another box."""
 
+    largest_batches = ()
     gpu_memory_bytes = 0
 
     def __init__(self, bundle, num_wrong):
