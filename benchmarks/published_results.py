@@ -8,7 +8,7 @@ from typing import Any
 
 from bundle.atomic import write_atomically
 
-# AP on COCO val2017 in hundredths, and how far runs of a recipe lie apart: mmdetection 2.x, on its
+# AP on COCO val2017 in hundredths, and how far runs of a recipe differ: mmdetection 2.x, on its
 # page of Deformable DETR.
 PUBLISHED = {"base": (44.5, 0.3), "refine": (46.1, 0.3), "two_stage": (46.8, 0.2)}
 FORMS = ("checkpoint", "fp32", "bf16", "int8")  # all but the first are bundles
@@ -36,7 +36,7 @@ class Result:
         return 100 * self.numbers.get("AP", float("nan")) - PUBLISHED[self.variant][0]
 
     def is_within(self) -> bool:
-        """Whether AP lies within the tolerance of what is published."""
+        """Whether AP is within the tolerance of what is published."""
         return abs(self.difference()) <= PUBLISHED[self.variant][1]
 
 

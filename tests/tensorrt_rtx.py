@@ -1,7 +1,7 @@
 """Runs a program with TensorRT-RTX, whose builder needs no GPU.
 
 Its ONNX parser opens a library by a name that the package does not give it, and ends the process
-where there is none. So the program gets a process of its own, with a link of that name on its path.
+if there is none. So the program gets a process of its own, with a link of that name on its path.
 """
 
 import importlib.util

@@ -2,7 +2,7 @@
 
 Its graph has the inputs and outputs of an exported detector and finds, in every image, the box
 around all pixels whose red channel is above 127, and likewise for green and blue. The score is
-the brightest such value / 255, or 0 where there is none. Padding is ignored by the mask.
+the brightest such value / 255, or 0 if there is none. Padding is ignored by the mask.
 """
 
 from functools import cache

@@ -24,7 +24,7 @@ from model.network.deformable_detr import DeformableDetr
 
 FORMAT_VERSION = 1
 METADATA_KEY = "detr_serve"  # of the header's string-to-string map; its value is our JSON
-# Of `query_content` and `denoising_queries`; a model learns them anew.
+# Of `query_content` and `denoising_queries`; every new training learns its own.
 _TABLES = ("queries.content.weight", "queries.label_content.weight")
 # Settings in which a model may differ from the checkpoint it starts from.
 _FREE_FIELDS = ("num_classes", "num_detections", "dropout", "frozen_stages", "train_batch_norm",

@@ -93,7 +93,7 @@ def _box_fault(box: BoxEntry, height: int, width: int) -> Iterator[Fault]:
     if w <= 0 or h <= 0:
         kind, message = "empty-box", f"{found} is empty: not evaluated and not trained on"
     elif not is_in_image(box.bbox, (height, width)):
-        message = f"{found} lies outside {image}: not evaluated and not trained on"
+        message = f"{found} is outside {image}: not evaluated and not trained on"
         kind = "box-outside"
     elif clip_box(box.bbox, (height, width)) is None:
         message = f"{found} is under {MIN_BOX_SIDE_PX:g} pixel wide or high: not trained on"

@@ -44,7 +44,7 @@ def stored_split(layout: Layout, split: str, *, val_fraction: float | None) -> s
         return stored
     if layout.has("val"):
         raise ValueError(
-            "VAL_FRACTION (--val-fraction) makes a split val where there is none, and this data "
+            "VAL_FRACTION (--val-fraction) makes a split val for data without one, and this data "
             "set has one: leave it out"
         )
     stored = "train" if layout.has("train") else ALL

@@ -59,7 +59,7 @@ def open_data(
 
     Args:
         data_dir: holds a data set of a known format; None for the digits.
-        val_fraction: the part of the images that becomes the split val where there is none.
+        val_fraction: the part of the images that becomes the split val if the data has none.
         layout: what `find_run_layout` found in `data_dir`, if it was called already.
 
     Raises:

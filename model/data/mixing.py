@@ -67,7 +67,7 @@ def _cover(sample: Sample, rng: np.random.Generator, *, height: int, width: int)
 
 
 def paste_objects(sample: Sample, source: Sample, *, rng: np.random.Generator, most: int) -> Sample:
-    """Copy up to `most` objects of `source`, with what lies in their boxes, to free places.
+    """Copy up to `most` objects of `source`, with the pixels in their boxes, to free places.
 
     Objects that touch others are not copied, and nothing that has a box is covered.
 
@@ -94,7 +94,7 @@ def paste_objects(sample: Sample, source: Sample, *, rng: np.random.Generator, m
 
 
 def _whole_pixels(box: np.ndarray) -> np.ndarray:
-    """The pixels (left, top, right, bottom) that a box lies on."""
+    """The pixels (left, top, right, bottom) that a box covers."""
     return np.concatenate([np.floor(box[:2]), np.ceil(box[2:])]).astype(int)
 
 

@@ -65,7 +65,7 @@ def _best(scored: _Scored) -> OperatingPoint | None:
 
 
 def _match(truth: COCO, detections: COCO) -> dict[int, _Scored]:
-    """Category id -> its detections, without those that lie on crowds."""
+    """Category id -> its detections, without those on crowds."""
     evaluation = COCOeval_faster(truth, detections, "bbox", print_function=lambda *_: None)
     evaluation.params.iouThrs = np.array([IOU])
     evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]

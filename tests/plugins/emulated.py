@@ -1,6 +1,6 @@
 """The CUDA kernels compiled for this CPU by a C++ compiler and run by tests/plugins/emulator.
 
-What is compiled lies in build/tests and is made again when a source of it changes.
+Compiled programs are kept in build/tests, and compiled again when a source changes.
 """
 
 import hashlib

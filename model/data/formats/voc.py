@@ -173,7 +173,7 @@ def _read_image(file: Path, directory: Path) -> VocImage:
 
 
 def _corners(found: Element) -> tuple[float, ...] | None:
-    """Of the object itself, not of its parts; of its polygon where there is no box."""
+    """Of the object itself, not of its parts; of its polygon if it has no box."""
     names = ("xmin", "ymin", "xmax", "ymax")
     values = [read_number(text_of(found, f"bndbox/{name}")) for name in names]
     corners = tuple(value for value in values if value is not None)

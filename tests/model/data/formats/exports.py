@@ -239,7 +239,7 @@ def label_studio_region(label: str, box: tuple[int, int, int, int]) -> dict[str,
 
 
 def label_studio(folder: Path) -> None:
-    """Not divided; the images were uploaded, and lie here under their own names."""
+    """Not divided; the images were uploaded, and are here under their own names."""
     tasks = [
         {
             "id": number,
