@@ -98,8 +98,8 @@ def errors(answer: KnownAnswer, found: ImageOutput, *, precision: str) -> Errors
     weights = expected.scores + _LOWEST_SCORE
     return Errors(
         score=float(np.abs(expected.scores - found.scores).max()),
-        shift=float(abs(np.median(_logits(found) - _logits(expected)))),
-        box_px=float(np.median(paired.distances_px[is_judged])),
+        shift=abs(_median(_logits(found) - _logits(expected))),
+        box_px=_median(paired.distances_px[is_judged]),
         lost=float(weights[is_lost].sum() / weights[is_judged].sum()),
     )
 
@@ -211,6 +211,13 @@ def _first_size(preprocess: Preprocess) -> tuple[int, int]:
     """The size of a 4:3 photograph, which for small models is also the size of the warm-up."""
     short = min(preprocess.short_side, max(SIDE_PX, preprocess.min_side))
     return resized_size(3, 4, short_side=short, long_side=preprocess.long_side)
+
+
+def _median(values: npt.NDArray[np.floating]) -> float:
+    """The median; NaN if a value is. That of numpy imports a package, 20 ms of every start."""
+    ordered = np.sort(values)  # NaN last
+    middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
+    return float(ordered[-1] if np.isnan(ordered[-1]) else middle.mean())
 
 
 def _logits(output: ImageOutput) -> npt.NDArray[np.float32]:
