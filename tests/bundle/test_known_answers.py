@@ -93,6 +93,16 @@ def test_another_number_of_detections_is_infinitely_far() -> None:
     assert errors(known(TRAINED), fewer, precision="fp32") == Errors(*[np.inf] * 4)
 
 
+def test_one_box_that_is_not_a_number_is_never_tolerated() -> None:
+    scores, labels, boxes = TRAINED.rows()[0]
+    spoilt = boxes.copy()
+    spoilt[0] = np.nan
+
+    found = errors(known(TRAINED), ImageOutput(scores, labels, spoilt), precision="int8")
+
+    assert not found.is_within(TOLERANCES["int8"])
+
+
 def brightness(images: Uint8Array, padding_mask: BoolArray) -> RawOutput:
     """A model that finds one thing, as sure as the first pixel is bright."""
     scores = images[:, :1, 0, 0].astype(np.float32) / np.float32(255)
