@@ -16,6 +16,7 @@ import torch
 from onnxscript import opset20
 from onnxscript.values import Opset
 from torch.export import ExportedProgram
+from torch.onnx._internal.exporter import _fx_passes
 
 import model.network.ops.registration  # noqa: F401  # registers the operator
 from bundle.layout import OPERATOR, OPERATOR_DOMAIN
@@ -76,6 +77,11 @@ def _item(x: Any) -> Any:
     return _op.Cast(x, to=ir.DataType.INT64)
 
 
+def _divide(x: Any, y: Any) -> Any:
+    """The quotient by a tensor of the same type, or by a size, which is an integer."""
+    return _op.Div(x, _op.CastLike(y, x))
+
+
 def _subtract_from(x: Any, y: float) -> Any:
     return _op.Sub(_op.CastLike(y, x), x)
 
@@ -95,6 +101,7 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     _aten.__and__.Tensor: _and,
     _aten.__and__.Scalar: _and,
     _aten.item.default: _item,
+    _aten.div.Tensor: _divide,
     _aten.rsub.Scalar: _subtract_from,
     _aten.square.default: _square,
 }
@@ -102,8 +109,11 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
 
 @contextmanager
 def traced_once() -> Iterator[None]:
-    """Skip the second trace, which would decompose operators."""
-    with patch.object(ExportedProgram, "run_decompositions", _without_dead_code):
+    """Skip the second trace, which would decompose operators, and the third, which adds casts."""
+    with (
+        patch.object(ExportedProgram, "run_decompositions", _without_dead_code),
+        patch.object(_fx_passes, "insert_type_promotion_nodes", lambda _: None),
+    ):
         yield
 
 

@@ -65,13 +65,16 @@ def build_pyramid(level_masks: Sequence[Tensor], *, excludes_padding: bool = Tru
     ratios, rows, columns, sizes, proposals = [], [], [], [], []
     for level, mask in enumerate(level_masks):
         height, width = mask.shape[1:]
-        valid_height = (~mask[:, :, 0]).sum(1)  # (B,)
-        valid_width = (~mask[:, 0, :]).sum(1)
+        # Every cast is explicit, as export adds none (export/graph/translation.py).
+        valid_height = (~mask[:, :, 0]).long().sum(1)  # (B,)
+        valid_width = (~mask[:, 0, :]).long().sum(1)
         y = torch.arange(height, device=mask.device)
         x = torch.arange(width, device=mask.device)
-        ratios.append(torch.stack((valid_width / width, valid_height / height), dim=-1))
-        rows.append((y + 0.5) / valid_height[:, None])
-        columns.append((x + 0.5) / valid_width[:, None])
+        ratios.append(
+            torch.stack((valid_width.float() / width, valid_height.float() / height), dim=-1)
+        )
+        rows.append((y.float() + 0.5) / valid_height[:, None].float())
+        columns.append((x.float() + 0.5) / valid_width[:, None].float())
         sizes.append(torch.full_like(mask[0].flatten(), 0.05 * 2**level, dtype=torch.float32))
         is_inside = (
             is_inside_border(y, valid_height)[:, :, None]
