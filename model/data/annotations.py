@@ -17,6 +17,8 @@ from model.data.formats.source import Source
 from model.data.segmentation import box_of
 
 _SECTIONS = ("images", "annotations", "categories")
+# Areas of masks are counted in whole pixels and rounded, so they may exceed their box a little.
+_AREA_EXCESS, _AREA_EXCESS_PX = 0.01, 1.0
 _FORMS = {
     "image_id": "the id of an image in the list images",
     "category_id": "the id of a category in the list categories",
@@ -50,8 +52,15 @@ class BoxEntry:
 
     @property
     def area(self) -> float:
-        """The stated area in pixels (in COCO's files, of the mask), else width x height."""
-        return self.bbox[2] * self.bbox[3] if self.stated_area is None else self.stated_area
+        """The stated area in pixels (in COCO's files, of the mask), else width x height.
+
+        A stated area that is larger than the box is not taken.
+        """
+        of_box = self.bbox[2] * self.bbox[3]
+        if self.stated_area is None:
+            return of_box
+        largest = of_box * (1 + _AREA_EXCESS) + _AREA_EXCESS_PX
+        return self.stated_area if self.stated_area <= largest else of_box
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,7 @@ class _Reader:
         """The annotations with a box, a known image and a known category."""
         for position, (where, entry) in enumerate(self._entries("annotations"), start=1):
             try:
-                yield BoxEntry(
+                box = BoxEntry(
                     self._annotation_id(where, entry, position),
                     self._known(where, entry, "image_id", self._image_ids),
                     self._known(where, entry, "category_id", self._category_ids),
@@ -145,6 +154,10 @@ class _Reader:
                 )
             except _Unreadable:
                 continue
+            if box.stated_area not in (None, box.area):
+                what = "areas are larger than their boxes: using width x height"
+                self._note(what, where, entry, "area", "bbox")
+            yield box
 
     def classes(self, used_ids: set[int]) -> Iterator[ClassInfo]:
         """The categories, without the parent category that Roboflow adds as a placeholder."""
@@ -291,8 +304,9 @@ class _Reader:
         key = read_id(entry.get("image_id", entry.get("id") if "file_name" in entry else None))
         return None if key is None else self._image_ids.get(key, _whole(key))
 
-    def _note(self, what: str, where: str, entry: dict[str, Any], key: str) -> None:
-        count, first = self._notes.get(what, (0, f"{key} {shown(entry.get(key))} of {where}"))
+    def _note(self, what: str, where: str, entry: dict[str, Any], *keys: str) -> None:
+        found = ", ".join(f"{key} {shown(entry.get(key))}" for key in keys)
+        count, first = self._notes.get(what, (0, f"{found} of {where}"))
         self._notes[what] = (count + 1, first)
 
 

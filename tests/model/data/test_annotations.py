@@ -54,6 +54,28 @@ def test_an_area_is_what_the_file_says_or_that_of_the_box(read, value, area):
     assert [fault.kind for fault in annotations.faults] == ["read-otherwise"] * (area == 12.0)
 
 
+@pytest.mark.parametrize("value", [12.0, 13, 13.1])
+def test_an_area_may_exceed_its_box_by_rounding(read, value):
+    annotations = read(annotation={"area": value})
+
+    assert annotations.boxes[0].area == value
+    assert annotations.faults == ()
+
+
+@pytest.mark.parametrize("value", [13.2, "13.2", 5000])
+def test_an_area_larger_than_its_box_is_not_taken_and_said_to_be(read, value):
+    annotations = read(annotation={"area": value})
+
+    (fault,) = annotations.faults
+    assert annotations.boxes[0].area == 12.0
+    assert annotations.boxes[0].stated_area == float(value)  # tells corners from sides
+    assert (fault.kind, fault.fatal) == ("read-otherwise", False)
+    assert fault.message == (
+        "areas are larger than their boxes: using width x height (1 times, the first: "
+        f"area {value!r}, bbox [1, 2, 3, 4] of annotations[0])"
+    )
+
+
 def test_a_missing_area_is_that_of_the_box(read):
     annotations = read()
 
