@@ -12,6 +12,7 @@ _KEYS = ("image_id", "category_id", "bbox", "score")
 # A box that ends this far outside its image was not just rounded or left unclipped.
 _OUTSIDE_PX, _OUTSIDE_SHARE = 1.0, 0.05
 _MIN_SHARE_OUTSIDE = 0.1  # of all boxes, for the file to be taken as corners
+_SCORE_ROUNDING = 1e-6  # of float32: the probabilities of a softmax may add up to a little over 1
 
 
 def read_results(path: Path, ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -119,11 +120,7 @@ def _check_entry(entry: Any, files: _Ids, names: _Ids) -> dict[str, Any]:
                        "leave out the detections of other classes, or evaluate on the data set "
                        "they belong to")  # fmt: skip
     _check_box(entry["bbox"])
-    if not _is_number(entry["score"]):
-        raise ValueError(
-            f"score is {_show(entry['score'])}; expected a finite number, by which detections "
-            "are ranked"
-        )
+    _check_score(entry["score"])
     # Other fields are dropped: scoring would evaluate a mask or a caption instead of the box.
     return {
         "image_id": image_id,
@@ -136,13 +133,25 @@ def _check_entry(entry: Any, files: _Ids, names: _Ids) -> dict[str, Any]:
 def _not_a_list(content: Any) -> str:
     inner = ""
     if isinstance(content, dict):
-        lists = [key for key, value in content.items() if isinstance(value, list)]
         inner = f" with {', '.join(list(content)[:5])}" if content else " without entries"
-        inner += f"; write the list {lists[0]!r} alone" if lists else ""
+        inner += _list_hint(content)
     return (
         f"holds {_kind(content)}{inner}; expected COCO's results format, a list of "
         f"objects with {', '.join(_KEYS)}"
     )
+
+
+def _list_hint(content: Mapping[str, Any]) -> str:
+    """Where in an object the detections seem to be."""
+    if not content.keys().isdisjoint(_KEYS):
+        return ", which seems to be one detection; write [ before and ] behind it"
+    counts = {
+        key: sum(field in value[0] for field in _KEYS) if value else 1
+        for key, value in content.items()
+        if isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+    }
+    likeliest = max((key for key in counts if counts[key]), key=lambda key: counts[key], default="")
+    return f"; write the list {likeliest!r} alone" if likeliest else ""
 
 
 def _is_number(value: Any) -> bool:
@@ -170,6 +179,18 @@ def _check_box(value: Any) -> None:
         raise ValueError(
             f"bbox is {_show(value)}, of negative width or height; expected [x, y, width, height] "
             "with x and y at the top left: subtract the smaller corner from the larger"
+        )
+
+
+def _check_score(value: Any) -> None:
+    if not _is_number(value):
+        raise ValueError(
+            f"score is {_show(value)}; expected a finite number, by which detections are ranked"
+        )
+    if not -_SCORE_ROUNDING <= value <= 1 + _SCORE_ROUNDING:
+        raise ValueError(
+            f"score is {_show(value)}; expected a number from 0 to 1, by which thresholds are "
+            "chosen: divide percentages by 100, take the sigmoid of logits"
         )
 
 

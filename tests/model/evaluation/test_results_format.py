@@ -62,6 +62,9 @@ def test_a_file_is_refused_with_its_first_offending_entry(
         ({"score": "0.9"}, 'score is the text "0.9"'),
         ({"score": True}, "score is true"),
         ({"score": math.nan}, "score is NaN"),
+        ({"score": 87.5}, "score is 87.5; expected a number from 0 to 1.*divide percentages"),
+        ({"score": 1.001}, "score is 1.001"),
+        ({"score": -0.2}, "score is -0.2; .*sigmoid of logits"),
         ({"category_id": "nut"}, 'category_id is the text "nut".*its id is 2'),
         ({"category_id": None}, "category_id is null"),
         ({"category_id": 1.5}, "category_id is 1.5"),
@@ -96,6 +99,12 @@ def test_a_missing_field_is_named(field: str) -> None:
     [
         ({}, "an object without entries"),
         ({"annotations": []}, "write the list 'annotations' alone"),
+        ({"results": PERFECT}, "an object with results; write the list 'results' alone"),
+        ({"info": {}, "predictions": PERFECT}, "write the list 'predictions' alone"),
+        ({**TRUTH, "annotations": PERFECT}, "write the list 'annotations' alone"),
+        ({"images": TRUTH["images"], "boxes": [[1, 2]]}, "with images, boxes; expected COCO's"),
+        ({"detections": {"1": PERFECT}}, "an object with detections; expected COCO's"),
+        (PERFECT[0], r"seems to be one detection; write \[ before and \] behind it"),
         ("x", "holds text"),
         (None, "holds null"),
     ],
@@ -111,6 +120,18 @@ def test_a_file_that_is_not_json_is_named(tmp_path: Path, data: bytes) -> None:
 
     with pytest.raises(ValueError, match=r"x\.json: not valid JSON"):
         read_results(tmp_path / "x.json", TRUTH)
+
+
+def test_one_detection_per_line_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps(entry) for entry in PERFECT))
+
+    with pytest.raises(ValueError, match=r"x\.jsonl: not valid JSON: .*Put them into one list"):
+        read_results(tmp_path / "x.jsonl", TRUTH)
+
+
+@pytest.mark.parametrize("score", [0, 1, 1.0000001])
+def test_scores_may_be_rounded(score: float) -> None:
+    assert check_results(_with(score=score), TRUTH) == _with(score=score)
 
 
 @pytest.mark.parametrize(
