@@ -45,5 +45,5 @@ def judge_answers(bundle: Bundle, engines: Iterable[Engine]) -> list[dict[str, A
             raise Refused(error.fault) from error
         errors = zip(*(outcome.errors for outcome in outcomes), strict=True)
         largest = dict(zip(outcomes[0].errors._fields, map(max, errors), strict=True))
-        reports.append({**engine.info._asdict(), "images": len(outcomes), **largest})
+        reports.append({**engine.info._asdict(), "tries": len(outcomes), **largest})
     return reports

@@ -201,10 +201,11 @@ def test_the_report_is_in_the_bundle(exported):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", list(Variant))
 def test_every_engine_was_tried_on_the_known_answers_alone_and_padded(exported, variant):
-    report = json.loads((exported(variant).directory / "report.json").read_text())
+    bundle = exported(variant)
 
-    tried = [(answers["runtime"], answers["images"]) for answers in report["known_answers"]]
-    assert tried == [("onnxruntime", 6), ("openvino", 6)]
+    reports = json.loads((bundle.directory / "report.json").read_text())["known_answers"]
+    assert [report["runtime"] for report in reports] == ["onnxruntime", "openvino"]
+    assert min(report["tries"] for report in reports) >= 3 + bundle.manifest.max_batch_size
 
 
 @pytest.mark.slow

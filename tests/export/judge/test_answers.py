@@ -13,10 +13,8 @@ def test_every_engine_of_a_cpu_is_tried_alone_and_padded(toy_bundle: Path) -> No
 
     reports = judge_answers(bundle, engines_on_cpu(bundle))
 
-    assert [(report["runtime"], report["images"]) for report in reports] == [
-        ("onnxruntime", 6),
-        ("openvino", 6),
-    ]
+    assert [report["runtime"] for report in reports] == ["onnxruntime", "openvino"]
+    assert min(report["tries"] for report in reports) >= 3 + bundle.manifest.max_batch_size
     assert max(report["score"] for report in reports) < 1e-5
 
 
