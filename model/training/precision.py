@@ -29,9 +29,10 @@ def loss_scaler(dtype: torch.dtype, device: torch.device) -> torch.amp.GradScale
 
 def set_tf32(allowed: bool) -> None:
     """Let the convolutions and matrix products of this process use TF32 on a GPU, or none."""
-    precision = "tf32" if allowed else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = precision
-    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+    # The newer `fp32_precision` of each operation would leave flags that torch.export, which reads
+    # these two, refuses as contradictory.
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def compile_backbone(model: DeformableDetr, *, backend: str = "inductor") -> None:

@@ -262,19 +262,10 @@ for graph, target in jobs:
 """
 needs_rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="no tensorrt-rtx")
 
-# Form, precision and compute capability of the plans of every variant.
+# Form, precision and compute capability of the plans of every variant; each takes 12 CPU seconds.
 BUILDS = {
-    Variant.BASE: [
-        ("plugin", "fp32", "8.6"),
-        ("plugin", "fp16", "12.0"),
-        ("standard", "fp32", "12.0"),
-    ],
-    Variant.REFINE: [
-        ("plugin", "fp32", "12.0"),
-        ("plugin", "fp16", "8.6"),
-        ("plugin", "bf16", "12.0"),
-        ("standard", "fp16", "8.6"),
-    ],
+    Variant.BASE: [("plugin", "fp32", "8.6"), ("standard", "fp32", "12.0")],
+    Variant.REFINE: [("plugin", "bf16", "12.0")],
     Variant.TWO_STAGE: [
         ("plugin", "fp32", "12.0"),
         ("plugin", "fp16", "8.6"),

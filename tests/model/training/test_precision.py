@@ -18,19 +18,15 @@ def _exact_afterwards() -> Iterator[None]:
     set_tf32(False)
 
 
-def gpu_arithmetic() -> set[str]:
-    return {
-        torch.backends.cuda.matmul.fp32_precision,
-        torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
-    }
-
-
-@pytest.mark.parametrize(("is_allowed", "expected"), [(True, "tf32"), (False, "ieee")])
+@pytest.mark.parametrize("is_allowed", [True, False])
 def test_a_run_decides_whether_float32_is_exact_on_a_gpu(
-    images: Path, tmp_path: Path, is_allowed: bool, expected: str
+    images: Path, tmp_path: Path, is_allowed: bool
 ) -> None:
     config = run_config(tf32=is_allowed, epochs=1, num_workers=0)
 
     train(config, open_data(config, images), out_dir=tmp_path)
 
-    assert gpu_arithmetic() == {expected}
+    assert torch.backends.cuda.matmul.allow_tf32 == is_allowed
+    assert torch.backends.cudnn.allow_tf32 == is_allowed
+    with torch.backends.cudnn.flags():  # as torch.export does
+        pass
