@@ -32,6 +32,7 @@ _ASSUMED_SIZE = (
     f"the file does not say how large images are: a short side of {Preprocess().short_side} and a "
     f"long side of at most {Preprocess().long_side} pixels were taken, as published"
 )
+_RESNET_BLOCKS = ((3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3))  # of ResNet-50, 101 and 152
 # Tensors of convolutions, batch norms, projections and feed-forward layers, which nobody starts
 # with zeros: a gap in a file shows in one of them.
 _NEVER_ZERO = ("running_var", "value_proj.weight", "linear1.weight", "conv1.weight",
@@ -103,6 +104,7 @@ def _convert(
         assumed.append(_ASSUMED_SIZE)
     config = _infer_config(tensors, variant, *sizes)
     _require_agreement(config, settings)
+    assumed += _unusual_depths(config, settings)
     _require_whole(source, tensors, config, layout)
     for sentence in [*notes, *assumed]:
         log.warning("%s: %s", source.name, sentence)
@@ -261,6 +263,22 @@ def _infer_config(
         backbone_blocks=blocks,  # type: ignore[arg-type]  # four, of the range above
         input_proj_bias="input_proj.0.conv.bias" in tensors,
     )
+
+
+def _unusual_depths(config: ModelConfig, settings: Settings) -> list[str]:
+    """What was counted and is not as published, so the file may have lost layers."""
+    assumed = []
+    for part in ("encoder", "decoder"):
+        field = f"num_{part}_layers"
+        count, published = getattr(config, field), getattr(ModelConfig, field)
+        if count < published and settings.get(field) is None:
+            assumed.append(f"the file does not say how many {part} layers the model has: it holds "
+                           f"{count}, published models have {published}")  # fmt: skip
+    if config.backbone_blocks not in _RESNET_BLOCKS:
+        stages = ", ".join(map(str, config.backbone_blocks))
+        assumed.append(f"the stages of the backbone have {stages} blocks in the file, unlike "
+                       "ResNet-50, 101 and 152")  # fmt: skip
+    return assumed
 
 
 def _require_agreement(config: ModelConfig, settings: Settings) -> None:

@@ -28,6 +28,7 @@ def settle_heads(tensors: Tensors, layout: Layout, *, settings: Settings) -> Var
             "two stages are only supported with box refinement"
         )
     if not refines:
+        _require_shared_heads(tensors, num_layers)
         for name in [x for x in tensors if re.match(r"(class|box)_heads\.[1-9]", x)]:
             del tensors[name]
         return Variant.BASE
@@ -39,6 +40,17 @@ def settle_heads(tensors: Tensors, layout: Layout, *, settings: Settings) -> Var
         renamed = re.sub(r"^(class|box)_heads\.\d+\.", r"queries.\1_head.", name)
         tensors[renamed] = tensors.pop(name)
     return Variant.TWO_STAGE
+
+
+def _require_shared_heads(tensors: Tensors, num_layers: int) -> None:
+    """Raise ValueError unless the shared heads are stored once, or once for every layer."""
+    for kind in ("class", "box"):
+        count = count_indices(tensors, rf"{kind}_heads\.(\d+)\.")
+        if count > 1 and count != num_layers:
+            raise ValueError(
+                f"the file has {count} {kind} heads for {num_layers} decoder layers, expected one "
+                "for each layer, or one for all; the file is incomplete"
+            )
 
 
 def _heads_are_equal(tensors: Tensors) -> bool:

@@ -54,3 +54,11 @@ def share_one_head(content: dict[str, Any]) -> None:
     state = content["state_dict"]
     for key in [key for key in state if "_branches." in key]:
         state[key] = state[re.sub(r"branches\.\d+", "branches.0", key)]
+
+
+def without(content: dict[str, Any], pattern: str) -> dict[str, Any]:
+    """The file without the tensors whose names hold a pattern."""
+    place = next((key for key in ("state_dict", "model") if key in content), None)
+    tensors = content if place is None else content[place]
+    kept = {key: tensor for key, tensor in tensors.items() if not re.search(pattern, key)}
+    return kept if place is None else {**content, place: kept}

@@ -32,6 +32,7 @@ from tests.model.checkpoints.published import (
     numbered_head,
     share_one_head,
     variants,
+    without,
 )
 
 VARIANTS = {"base": Variant.BASE, "refine": Variant.REFINE, "twostage": Variant.TWO_STAGE}
@@ -199,8 +200,26 @@ def test_what_had_to_be_assumed_is_said_in_the_log_and_the_checkpoint(
     assumed = converted.provenance["assumed"]
     assert "names none of its 91 outputs: COCO's classes were taken" in assumed[0]
     assert "does not say how many attention heads it has: 8 were taken" in assumed[1]
-    assert len(assumed) == 2
+    assert (
+        "how many encoder layers the model has: it holds 2, published models have 6" in assumed[2]
+    )
+    assert (
+        "how many decoder layers the model has: it holds 3, published models have 6" in assumed[3]
+    )
+    assert len(assumed) == 4
     assert all(sentence in caplog.text for sentence in assumed)
+
+
+def test_a_file_that_lost_layers_without_a_trace_says_how_many_it_holds(
+    write: Callable[[Any], Path],
+) -> None:
+    lost = r"encoder\.layers\.1\.|backbone\.layer3\.5\."
+
+    converted = convert(write(without(checkpoint("base", "mmdet3"), lost)))
+
+    assumed = str(converted.provenance["assumed"])
+    assert "how many encoder layers the model has: it holds 1, published" in assumed
+    assert "the backbone have 3, 4, 5, 3 blocks in the file, unlike ResNet-50" in assumed
 
 
 def test_nothing_is_assumed_of_a_file_that_says_it_all(
@@ -208,8 +227,9 @@ def test_nothing_is_assumed_of_a_file_that_says_it_all(
 ) -> None:
     content = checkpoint("base", "mmdet3")
     attention = "dict(self_attn_cfg=dict(num_heads=8), cross_attn_cfg=dict(num_points=4))"
+    decoder = f"dict(num_layers=3, layer_cfg={attention})"
     content["meta"]["cfg"] = (
-        f"model = dict(num_queries=20, decoder=dict(layer_cfg={attention}))\n"
+        f"model = dict(num_queries=20, encoder=dict(num_layers=2), decoder={decoder})\n"
         "test_pipeline = [dict(type='Resize', scale=(640, 480), keep_ratio=True)]"
     )
     categories = [{"id": i, "name": name} for i, name in enumerate(NAMES)]

@@ -17,6 +17,11 @@ from tests.data.parity.make_checkpoint import (
 )
 from tests.model.checkpoints.published import (
     share_one_head,
+    without,
+)
+
+one_format_each = pytest.mark.parametrize(
+    ("variant", "file_format"), [("base", "mmdet3"), ("refine", "authors"), ("twostage", "hf4")]
 )
 
 
@@ -65,6 +70,28 @@ def test_a_tensor_left_over_is_named(write: Callable[[Any], Path], extra: str) -
 
     with pytest.raises(ValueError, match=rf"tensor {extra} .*is left over"):
         convert(write(content))
+
+
+@one_format_each
+def test_a_file_that_lost_its_last_decoder_layer_is_refused(
+    write: Callable[[Any], Path], variant: str, file_format: str
+) -> None:
+    content = without(checkpoint(variant, file_format), r"decoder\.layers\.2\.")
+
+    with pytest.raises(ValueError, match=r"3 class heads for 2 decoder|_heads.* is left over"):
+        convert(write(content))
+
+
+@one_format_each
+@pytest.mark.parametrize("kind", ["class|cls", "bbox|reg"])
+def test_a_file_that_lost_its_last_head_is_refused(
+    write: Callable[[Any], Path], variant: str, file_format: str, kind: str
+) -> None:
+    last = 3 if variant == "twostage" else 2
+    lost = rf"({kind})_(embed|branches)\.{last}\."
+
+    with pytest.raises(ValueError, match=r"2 (class|box) heads for 3|_head.* is missing"):
+        convert(write(without(checkpoint(variant, file_format), lost)))
 
 
 def test_a_tensor_of_another_shape_is_named(write: Callable[[Any], Path]) -> None:
