@@ -1,6 +1,7 @@
 """Finds the thresholds with the best F1, from COCO's matching at an IoU of 0.5."""
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -15,42 +16,44 @@ MIN_BOXES = 10  # of a class; with fewer, a separate threshold would be chance
 _CANDIDATES = np.arange(1, 100, dtype=np.float32) / 100
 
 
-class _Scored(NamedTuple):
-    """Detections of some classes: scores (N,) float32 and whether each is right (N,) bool."""
+class Scored(NamedTuple):
+    """Detections of some classes: scores (N,) float32 and whether each is right (N,) bool.
+
+    num_boxes: those that were to be found.
+    """
 
     scores: npt.NDArray[np.float32]
     is_right: npt.NDArray[np.bool_]
     num_boxes: int
 
 
-def best_thresholds(truth: COCO, detections: COCO) -> Thresholds | None:
-    """The best thresholds for all classes together and for each; None if no detection is right.
-
-    As in COCO's AP, each box is matched by one detection, in order of score; boxes marked as
-    crowds count neither way.
-    """
-    scored = _match(truth, detections)
-    everything = _Scored(
-        np.concatenate([one.scores for one in scored.values()]),
-        np.concatenate([one.is_right for one in scored.values()]),
-        sum(one.num_boxes for one in scored.values()),
-    )
-    overall = _best(everything)
+def best_thresholds(by_class: Mapping[int, Scored]) -> Thresholds | None:
+    """The best thresholds for all classes together and for each; None if no detection is right."""
+    overall = _best(pool(by_class.values()))
     if overall is None:
         return None
     points = {
-        category_id: _best(one) for category_id, one in scored.items() if one.num_boxes >= MIN_BOXES
+        category_id: _best(one)
+        for category_id, one in by_class.items()
+        if one.num_boxes >= MIN_BOXES
     }
-    by_class = {category_id: point for category_id, point in points.items() if point}
-    return Thresholds(overall=overall, by_class=by_class)
+    found = {category_id: point for category_id, point in points.items() if point}
+    return Thresholds(overall=overall, by_class=found)
 
 
-def _best(scored: _Scored) -> OperatingPoint | None:
+def pool(classes: Iterable[Scored]) -> Scored:
+    """The detections of several classes together."""
+    scored = list(classes)
+    return Scored(
+        np.concatenate([one.scores for one in scored]),
+        np.concatenate([one.is_right for one in scored]),
+        sum(one.num_boxes for one in scored),
+    )
+
+
+def _best(scored: Scored) -> OperatingPoint | None:
     """The candidate with the best F1; of equally good neighbours, the middle one."""
-    ascending = np.argsort(scored.scores)
-    right_from = np.append(np.cumsum(scored.is_right[ascending][::-1])[::-1], 0)
-    first = np.searchsorted(scored.scores[ascending], _CANDIDATES)
-    num_right, num_shown = right_from[first], len(scored.scores) - first
+    num_right, num_shown = count_from(scored, _CANDIDATES)
     f1 = 2 * num_right / np.maximum(num_shown + scored.num_boxes, 1)
     if not f1.any():
         return None
@@ -64,8 +67,22 @@ def _best(scored: _Scored) -> OperatingPoint | None:
     )
 
 
-def _match(truth: COCO, detections: COCO) -> dict[int, _Scored]:
-    """Category id -> its detections, without those on crowds."""
+def count_from(
+    scored: Scored, thresholds: np.ndarray
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """How many detections are right, and how many there are, from each threshold (N,) on."""
+    ascending = np.argsort(scored.scores)
+    right_from = np.append(np.cumsum(scored.is_right[ascending][::-1])[::-1], 0)
+    first = np.searchsorted(scored.scores[ascending], thresholds)
+    return right_from[first], len(scored.scores) - first
+
+
+def match_detections(truth: COCO, detections: COCO) -> dict[int, Scored]:
+    """Category id -> its detections, without those on crowds.
+
+    As in COCO's AP, each box is matched by one detection, in order of score; boxes marked as
+    crowds count neither way.
+    """
     evaluation = COCOeval_faster(truth, detections, "bbox", print_function=lambda *_: None)
     evaluation.params.iouThrs = np.array([IOU])
     evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
@@ -82,7 +99,7 @@ def _match(truth: COCO, detections: COCO) -> dict[int, _Scored]:
             kept[entry["category_id"]].append((entry["score"], detection_id in right))
     counts = Counter(entry["category_id"] for entry in truth.anns.values() if not entry["iscrowd"])
     return {
-        category_id: _Scored(
+        category_id: Scored(
             np.array([score for score, _ in kept[category_id]], np.float32),
             np.array([is_right for _, is_right in kept[category_id]], np.bool_),
             counts[category_id],

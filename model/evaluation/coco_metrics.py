@@ -1,6 +1,7 @@
 """COCO's box metrics: the twelve numbers and AP by class, from ground truth and detections."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,10 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from bundle.manifest import ClassInfo
 from bundle.thresholds import OperatingPoint, Thresholds
-from model.evaluation.best_thresholds import best_thresholds
+from model.evaluation.best_thresholds import Scored, best_thresholds, match_detections
 
 # (name, what it covers), in the order of COCO's evaluation
-_NUMBERS = (
+NUMBERS = (
     ("AP", "IoU 0.50:0.95"), ("AP50", "IoU 0.50"), ("AP75", "IoU 0.75"),
     ("APs", "boxes under 32 x 32 pixels"), ("APm", "32 x 32 to 96 x 96"), ("APl", "larger"),
     ("AR1", "recall, 1 detection an image"), ("AR10", "10 detections"),
@@ -23,12 +24,13 @@ _NUMBERS = (
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """AP of one class; NaN if the ground truth has no box of it."""
+    """AP of one class, also of its small, medium and large boxes; NaN without such boxes."""
 
     info: ClassInfo
     num_boxes: int
     ap: float
     ap50: float
+    ap_by_size: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Metrics:
         results: detections in COCO's results format.
         ground_truth: what they were scored against, in COCO's format.
         thresholds: those of the best F1; None if no detection is right.
+        scored: by category id, which detections are right at an IoU of 0.5.
     """
 
     numbers: dict[str, float]
@@ -49,6 +52,7 @@ class Metrics:
     results: list[dict[str, Any]]
     ground_truth: dict[str, Any]
     thresholds: Thresholds | None
+    scored: Mapping[int, Scored]
 
     @property
     def defined(self) -> dict[str, float]:
@@ -70,18 +74,20 @@ def score(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> Metric
     values = [float(value) for value in evaluation.stats]
     numbers = {
         name: value if value >= 0 else math.nan
-        for (name, _), value in zip(_NUMBERS, values, strict=True)
+        for (name, _), value in zip(NUMBERS, values, strict=True)
     }
     per_class = _score_classes(evaluation, ground_truth)
-    thresholds = best_thresholds(truth, detections)
-    return Metrics(numbers, per_class, results, ground_truth, thresholds)
+    scored = match_detections(truth, detections)
+    thresholds = best_thresholds(scored)
+    return Metrics(numbers, per_class, results, ground_truth, thresholds, scored)
 
 
 def _score_classes(
     evaluation: COCOeval_faster, ground_truth: dict[str, Any]
 ) -> tuple[ClassMetrics, ...]:
     # (IoU, recall, category by ascending id, box size, number of detections); -1 is undefined
-    precision = evaluation.eval["precision"][..., 0, -1]
+    by_size = evaluation.eval["precision"][..., -1]  # sizes: all, small, medium, large
+    precision = by_size[..., 0]
     column = {category_id: k for k, category_id in enumerate(evaluation.params.catIds)}
     num_boxes = dict.fromkeys(column, 0)
     for annotation in ground_truth["annotations"]:
@@ -92,6 +98,11 @@ def _score_classes(
             num_boxes[category["id"]],
             _mean_defined(precision[:, :, column[category["id"]]]),
             _mean_defined(precision[0, :, column[category["id"]]]),
+            (
+                _mean_defined(by_size[:, :, column[category["id"]], 1]),
+                _mean_defined(by_size[:, :, column[category["id"]], 2]),
+                _mean_defined(by_size[:, :, column[category["id"]], 3]),
+            ),
         )
         for category in ground_truth["categories"]
     )
@@ -116,7 +127,7 @@ def format_report(metrics: Metrics) -> str:
     lines.append(f"{'all':<{width}}  {sum(entry.num_boxes for entry in metrics.per_class):>6}"
                  f"  {'':5}  {'':5}  {overall}")  # fmt: skip
     lines.append("")
-    for name, meaning in _NUMBERS:
+    for name, meaning in NUMBERS:
         lines.append(f"{name:<5}  {_format(metrics.numbers[name]):>5}  {meaning}")
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ again.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from model.evaluation.coco_metrics import Metrics, score
+from model.evaluation.overlap import overlaps
 
 Results = list[dict[str, Any]]
 COCO_LIMIT = 100  # detections that count per image and class
@@ -217,20 +218,6 @@ def _matched_categories(results: Results, truth: dict[str, Any]) -> Iterator[tup
     for annotation in truth["annotations"]:
         found = by_image.get(annotation["image_id"], [])
         if found and not annotation.get("iscrowd"):
-            overlaps = _overlaps(annotation["bbox"], [entry["bbox"] for entry in found])
-            if (hits := np.flatnonzero(overlaps >= _MATCH_IOU)).size:
+            shares = overlaps(annotation["bbox"], [entry["bbox"] for entry in found])
+            if (hits := np.flatnonzero(shares >= _MATCH_IOU)).size:
                 yield found[hits[0]]["category_id"], annotation["category_id"]
-
-
-def _overlaps(box: Iterable[float], others: Sequence[Iterable[float]]) -> np.ndarray:
-    """IoU of a box xywh with others."""
-    x, y, w, h = box
-    theirs = np.array(others, dtype=np.float64)
-    right = np.minimum(x + w, theirs[:, 0] + theirs[:, 2])
-    bottom = np.minimum(y + h, theirs[:, 1] + theirs[:, 3])
-    shared = (right - np.maximum(x, theirs[:, 0])).clip(0) * (
-        bottom - np.maximum(y, theirs[:, 1])
-    ).clip(0)
-    union = w * h + theirs[:, 2] * theirs[:, 3] - shared
-    overlaps: np.ndarray = shared / np.maximum(union, np.finfo(np.float64).tiny)
-    return overlaps
