@@ -204,6 +204,25 @@ class TrainConfig:
     # The run ends after so many minutes, whatever `epochs` says, and its schedule with it: epoch n
     # of the schedule is then n / epochs of the time.
     minutes: float | None = None
+    # best.safetensors is the epoch with the best value: one of COCO's numbers on the validation
+    # images, or "loss", their loss.
+    best_metric: Literal[
+        "AP",
+        "AP50",
+        "AP75",
+        "APs",
+        "APm",
+        "APl",
+        "AR1",
+        "AR10",
+        "AR100",
+        "ARs",
+        "ARm",
+        "ARl",
+        "loss",
+    ] = "AP"
+    patience: int | None = None  # epochs without a better one, after which the run ends early
+    keep_last: int = 0  # checkpoints of so many last epochs are kept, each in a file of its own
     epoch_images: int | None = None  # images per epoch of an endless data set
     batch_size: int = 2  # images per forward pass
     # batch_size=auto: as many images as fit in memory, with accumulation_steps for as many a step.
@@ -228,11 +247,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_at_least(
-            self, 1, "epochs", "epoch_images", "batch_size", "accumulation_steps", "num_threads"
-        )
+            self, 1, "epochs", "epoch_images", "batch_size", "accumulation_steps", "num_threads",
+            "patience",
+        )  # fmt: skip
         _require_at_least(
             self, 0, "pretrain_steps", "weight_decay", "backbone_lr_factor", "offsets_lr_factor",
-            "warmup_steps", "num_workers", "seed",
+            "warmup_steps", "num_workers", "seed", "keep_last",
         )  # fmt: skip
         for name in ("learning_rate", "clip_norm", "minutes"):
             value = getattr(self, name)

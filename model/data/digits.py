@@ -9,6 +9,7 @@ and scribbles are drawn as distractors without a label.
 
 import argparse
 import json
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -278,10 +279,12 @@ class DigitsDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
         self.num_images = num_images
         self.transform = transform
         self.epoch = 0
+        self._truth: dict[str, Any] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, which decides the training images."""
         self.epoch = epoch
+        self._truth = None
 
     def __len__(self) -> int:
         return self.num_images
@@ -319,7 +322,12 @@ class DigitsDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
         return make_sample(self._rng(index), self.split).image
 
     def ground_truth(self) -> dict[str, Any]:
-        """Images, annotations and categories in COCO's format."""
+        """Images, annotations and categories in COCO's format; a new copy, which may be changed."""
+        if self._truth is None:  # takes as long as making the images
+            self._truth = self._find_truth()
+        return deepcopy(self._truth)
+
+    def _find_truth(self) -> dict[str, Any]:
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for index in range(self.num_images):

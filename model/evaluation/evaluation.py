@@ -1,6 +1,6 @@
 """Runs a detector over a data set, processing images as the service does, and scores it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -15,6 +15,8 @@ from model.distributed import gather, is_main, num_processes, process_index
 from model.evaluation.coco_metrics import Metrics, score
 from model.progress import progress_bar
 
+Follow = Callable[[Sequence[int]], None]
+
 
 def evaluate(
     predict: Predict,
@@ -24,6 +26,7 @@ def evaluate(
     classes: Sequence[ClassInfo],
     batch_size: int = 1,
     limit: int | None = None,
+    follow: Follow | None = None,
 ) -> Metrics:
     """Run a detector over a data set and score it.
 
@@ -34,6 +37,7 @@ def evaluate(
         classes: of the labels of `predict`.
         batch_size: 1, with which AP is published, means no padding.
         limit: evaluate only this many images, the first ones.
+        follow: called after each batch that `predict` ran, with the ids of its images.
 
     Raises:
         ValueError: the data set's classes are not among the model's, the data set is empty, an
@@ -52,6 +56,8 @@ def evaluate(
             indices = range(start, min(start + batch_size, num_images))
             images = [dataset.read_image(index) for index in indices]
             outputs = run_images(predict, images, preprocess=preprocess)
+            if follow is not None:
+                follow([dataset.image_id(index) for index in indices])
             found.append([
                 _to_results(dataset.image_id(index), output, classes)
                 for index, output in zip(indices, outputs, strict=True)

@@ -1,5 +1,7 @@
 """From uint8 images to detections: the model that evaluation runs and export turns into a graph."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -59,9 +61,16 @@ class DetectionModel(nn.Module):
 
         Returns scores, labels and boxes as `decode_detections` does.
         """
-        outputs = self.detector(
-            normalise(images, padding_mask, preprocess=self.preprocess), padding_mask
-        )
+        return self.decode(self.raw_outputs(images, padding_mask))
+
+    def raw_outputs(self, images: Tensor, padding_mask: Tensor) -> dict[str, Any]:
+        """What the detector returns for images (B, H, W, 3) uint8 RGB and padding (B, H, W)."""
+        pixels = normalise(images, padding_mask, preprocess=self.preprocess)
+        outputs: dict[str, Any] = self.detector(pixels, padding_mask)
+        return outputs
+
+    def decode(self, outputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores, labels and boxes, as `decode_detections` does."""
         return decode_detections(
             outputs["pred_logits"],
             outputs["pred_boxes"],

@@ -21,12 +21,16 @@ from model.evaluation.coco_metrics import Metrics
 from model.evaluation.evaluation import evaluate
 from model.evaluation.padding import padding_report
 from model.network.inference import DetectionModel, torch_predictor
-from model.training.board import record
+from model.training.best_epoch import count_epoch, drop_old_checkpoints, kept_name, shown_best
+from model.training.epoch_record import EpochRecord, write_record
 from model.training.interrupt import StopRequest
 from model.training.run_time import RunTime
-from model.training.training_state import Progress, TrainingState
+from model.training.schedule import learning_rate
+from model.training.training_state import TrainingState
+from model.training.validation_loss import ValidationLoss
 
 BEST, LAST = "best.safetensors", "last.safetensors"
+SHOWN_CLASSES = 12  # in the log
 log = logging.getLogger(__name__)
 
 
@@ -50,27 +54,31 @@ def end_epoch(
         OSError: a checkpoint could not be written; its previous version is intact.
     """
     progress, config = state.progress, run_time.config
-    predict = _predictor(state, config, stop)
-    metrics = evaluate(predict, data.val, preprocess=config.preprocess, classes=data.classes)
-    run_time.count_evaluation()
-    progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-    is_best = _count_best(progress, metrics.numbers["AP"])
-    record(board, "validation", values=metrics.defined, step=progress.step)
-    log.info(
-        "%s: %s, %s, %s so far",
-        *(run_time.epoch_name(progress.epoch), _shown(metrics), shown_best(progress)),
-        timedelta(seconds=round(progress.total_seconds)),
+    model = DetectionModel(state.evaluated_model, config.preprocess)
+    loss = ValidationLoss(model, config, ground_truth=data.val.ground_truth(), classes=data.classes)
+    metrics = evaluate(
+        _unless_stopped(loss.predict, stop),
+        data.val,
+        preprocess=config.preprocess,
+        classes=data.classes,
+        follow=loss.add,
     )
-    for name in (LAST, BEST) if is_best else (LAST,):
-        in_main(save_checkpoint)(
-            out_dir / name,
-            state.evaluated_model,
-            config=config,
-            classes=data.classes,
-            provenance=_provenance(config, data, state),
-            metrics=metrics.defined,
-            thresholds=metrics.thresholds,
-        )
+    run_time.count_evaluation()
+    entry = EpochRecord(
+        progress.epoch + 1,
+        progress.step,
+        progress.total_seconds,
+        learning_rate=learning_rate(state.optimizer),
+        training_loss=progress.mean_loss,
+        validation_loss=loss.total(),
+        metrics=metrics,
+    )
+    is_best = count_epoch(progress, config, entry=entry)
+    _log_epoch(entry, run_time)
+    write_record(entry, out_dir, board=board)
+    _write_checkpoints(
+        state, data, metrics=metrics, config=config, out_dir=out_dir, is_best=is_best
+    )
     return metrics
 
 
@@ -81,9 +89,10 @@ def report_last_epoch(
     if metrics.thresholds:
         log.info("best F1 at %s", metrics.thresholds.overall)
     if "AP" in metrics.defined:
+        model = DetectionModel(state.evaluated_model, config.preprocess)
         log.info(
             padding_report(
-                _predictor(state, config, stop),
+                _unless_stopped(torch_predictor(model), stop),
                 data.val,
                 preprocess=config.preprocess,
                 classes=data.classes,
@@ -92,19 +101,20 @@ def report_last_epoch(
         )
 
 
-def shown_best(progress: Progress) -> str:
-    """The best AP so far, in words."""
-    return "the last epoch" if progress.best_ap is None else f"best AP {progress.best_ap:.3f}"
-
-
-def _count_best(progress: Progress, ap: float) -> bool:
-    """Whether this epoch is the best so far. Without boxes AP is NaN, and the last one counts."""
-    if math.isnan(ap):
-        return True
-    is_best = progress.best_ap is None or ap > progress.best_ap
-    if is_best:
-        progress.best_ap = ap
-    return is_best
+def _log_epoch(entry: EpochRecord, run_time: RunTime) -> None:
+    progress, config = run_time.progress, run_time.config
+    log.info(
+        "%s: %s, %s, loss %.3f, validation loss %.3f, %s so far",
+        *(run_time.epoch_name(entry.epoch), _shown(entry.metrics), shown_best(progress, config)),
+        *(entry.training_loss, entry.validation_loss, timedelta(seconds=round(entry.seconds))),
+    )
+    if by_class := _shown_classes(entry.class_ap):
+        log.info("AP by class: %s", by_class)
+    if run_time.is_out_of_patience:
+        log.info(
+            "stopping: the best epoch was %d, and patience=%s allows no more without a better one",
+            *(progress.best_epoch, config.patience),
+        )
 
 
 def _shown(metrics: Metrics) -> str:
@@ -113,9 +123,46 @@ def _shown(metrics: Metrics) -> str:
     return f"AP {metrics.numbers['AP']:.3f}, AP50 {metrics.numbers['AP50']:.3f}"
 
 
-def _predictor(state: TrainingState, config: TrainConfig, stop: StopRequest) -> Predict:
-    """A predictor with the weights to keep; it raises Interrupted if a stop is requested."""
-    predict = torch_predictor(DetectionModel(state.evaluated_model, config.preprocess))
+def _shown_classes(class_ap: dict[str, float]) -> str:
+    """AP of every class, or of those with the lowest; nothing for a single one."""
+    known = [(name, ap) for name, ap in class_ap.items() if not math.isnan(ap)]
+    if len(class_ap) == 1 or not known:
+        return ""
+    rest = ""
+    if len(known) > SHOWN_CLASSES:
+        rest = f" are the lowest of {len(known)}"
+        known = sorted(known, key=lambda item: item[1])[:SHOWN_CLASSES]
+    return ", ".join(f"{name} {ap:.3f}" for name, ap in known) + rest
+
+
+def _write_checkpoints(
+    state: TrainingState,
+    data: RunData,
+    *,
+    metrics: Metrics,
+    config: TrainConfig,
+    out_dir: Path,
+    is_best: bool,
+) -> None:
+    """Write last.safetensors, best.safetensors if this is the best, and the epoch's own if kept."""
+    names = [LAST, BEST] if is_best else [LAST]
+    if config.keep_last:
+        names.append(kept_name(state.progress.epoch))
+    for name in names:
+        in_main(save_checkpoint)(
+            out_dir / name,
+            state.evaluated_model,
+            config=config,
+            classes=data.classes,
+            provenance=_provenance(config, data, state),
+            metrics=metrics.defined,
+            thresholds=metrics.thresholds,
+        )
+    in_main(drop_old_checkpoints)(out_dir, config.keep_last)
+
+
+def _unless_stopped(predict: Predict, stop: StopRequest) -> Predict:
+    """The same predictor; it raises Interrupted if a stop is requested."""
 
     def predict_or_stop(images: Uint8Array, padding_mask: BoolArray) -> RawOutput:
         stop.check()

@@ -1,7 +1,7 @@
 """The training loop, top to bottom.
 
 Writes to OUT: best.safetensors and last.safetensors (checkpoints, see `model.checkpoint`),
-last.training.pt and previous.training.pt (what a resumed run needs) and tensorboard/.
+last.training.pt and previous.training.pt (what a resumed run needs), metrics.csv and tensorboard/.
 """
 
 import logging
@@ -34,8 +34,9 @@ from model.distributed import (
 from model.network.deformable_detr import DeformableDetr
 from model.progress import progress_bar
 from model.training.batch_memory import Measure
+from model.training.best_epoch import shown_best
 from model.training.board import open_board, record
-from model.training.epoch_end import BEST, end_epoch, report_last_epoch, shown_best
+from model.training.epoch_end import BEST, end_epoch, report_last_epoch
 from model.training.frozen import freeze_parts
 from model.training.interrupt import Interrupted, StopRequest
 from model.training.memory import saved_if_memory_runs_out
@@ -141,7 +142,7 @@ def train(
     _check_any_step(state.progress, config)
     log.info(
         "%s: %d epochs done, %s in %s; another OUT= (--out) starts a new run",
-        *(out_dir, state.progress.epoch, shown_best(state.progress), out_dir / BEST),
+        *(out_dir, state.progress.epoch, shown_best(state.progress, config), out_dir / BEST),
     )
     return 0
 

@@ -62,7 +62,9 @@ def take_step(
         state.average.update(progress.step + 1)
     progress.step += 1
     progress.step_in_epoch += 1
-    return {**terms, "loss": sum(terms.values()), "gradient_norm": norm.item()}
+    loss = sum(terms.values())
+    progress.loss_sum += loss
+    return {**terms, "loss": loss, "gradient_norm": norm.item()}
 
 
 def _find_gradients(

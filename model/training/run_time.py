@@ -54,10 +54,18 @@ class RunTime:
     @property
     def is_over(self) -> bool:
         """Whether the run ends before its next step, unless an epoch is still to be evaluated."""
+        if self.is_out_of_patience:
+            return True
         if self.config.minutes is None:
             return self.progress.epoch >= self.config.epochs
         pace = self.progress.step_seconds / max(1, self.progress.step)
         return self.progress.total_seconds + pace > self._seconds_for_training
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether too many epochs have passed since the best one."""
+        patience = self.config.patience
+        return patience is not None and self.progress.epoch - self.progress.best_epoch >= patience
 
     def epoch_name(self, number: int) -> str:
         """What to call the epoch with that number, counted from 1."""

@@ -53,6 +53,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
+def learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The rate of the parameters that have no factor of their own, as it was set last."""
+    return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
 def schedule_factor(
     step: int, steps_per_epoch: int, *, config: TrainConfig, used_share: float | None = None
 ) -> float:

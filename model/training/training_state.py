@@ -18,10 +18,11 @@ from model.network.deformable_detr import DeformableDetr
 from model.training.precision import forward_dtype, loss_scaler
 from model.training.schedule import MovingAverage, make_optimizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BATCH_FIELDS = ("batch_size", "accumulation_steps")
-# The first two change only the speed, the third is replaced by what was chosen.
-_NOT_COMPARED = ("num_workers", "num_threads", "fit_batch")
+# Settings that change the speed, length and files of a run, but no step.
+_CHANGE_NO_STEP = ("num_workers", "num_threads", "patience", "keep_last")
+_NOT_COMPARED = (*_CHANGE_NO_STEP, "fit_batch")  # the last is replaced by what was chosen
 _DATA_NAMES = ("dataset", "train_annotations", "val_annotations")
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,14 @@ class Progress:
     seconds: float = 0.0  # since then, over all sessions
     step_seconds: float = 0.0  # of these, in steps
     evaluation_seconds: float = 0.0  # of the longest evaluation
-    best_ap: float | None = None
+    loss_sum: float = 0.0  # of the steps of the current epoch
+    best_epoch: int = 0  # counted from 1; 0 before the first evaluation
+    best_value: float | None = None  # of the configuration's best_metric
+
+    @property
+    def mean_loss(self) -> float:
+        """The loss of the current epoch's steps on average; NaN before the first."""
+        return self.loss_sum / self.step_in_epoch if self.step_in_epoch else math.nan
 
     @property
     def total_seconds(self) -> float:
@@ -213,7 +221,8 @@ def with_saved_batch(config: TrainConfig, saved: dict[str, Any]) -> TrainConfig:
 def run_fingerprint(config: TrainConfig, data_summary: dict[str, Any]) -> dict[str, Any]:
     """Plain values that decide what a run computes; only a run with the same may continue it."""
     values = _plain(dataclasses.asdict(config))
-    del values["num_workers"], values["num_threads"]
+    for name in _CHANGE_NO_STEP:
+        del values[name]
     return {"config": values, "data": _plain(data_summary)}
 
 

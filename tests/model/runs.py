@@ -1,5 +1,6 @@
 """What tests of training share: a small data set, a short run, and what goes wrong in it."""
 
+import csv
 import hashlib
 import json
 import os
@@ -124,6 +125,15 @@ def state_of(out_dir: Path) -> dict[str, Any]:
     for name in [name for name in state["progress"] if name.endswith("seconds")]:
         del state["progress"][name]
     return state
+
+
+def epochs_of(out_dir: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, as they are written, but for the time they took."""
+    with (out_dir / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        del row["seconds"]
+    return rows
 
 
 def assert_equal(found: Any, expected: Any) -> None:

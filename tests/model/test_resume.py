@@ -15,6 +15,7 @@ from tests.model.runs import (
     assert_equal,
     crash,
     digest,
+    epochs_of,
     interrupted_data,
     run_config,
     send,
@@ -52,6 +53,7 @@ def test_a_stopped_run_resumes_exactly(
     assert stopped_at == step
     assert resumed_status == 0
     assert_equal(state_of(tmp_path), state_of(uninterrupted))
+    assert epochs_of(tmp_path) == epochs_of(uninterrupted)
     for name in ("best.safetensors", "last.safetensors"):
         assert_equal(load_file(tmp_path / name), load_file(uninterrupted / name))
 

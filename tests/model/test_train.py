@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model.checkpoints.checkpoint_file import load_checkpoint
 from model.configs import finetune, tiny
@@ -20,6 +21,7 @@ from tests.model.runs import (
     COLOURS,
     assert_equal,
     digest,
+    epochs_of,
     interrupted_data,
     run_config,
     send,
@@ -41,6 +43,48 @@ def test_checkpoints_hold_the_average_and_where_it_comes_from(uninterrupted: Pat
     assert last.provenance["config"] == "tiny"
     assert 0 <= last.metrics["AP"] <= 1
     assert list((uninterrupted / "tensorboard").glob("events*"))
+
+
+def test_every_epoch_is_in_the_table_and_in_tensorboard(uninterrupted: Path) -> None:
+    rows = epochs_of(uninterrupted)
+    events = EventAccumulator(str(uninterrupted / "tensorboard")).Reload()
+    curve = [(event.step, event.value) for event in events.Scalars("validation/loss")]
+
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert list(rows[0])[:5] == [
+        "epoch", "step", "learning_rate", "training_loss", "validation_loss",
+    ]  # fmt: skip
+    assert {"AP", "ARl", "AP class 1", "AP class 5", "AP class 9"} < rows[0].keys()
+    assert min(float(row["training_loss"]) for row in rows) > 0
+    assert [step for step, _ in curve] == [2, 4, 6, 8]
+    assert [value for _, value in curve] == pytest.approx(
+        [float(row["validation_loss"]) for row in rows], rel=1e-4
+    )
+    assert "validation AP by class/class 5" in events.Tags()["scalars"]
+
+
+def test_a_run_ends_early_and_keeps_its_last_checkpoints(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = run_config(
+        epochs=9, patience=1, keep_last=2, best_metric="loss", learning_rate=1e-12, ema_decay=None
+    )
+    data = open_data(config, images)
+    caplog.set_level("INFO")
+
+    status = train(config, data, out_dir=tmp_path)
+    names = sorted(path.name for path in tmp_path.glob("epoch-*"))
+    again = train(config, data, out_dir=tmp_path)
+
+    num_epochs = len(epochs_of(tmp_path))
+    losses = [float(row["validation_loss"]) for row in epochs_of(tmp_path)]
+    best = load_checkpoint(tmp_path / "best.safetensors")
+    assert (status, again) == (0, 0)
+    assert num_epochs < 9
+    assert "stopping: the best epoch was" in caplog.text
+    assert names == [f"epoch-000{number}.safetensors" for number in (num_epochs - 1, num_epochs)]
+    assert best.provenance["epochs"] == num_epochs - 1 == losses.index(min(losses)) + 1
+    assert f"best validation loss {min(losses):.3f}" in caplog.text
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(images: Path, tmp_path: Path) -> None:

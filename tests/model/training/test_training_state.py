@@ -36,7 +36,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     config = demo()
     fingerprint = run_fingerprint(config, SUMMARY)
     state = TrainingState.start(DeformableDetr(config.model), config)
-    state.progress.best_ap = 0.5
+    state.progress.best_value = 0.5
     state.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)  # as of a run in float16
     state.save(tmp_path / "state.pt", fingerprint)
 

@@ -1,0 +1,44 @@
+"""Which epoch of a run is the best so far, by the metric that the configuration names."""
+
+import math
+from pathlib import Path
+
+from model.config import TrainConfig
+from model.training.epoch_record import EpochRecord
+from model.training.training_state import Progress
+
+
+def count_epoch(progress: Progress, config: TrainConfig, *, entry: EpochRecord) -> bool:
+    """Count a complete epoch; returns whether it is the best one so far.
+
+    An epoch without a value, because there was no such box to evaluate on, counts as the best.
+    """
+    value = {**entry.metrics.numbers, "loss": entry.validation_loss}[config.best_metric]
+    sign = -1 if config.best_metric == "loss" else 1
+    best = progress.best_value
+    is_best = best is None or math.isnan(value) or sign * value > sign * best
+    progress.epoch, progress.step_in_epoch, progress.loss_sum = entry.epoch, 0, 0.0
+    if is_best:
+        progress.best_epoch = entry.epoch
+        progress.best_value = best if math.isnan(value) else value
+    return is_best
+
+
+def shown_best(progress: Progress, config: TrainConfig) -> str:
+    """The best epoch in words."""
+    if progress.best_value is None:
+        return "the last epoch"
+    name = "validation loss" if config.best_metric == "loss" else config.best_metric
+    return f"best {name} {progress.best_value:.3f}"
+
+
+def kept_name(epoch: int) -> str:
+    """The file of one epoch's checkpoint, where the configuration keeps some."""
+    return f"epoch-{epoch:04d}.safetensors"
+
+
+def drop_old_checkpoints(out_dir: Path, keep_last: int) -> None:
+    """Delete the checkpoints of single epochs but for the last ones; none if 0 are kept."""
+    if keep_last:
+        for path in sorted(out_dir.glob("epoch-????.safetensors"))[:-keep_last]:
+            path.unlink()

@@ -1,0 +1,58 @@
+"""Which epoch counts as the best, and when a run has gone on long enough without a better one."""
+
+import math
+from itertools import count
+
+import pytest
+
+from model.evaluation.coco_metrics import Metrics
+from model.training.best_epoch import count_epoch, shown_best
+from model.training.epoch_record import EpochRecord
+from model.training.run_time import RunTime
+from model.training.training_state import Progress
+from tests.model.runs import run_config
+
+
+def entry(epoch: int, *, ap: float = 0.0, loss: float = 1.0) -> EpochRecord:
+    metrics = Metrics({"AP": ap, "AP50": 1 - ap}, (), [], {}, None, {})
+    return EpochRecord(epoch, epoch, 1.0, learning_rate=1e-4, training_loss=1.0,
+                       validation_loss=loss, metrics=metrics)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("metric", "best", "words"),
+    [("AP", 2, "best AP 0.500"), ("AP50", 1, "best AP50 0.900"),
+     ("loss", 3, "best validation loss 0.200")],
+)  # fmt: skip
+def test_the_configuration_names_what_is_best(metric: str, best: int, words: str) -> None:
+    progress, config = Progress(), run_config(best_metric=metric)
+    entries = [entry(1, ap=0.1, loss=0.7), entry(2, ap=0.5, loss=0.3), entry(3, ap=0.5, loss=0.2)]
+
+    was_best = [count_epoch(progress, config, entry=one) for one in entries]
+
+    assert progress.best_epoch == best
+    assert was_best[best - 1]
+    assert not any(was_best[best:])
+    assert shown_best(progress, config) == words
+
+
+def test_an_epoch_without_a_value_is_the_best_and_loses_no_value() -> None:
+    progress, config = Progress(), run_config()
+    count_epoch(progress, config, entry=entry(1, ap=0.4))
+
+    is_best = count_epoch(progress, config, entry=entry(2, ap=math.nan))
+
+    assert is_best
+    assert (progress.best_epoch, progress.best_value) == (2, 0.4)
+
+
+def test_patience_counts_the_epochs_since_the_best_one() -> None:
+    progress, config = Progress(), run_config(epochs=99, patience=2)
+    run_time = RunTime(progress, config, count().__next__)
+    is_over = []
+
+    for number, ap in enumerate((0.1, 0.3, 0.2, 0.3), start=1):
+        count_epoch(progress, config, entry=entry(number, ap=ap))
+        is_over.append(run_time.is_over)
+
+    assert is_over == [False, False, False, True]
