@@ -10,6 +10,7 @@ from typing import get_args
 from bundle.manifest import Precision
 from engines.base import EngineFailure
 from export.graph.tensorrt_plan import SHAPE_FORMAT, find_planner
+from export.stage import ended_by_ctrl_c
 from model.checkpoints.file_kind import require_checkpoint
 from model.data.data_set import add_val_fraction
 from model.data.layouts import require_split
@@ -25,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for ours in ("export", "model.data"):
         logging.getLogger(ours).setLevel(logging.INFO)
     try:
-        _export(args)
+        with ended_by_ctrl_c():
+            _export(args)
     except (ValueError, OSError, EngineFailure) as error:
         print(error, file=sys.stderr)
         return 1

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bundle.manifest import Bundle
 from engines.base import EngineFailure
+from export.stage import ended_by_ctrl_c
 from model.checkpoints.published_urls import (
     RELEASES,
     VARIANTS,
@@ -85,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     url = published_url(args.variant, file_format=args.format, base_url=args.base_url)
     try:
         name = checkpoint_name(args.variant, file_format=args.format)
-        print(published_bundle(url, args.out / name))
+        with ended_by_ctrl_c():
+            directory = published_bundle(url, args.out / name)
+        print(directory)
     except (ValueError, OSError, EngineFailure) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

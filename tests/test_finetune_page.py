@@ -93,8 +93,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: str, project: Path) -> str:
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     done = subprocess.run(
-        ["bash", "-euc", command], cwd=project, capture_output=True, text=True, env=os.environ
+        ["bash", "-euc", command], cwd=project, capture_output=True, text=True, env=mine
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

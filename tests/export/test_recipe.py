@@ -222,7 +222,7 @@ def test_ctrl_c_ends_the_command_and_nothing_is_left(checkpoint_of, tmp_path):
     _, rest = process.communicate(timeout=120)
 
     assert "tracing the model" in first_line
-    assert process.returncode == 130
+    assert process.returncode in (130, -signal.SIGINT)  # a shell reports both as 130
     assert "stopped; nothing was written" in rest
     assert "Traceback" not in rest
     assert names_in(tmp_path) == []
