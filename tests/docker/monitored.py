@@ -35,7 +35,7 @@ class Prometheus:
         """Until an expression gives a series."""
         deadline = time.monotonic() + LIMIT_S
         while not self.ask(expression):
-            assert time.monotonic() < deadline, f"nothing came of {expression}"
+            assert time.monotonic() < deadline, (expression, self.ask("up"))
             time.sleep(0.1)
 
 

@@ -51,9 +51,10 @@ def watched(
             stack.callback(replica.end)
             stack.callback(replica.popen.kill)
         found = stack.enter_context(prometheus(front, folder))
-        front.wait_for(2)
-        for replica in replicas:
+        for replica in replicas:  # which the proxy takes for up until its first check
+            replica.wait_until_ready(replica.read_address())
             replica.popen.send_signal(signal.SIGHUP)
+        front.wait_for(2)
         found.wait_for("count(detr_ready) == 2")
         _send_traffic(front.address, png_bytes)
         found.wait_for("count(detr_images_total) == 2")
