@@ -154,9 +154,8 @@ class AugmentConfig:
     crop_max: int = 600
     # The resized image is scaled again by a factor between these, and cropped to its former size.
     scale_jitter: tuple[float, float] | None = None
-    colour_jitter: float = (
-        0.0  # 1: hue by up to 18 degrees, saturation, brightness, contrast by half
-    )
+    # 1: hue by up to 18 degrees; saturation, brightness and contrast by up to half.
+    colour_jitter: float = 0.0
     mosaic_probability: float = 0.0  # of an image made of four
     paste_probability: float = 0.0  # of objects copied from another image
     paste_objects: int = 3  # at most

@@ -74,16 +74,29 @@ class BatchNorm2d(nn.Module):
         return normalised.to(x.dtype)
 
 
+class Shortcut(nn.Sequential):
+    """Takes a block's input to the shape of its output."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, train_bn: bool) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+            BatchNorm2d(out_channels, trained=train_bn),
+        )
+
+    def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:  # type: ignore[override]
+        """Maps (B, C, h, w) to (B, C', h', w'); padding (B, h', w') is as in `BatchNorm2d`."""
+        convolution, norm = self
+        mapped: Tensor = norm(convolution(x), padding)
+        return mapped
+
+
 def _shortcut(
     in_channels: int, out_channels: int, *, stride: int, train_bn: bool
-) -> nn.Sequential | None:
-    """What takes a block's input to the shape of its output; None if it has that already."""
+) -> Shortcut | None:
+    """None if a block's input has the shape of its output."""
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
-        BatchNorm2d(out_channels, trained=train_bn),
-    )
+    return Shortcut(in_channels, out_channels, stride=stride, train_bn=train_bn)
 
 
 class Bottleneck(nn.Module):
@@ -104,10 +117,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
         """Maps x (B, C, h, w) with padding `before` to a map with padding `after`, if masked."""
-        shortcut = x
-        if self.downsample is not None:
-            convolution, norm = self.downsample
-            shortcut = norm(convolution(x), after)
+        shortcut = x if self.downsample is None else self.downsample(x, after)
         x = F.relu(self.bn1(self.conv1(x), before))
         x = zero_padding(x, before)
         x = F.relu(self.bn2(self.conv2(x), after))
@@ -130,10 +140,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
         """Maps x (B, C, h, w) with padding `before` to a map with padding `after`, if masked."""
         x = zero_padding(x, before)
-        shortcut = x
-        if self.downsample is not None:
-            convolution, norm = self.downsample
-            shortcut = norm(convolution(x), after)
+        shortcut = x if self.downsample is None else self.downsample(x, after)
         x = F.relu(self.bn1(self.conv1(x), after))
         x = zero_padding(x, after)
         return F.relu(self.bn2(self.conv2(x), after) + shortcut)

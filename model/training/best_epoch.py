@@ -37,8 +37,11 @@ def kept_name(epoch: int) -> str:
     return f"epoch-{epoch:04d}.safetensors"
 
 
-def drop_old_checkpoints(out_dir: Path, keep_last: int) -> None:
-    """Delete the checkpoints of single epochs but for the last ones; none if 0 are kept."""
+def drop_old_checkpoints(out_dir: Path, epoch: int, *, keep_last: int) -> None:
+    """Delete the checkpoints of single epochs but for the last ones up to this; none if 0 are kept.
+
+    Those of later epochs, which an earlier run left, are not touched.
+    """
     if keep_last:
-        for path in sorted(out_dir.glob("epoch-????.safetensors"))[:-keep_last]:
-            path.unlink()
+        for old in range(1, epoch - keep_last + 1):
+            (out_dir / kept_name(old)).unlink(missing_ok=True)

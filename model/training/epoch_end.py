@@ -158,7 +158,7 @@ def _write_checkpoints(
             metrics=metrics.defined,
             thresholds=metrics.thresholds,
         )
-    in_main(drop_old_checkpoints)(out_dir, config.keep_last)
+    in_main(drop_old_checkpoints)(out_dir, state.progress.epoch, keep_last=config.keep_last)
 
 
 def _unless_stopped(predict: Predict, stop: StopRequest) -> Predict:

@@ -2,11 +2,12 @@
 
 import math
 from itertools import count
+from pathlib import Path
 
 import pytest
 
 from model.evaluation.coco_metrics import Metrics
-from model.training.best_epoch import count_epoch, shown_best
+from model.training.best_epoch import count_epoch, drop_old_checkpoints, kept_name, shown_best
 from model.training.epoch_record import EpochRecord
 from model.training.run_time import RunTime
 from model.training.training_state import Progress
@@ -56,3 +57,13 @@ def test_patience_counts_the_epochs_since_the_best_one() -> None:
         is_over.append(run_time.is_over)
 
     assert is_over == [False, False, False, True]
+
+
+def test_the_last_epochs_are_kept_although_an_earlier_run_came_further(tmp_path: Path) -> None:
+    for number in (1, 2, 3, 8, 9):
+        (tmp_path / kept_name(number)).touch()
+
+    drop_old_checkpoints(tmp_path, 3, keep_last=2)
+
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert kept == {kept_name(number) for number in (2, 3, 8, 9)}
