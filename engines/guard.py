@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from bundle.manifest import Manifest
 from bundle.postprocess import RawOutput
 from engines.base import Engine, EngineFailure
 
@@ -50,8 +51,8 @@ class GuardedEngine:
         return output
 
 
-def guard(engine: Engine, *, num_classes: int) -> Engine:
-    """The engine, guarded; one that is already guarded is returned unchanged."""
+def guard(engine: Engine, manifest: Manifest) -> Engine:
+    """The engine of a bundle, guarded; one that is already guarded is returned unchanged."""
     if isinstance(engine, GuardedEngine):
         return engine
-    return GuardedEngine(engine, num_classes)
+    return GuardedEngine(engine, len(manifest.classes))

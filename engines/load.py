@@ -59,7 +59,7 @@ def open_engine(
     if mode == "throughput" and name != "openvino":
         logger.warning("%s has no throughput mode: all threads run one batch", name)
     opened = _OPENERS[name](bundle, _Options(threads, mode, float_type, gpu))
-    return guard(opened, num_classes=len(bundle.manifest.classes))
+    return guard(opened, bundle.manifest)
 
 
 def _fastest_here(bundle: Bundle) -> Runtime:

@@ -94,9 +94,7 @@ class Worker:
         self._job = job
         self._out = out
         self._manifest = bundle.manifest
-        self._engine = guard(
-            open_it(bundle, threads=num_threads), num_classes=len(bundle.manifest.classes)
-        )
+        self._engine = guard(open_it(bundle, threads=num_threads), bundle.manifest)
         require_known_answers(self._engine, bundle)
         self._decoders = ThreadPoolExecutor(num_threads)
         self._num_ahead = 2 * self._engine.max_batch_size + num_threads

@@ -85,7 +85,7 @@ async def _within_limit(call: Callable[[], Value], limit_s: float, *, fault: str
 
 
 def _start(bundle: Bundle, settings: Settings, open_it: OpenEngine) -> Started:
-    engine = guard(open_it(bundle, settings), num_classes=len(bundle.manifest.classes))
+    engine = guard(open_it(bundle, settings), bundle.manifest)
     try:
         outcomes, longest_run_s = require_known_answers(
             engine,

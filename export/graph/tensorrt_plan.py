@@ -128,7 +128,7 @@ def open_plan(bundle: Bundle, planner: Planner) -> Engine:
             max_graphs=0,
             graph=manifest.tensorrt.graph,
         ),
-        num_classes=len(manifest.classes),
+        manifest,
     )
 
 

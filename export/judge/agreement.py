@@ -91,7 +91,7 @@ def judge_engine(exact: Bundle, engine: Engine, *, images: Sequence[Uint8Array])
 
 
 def _open(exact: Bundle) -> Engine:
-    return guard(OnnxRuntimeEngine(exact), num_classes=len(exact.manifest.classes))
+    return guard(OnnxRuntimeEngine(exact), exact.manifest)
 
 
 def compare(

@@ -17,8 +17,7 @@ def engines_on_cpu(bundle: Bundle) -> Iterator[Engine]:
 
     OpenVINO may serve bf16 and int8 in two ways, as it measures which type of floats is faster.
     """
-    num_classes = len(bundle.manifest.classes)
-    with closing(guard(OnnxRuntimeEngine(bundle), num_classes=num_classes)) as engine:
+    with closing(guard(OnnxRuntimeEngine(bundle), bundle.manifest)) as engine:
         yield engine
     with suppress(ImportError):  # OpenVINO does not exist for every platform
         from engines.cpu.openvino_engine import OpenVinoEngine
@@ -27,7 +26,7 @@ def engines_on_cpu(bundle: Bundle) -> Iterator[Engine]:
         float_types: tuple[FloatType, ...] = ("bf16", "fp32") if has_choice else ("fp32",)
         for float_type in float_types:
             opened = OpenVinoEngine(bundle, float_type=float_type)
-            with closing(guard(opened, num_classes=num_classes)) as engine:
+            with closing(guard(opened, bundle.manifest)) as engine:
                 yield engine
 
 

@@ -224,7 +224,8 @@ def test_a_gpu_that_is_lost_fails_every_run_and_can_be_closed(
 def test_scores_that_are_not_finite_are_an_engine_failure(
     planned: Callable[..., Path], trt: FakeTensorRT
 ) -> None:
-    engine = guard(load(planned((LANDSCAPE, PORTRAIT)), trt), num_classes=2)
+    bundle = planned((LANDSCAPE, PORTRAIT))
+    engine = guard(load(bundle, trt), Bundle.load(bundle).manifest)
     only_padding = np.ones((1, 64, 64), np.bool_)
 
     with pytest.raises(EngineFailure, match="expected finite scores and boxes"):
