@@ -270,19 +270,25 @@ def num_positional(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return sum(parameter.arg not in ("self", "cls") for parameter in parameters)
 
 
-# The operator's tensors have the order of its schema in every backend.
+def public_functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """The public functions of a module, and the public methods and constructors of its classes."""
+    body = ast.parse(path.read_text()).body
+    classes = [node for node in body
+               if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]  # fmt: skip
+    nodes = [*body, *(member for kind in classes for member in kind.body)]
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [node for node in functions if node.name == "__init__" or node.name[0] != "_"]
+
+
+# The operator's tensors have the order of its schema in every backend, and a layer's `forward`
+# takes tensors as torch calls it.
 @pytest.mark.parametrize(
     "path", [path for path in SOURCES if path.parent.name != "ops"], ids=relative
 )
 def test_public_functions_take_keywords_after_their_second_parameter(path):
-    public = [node for node in ast.parse(path.read_text()).body
-              if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-              and not node.name.startswith("_")]  # fmt: skip
-    functions = [node for node in public if not isinstance(node, ast.ClassDef)]
-    constructors = [node for kind in public if isinstance(kind, ast.ClassDef) for node in kind.body
-                    if isinstance(node, ast.FunctionDef) and node.name == "__init__"]  # fmt: skip
+    functions = [node for node in public_functions(path) if node.name != "forward"]
 
-    assert [node.name for node in [*functions, *constructors] if num_positional(node) > 2] == []
+    assert [node.name for node in functions if num_positional(node) > 2] == []
 
 
 def test_exceptions_of_every_kind_are_swallowed_in_two_places_only():

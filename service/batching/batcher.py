@@ -283,7 +283,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
             run.alarm.cancel()
         self._runs.remove(run)
         if run.entries:
-            self._returns.answer(len(run.entries), run.entries[0].bucket, self._clock())
+            self._returns.answer(len(run.entries), run.entries[0].bucket, now=self._clock())
         self._pump()  # first, because the engine is free
         for entry in run.dropped:
             entry.ticket.expire()

@@ -77,6 +77,7 @@ class ItemQueue(Generic[Item, Result]):
         self,
         ticket: Ticket[Item, Result],
         items: Sequence[Item],
+        *,
         buckets: Sequence[Hashable],
     ) -> asyncio.TimerHandle | None:
         """See `Places.add`."""

@@ -30,7 +30,7 @@ class Returns:
         self._watched: _Watched | None = None
         self._num_back = 0
 
-    def answer(self, size: int, bucket: Hashable, now: float) -> None:
+    def answer(self, size: int, bucket: Hashable, *, now: float) -> None:
         """A batch was answered."""
         self.give_up(now)
         self._watched, self._num_back = _Watched(bucket, size, now), 0

@@ -31,6 +31,7 @@ class Places(Protocol[Item, Result]):
         self,
         ticket: "Ticket[Item, Result]",
         items: Sequence[Item],
+        *,
         buckets: Sequence[Hashable],
     ) -> asyncio.TimerHandle | None:
         """Queue the items of a ticket; the timer, if any, rings at its deadline."""
@@ -77,7 +78,7 @@ class Ticket(Generic[Item, Result]):
         if self._failure is not None:
             raise self._failure
         self._answer = asyncio.get_running_loop().create_future()
-        timer = self._places.add(self, items, buckets)
+        timer = self._places.add(self, items, buckets=buckets)
         del items  # the queue has them, until they are part of a batch
         try:
             await self._answer

@@ -81,7 +81,7 @@ class CvatData:
             for what in image.left_out:
                 collector.leave_out(_PLURALS.get(what, what))
             for shape in image.shapes:
-                collector.add_box(image_id, shape.label, shape.box, place=shape.place)
+                collector.add_box(image_id, shape.label, bbox=shape.box, place=shape.place)
         return collector.source()
 
     @property

@@ -163,7 +163,7 @@ def _add_region(collector: Collector, region: dict[str, Any], *, image_id: int, 
     else:
         names = _labels(region)
         for name in names:
-            collector.add_box(image_id, name, _box(region), place=place)
+            collector.add_box(image_id, name, bbox=_box(region), place=place)
         if not names:
             collector.leave_out("regions without a label")
 

@@ -74,7 +74,7 @@ class LabelmeData:
                 collector.leave_out(f"shapes of type {what}")
             for found in image.objects:
                 where = f"{place}, {found.place}"
-                collector.add_box(image_id, found.label, found.box, place=where)
+                collector.add_box(image_id, found.label, bbox=found.box, place=where)
         return collector.source()
 
     @cached_property

@@ -123,7 +123,7 @@ class Collector:
         return len(images)
 
     def add_box(
-        self, image_id: int, label: int | str, bbox: object, *, place: str, is_crowd: object = 0
+        self, image_id: int, label: int | str, *, bbox: object, place: str, is_crowd: object = 0
     ) -> None:
         """Add a box (x, y, width, height) in pixels, whose numbers are checked later.
 

@@ -85,7 +85,7 @@ class VocData:
             image_id = collector.add_image(path or image.image_name, image.size, place=place)
             for found in image.objects:
                 collector.add_box(
-                    image_id, found.class_name, self._box(found.corners),
+                    image_id, found.class_name, bbox=self._box(found.corners),
                     place=found.place, is_crowd=found.is_difficult,
                 )  # fmt: skip
         return collector.source()

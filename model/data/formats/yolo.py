@@ -103,7 +103,7 @@ class YoloData:
             if size is not None:  # else the image has a fault of its own
                 (x, y, w, h), (height, width) = box, size
                 bbox = (x * width, y * height, w * width, h * height)
-                collector.add_box(image_id, label, bbox, place=place)
+                collector.add_box(image_id, label, bbox=bbox, place=place)
 
     def _places(self, split: str) -> list[Path]:
         """The folders and lists of a split."""

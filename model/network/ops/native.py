@@ -32,6 +32,7 @@ class Params(ctypes.Structure):
         cls,
         tensors: tuple[Tensor, Tensor, Tensor, Tensor],
         shapes: ctypes.Array[ctypes.c_int32],
+        *,
         output: Tensor | None,
     ) -> "Params":
         """Sizes and addresses of value, references, offsets and logits; all must outlive it."""
@@ -107,7 +108,7 @@ def forward(
     batch, _, num_heads, head_dim = value.shape
     output = tensors[0].new_empty(batch, sampling_offsets.shape[1], num_heads * head_dim)
     shapes = shapes_of(spatial_shapes)
-    params = Params.of(tensors, shapes, output)
+    params = Params.of(tensors, shapes, output=output)
     storage = _STORAGES[kept_as or value.dtype]
     _call("detrForward", params, storage=storage, instructions=instructions)
     return output.to(value.dtype)
@@ -133,7 +134,7 @@ def backward(
         results[1] = results[1].new_empty(0)
     out = gradient.to(wide).contiguous()
     shapes = shapes_of(spatial_shapes)
-    params = Params.of(tensors, shapes, None)
+    params = Params.of(tensors, shapes, output=None)
     gradients = _Gradients(out.data_ptr(), *(result.data_ptr() or None for result in results))
     storage = _STORAGES[wide]
     _call("detrBackward", params, gradients, storage=storage, instructions=instructions)

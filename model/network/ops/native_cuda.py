@@ -109,7 +109,7 @@ class CudaKernels:
     ) -> None:
         value = tensors[0]
         shapes = shapes_of(spatial_shapes)
-        params = Params.of(tensors, shapes, output)
+        params = Params.of(tensors, shapes, output=output)
         refusal = self._library.detrCudaRefusal(ctypes.byref(params))
         if refusal is not None:
             raise ValueError(f"the CUDA kernels cannot run {refusal.decode()}")

@@ -24,7 +24,7 @@ def closed_loop(returns: Returns, *, num_batches: int, num_back: int, delay_s: f
     now = 0.0
     for _ in range(num_batches):
         now += 1.0
-        returns.answer(4, "bucket", now)
+        returns.answer(4, "bucket", now=now)
         for _ in range(num_back):
             returns.arrive(1, now + delay_s)
     return now
@@ -34,7 +34,7 @@ def test_all_are_expected_where_all_have_come_back() -> None:
     returns = Returns()
     closed_loop(returns, num_batches=40, num_back=4, delay_s=0.01)
 
-    returns.answer(4, "bucket", 100.0)
+    returns.answer(4, "bucket", now=100.0)
 
     assert returns.missing("bucket") == 4
     assert returns.delay_s == pytest.approx(0.01, abs=0.002)
@@ -44,7 +44,7 @@ def test_all_are_expected_where_all_have_come_back() -> None:
 def test_those_who_are_back_are_not_missing() -> None:
     returns = Returns()
     closed_loop(returns, num_batches=40, num_back=4, delay_s=0.01)
-    returns.answer(4, "bucket", 100.0)
+    returns.answer(4, "bucket", now=100.0)
 
     returns.arrive(3, 100.01)
 
@@ -64,7 +64,7 @@ def test_nobody_is_expected_in_a_bucket_that_the_batch_was_not_of() -> None:
     returns = Returns()
     closed_loop(returns, num_batches=40, num_back=4, delay_s=0.01)
 
-    returns.answer(4, "bucket", 100.0)
+    returns.answer(4, "bucket", now=100.0)
 
     assert returns.missing("another bucket") == 0
 
