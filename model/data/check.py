@@ -3,8 +3,8 @@
     python -m model.data.check DIR [--split SPLIT] [--val-fraction FRACTION] [--decode]
 
 Nothing is repaired. A fault is fatal if training would be wrong; for others the message says what
-training does about it. The exit status is 1 if a fault is fatal. Without --decode, only headers
-are read, and only images that seem truncated are decoded.
+training does about it. The exit status is 1 if a fault is fatal. Without --decode, images
+are decoded only to compare the splits, coarsely, and where they seem truncated.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from model.data.data_set import DataSet, add_val_fraction, open_data_set
 from model.data.doubts import doubts, other_classes, shared_images
 from model.data.faults import Fault, describe
 from model.data.formats.source import ALL
+from model.data.look_alikes import compare_splits
 from model.data.split import MIN_BOX_SIDE_PX, Split, clip_box, is_in_image
 
 ROUNDING_PX = 0.1  # COCO rounds boxes to 0.01; a box that sticks out by less is fine
@@ -139,6 +140,8 @@ def _report(data_set: DataSet, split: str | None, decode: bool) -> bool:
         print(f"{name}: {opened[name].annotations.file}")
         print(describe(faults, limit=SHOWN_OF_A_KIND))
         is_wrong |= any(fault.fatal for fault in faults)
+    if "train" in opened and "val" in opened:
+        print(compare_splits(opened["train"], opened["val"]))
     if opened:
         print(data_set.describe(list(opened.values())))
     if ALL in opened:
