@@ -102,7 +102,9 @@ def _convert(
     assumed += untold
     if settings.preprocess is None and layout is not Layout.AUTHORS:  # their code has only one size
         assumed.append(_ASSUMED_SIZE)
-    config = _infer_config(tensors, variant, *sizes)
+    config = _infer_config(
+        tensors, variant, *sizes, limit=settings.get("num_detections") or ModelConfig.num_detections
+    )
     _require_agreement(config, settings)
     assumed += _unusual_depths(config, settings)
     _require_whole(source, tensors, config, layout)
@@ -234,7 +236,7 @@ def _settle_sizes(
 
 
 def _infer_config(
-    tensors: Tensors, variant: Variant, num_heads: int, num_queries: int
+    tensors: Tensors, variant: Variant, num_heads: int, num_queries: int, *, limit: int
 ) -> ModelConfig:
     num_levels, hidden_dim = _get(tensors, "level_embed").shape
     rows = len(_get(tensors, "decoder.layers.0.cross_attn.attention_weights.bias"))
@@ -258,7 +260,7 @@ def _infer_config(
         num_decoder_layers=count_indices(tensors, r"decoder\.layers\.(\d+)\."),
         ffn_dim=len(_get(tensors, "decoder.layers.0.ffn.linear1.bias")),
         num_queries=num_queries,
-        num_detections=min(ModelConfig.num_detections, num_queries * num_classes),
+        num_detections=min(limit, num_queries * num_classes),
         backbone_width=len(_get(tensors, "backbone.conv1.weight")),
         backbone_blocks=blocks,  # type: ignore[arg-type]  # four, of the range above
         input_proj_bias="input_proj.0.conv.bias" in tensors,
@@ -288,7 +290,7 @@ def _require_agreement(config: ModelConfig, settings: Settings) -> None:
         "with_box_refine": config.variant is not Variant.BASE,
         "two_stage": is_two_stage,
     }
-    untold = ("num_classes", *(("num_queries",) if is_two_stage else ()))
+    untold = ("num_classes", "num_detections", *(("num_queries",) if is_two_stage else ()))
     settings.require({name: value for name, value in actual.items() if name not in untold})
 
 

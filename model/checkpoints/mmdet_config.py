@@ -25,6 +25,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "positional_encoding": {"normalize": False, "offset": 0.0, "temperature": 10000,
                             "scale": 2 * math.pi},
     "data_preprocessor": {"bgr_to_rgb": False},
+    "norm": {}, "ffn": {}, "ffn_cfgs": {},
 }  # fmt: skip
 _SUPPORTED: dict[str, dict[str, Any]] = {
     "backbone": _DEFAULTS["backbone"],
@@ -32,7 +33,11 @@ _SUPPORTED: dict[str, dict[str, Any]] = {
     "positional_encoding": {"normalize": True, "offset": -0.5, "temperature": 10000,
                             "scale": 2 * math.pi},
     "data_preprocessor": {"bgr_to_rgb": True},
+    "norm": {"eps": 1e-5, "num_groups": 32},
+    "ffn": {"add_identity": True, "add_residual": True},
+    "ffn_cfgs": {"add_identity": True, "add_residual": True},
 }  # fmt: skip
+_COLOUR_TYPES = ("color", "color_ignore_orientation")
 _COLOURS = {"to_rgb": True, "mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 _ORDERS = (
     ("self_attn", "norm", "ffn", "norm"),
@@ -49,6 +54,7 @@ _SIZES = {
     "decoder.num_layers": "num_decoder_layers",
     "feedforward_channels": "ffn_dim",
     "num_classes": "num_classes",
+    "max_per_img": "num_detections",
     "self-attention num_heads": "num_heads",
     "deformable attention num_heads of the encoder": "num_heads",
     "deformable attention num_heads of the decoder": "num_heads",
@@ -74,6 +80,7 @@ def from_mmdet(meta: Mapping[str, Any]) -> Settings:
         return collect(_WHERE, {}, names={}, classes=classes)
     _require_parts(model)
     _require_transformer(model)
+    _require_scores(model)
     _require_colours(config)
     settings = collect(_WHERE, _sizes(model), names=_SIZES, classes=classes)
     return replace(settings, preprocess=from_test_pipeline(_WHERE, config))
@@ -163,10 +170,20 @@ def _require_transformer(model: Config) -> None:
             )
 
 
+def _require_scores(model: Config) -> None:
+    """Raise ValueError unless every output has its own score, which a softmax does not give."""
+    for path, part in _parts(model):
+        is_default = part.get("type") != "CrossEntropyLoss"
+        if path.endswith("loss_cls") and not part.get("use_sigmoid", is_default):
+            refuse(f"{_WHERE}, model.{path},", "use_sigmoid", value=False, supported=True)
+
+
 def _require_colours(config: Config) -> None:
     for path, part in _parts(config):
         if "to_rgb" in part or "bgr_to_rgb" in part:
             require_supported(f"{_WHERE}, {path},", part, supported=_COLOURS)
+        if part.get("color_type", "color") not in _COLOUR_TYPES:
+            refuse(f"{_WHERE}, {path},", "color_type", value=part["color_type"], supported="color")
 
 
 def _sizes(model: Config) -> dict[str, Any]:

@@ -138,6 +138,18 @@ _HUGGING_FACE_SUPPORTED = {
     "position_embedding_type": "sine",
     "num_channels": 3,
 }
+# Of backbone_config and backbone_kwargs: what timm's ResNet does unless it is told otherwise.
+_TIMM_SUPPORTED = {
+    "model_type": "timm_backbone",
+    "output_stride": 32,
+    "num_channels": 3,
+    "in_chans": 3,
+    "act_layer": "relu",
+    "norm_layer": "batchnorm2d",
+    "aa_layer": "",
+    "avg_down": False,
+    "stem_type": "",
+}
 _PLACEHOLDER = re.compile(r"LABEL_\d+$")  # transformers' names for unnamed outputs
 
 
@@ -148,6 +160,7 @@ def from_hugging_face(config: Mapping[str, Any]) -> Settings:
         ValueError: a setting that changes the arithmetic is not supported; names it.
     """
     where = "config.json"
+    config = _without_nulls(config)
     require_supported(where, config, supported=_HUGGING_FACE_SUPPORTED)
     _require_resnet(where, "backbone", config.get("backbone"))
     for part in ("backbone_kwargs", "backbone_config"):
@@ -155,7 +168,7 @@ def from_hugging_face(config: Mapping[str, Any]) -> Settings:
         if not isinstance(inner, Mapping):
             raise ValueError(f"{where} says {part} = {inner!r}, expected an object")
         _require_resnet(where, f"{part}.backbone", inner.get("backbone"))
-        require_supported(f"{where}, {part},", inner, supported={"output_stride": 32})
+        require_supported(f"{where}, {part},", _without_nulls(inner), supported=_TIMM_SUPPORTED)
     labels = config.get("id2label") or {}
     if not isinstance(labels, Mapping) or not all(str(key).isdigit() for key in labels):
         raise ValueError(f"{where}: id2label is {labels!r}, expected names by number of output")
@@ -163,6 +176,11 @@ def from_hugging_face(config: Mapping[str, Any]) -> Settings:
     is_named = any(not _PLACEHOLDER.match(str(name)) for name in names)
     given = {**_HUGGING_FACE_DEFAULTS, **config}
     return collect(where, given, names=_HUGGING_FACE_SIZES, classes=names if is_named else None)
+
+
+def _without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that have a value: transformers writes null where the default applies."""
+    return {name: value for name, value in config.items() if value is not None}
 
 
 _AUTHORS_SIZES = {
@@ -181,10 +199,12 @@ _AUTHORS_SIZES = {
 }
 _AUTHORS_SUPPORTED = {
     "dilation": False,
-    "position_embedding": "sine",
     "position_embedding_scale": 2 * math.pi,
     "masks": False,
+    "pre_norm": False,
+    "activation": "relu",
 }
+_SINE = ("sine", "v2")  # two names for one encoding
 
 
 def from_authors(args: argparse.Namespace | Mapping[str, Any]) -> Settings:
@@ -195,6 +215,8 @@ def from_authors(args: argparse.Namespace | Mapping[str, Any]) -> Settings:
     """
     given = vars(args) if isinstance(args, argparse.Namespace) else args
     require_supported("args", given, supported=_AUTHORS_SUPPORTED)
+    if given.get("position_embedding", "sine") not in _SINE:
+        refuse("args", "position_embedding", value=given["position_embedding"], supported="sine")
     _require_resnet("args", "backbone", given.get("backbone"))
     return collect(
         "args", {**given, "num_proposals": given.get("num_queries")}, names=_AUTHORS_SIZES

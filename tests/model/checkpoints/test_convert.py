@@ -180,6 +180,16 @@ def test_the_configuration_text_of_mmdet_gives_what_tensors_do_not(
     assert (model.num_queries, model.num_heads, model.num_points) == (20, 4, 8)
 
 
+@pytest.mark.parametrize(("told", "count"), [(90, 90), (300, 140)])
+def test_as_many_detections_are_given_as_mmdet_is_told_to(
+    write: Callable[[Any], Path], told: int, count: int
+) -> None:
+    content = checkpoint("base", "mmdet3")
+    content["meta"]["cfg"] = f"model = dict(test_cfg=dict(max_per_img={told}))"
+
+    assert convert(write(content)).config.model.num_detections == count  # of 20 queries, 7 classes
+
+
 def test_half_precision_becomes_float32(write: Callable[[Any], Path]) -> None:
     content = checkpoint("base", "mmdet2")
     content["state_dict"] = {

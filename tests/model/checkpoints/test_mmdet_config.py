@@ -88,6 +88,15 @@ def test_sizes_of_a_published_configuration_are_read(version: str) -> None:
         ("2", "('self_attn', 'norm', 'ffn', 'norm')", "('norm', 'self_attn', 'norm', 'ffn')",
          "operation_order"),
         ("3", "feedforward_channels=1024", "act_cfg=dict(type='GELU')", "act_cfg = 'GELU'"),
+        ("2", "act_cfg=None", "act_cfg=None, norm_cfg=dict(type='GN', num_groups=16)",
+         "neck.norm_cfg, says num_groups = 16"),
+        ("3", "style='pytorch'", "norm_cfg=dict(type='BN', eps=1e-3)", "cfg, says eps = 0.001"),
+        ("3", "cross_attn_cfg=dict(embed_dims=256)", "norm_cfg=dict(type='LN', eps=1e-6)", "eps"),
+        ("3", "feedforward_channels=1024", "add_identity=False", "add_identity = False"),
+        ("2", "num_classes=80", "loss_cls=dict(type='CrossEntropyLoss')", "use_sigmoid = False"),
+        ("3", "num_classes=80", "loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False)",
+         "loss_cls, says use_sigmoid = False"),
+        ("2", "[dict(type='Norm", "[dict(color_type='grayscale'), dict(type='Norm", "color_type"),
         ("2", "num_heads=8", "num_heads=4", "num_heads = 4 and .* num_heads of the encoder = 8"),
         ("3", "cross_attn_cfg=dict(embed_dims=256)", "cross_attn_cfg=dict(num_points=8)",
          "num_points"),
@@ -100,6 +109,22 @@ def test_a_setting_of_other_arithmetic_is_refused_by_name(
 
     with pytest.raises(ValueError, match=rf"meta\.cfg.*{message}.* supported"):
         from_mmdet({"cfg": VERSIONS[version].replace(old, new)})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("style='pytorch'", "norm_cfg=dict(type='SyncBN', requires_grad=True, eps=1e-05)"),
+        ("act_cfg=None", "act_cfg=None, norm_cfg=dict(type='GN', num_groups=32)"),
+        ("feedforward_channels=1024", "add_identity=True"),
+        ("num_classes=80", "loss_cls=dict(type='FocalLoss', gamma=2.0)"),
+        ("num_classes=80", "loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True)"),
+    ],
+)
+def test_a_setting_of_the_same_arithmetic_is_accepted(old: str, new: str) -> None:
+    assert old in VERSION_3
+
+    assert from_mmdet({"cfg": VERSION_3.replace(old, new)}).get("num_queries") == 300
 
 
 def test_queries_of_version_3_are_its_proposals_too() -> None:

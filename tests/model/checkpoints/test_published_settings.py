@@ -22,6 +22,10 @@ from model.checkpoints.published_settings import from_authors, from_hugging_face
         ("num_channels", 1),
         ("backbone_kwargs", {"output_stride": 16}),
         ("backbone_config", {"backbone": "convnext_tiny"}),
+        ("backbone_config", {"backbone": "resnet50", "output_stride": 16}),
+        ("backbone_config", {"model_type": "resnet", "hidden_act": "gelu"}),
+        ("backbone_config", {"backbone": "resnet50", "num_channels": 1}),
+        ("backbone_kwargs", {"act_layer": "silu"}),
     ],
 )
 def test_hugging_face_settings_of_other_arithmetic_are_refused_by_name(
@@ -52,6 +56,18 @@ def test_a_config_of_the_published_model_is_accepted() -> None:
     assert settings.get("num_heads") == 8
     assert settings.get("num_queries") == 300
     assert settings.get("with_box_refine") is True
+
+
+def test_null_in_a_config_is_the_default() -> None:
+    # transformers 5 writes most of these into every config.json.
+    backbone = {"model_type": "timm_backbone", "backbone": "resnet50", "num_channels": 3,
+                "out_indices": [2, 3, 4], "output_stride": None}  # fmt: skip
+    names = ("dilation", "position_embedding_type", "activation_function", "backbone",
+             "backbone_kwargs", "encoder_attention_heads", "id2label")  # fmt: skip
+
+    settings = from_hugging_face({"backbone_config": backbone, **dict.fromkeys(names)})
+
+    assert settings == from_hugging_face({})
 
 
 @pytest.mark.parametrize("auxiliary_loss", [True, False])
@@ -95,6 +111,8 @@ def test_names_are_read_by_output_and_placeholders_are_none() -> None:
         ("position_embedding", "learned"),
         ("position_embedding_scale", 20.0),
         ("masks", True),
+        ("pre_norm", True),
+        ("activation", "gelu"),
         ("backbone", "resnet18"),
     ],
 )
@@ -117,6 +135,10 @@ def test_the_published_command_line_is_accepted() -> None:
     assert settings.get("num_heads") == 8
     assert settings.get("num_points") == 4
     assert settings.get("num_proposals") == 300
+
+
+def test_the_authors_have_two_names_for_sine_encodings() -> None:
+    assert from_authors({"position_embedding": "v2"}) == from_authors({})
 
 
 def test_points_of_the_authors_must_agree() -> None:
