@@ -1,7 +1,11 @@
 """Writes files atomically: whatever happens, a file is its old version or its new one."""
 
 import os
+import re
+from contextlib import suppress
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.(\d{1,9})\.tmp")  # .NAME.PROCESS.tmp
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
@@ -19,3 +23,22 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_abandoned(directory: Path) -> None:
+    """Delete the temporary files of processes that were killed while they wrote into `directory`.
+
+    Only one process at a time may call this and write there through `write_atomically`; files of
+    others that still run on this machine are left.
+    """
+    for path in directory.glob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and path.is_file() and not _is_other_process(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_other_process(number: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(number, 0)
+        return number != os.getpid()
+    return False

@@ -95,8 +95,10 @@ def _train(config: TrainConfig, args: argparse.Namespace, layout: Layout | None)
     from model.training.full_disk import describe_os_error, quiet_writer_threads
     from model.training.loop import train
     from model.training.memory import OUT_OF_MEMORY, MemoryRanOut, is_out_of_memory
+    from model.training.run_directory import held
 
     quiet_writer_threads()
+    out_dir = args.out or _default_out(config)
     open_run_data = partial(
         open_data, config, args.data, val_fraction=args.val_fraction, layout=layout
     )
@@ -104,15 +106,17 @@ def _train(config: TrainConfig, args: argparse.Namespace, layout: Layout | None)
         with joined():
             if not is_main():
                 logging.getLogger().setLevel(logging.ERROR)
-            return train(
-                config,
-                together(open_run_data),
-                out_dir=args.out or _default_out(config),
-                resume=args.resume,
-                init=args.init,
-                measure=measure_batch,
-                fetch=fetch_published,
-            )
+            data = together(open_run_data)
+            with held(out_dir):
+                return train(
+                    config,
+                    data,
+                    out_dir=out_dir,
+                    resume=args.resume,
+                    init=args.init,
+                    measure=measure_batch,
+                    fetch=fetch_published,
+                )
     except PeerFailed as error:  # its own message says why
         log.warning("error: %s", error)
         return 1

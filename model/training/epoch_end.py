@@ -24,12 +24,12 @@ from model.network.inference import DetectionModel, torch_predictor
 from model.training.best_epoch import count_epoch, drop_old_checkpoints, kept_name, shown_best
 from model.training.epoch_record import EpochRecord, write_record
 from model.training.interrupt import StopRequest
+from model.training.run_directory import BEST, LAST
 from model.training.run_time import RunTime
 from model.training.schedule import learning_rate
 from model.training.training_state import TrainingState
 from model.training.validation_loss import ValidationLoss
 
-BEST, LAST = "best.safetensors", "last.safetensors"
 SHOWN_CLASSES = 12  # in the log
 log = logging.getLogger(__name__)
 

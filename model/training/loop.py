@@ -36,17 +36,20 @@ from model.progress import progress_bar
 from model.training.batch_memory import Measure
 from model.training.best_epoch import shown_best
 from model.training.board import open_board, record
-from model.training.epoch_end import BEST, end_epoch, report_last_epoch
+from model.training.epoch_end import end_epoch, report_last_epoch
+from model.training.fingerprint import run_fingerprint
 from model.training.frozen import freeze_parts
 from model.training.interrupt import Interrupted, StopRequest
 from model.training.memory import saved_if_memory_runs_out
 from model.training.optimiser_step import take_step
 from model.training.precision import compile_backbone, forward_dtype, set_tf32
-from model.training.run_start import STATE_FILE, find_start
+from model.training.run_directory import BEST, STATE_FILE
+from model.training.run_start import find_start
 from model.training.run_time import Clock, RunTime
 from model.training.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
 from model.training.starting_weights import Fetch, load_starting_weights
-from model.training.training_state import Progress, TrainingState, run_fingerprint
+from model.training.state_file import StateFile
+from model.training.training_state import Progress, TrainingState
 
 SAVE_INTERVAL_S = 600.0  # a crash loses at most this much work
 SCALAR_STEPS = 20  # between two points of a TensorBoard curve
@@ -108,7 +111,8 @@ def train(
     set_tf32(config.tf32)
     model = DeformableDetr(config.model).to(device)
     _log_run(config, data, model=model, dtype=dtype)
-    in_main(out_dir.mkdir)(parents=True, exist_ok=True)
+    state_path = out_dir / STATE_FILE
+    state_file = StateFile(state_path, is_whole=start.is_from(state_path))
     with (
         StopRequest() as stop,
         logging_redirect_tqdm(),
@@ -116,11 +120,11 @@ def train(
     ):
         try:
             state = _first_state(model, config, saved=saved, init=init, clock=clock, stop=stop)
-            save = in_main(partial(state.save, out_dir / STATE_FILE, fingerprint))
+            save = in_main(partial(state_file.write, state, fingerprint))
             if saved is None:
                 save()
             else:
-                log.info("continuing from %s after step %d", state_path, state.progress.step)
+                log.info("continuing from %s after step %d", start.path, state.progress.step)
             run_time = RunTime(state.progress, config, clock)
             while not run_time.is_over or state.progress.step_in_epoch:
                 train_epoch(

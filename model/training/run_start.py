@@ -11,30 +11,34 @@ from model.config import TrainConfig
 from model.data.loading import RunData, largest_images, parts_per_batch
 from model.distributed import alone, is_main, num_processes
 from model.training.batch_memory import Measure, plan_batch
+from model.training.fingerprint import run_fingerprint, with_saved_batch
 from model.training.losses import require_class_weights
 from model.training.starting_weights import Fetch, check_start
-from model.training.training_state import (
-    read_last_state,
-    read_training_state,
-    run_fingerprint,
-    with_saved_batch,
-)
+from model.training.state_file import read_last_state, read_training_state
 
-STATE_FILE = "last.training.pt"
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RunStart:
-    """The configuration with its batch size chosen, and the saved state to go on from, if any."""
+    """The configuration with its batch size chosen, and the saved state to go on from, if any.
+
+    Attributes:
+        path: the file of `saved`.
+    """
 
     config: TrainConfig
-    saved: dict[str, Any] | None
+    saved: dict[str, Any] | None = None
+    path: Path | None = None
 
     @property
     def step(self) -> int:
         """How many steps have been taken."""
         return 0 if self.saved is None else int(self.saved["progress"]["step"])
+
+    def is_from(self, path: Path) -> bool:
+        """Whether `saved` was read from this file."""
+        return self.path is not None and self.path.resolve() == path.resolve()
 
 
 def find_start(
@@ -60,11 +64,14 @@ def find_start(
         MemoryRanOut: not even one image fits.
     """
     if not is_main():
-        return RunStart(config, None)
+        return RunStart(config)
     require_class_weights(config.loss, [info.name for info in data.classes])
     fingerprint = run_fingerprint(config, data.summary)
-    read = read_training_state if is_required else read_last_state
-    saved = read(state_path, fingerprint)
+    path, saved = (
+        (state_path, read_training_state(state_path, fingerprint))
+        if is_required
+        else read_last_state(state_path, fingerprint)
+    )
     if saved is None:
         check_start(config, init, fetch=fetch)
         config = _with_batch(config, data, device, measure)
@@ -72,8 +79,8 @@ def find_start(
         config = with_saved_batch(config, saved)
     parts_per_batch(config, num_processes())  # refuses steps that leave a process without images
     if saved is not None and init is not None:
-        log.warning("ignoring INIT= (--init) %s: the weights come from %s", init, state_path)
-    return RunStart(config, saved)
+        log.warning("ignoring INIT= (--init) %s: the weights come from %s", init, path)
+    return RunStart(config, saved, path)
 
 
 def _with_batch(

@@ -1,10 +1,11 @@
 import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from bundle.atomic import write_atomically
+from bundle.atomic import remove_abandoned, write_atomically
 
 
 def test_a_new_file_is_written(tmp_path: Path) -> None:
@@ -37,3 +38,17 @@ def test_a_failure_keeps_the_old_file_and_leaves_nothing_over(
 
     assert (tmp_path / "file").read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_only_half_written_files_of_ended_processes_are_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    own, abandoned = (tmp_path / f".a.pt.{number}.tmp" for number in (os.getpid(), ended.pid))
+    kept = [tmp_path / name for name in (f".a.pt.{os.getppid()}.tmp", ".notes.tmp", "a.pt.1.tmp")]
+    for path in (own, abandoned, *kept):
+        path.touch()
+    (tmp_path / f".bundle.{ended.pid}.tmp").mkdir()
+
+    remove_abandoned(tmp_path)
+
+    assert set(tmp_path.iterdir()) == {*kept, tmp_path / f".bundle.{ended.pid}.tmp"}

@@ -19,6 +19,7 @@ from model.distributed import PeerFailed, joined, process_index
 from model.training.loop import train
 from model.training.memory import MemoryRanOut
 from model.training.non_finite import NonFiniteLoss
+from model.training.run_directory import held
 from tests.model.processes import run_together
 from tests.model.runs import (
     Watched,
@@ -138,7 +139,7 @@ def signal_handlers() -> Iterator[None]:
 def train_and_die_once(data: RunData, out_dir: Path) -> None:
     """The second process is killed in its fifth image, before it was restarted."""
     torch.set_num_threads(1)
-    with joined():
+    with joined(), held(out_dir):
         is_first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
         outcome = train_with_fault(data, out_dir, at_image(5, kill_worker), 1 if is_first else -1)
     assert outcome == "0"

@@ -168,6 +168,22 @@ def test_a_damaged_state_falls_back_to_the_one_before(
     assert_equal(state_of(tmp_path), state_of(uninterrupted))
 
 
+def test_a_damaged_state_does_not_replace_the_one_before(
+    images: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    out_dir = shutil.copytree(uninterrupted, tmp_path / "out")
+    (out_dir / "last.training.pt").write_bytes(b"damaged")
+    before = digest(out_dir / "previous.training.pt")
+    config = run_config(epochs=5)
+    data = interrupted_data(open_data(config, images), "val", 1, send(signal.SIGTERM))
+
+    status = train(config, data, out_dir=out_dir)
+
+    assert status == 143
+    assert digest(out_dir / "previous.training.pt") == before
+    assert state_of(out_dir)["progress"]["step"] == 8
+
+
 def test_a_damaged_state_without_one_before_is_refused(images: Path, tmp_path: Path) -> None:
     (tmp_path / "last.training.pt").write_bytes(b"not a state")
     config = run_config()

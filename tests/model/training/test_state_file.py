@@ -1,6 +1,6 @@
-"""The file that a run resumes from."""
+"""The file that a run resumes from, and the one before it."""
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +9,11 @@ import torch
 
 from model.configs import base, demo, tiny
 from model.network.deformable_detr import DeformableDetr
-from model.training.training_state import TrainingState, read_training_state, run_fingerprint
+from model.training.fingerprint import run_fingerprint
+from model.training.run_directory import STATE_FILE
+from model.training.state_file import StateFile, read_last_state, read_training_state
+from model.training.training_state import TrainingState
+from tests.model.runs import PowerCut
 
 SUMMARY = {"classes": ["cat", "dog"], "train_images": 3}
 
@@ -19,13 +23,13 @@ def test_a_full_disk_leaves_the_state_of_before(tmp_path: Path, request) -> None
     fingerprint = run_fingerprint(config, SUMMARY)
     state = TrainingState.start(DeformableDetr(config.model), config)
     path = tmp_path / "last.training.pt"
-    state.save(path, fingerprint)
+    StateFile(path).write(state, fingerprint)
     before = path.read_bytes()
     request.getfixturevalue("full_disk")
     state.progress.step = 5
 
     with pytest.raises(OSError, match=r"cannot write .*last\.training\.pt") as error:
-        state.save(path, fingerprint)
+        StateFile(path).write(state, fingerprint)
 
     assert "existing file of that name is unchanged" in str(error.value)
     assert path.read_bytes() == before
@@ -38,7 +42,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     state = TrainingState.start(DeformableDetr(config.model), config)
     state.progress.best_value = 0.5
     state.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)  # as of a run in float16
-    state.save(tmp_path / "state.pt", fingerprint)
+    StateFile(tmp_path / "state.pt").write(state, fingerprint)
 
     other = TrainingState.start(DeformableDetr(config.model), config)
     other.scaler = torch.amp.GradScaler("cpu")
@@ -67,10 +71,41 @@ def test_a_setting_that_a_saved_run_did_not_know_had_its_default(
     state = TrainingState.start(DeformableDetr(config.model), config)
     old = run_fingerprint(config, SUMMARY)
     del old["config"]["tf32"], old["config"]["model"]["denoising_queries"]
-    state.save(tmp_path / "state.pt", old)
+    StateFile(tmp_path / "state.pt").write(state, old)
     now = run_fingerprint(replace(config, **changes), SUMMARY)
 
     with (
         pytest.raises(ValueError, match="tf32: False saved, True now") if changes else nullcontext()
     ):
         read_training_state(tmp_path / "state.pt", now)
+
+
+@pytest.mark.parametrize("num_renames", [0, 1, 2])
+def test_wherever_a_save_ends_a_whole_state_is_left(
+    num_renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / STATE_FILE
+    config = tiny()
+    fingerprint = run_fingerprint(config, SUMMARY)
+    state = TrainingState.start(DeformableDetr(config.model), config)
+    file = StateFile(path)
+    for step in (1, 2):
+        state.progress.step = step
+        file.write(state, fingerprint)
+    path.write_bytes(b"damaged")
+    state.progress.step = 3
+    renames = iter([Path.replace] * num_renames)
+
+    def replace_until_the_cut(source: Path, target: Path) -> Path:
+        rename = next(renames, None)
+        if rename is None:
+            raise PowerCut
+        return rename(source, target)
+
+    with monkeypatch.context() as patch, suppress(PowerCut):
+        patch.setattr(Path, "replace", replace_until_the_cut)
+        StateFile(path).write(state, fingerprint)
+    _, saved = read_last_state(path, fingerprint)
+
+    assert saved is not None
+    assert saved["progress"]["step"] == (1 if num_renames < 2 else 3)
