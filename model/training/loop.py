@@ -12,10 +12,10 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from model.config import TrainConfig
@@ -44,7 +44,7 @@ from model.training.memory import saved_if_memory_runs_out
 from model.training.optimiser_step import take_step
 from model.training.precision import compile_backbone, forward_dtype, set_tf32
 from model.training.run_directory import BEST, STATE_FILE
-from model.training.run_start import find_start
+from model.training.run_start import RunStart, find_start
 from model.training.run_time import Clock, RunTime
 from model.training.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
 from model.training.starting_weights import Fetch, load_starting_weights
@@ -90,52 +90,23 @@ def train(
         OSError: a file could not be written; its previous version is intact.
     """
     config = replace(config, model=replace(config.model, num_classes=len(data.classes)))
-    state_path = out_dir / STATE_FILE if resume == "auto" else Path(resume)
     clock = partial(_main_time, clock)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     find = partial(
         find_start, config, data,
-        state_path=state_path, is_required=resume != "auto", init=init,
-        device=device, measure=measure, fetch=fetch,
+        state_path=out_dir / STATE_FILE if resume == "auto" else Path(resume),
+        is_required=resume != "auto", init=init, device=device, measure=measure, fetch=fetch,
     )  # fmt: skip
     start = from_main(together(find))
-    config, saved = start.config, start.saved
-    fingerprint = run_fingerprint(config, data.summary)
-    if doubt := learning_rate_doubt(config):
-        log.warning(doubt)
-
-    torch.manual_seed(config.seed)
-    dtype = forward_dtype(config, device)
-    set_tf32(config.tf32)
-    model = DeformableDetr(config.model).to(device)
-    _log_run(config, data, model=model, dtype=dtype)
-    state_path = out_dir / STATE_FILE
-    state_file = StateFile(state_path, is_whole=start.is_from(state_path))
-    with (
-        StopRequest() as stop,
-        logging_redirect_tqdm(),
-        open_board(out_dir, start.step) as board,
-    ):
+    model, dtype = _new_model(start.config, data, device)
+    with StopRequest() as stop, logging_redirect_tqdm(), open_board(out_dir, start.step) as board:
         try:
-            state = _first_state(model, config, saved=saved, init=init, clock=clock, stop=stop)
-            save = in_main(partial(state_file.write, state, fingerprint))
-            if saved is None:
-                save()
-            else:
-                log.info("continuing from %s after step %d", start.path, state.progress.step)
-            run_time = RunTime(state.progress, config, clock)
-            while not run_time.is_over or state.progress.step_in_epoch:
-                train_epoch(
-                    state, data, run_time=run_time, dtype=dtype, stop=stop, board=board, save=save
-                )
-                metrics = end_epoch(
-                    state, data, run_time=run_time, stop=stop, board=board, out_dir=out_dir
-                )
-                save()
-                if run_time.is_over:
-                    report_last_epoch(state, data, config=config, metrics=metrics, stop=stop)
+            progress = _run(
+                model, data, start=start, init=init, dtype=dtype, clock=clock, stop=stop,
+                board=board, out_dir=out_dir,
+            )  # fmt: skip
         except Interrupted:
             log.warning("stopped; the same command with RESUME=auto (--resume) continues from here")
             return stop.exit_status
@@ -143,12 +114,59 @@ def train(
             if stop.is_requested:  # of all processes, and another has already followed it
                 return stop.exit_status
             raise
-    _check_any_step(state.progress, config)
-    log.info(
-        "%s: %d epochs done, %s in %s; another OUT= (--out) starts a new run",
-        *(out_dir, state.progress.epoch, shown_best(state.progress, config), out_dir / BEST),
-    )
+    _report_end(progress, start.config, out_dir)
     return 0
+
+
+def _new_model(
+    config: TrainConfig, data: RunData, device: torch.device
+) -> tuple[DeformableDetr, torch.dtype]:
+    """The model of a run with random weights, and the type that its layers compute in."""
+    if doubt := learning_rate_doubt(config):
+        log.warning(doubt)
+    torch.manual_seed(config.seed)
+    dtype = forward_dtype(config, device)
+    set_tf32(config.tf32)
+    model = DeformableDetr(config.model).to(device)
+    log.info(
+        "config %s on %s in %s: %.2f M parameters, %d training, %d validation images, %d classes",
+        *(config.name, device.type, str(dtype).removeprefix("torch.")),
+        *(sum(p.numel() for p in model.parameters()) / 1e6, len(data.train), len(data.val)),
+        len(data.classes),
+    )
+    return model, dtype
+
+
+def _run(
+    model: DeformableDetr,
+    data: RunData,
+    *,
+    start: RunStart,
+    init: Path | None,
+    dtype: torch.dtype,
+    clock: Clock,
+    stop: StopRequest,
+    board: SummaryWriter | None,
+    out_dir: Path,
+) -> Progress:
+    """Train and evaluate epoch after epoch until the run is over, saving after both."""
+    state = _first_state(model, start, init=init, clock=clock, stop=stop)
+    state_path = out_dir / STATE_FILE
+    state_file = StateFile(state_path, is_whole=start.is_from(state_path))
+    fingerprint = run_fingerprint(start.config, data.summary)
+    save = in_main(partial(state_file.write, state, fingerprint))
+    if start.saved is None:
+        save()
+    else:
+        log.info("continuing from %s after step %d", start.path, state.progress.step)
+    run_time = RunTime(state.progress, start.config, clock)
+    while not run_time.is_over or state.progress.step_in_epoch:
+        train_epoch(state, data, run_time=run_time, dtype=dtype, stop=stop, board=board, save=save)
+        metrics = end_epoch(state, data, run_time=run_time, stop=stop, board=board, out_dir=out_dir)
+        save()
+        if run_time.is_over:
+            report_last_epoch(state, data, config=start.config, metrics=metrics, stop=stop)
+    return state.progress
 
 
 def train_epoch(
@@ -172,19 +190,12 @@ def train_epoch(
     """
     progress, config = state.progress, run_time.config
     num_steps = steps_per_epoch(len(data.train), config)
-    num_step_images = config.batch_size * config.accumulation_steps
     state.model.train()
     run_time.count()
     saved_at = progress.seconds
     with (
         _saved_if_others_fail(state, stop, save),
-        progress_bar(
-            desc=run_time.epoch_name(progress.epoch + 1),
-            total=len(data.train),
-            initial=progress.step_in_epoch * num_step_images,
-            unit=" images",
-            disable=not is_main(),
-        ) as bar,
+        _epoch_bar(run_time, num_images=len(data.train)) as bar,
     ):
         steps = epoch_batches(
             data.train, config, epoch=progress.epoch, skip_steps=progress.step_in_epoch
@@ -201,13 +212,7 @@ def train_epoch(
 
             run_time.count_step()
             values["learning_rate"] = config.learning_rate * factor
-            bar.set_postfix(
-                loss=f"{values['loss']:.3f}",
-                lr=f"{values['learning_rate']:.1e}",
-                run_left=run_time.left(num_steps),
-                refresh=False,
-            )
-            bar.update(min(progress.step_in_epoch * num_step_images, len(data.train)) - bar.n)
+            _show_step(bar, values, run_time, num_steps)
             if progress.step % SCALAR_STEPS == 0:
                 record(board, "training", values=values, step=progress.step)
             stop.share()
@@ -220,34 +225,49 @@ def train_epoch(
     save()
 
 
+def _epoch_bar(run_time: RunTime, *, num_images: int) -> tqdm:
+    """A bar of the current epoch's images, with those of the steps that have been taken."""
+    progress = run_time.progress
+    return progress_bar(
+        desc=run_time.epoch_name(progress.epoch + 1),
+        total=num_images,
+        initial=_images_done(run_time),
+        unit=" images",
+        disable=not is_main(),
+    )
+
+
+def _show_step(bar: tqdm, values: dict[str, float], run_time: RunTime, num_steps: int) -> None:
+    bar.set_postfix(
+        loss=f"{values['loss']:.3f}",
+        lr=f"{values['learning_rate']:.1e}",
+        run_left=run_time.left(num_steps),
+        refresh=False,
+    )
+    bar.update(min(_images_done(run_time), bar.total) - bar.n)
+
+
+def _images_done(run_time: RunTime) -> int:
+    """Images of the epoch's steps so far; the last step of an epoch may have fewer."""
+    config = run_time.config
+    return run_time.progress.step_in_epoch * config.batch_size * config.accumulation_steps
+
+
 def _main_time(clock: Clock) -> float:
     """The main process's time, so that all agree on when to end."""
     return from_main(clock())
 
 
-def _log_run(
-    config: TrainConfig, data: RunData, *, model: DeformableDetr, dtype: torch.dtype
-) -> None:
-    device = next(model.parameters()).device
-    log.info(
-        "config %s on %s in %s: %.2f M parameters, %d training, %d validation images, %d classes",
-        *(config.name, device.type, str(dtype).removeprefix("torch.")),
-        *(sum(p.numel() for p in model.parameters()) / 1e6, len(data.train), len(data.val)),
-        len(data.classes),
-    )
-
-
 def _first_state(
     model: DeformableDetr,
-    config: TrainConfig,
+    start: RunStart,
     *,
-    saved: dict[str, Any] | None,
     init: Path | None,
     clock: Clock,
     stop: StopRequest,
 ) -> TrainingState:
     """The saved state, or one before step 1 whose weights took the `start_seconds` it counts."""
-    started = clock()
+    config, saved, started = start.config, start.saved, clock()
     if saved is None and is_main():
         with alone():
             load_starting_weights(model, config, init=init, stop=stop)
@@ -279,13 +299,20 @@ def _saved_if_others_fail(
         ) from None
 
 
-def _check_any_step(progress: Progress, config: TrainConfig) -> None:
-    """Raise ValueError if the time of the run passed before its first step."""
-    if progress.step > 0:
-        return
-    message = (
-        f"minutes={config.minutes:g} passed before the first step; the weights to start from "
-        f"took {timedelta(seconds=round(progress.start_seconds))} and are saved: the same "
-        "command continues with more minutes"
+def _report_end(progress: Progress, config: TrainConfig, out_dir: Path) -> None:
+    """Log what a complete run has made.
+
+    Raises:
+        ValueError: the time of the run passed before its first step.
+    """
+    if progress.step == 0:
+        message = (
+            f"minutes={config.minutes:g} passed before the first step; the weights to start from "
+            f"took {timedelta(seconds=round(progress.start_seconds))} and are saved: the same "
+            "command continues with more minutes"
+        )
+        raise agreed(ValueError(message))
+    log.info(
+        "%s: %d epochs done, %s in %s; another OUT= (--out) starts a new run",
+        *(out_dir, progress.epoch, shown_best(progress, config), out_dir / BEST),
     )
-    raise agreed(ValueError(message))
