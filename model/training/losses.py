@@ -102,17 +102,7 @@ def compute_losses(
     Source: arXiv:2010.04159, appendix A.4; normalised by matched pairs, as in mmdetection.
     """
     if normalisers is None:
-        enc_outputs = outputs.get("enc_outputs")
-        normalisers = loss_normalisers(
-            targets,
-            num_queries=outputs["pred_logits"].shape[1],
-            num_tokens=None if enc_outputs is None else enc_outputs["pred_logits"].shape[1],
-            config=config,
-            num_one_to_many=_num_one_to_many(outputs),
-        )
-        if noisy is not None:
-            count = max(1, int((noisy.truth >= 0).sum()))
-            normalisers = normalisers._replace(denoising=count)
+        normalisers = _normalisers_of(outputs, targets, config, noisy)
     padded = PaddedTargets.of(targets)
     layers = _layers(outputs)
     decoder = _losses(layers, padded, config, normalisers.decoder)
@@ -123,16 +113,8 @@ def compute_losses(
         for name, values in decoder.items()
     }
     if "enc_outputs" in outputs:
-        # The encoder head only tells objects from background: every label is class 0.
-        foreground = replace(padded, labels=torch.zeros_like(padded.labels))
-        encoder = _losses(
-            [outputs["enc_outputs"]],
-            foreground,
-            replace(config, class_weights=()),
-            normalisers.encoder,
-            repeats=config.encoder_matches,
-        )
-        losses.update({f"enc_{name}": values[0] for name, values in encoder.items()})
+        encoder = _encoder_losses(outputs["enc_outputs"], padded, config, normalisers.encoder)
+        losses |= {f"enc_{name}": values[0] for name, values in encoder.items()}
     if "one_to_many" in outputs:
         found = _losses(
             _layers(outputs["one_to_many"]),
@@ -149,12 +131,39 @@ def compute_losses(
     return losses
 
 
+def _normalisers_of(
+    outputs: dict[str, Any], targets: Targets, config: LossConfig, noisy: NoisyObjects | None
+) -> LossNormalisers:
+    """The divisors where these targets are the whole effective batch."""
+    enc_outputs, one_to_many = outputs.get("enc_outputs"), outputs.get("one_to_many")
+    normalisers = loss_normalisers(
+        targets,
+        num_queries=outputs["pred_logits"].shape[1],
+        num_tokens=None if enc_outputs is None else enc_outputs["pred_logits"].shape[1],
+        config=config,
+        num_one_to_many=0 if one_to_many is None else one_to_many["pred_logits"].shape[1],
+    )
+    if noisy is None:
+        return normalisers
+    return normalisers._replace(denoising=max(1, int((noisy.truth >= 0).sum())))
+
+
 def _layers(outputs: dict[str, Any]) -> list[dict[str, Tensor]]:
     return [*outputs["aux_outputs"], outputs]
 
 
-def _num_one_to_many(outputs: dict[str, Any]) -> int:
-    return outputs["one_to_many"]["pred_logits"].shape[1] if "one_to_many" in outputs else 0
+def _encoder_losses(
+    outputs: dict[str, Tensor], targets: PaddedTargets, config: LossConfig, normaliser: float
+) -> dict[str, Tensor]:
+    """The terms, each (1,), of the encoder head, which only tells objects from background."""
+    objects = replace(targets, labels=torch.zeros_like(targets.labels))  # all of class 0
+    return _losses(
+        [outputs],
+        objects,
+        replace(config, class_weights=()),
+        normaliser,
+        repeats=config.encoder_matches,
+    )
 
 
 def _denoising_losses(
