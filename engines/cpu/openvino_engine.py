@@ -87,13 +87,7 @@ class OpenVinoEngine:
         precisions = _precisions(core, form)
         precision = choose_precision(manifest, precisions)
         hints = _hints(precision, precisions, float_type)
-        threads = threads or allowed_cores()
-        properties = {
-            "NUM_STREAMS": threads if mode == "throughput" else 1,
-            "INFERENCE_NUM_THREADS": threads,
-            "ENABLE_CPU_PINNING": False,  # decoding threads share the cores
-            "CPU_RUNTIME_CACHE_CAPACITY": _CACHED_PRIMITIVES,
-        }
+        properties = _properties(threads or allowed_cores(), mode)
         try:
             model, hint = _compile_fastest(core, bundle, path, properties, hints)
             threads = model.get_property("INFERENCE_NUM_THREADS")
@@ -103,12 +97,7 @@ class OpenVinoEngine:
             raise ValueError(
                 f"{path}: OpenVINO cannot load it ({reason(error)}); {REMEDY}"
             ) from error
-        check_names(
-            path, "inputs", specs=manifest.inputs, names=[port.any_name for port in model.inputs]
-        )
-        check_names(
-            path, "outputs", specs=manifest.outputs, names=[port.any_name for port in model.outputs]
-        )
+        _check_ports(path, model, manifest)
         self.name = manifest.name
         self.max_batch_size = manifest.max_batch_size * streams
         floats = _FLOAT_TYPES[hint]
@@ -203,6 +192,25 @@ def _hints(precision: str, possible: Collection[str], float_type: FloatType | No
     if float_type is not None:
         return [hint for hint, name in _FLOAT_TYPES.items() if name == float_type]
     return ["bf16", "f32"]
+
+
+def _properties(threads: int, mode: Mode) -> dict[str, Any]:
+    """What OpenVINO is told, but the type for floats."""
+    return {
+        "NUM_STREAMS": threads if mode == "throughput" else 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,  # decoding threads share the cores
+        "CPU_RUNTIME_CACHE_CAPACITY": _CACHED_PRIMITIVES,
+    }
+
+
+def _check_ports(path: Path, model: ov.CompiledModel, manifest: Manifest) -> None:
+    """Raise ValueError unless the inputs and outputs of a graph are those of the manifest."""
+    for kind, specs, ports in (
+        ("inputs", manifest.inputs, model.inputs),
+        ("outputs", manifest.outputs, model.outputs),
+    ):
+        check_names(path, kind, specs=specs, names=[port.any_name for port in ports])
 
 
 def _compile_fastest(

@@ -18,7 +18,7 @@ from bundle.manifest import Manifest, TensorSpec
 from bundle.postprocess import RawOutput
 from bundle.tensorrt_plan import BatchShape, ShapeProfile, max_batch
 from engines.base import EngineFailure, EngineInfo, float_type_of
-from engines.gpu.cuda import MIB, Cuda, CudaError, DeviceMemory, Stream
+from engines.gpu.cuda import MIB, Cuda, CudaError, Device, DeviceMemory, Stream
 from engines.gpu.tensorrt_contexts import Lanes
 from engines.gpu.tensorrt_runtime import REBUILD, TensorRTError, log_of, require
 from engines.gpu.tensorrt_tensors import Buffer, check_tensors, dims_of
@@ -68,21 +68,11 @@ class TensorRTEngine:
         except BaseException:
             self.close()
             raise
-        # TensorRT and the driver allocate weights, contexts and graphs themselves, so what the
-        # engine takes is measured as the drop in free memory.
-        free_bytes = cuda.device().free_bytes
-        self.gpu_memory_bytes = max(0, device.free_bytes - free_bytes)
+        self._measure_memory(before=device, now=cuda.device())
         self.info = EngineInfo(
             *("tensorrt", manifest.precision, float_type_of(manifest.precision), graph),
             threads=1,
             streams=1,
-        )
-        logger.info(
-            "%s holds %d MiB of %s: activations %d, inputs and outputs %d, and weights, contexts "
-            "and %d CUDA graphs; %d of %d MiB are free",
-            *(self.name, self.gpu_memory_bytes // MIB, device.name),
-            *(self._activations.num_bytes // MIB, self._io_bytes // MIB, self._lanes.num_graphs),
-            *(free_bytes // MIB, device.total_bytes // MIB),
         )
 
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
@@ -151,6 +141,20 @@ class TensorRTEngine:
             for shape in (profile.max, profile.opt, profile.opt):
                 images, padding_mask = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.bool_)
                 self._execute(index, images, padding_mask)
+
+    def _measure_memory(self, *, before: Device, now: Device) -> None:
+        """Set and log what the engine takes, as the drop in free memory.
+
+        TensorRT and the driver allocate weights, contexts and graphs themselves.
+        """
+        self.gpu_memory_bytes = max(0, before.free_bytes - now.free_bytes)
+        logger.info(
+            "%s holds %d MiB of %s: activations %d, inputs and outputs %d, and weights, contexts "
+            "and %d CUDA graphs; %d of %d MiB are free",
+            *(self.name, self.gpu_memory_bytes // MIB, now.name),
+            *(self._activations.num_bytes // MIB, self._io_bytes // MIB, self._lanes.num_graphs),
+            *(now.free_bytes // MIB, now.total_bytes // MIB),
+        )
 
     # --- at work
 
