@@ -29,88 +29,108 @@ class Stage(StrEnum):
     ENCODE = "encode"  # detections to JSON, or to a drawn image
 
 
+class _Kinds:
+    """The kinds of metrics; each makes one in the registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.counter = partial(Counter, registry=registry)
+        self.gauge = partial(Gauge, registry=registry)
+        self.histogram = partial(Histogram, registry=registry)
+        self.seconds = partial(self.histogram, buckets=_SECONDS)
+
+
 class Metrics:
     """The metrics; callers record on them directly."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        counter = partial(Counter, registry=self.registry)
-        gauge = partial(Gauge, registry=self.registry)
-        histogram = partial(Histogram, registry=self.registry)
-        seconds = partial(histogram, buckets=_SECONDS)
-        model = ["model"]
+        new = _Kinds(self.registry)
+        self._declare_requests(new)
+        self._declare_batches(new)
+        self._declare_models(new)
 
-        self.requests = counter("detr_requests", "Requests by path and status.", ["path", "status"])
-        self.request_seconds = seconds("detr_request_seconds", "Whole requests, by path.", ["path"])
-        self.stage_seconds = seconds(
+    def _declare_requests(self, new: _Kinds) -> None:
+        self.requests = new.counter(
+            "detr_requests", "Requests by path and status.", ["path", "status"]
+        )
+        self.request_seconds = new.seconds(
+            "detr_request_seconds", "Whole requests, by path.", ["path"]
+        )
+        self.stage_seconds = new.seconds(
             "detr_stage_seconds",
             "Stages of answered POST /detect requests; of several images, the slowest.",
             ["model", "stage"],
         )
-        self.rejects = counter(
+        self.rejects = new.counter(
             "detr_rejects", "Requests answered with an error, by code.", ["code"]
         )
-        self.images = counter("detr_images", "Images answered.", model)
-        self.image_pixels = histogram(
+        self.images = new.counter("detr_images", "Images answered.", ["model"])
+        self.image_pixels = new.histogram(
             "detr_image_pixels", "Pixels of decoded images.", buckets=_PIXELS
         )
 
-        self.queue_depth = gauge("detr_queue_depth", "Images admitted and not yet started.", model)
-        self.batch_wait_seconds = seconds(
+    def _declare_batches(self, new: _Kinds) -> None:
+        self.queue_depth = new.gauge(
+            "detr_queue_depth", "Images admitted and not yet started.", ["model"]
+        )
+        self.batch_wait_seconds = new.seconds(
             "detr_batch_wait_seconds",
             "Wait of one image from joining the queue to the start of its batch.",
-            model,
+            ["model"],
         )
-        self.batch_size = histogram("detr_batch_size", "Images in a batch.", model, buckets=_COUNTS)
-        self.batch_seconds = seconds("detr_batch_seconds", "One run of the engine.", model)
-        self.padding_ratio = histogram(
+        self.batch_size = new.histogram(
+            "detr_batch_size", "Images in a batch.", ["model"], buckets=_COUNTS
+        )
+        self.batch_seconds = new.seconds("detr_batch_seconds", "One run of the engine.", ["model"])
+        self.padding_ratio = new.histogram(
             "detr_padding_ratio",
             "Fraction of a batch's pixels that is padding.",
-            model,
+            ["model"],
             buckets=_FRACTIONS,
         )
-        self.engine_failures = counter(
-            "detr_engine_failures", "Images that the engine failed on.", model
+        self.engine_failures = new.counter(
+            "detr_engine_failures", "Images that the engine failed on.", ["model"]
         )
-        self.scores = histogram(
+        self.scores = new.histogram(
             "detr_score",
             "Scores of 0.1 or more, by model, whatever the request's threshold.",
-            model,
+            ["model"],
             buckets=_SCORES,
         )
-        self.detections = counter(
+        self.detections = new.counter(
             "detr_detections",
             "Detections with a score of 0.3 or more, by model and class.",
             ["model", "class_name"],
         )
 
-        self.ready = gauge("detr_ready", "1 while the service takes requests, else 0.")
-        self.reloads = counter(
+    def _declare_models(self, new: _Kinds) -> None:
+        self.ready = new.gauge("detr_ready", "1 while the service takes requests, else 0.")
+        self.reloads = new.counter(
             "detr_reloads",
             "Reloads of the bundle, by result: swapped or refused.",
             ["model", "result"],
         )
-        self.model = gauge(
+        self.model = new.gauge(
             "detr_model_info", "A served model; always 1.", ["model", "variant", "version"]
         )
-        self.engine = gauge(
+        self.engine = new.gauge(
             "detr_engine_info",
             "The engine that runs it; always 1.",
             ["model", *EngineInfo._fields],
         )
-        self.selftest_passed = gauge(
+        self.selftest_passed = new.gauge(
             "detr_selftest_passed",
             "1 once the engine has given the bundle's known answers, else 0.",
-            model,
+            ["model"],
         )
-        self.selftest_error = gauge(
+        self.selftest_error = new.gauge(
             "detr_selftest_error_ratio",
             "The engine's largest error on the known answers, as a fraction of the tolerance.",
             ["model", "error"],
         )
-        self.gpu_memory = gauge(
-            "detr_gpu_memory_bytes", "GPU memory that the engine took at start.", model
+        self.gpu_memory = new.gauge(
+            "detr_gpu_memory_bytes", "GPU memory that the engine took at start.", ["model"]
         )
 
     def forget(self, model: str) -> None:
