@@ -171,7 +171,6 @@ def _say(line: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    defaults = DetectQuery()
     parser = argparse.ArgumentParser(
         prog="python -m service.detect",
         description="Detect objects in images and print the JSON that POST /detect answers.",
@@ -211,6 +210,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PIXELS",
         help="cut larger images into tiles of this side, to find small objects (default: no tiles)",
     )
+    _add_output_options(parser)
+    return parser
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write there, not to stdout")
     parser.add_argument(
         "--draw", type=Path, metavar="DIR", help="write each image with its boxes into this folder"
@@ -224,10 +228,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--format",
         choices=[str(choice) for choice in OutputFormat],
-        default=str(defaults.format),
+        default=str(DetectQuery().format),
         help="detections, or coco: a COCO results list",
     )
-    return parser
 
 
 if __name__ == "__main__":
