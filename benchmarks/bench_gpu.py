@@ -10,7 +10,7 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -88,51 +88,22 @@ def on_gpu(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def op_contestants(gpu: Gpu, call: Call, *, dtype: torch.dtype, scratch: Path) -> Contestants:
     """Everything that computes the operator in a type."""
     value, shapes, points, offsets, logits = call
-    table = torch.tensor(shapes, dtype=torch.int32)
-    starts = torch.tensor([0, *torch.tensor(shapes).prod(1).cumsum(0)[:-1]], dtype=torch.int32)
-    batch, num_queries, num_heads, dim = *offsets.shape[:3], value.shape[-1]
     ours = on_gpu(
         {
             "value": value.to(dtype),
-            "spatial_shapes": table,
+            "spatial_shapes": torch.tensor(shapes, dtype=torch.int32),
             "reference_points": points,
             "sampling_offsets": offsets.to(dtype),
             "attention_logits": logits.to(dtype),
         }
     )
-    plan = plan_of_node(
-        gpu, ours, output_shape=(batch, num_queries, num_heads * dim), directory=scratch
-    )
+    batch, num_queries, num_heads = offsets.shape[:3]
+    output_shape = (batch, num_queries, num_heads * value.shape[-1])
+    plan = plan_of_node(gpu, ours, output_shape=output_shape, directory=scratch)
     found: Contestants = {OPERATOR: Runner(gpu, plan, inputs=ours)}
-
-    def prepared(points: Tensor, offsets: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        locations = sampling_locations(shapes, points, offsets).to(dtype)
-        return locations, logits.flatten(-2).softmax(-1).view_as(logits)
-
-    others = (ours["reference_points"], ours["sampling_offsets"], ours["attention_logits"])
     if dtype != torch.bfloat16:  # NVIDIA's plugin does not take it
-        locations, weights = prepared(*others)
-        theirs = on_gpu(
-            {
-                "value": value.to(dtype),
-                "spatial_shapes": table,
-                "level_start_index": starts,
-                "sampling_locations": locations,
-                "attention_weights": weights,
-            }
-        )
-        shape = (batch, num_queries, num_heads, dim)
-        name = "MultiscaleDeformableAttnPlugin_TRT"
-        plan = plan_of_node(
-            gpu,
-            theirs,
-            output_shape=shape,
-            directory=scratch,
-            operator=name,
-            plugin_version=_version(gpu, name),
-        )
-        found["NVIDIA's plugin, without softmax and locations"] = Runner(gpu, plan, inputs=theirs)
-        found["softmax and locations alone, PyTorch"] = lambda: prepared(*others)
+        found |= _nvidia_contestants(gpu, ours, shapes, scratch)
+    others = (ours["reference_points"], ours["sampling_offsets"], ours["attention_logits"])
 
     def reference() -> Tensor:
         return ms_deform_attn(ours["value"], shapes, *others, backend="reference")
@@ -140,6 +111,44 @@ def op_contestants(gpu: Gpu, call: Call, *, dtype: torch.dtype, scratch: Path) -
     found["PyTorch, eager"] = reference
     found["PyTorch, torch.compile"] = torch.compile(reference)
     return found
+
+
+def _nvidia_contestants(
+    gpu: Gpu, ours: Mapping[str, Tensor], shapes: Sequence[tuple[int, int]], scratch: Path
+) -> Contestants:
+    """NVIDIA's plugin for the same call, and what it needs computed before."""
+    points, offsets, logits = (
+        ours[name] for name in ("reference_points", "sampling_offsets", "attention_logits")
+    )
+
+    def prepared() -> tuple[Tensor, Tensor]:
+        locations = sampling_locations(shapes, points, offsets).to(offsets.dtype)
+        return locations, logits.flatten(-2).softmax(-1).view_as(logits)
+
+    locations, weights = prepared()
+    starts = torch.tensor(shapes).prod(1).cumsum(0)
+    theirs = on_gpu(
+        {
+            "value": ours["value"],
+            "spatial_shapes": ours["spatial_shapes"],
+            "level_start_index": torch.tensor([0, *starts[:-1]], dtype=torch.int32),
+            "sampling_locations": locations,
+            "attention_weights": weights,
+        }
+    )
+    name = "MultiscaleDeformableAttnPlugin_TRT"
+    plan = plan_of_node(
+        gpu,
+        theirs,
+        output_shape=(*offsets.shape[:3], ours["value"].shape[-1]),
+        directory=scratch,
+        operator=name,
+        plugin_version=_version(gpu, name),
+    )
+    return {
+        "NVIDIA's plugin, without softmax and locations": Runner(gpu, plan, inputs=theirs),
+        "softmax and locations alone, PyTorch": prepared,
+    }
 
 
 def _version(gpu: Gpu, name: str) -> str:
