@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from model.data.image_files import MIN_TRAINING_SIDE_PX, read_pixels
+from model.data.image_file import read_pixels
+from model.data.image_files import MIN_TRAINING_SIDE_PX
 from model.data.mixing import Mix
 from model.data.split import Split
 from model.data.transforms import Sample, Transform, to_target

@@ -47,7 +47,9 @@ class DataSet:
 
     def _read(self, stored: str, decode: bool) -> Split:
         source = self.layout.read(stored)
-        return open_split(parse_annotations(source), source.image_dir, decode=decode)
+        return open_split(
+            parse_annotations(source), source.image_dir, decode=decode, known=source.image_files
+        )
 
 
 def open_data_set(data_dir: Path, val_fraction: float | None = None) -> DataSet:

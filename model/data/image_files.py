@@ -1,83 +1,54 @@
-"""Finds the image files of a data set and reads their headers, before training starts."""
+"""Finds the image files of a data set and checks them, before training starts."""
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from bundle.preprocess import DATASET_FORMATS, ImageHeader, decode_image, read_header
 from model.data.annotations import ImageEntry
 from model.data.faults import Fault
+from model.data.image_file import NUM_READERS, ImageFile, read_image_file
 
-NUM_READERS = 8  # threads that wait for files
 MIN_TRAINING_SIDE_PX = 32  # smaller images are not trained on, as published
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """An image file; files with the same `digest` have the same content."""
-
-    path: Path
-    header: ImageHeader
-    digest: bytes
-
-
-def read_pixels(path: Path) -> np.ndarray:
-    """Pixels (h, w, 3) uint8 RGB as displayed, of any format allowed in data sets.
-
-    Raises:
-        ValueError: the file is missing or damaged; names it.
-    """
-    try:
-        return decode_image(path.read_bytes(), formats=DATASET_FORMATS)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
 def read_image_files(
-    images: tuple[ImageEntry, ...], image_dir: Path, *, decode: bool
+    images: tuple[ImageEntry, ...],
+    image_dir: Path,
+    *,
+    decode: bool,
+    known: Mapping[Path, ImageFile | ValueError],
 ) -> Iterator[tuple[ImageEntry, ImageFile | Fault]]:
     """The file of every image, or what is wrong with it, in the order of `images`.
 
     Args:
         decode: decode every image; otherwise only those that seem truncated.
+        known: files that were read before; they are read again only to be decoded.
     """
-    read = partial(_read_image_file, image_dir=image_dir, decode=decode)
+    read = partial(_find_file, image_dir=image_dir, decode=decode, known={} if decode else known)
     with ThreadPoolExecutor(NUM_READERS) as pool:
         found = pool.map(read, images)
         bar = tqdm(found, total=len(images), desc="checking images", unit=" images", leave=False)
         yield from zip(images, bar, strict=True)
 
 
-def _read_image_file(image: ImageEntry, *, image_dir: Path, decode: bool) -> ImageFile | Fault:
+def _find_file(
+    image: ImageEntry,
+    *,
+    image_dir: Path,
+    decode: bool,
+    known: Mapping[Path, ImageFile | ValueError],
+) -> ImageFile | Fault:
     try:
         path = find_image(image.file_name, image_dir)
     except OSError as error:
         return Fault("missing-file", image.id, None, str(error))
-    try:
-        data = path.read_bytes()
-        header = read_header(data, DATASET_FORMATS)
-        if decode or not _has_its_end(data):
-            decode_image(data, formats=DATASET_FORMATS)
-    except (OSError, ValueError) as error:
-        return Fault("unreadable-image", image.id, None, f"{path}: {error}")
-    return ImageFile(path, header, hashlib.blake2b(data, digest_size=16).digest())
-
-
-def _has_its_end(data: bytes) -> bool:
-    """Whether the file has its format's end marker; False if the format has none."""
-    if data.startswith(b"\xff\xd8"):
-        return data.endswith(b"\xff\xd9")
-    if data.startswith(b"\x89PNG"):
-        return b"IEND" in data[-64:]
-    if data.startswith(b"RIFF"):
-        return len(data) >= 8 + int.from_bytes(data[4:8], "little")
-    return False
+    found = known.get(path) or read_image_file(path, decode=decode)
+    if isinstance(found, ValueError):
+        return Fault("unreadable-image", image.id, None, str(found))
+    return found
 
 
 def size_fault(image: ImageEntry, file: ImageFile) -> Fault | None:

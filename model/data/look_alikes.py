@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from model.data.image_files import NUM_READERS, read_pixels
+from model.data.image_file import NUM_READERS, read_pixels
 from model.data.split import Split
 from model.progress import progress_bar
 

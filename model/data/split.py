@@ -1,12 +1,15 @@
 """One split of a data set, read once: annotations, image files and their faults."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from model.data.annotations import Annotations, BoxEntry, ImageEntry
 from model.data.faults import Fault
-from model.data.image_files import ImageFile, read_image_files, size_fault
+from model.data.image_file import ImageFile
+from model.data.image_files import read_image_files, size_fault
 
 MIN_BOX_SIDE_PX = 1.0  # thinner boxes are not trained on, as published
 
@@ -74,11 +77,18 @@ class Split:
         }  # fmt: skip
 
 
-def open_split(annotations: Annotations, image_dir: Path, *, decode: bool = False) -> Split:
-    """Read the header of every image; with `decode`, the pixels too."""
+def open_split(
+    annotations: Annotations,
+    image_dir: Path,
+    *,
+    decode: bool = False,
+    known: Mapping[Path, ImageFile | ValueError] = MappingProxyType({}),
+) -> Split:
+    """Read the header of every image, except of `known` files; with `decode`, all pixels too."""
     files: dict[int, ImageFile] = {}
     faults: list[Fault] = []
-    for image, found in read_image_files(annotations.images, image_dir, decode=decode):
+    images = read_image_files(annotations.images, image_dir, decode=decode, known=known)
+    for image, found in images:
         if isinstance(found, Fault):
             faults.append(found)
             continue

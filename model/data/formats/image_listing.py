@@ -1,16 +1,10 @@
-"""The image files of a folder, by name and by stem, and their sizes."""
+"""The image files of a folder, by name and by stem."""
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
-from bundle.preprocess import DATASET_FORMATS, read_header
-
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-NUM_READERS = 8  # threads that wait for files
 
 
 def is_image(path: Path) -> bool:
@@ -66,18 +60,3 @@ def _closeness(folder: Path, folders: Sequence[str], near: Path | None) -> tuple
 def _num_shared(first: Iterable[str], second: Iterable[str]) -> int:
     pairs = zip(first, second, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def displayed_sizes(paths: Sequence[Path]) -> dict[Path, tuple[int, int] | None]:
-    """(height, width) of images as displayed; None where the file cannot be read."""
-    with ThreadPoolExecutor(NUM_READERS) as pool:
-        sizes = pool.map(_displayed_size, paths)
-        bar = tqdm(sizes, total=len(paths), desc="reading sizes", unit=" images", leave=False)
-        return dict(zip(paths, bar, strict=True))
-
-
-def _displayed_size(path: Path) -> tuple[int, int] | None:
-    try:
-        return read_header(path.read_bytes(), DATASET_FORMATS).size
-    except (OSError, ValueError):
-        return None  # reported when the image itself is checked

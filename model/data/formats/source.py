@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from model.data.faults import Fault
+from model.data.image_file import ImageFile
 
 ALL = "all"  # the split of a data set that is not divided
 SPLIT_NAMES = {
@@ -67,6 +68,7 @@ class Source:
         places: by section, the place of every entry in the tool's own files, for messages; a
             section that is missing is numbered instead.
         faults: what the reader itself found.
+        image_files: those that the reader needed and has read, and what is wrong with them.
     """
 
     file: Path
@@ -75,6 +77,7 @@ class Source:
     sha256: str
     places: Mapping[str, Sequence[str]] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
+    image_files: Mapping[Path, ImageFile | ValueError] = field(default_factory=dict)
 
 
 class Layout(Protocol):

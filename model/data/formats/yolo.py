@@ -6,14 +6,14 @@ The splits stand in the YAML file of Roboflow and Ultralytics, or are folders or
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
 
 from model.data.fields import read_number
-from model.data.formats.image_listing import displayed_sizes, images_below, is_image
+from model.data.formats.image_listing import images_below, is_image
 from model.data.formats.shapes import around
 from model.data.formats.source import (
     ALL,
@@ -25,6 +25,7 @@ from model.data.formats.source import (
     split_folder,
 )  # fmt: skip
 from model.data.formats.yolo_yaml import YoloYaml, find_yaml
+from model.data.image_file import ImageFile, read_all
 
 CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "train/classes.txt")
 _SEEN_IMAGES = 1000  # until one has labels
@@ -58,7 +59,7 @@ class YoloData:
     def read(self, split: str) -> Source:
         """The images of a split with the boxes of their label files."""
         images = self._images(split)
-        sizes = displayed_sizes(images)
+        files = read_all(images)
         collector = Collector(
             self.class_file, image_dir=self.directory, class_names=self.class_names
         )
@@ -66,15 +67,16 @@ class YoloData:
         for path in tqdm(images, desc="reading labels", unit=" files", leave=False):
             label_file = label_file_of(path)
             place = _relative(label_file, self.directory)
-            image_id = collector.add_image(path, sizes[path], place=place)
+            size = _size(files[path])
+            image_id = collector.add_image(path, size, place=place)
             if label_file.is_file():
                 read.add(label_file)
-                self._read_labels(collector, image_id, label_file, sizes[path])
+                self._read_labels(collector, image_id, label_file, size)
         if len(read) < len(images):
             collector.add_note("no-label-file", _without_labels(len(images) - len(read), images))
         if split == ALL or all(place.is_dir() for place in self._places(split)):
             collector.leave_out("label files without an image", len(self._strays(read)))
-        return collector.source()
+        return replace(collector.source(), image_files=files)
 
     def _strays(self, read: set[Path]) -> set[Path]:
         """Text files beside the label files that are none of an image."""
@@ -206,6 +208,11 @@ def _find_listed(name: str, *bases: Path) -> Path:
     tails = [Path(*parts[start:]) for start in range(len(parts))]
     places = [base / tail for tail in tails for base in bases]
     return next((place for place in places if place.is_file()), places[0])
+
+
+def _size(file: ImageFile | ValueError) -> tuple[int, int] | None:
+    """(height, width) as displayed; None if the file cannot be read."""
+    return None if isinstance(file, ValueError) else file.header.size
 
 
 def _without_labels(count: int, images: list[Path]) -> str:

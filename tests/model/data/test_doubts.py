@@ -9,7 +9,7 @@ from bundle.preprocess import ImageHeader
 from model.config import ModelConfig
 from model.data.annotations import Annotations, BoxEntry, ImageEntry
 from model.data.doubts import doubts, other_classes, shared_images
-from model.data.image_files import ImageFile
+from model.data.image_file import ImageFile
 from model.data.split import Split
 
 MODEL = ModelConfig(num_queries=6, num_detections=5)

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from model.data.check import check_validation
-from model.data.data_set import open_data_set
-from model.data.formats.yolo import parse_line
+from model.data.data_set import DataSet, open_data_set
+from model.data.formats.source import Source
+from model.data.formats.yolo import YoloData, find, parse_line
 from model.data.layouts import find_layout
 from model.data.split import Split
 from tests.model.data.formats import exports
@@ -23,6 +24,16 @@ def labelled(tmp_path: Path) -> Path:
     exports.yolo_of_roboflow(tmp_path)
     write(tmp_path / "data.yaml", YAML)
     return tmp_path
+
+
+class EmptiedOnceRead(YoloData):
+    """A data set whose images are empty files once its labels have been read."""
+
+    def read(self, split: str) -> Source:
+        source = super().read(split)
+        for image in source.image_files:
+            image.write_bytes(b"")
+        return source
 
 
 def read(folder: Path, labels: str) -> Split:
@@ -186,3 +197,13 @@ def test_an_unreadable_image_is_reported_once(labelled: Path) -> None:
     faults = check_validation(read(labelled, "0 0.5 0.5 0.5 0.5"))
 
     assert [fault.kind for fault in faults if fault.fatal] == ["unreadable-image"]
+
+
+def test_an_image_is_read_once_for_its_boxes_and_for_its_check(labelled: Path) -> None:
+    layout = find(labelled)
+    assert layout is not None
+
+    split = DataSet(EmptiedOnceRead(**vars(layout))).open("train")
+
+    assert split.file_faults == ()
+    assert len(split.files) == 3
