@@ -67,7 +67,7 @@ def judge_rounding(
         found = compare(
             engine.run, emulation.run, images=images, preprocess=exact.manifest.preprocess
         )
-    _require_finite(emulation.magnitudes, precision)
+    require_held(emulation.magnitudes, precision)
     largest = sorted(emulation.magnitudes, reverse=True)[:NUM_LISTED]
     log.info("  numbers reach %.0f in %s (%s)", *(largest[0][i] for i in (0, 2, 1)))
     _require_agreement(found, precision)
@@ -92,6 +92,15 @@ def judge_engine(exact: Bundle, engine: Engine, *, images: Sequence[Uint8Array])
 
 def _open(exact: Bundle) -> Engine:
     return guard(OnnxRuntimeEngine(exact), exact.manifest)
+
+
+def require_held(magnitudes: Iterable[Magnitude], precision: str) -> None:
+    """Raise Refused if a number of a graph is too large for "fp16" or "bf16", or NaN."""
+    for largest, operator, place in magnitudes:
+        if not largest <= LARGEST[precision]:
+            raise Refused(
+                f"numbers reach {largest:.3g} in {place} ({operator}), more than {precision} holds"
+            )
 
 
 def compare(
@@ -129,14 +138,6 @@ def _compare_image(
     is_displaced = is_at_cut & (distance_px >= SAME_BOX_PX)
     is_displaced &= 2 * is_displaced.sum() <= len(is_displaced)  # not if most are
     return _ImageAgreement(distance_px[~is_displaced], score_error, int(is_displaced.sum()))
-
-
-def _require_finite(magnitudes: Iterable[Magnitude], precision: str) -> None:
-    for largest, operator, place in magnitudes:
-        if not largest <= LARGEST[precision]:
-            raise Refused(
-                f"numbers reach {largest:.3g} in {place} ({operator}), more than {precision} holds"
-            )
 
 
 def _require_agreement(found: Agreement, subject: str) -> None:

@@ -10,7 +10,8 @@ from bundle.manifest import Bundle, Manifest
 from bundle.postprocess import RawOutput
 from bundle.preprocess import Preprocess, decode_image
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
-from export.judge.agreement import compare, judge_engine, judge_rounding
+from export.graph.emulation import Magnitude
+from export.judge.agreement import compare, judge_engine, judge_rounding, require_held
 from export.judge.refusal import Refused
 from export.judge.verify import photographs
 
@@ -59,6 +60,32 @@ def test_numbers_that_float16_cannot_hold_are_refused_with_their_place(demo):
 
     with pytest.raises(Refused, match=r"numbers reach .* in backbone.layer1.0.conv1 \(Conv\)"):
         judge_rounding(Bundle.load(demo), "fp16", images=photographs()[:1])
+
+
+@pytest.mark.parametrize(
+    ("precision", "largest"),
+    [("fp16", 59_999.0), ("fp16", 60_000.0), ("bf16", 2.999e38), ("bf16", 3e38)],
+)
+def test_numbers_up_to_a_little_less_than_a_type_holds_are_accepted(precision, largest):
+    require_held([Magnitude(1.0, "Conv", "stem"), Magnitude(largest, "MatMul", "head")], precision)
+
+
+@pytest.mark.parametrize(
+    ("precision", "largest"),
+    [
+        ("fp16", 60_001.0),
+        ("fp16", float("inf")),
+        ("fp16", float("nan")),
+        ("bf16", 3.001e38),
+        ("bf16", float("inf")),
+        ("bf16", float("nan")),
+    ],
+)
+def test_larger_numbers_are_refused_with_their_place(precision, largest):
+    magnitudes = [Magnitude(1.0, "Conv", "stem"), Magnitude(largest, "MatMul", "head")]
+
+    with pytest.raises(Refused, match=rf"reach .* in head \(MatMul\), more than {precision} holds"):
+        require_held(magnitudes, precision)
 
 
 def test_detections_that_change_are_refused(demo, monkeypatch):

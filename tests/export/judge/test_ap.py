@@ -1,7 +1,15 @@
 import pytest
 
+from bundle.manifest import Bundle
 from engines.base import EngineInfo
-from export.judge.ap import Measured, agreement, compare, require_judgeable, require_kept
+from export.judge.ap import (
+    Measured,
+    agreement,
+    compare,
+    require_computable,
+    require_judgeable,
+    require_kept,
+)
 from export.judge.refusal import Refused
 from model.evaluation.coco_metrics import Metrics
 
@@ -14,6 +22,20 @@ def measured(ap, results=()):
 
 def detection(score=0.9, category_id=1, image_id=1, bbox=(10, 10, 40, 20)):
     return {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
+
+
+# The toy bundle has only the graph in standard operators, which is never computed in bf16.
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_precision_that_the_engine_computes_in_can_be_measured(toy_bundle, precision):
+    require_computable(Bundle.load(toy_bundle).with_manifest(precision=precision))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_precision_that_the_engine_replaces_cannot_be_measured(toy_bundle, precision):
+    bundle = Bundle.load(toy_bundle).with_manifest(precision=precision)
+
+    with pytest.raises(ValueError, match=f"openvino computes {precision} in fp32 on this machine"):
+        require_computable(bundle)
 
 
 @pytest.mark.parametrize("reduced", [0.4, 0.3951, 0.45])
