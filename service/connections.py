@@ -1,4 +1,8 @@
-"""Limits the number of connections: at the limit, an idle one is closed for a new one."""
+"""Limits the number of connections: at the limit, one makes room for a new one.
+
+The one that has been idle for longest does; if none is idle, one that waits for its client in the
+middle of a request, if that client holds more of them than the new one.
+"""
 
 import logging
 import resource
@@ -13,15 +17,19 @@ OTHER_DESCRIPTORS = 128  # for everything but connections: files of the bundle, 
 WARNING_INTERVAL_S = 10.0
 
 
-class Waiting(Protocol):
-    """A connection that has no request in progress."""
+class Connection(Protocol):
+    """A connection that waits for its client."""
+
+    @property
+    def host(self) -> str | None:
+        """The address of the client."""
 
     def evict(self) -> None:
         """Close the connection to make room."""
 
 
 class ConnectionTable:
-    """The idle connections, the one that has waited longest first.
+    """The connections that wait for their clients, the one that has waited longest first.
 
     Args:
         most: how many connections may be open.
@@ -31,35 +39,58 @@ class ConnectionTable:
     def __init__(self, most: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.most = most
         self._clock = clock
-        self._waiting: OrderedDict[Waiting, None] = OrderedDict()
+        self._idle: OrderedDict[Connection, None] = OrderedDict()
+        self._unfinished: dict[str | None, OrderedDict[Connection, None]] = {}  # by client
         self._warned_at = -WARNING_INTERVAL_S
 
-    def has_room(self, num_open: int) -> bool:
-        """Whether a new connection may stay; at the limit, an idle one is closed for it."""
+    def has_room(self, num_open: int, host: str | None = None) -> bool:
+        """Whether a new connection may stay; at the limit, another one is closed for it.
+
+        Args:
+            num_open: how many connections are open, with the new one.
+            host: the address of its client.
+        """
         if num_open <= self.most:
             return True
         self._warn()
-        if not self._waiting:
+        one = next(iter(self._idle), None) or self._of_greediest(host)
+        if one is None:
             return False
-        oldest, _ = self._waiting.popitem(last=False)
-        oldest.evict()
+        self.remove(one)
+        one.evict()
         return True
 
-    def add(self, connection: Waiting) -> None:
+    def add_idle(self, connection: Connection) -> None:
         """Note that a connection now waits for its next request."""
-        self._waiting[connection] = None
-        self._waiting.move_to_end(connection)
+        self.remove(connection)
+        self._idle[connection] = None
 
-    def remove(self, connection: Waiting) -> None:
-        """Note that a connection received a request or was closed."""
-        self._waiting.pop(connection, None)
+    def add_unfinished(self, connection: Connection) -> None:
+        """Note that a connection now waits for the rest of a body, or for its answer to be read."""
+        self.remove(connection)
+        self._unfinished.setdefault(connection.host, OrderedDict())[connection] = None
+
+    def remove(self, connection: Connection) -> None:
+        """Note that a connection no longer waits for its client, or is lost."""
+        self._idle.pop(connection, None)
+        ones = self._unfinished.get(connection.host, OrderedDict())
+        ones.pop(connection, None)
+        if not ones:
+            self._unfinished.pop(connection.host, None)
+
+    def _of_greediest(self, host: str | None) -> Connection | None:
+        """An unfinished connection of the client with most, if it keeps as many as `host` gets."""
+        ones = max(self._unfinished.values(), key=len, default=OrderedDict())
+        num_own = len(self._unfinished.get(host, ()))
+        return next(iter(ones)) if len(ones) - 1 >= num_own + 1 else None
 
     def _warn(self) -> None:
         if self._clock() - self._warned_at >= WARNING_INTERVAL_S:
             self._warned_at = self._clock()
             logger.warning(
-                "%d connections are open, which is the limit: idle ones are "
-                "closed for new ones; DETR_MAX_CONNECTIONS changes the limit",
+                "%d connections are open, which is the limit: idle ones are closed for new ones, "
+                "then unfinished ones of the client with most; DETR_MAX_CONNECTIONS changes the "
+                "limit",
                 self.most,
             )
 

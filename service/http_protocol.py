@@ -73,11 +73,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection if there is room for it."""
         super().connection_made(transport)
+        # Without it, a client could leave up to 64 KiB unread for ever, even after `close`.
+        transport.set_write_buffer_limits(high=0)
         self.flow = _Flow(self, transport)
-        if self._table.has_room(len(self.connections)):
-            self._await_request(self._settings.header_timeout_s)
+        if self._table.has_room(len(self.connections), self.host):
+            self._note_wait()
+            self._start_timer(self._settings.header_timeout_s)
         else:
-            self._answer(TooManyConnections(f"all {self._table.most} connections are in use"))
+            self._answer(self._too_many())
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -89,9 +92,19 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._stall_timer is not None:
             self._stall_timer.cancel()
 
+    @property
+    def host(self) -> str | None:
+        """The address of the client."""
+        return self.client[0] if self.client else None
+
     def evict(self) -> None:
-        """Close this idle connection to make room for another."""
-        self.transport.close()
+        """Close this connection, which waits for its client, to make room for another."""
+        if self.transport.get_write_buffer_size():
+            self._abort()
+        elif self._reading is Reading.BODY:
+            self._refuse(self._too_many())
+        else:
+            self.transport.close()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close the connection: no request arrived in time, or only part of its headers."""
@@ -112,11 +125,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The client reads its answers more slowly than they are produced."""
         super().pause_writing()
+        self._note_wait()
         self._watch_writing(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         """The client has caught up."""
         super().resume_writing()
+        self._note_wait()
         if self._stall_timer is not None:
             self._stall_timer.cancel()
 
@@ -130,8 +145,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if now_unread < num_unread:
             self._watch_writing(now_unread)
         else:
-            self._drop_answer()
-            self.transport.abort()
+            self._abort()
+
+    def _abort(self) -> None:
+        self._drop_answer()
+        self.transport.abort()
 
     def _drop_answer(self) -> None:
         """Cancel the answer in progress, since nobody reads it."""
@@ -139,9 +157,14 @@ class BoundedProtocol(HttpToolsProtocol):
             self._answered.disconnected = True
             self._answered.message_event.set()
 
-    def _await_request(self, seconds: float) -> None:
-        self._table.add(self)
-        self._start_timer(seconds)
+    def _note_wait(self) -> None:
+        """Tell the table whether the connection waits for its client."""
+        if self._reading is Reading.BODY or self.flow.write_paused:
+            self._table.add_unfinished(self)
+        elif self.cycle is None or self.cycle.response_complete:
+            self._table.add_idle(self)
+        else:
+            self._table.remove(self)
 
     def _start_timer(self, seconds: float) -> None:
         self._unset_keepalive_if_required()
@@ -200,7 +223,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()  # raises for an invalid path
         self._reading = Reading.BODY
         self._unset_keepalive_if_required()
-        self._table.remove(self)
+        self._note_wait()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answered = cycle
@@ -216,6 +239,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._reading = Reading.NOTHING
         self._silent_bytes = 0
         super().on_message_complete()
+        self._note_wait()
 
     def on_response_complete(self) -> None:
         """The answer is sent; continue with the next request."""
@@ -225,8 +249,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self.pipeline:
             self._parse_held()
             self.flow.resume_reading()
-        if self.cycle.response_complete:
-            self._table.add(self)
+        self._note_wait()
 
     def _count(self, num_bytes: int) -> None:
         self._silent_bytes = 0
@@ -240,6 +263,9 @@ class BoundedProtocol(HttpToolsProtocol):
             f"expected at most {self._settings.max_header_bytes} bytes of path and headers, got "
             "more; send images and their ids in the body"
         )
+
+    def _too_many(self) -> TooManyConnections:
+        return TooManyConnections(f"all {self._table.most} connections are in use")
 
     # --- what is refused
 
@@ -265,9 +291,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._metrics.requests.labels("other", str(error.status)).inc()
         self._metrics.rejects.labels(error.code).inc()
         request_id = uuid.uuid4().hex
-        client = self.client[0] if self.client else None
         log_access(
-            {"status": error.status, "request_id": request_id, "client": client, "code": error.code}
+            {
+                "status": error.status,
+                "request_id": request_id,
+                "client": self.host,
+                "code": error.code,
+            }
         )
         body = error_body(error)
         headers = {

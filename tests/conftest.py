@@ -3,7 +3,7 @@
 import io
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +77,9 @@ def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(toy_bundle: Path) -> Iterator[Callable[..., Process]]:
     processes: list[Process] = []
 
-    def start(*command: str, **settings: object) -> Process:
-        processes.append(Process(*command, **{"bundle": toy_bundle, "port": 0} | settings))
+    def start(*command: str, launcher: Sequence[str] = (), **settings: object) -> Process:
+        settings = {"bundle": toy_bundle, "port": 0} | settings
+        processes.append(Process(*command, launcher=launcher, **settings))
         return processes[-1]
 
     yield start

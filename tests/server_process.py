@@ -6,20 +6,24 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 
 
 class Process:
-    """A running service, or another module that runs one, with its settings; its log is kept."""
+    """A running service, or another module that runs one, with its settings; its log is kept.
 
-    def __init__(self, *command: str, **settings: object) -> None:
+    `launcher` is a command that becomes another one, which it gets as arguments.
+    """
+
+    def __init__(self, *command: str, launcher: Sequence[str] = (), **settings: object) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("DETR_")}
         environment |= {f"DETR_{name.upper()}": str(value) for name, value in settings.items()}
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", *(command or ("service",))],
+            [*launcher, sys.executable, "-m", *(command or ("service",))],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,

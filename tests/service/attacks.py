@@ -107,10 +107,13 @@ def read_all(client: socket.socket) -> bytes:
 
 
 @contextmanager
-def many(target: Target, count: int) -> Iterator[list[socket.socket]]:
-    """This many open connections."""
-    clients = [target.connect() for _ in range(count)]
+def many(target: Target, count: int, begin: bytes = b"") -> Iterator[list[socket.socket]]:
+    """This many open connections, on each of which the client has sent `begin`."""
+    clients: list[socket.socket] = []
     try:
+        for _ in range(count):
+            clients.append(target.connect())
+            clients[-1].sendall(begin)
         yield clients
     finally:
         for client in clients:

@@ -62,6 +62,7 @@ class Wire:
     def __init__(self) -> None:
         self.written = b""
         self.is_closed = False
+        self.is_aborted = False
 
     def write(self, data: bytes) -> None:
         self.written += data
@@ -69,7 +70,8 @@ class Wire:
     def close(self) -> None:
         self.is_closed = True
 
-    abort = close
+    def abort(self) -> None:
+        self.is_aborted = True
 
     def write_eof(self) -> None:
         pass
@@ -82,6 +84,9 @@ class Wire:
 
     def get_extra_info(self, name: str) -> None:
         return None
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        assert high == 0  # every byte that is not sent is to be reported
 
     def get_write_buffer_size(self) -> int:
         return 100
@@ -134,6 +139,16 @@ def test_a_client_that_reads_again_is_no_longer_timed(
 
     assert before == [11, 33]
     assert loop.running_s == [11]
+
+
+def test_a_client_that_does_not_read_its_answer_loses_its_place_at_once(
+    connection: BoundedProtocol,
+) -> None:
+    connection.pause_writing()
+
+    connection.evict()
+
+    assert connection.transport.is_aborted  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("reason", [None, ConnectionResetError()])

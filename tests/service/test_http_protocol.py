@@ -63,12 +63,12 @@ def test_pipelined_requests_whose_answers_are_not_read_are_not_read_either(
 ) -> None:
     with target.connect() as client:
         num_sent_mb = flood(client, b"", b"GET %s HTTP/1.1\r\n\r\n" % path * 1000, most_mb=200)
-        others = httpx.get(f"{target.address}/healthz")
+        status = httpx.get(f"{target.address}/healthz", timeout=20).status_code
 
+    assert status == 200
     assert num_sent_mb < 50
     assert "Traceback" not in "".join(target.process.log)
     assert target.growth_mb() < 50
-    assert others.elapsed.total_seconds() < 1
 
 
 def test_pipelined_requests_are_answered_in_their_order(target: Target) -> None:

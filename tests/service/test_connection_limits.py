@@ -1,0 +1,167 @@
+"""Clients that hold connections: more than there are descriptors, or with little left unread."""
+
+import asyncio
+import resource
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from starlette.responses import PlainTextResponse
+from uvicorn import Config
+from uvicorn.server import ServerState
+
+from service.connections import ConnectionTable
+from service.http_protocol import BoundedProtocol
+from service.metrics import Metrics
+from service.settings import Settings
+from tests.service.attacks import Target, many
+
+NUM_DESCRIPTORS = 1024
+NUM_SOCKETS = 2000
+HEADERS = b"POST /detect HTTP/1.1\r\nHost: a\r\n"
+
+
+@pytest.fixture(scope="module")
+def target(start: Callable[..., Any]) -> Iterator[Target]:
+    """A service with the default settings, in a process that may open few files; we may more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    few = ("sh", "-c", f'ulimit -n {NUM_DESCRIPTORS} && exec "$@"', "sh")
+    yield Target(start(launcher=few))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [b"", HEADERS, HEADERS + b"Content-Length: 100\r\n\r\nx"],
+    ids=["idle", "unfinished headers", "unfinished bodies"],
+)
+def test_a_client_with_more_connections_than_descriptors_keeps_nobody_out(
+    target: Target, jpeg_bytes: bytes, begin: bytes
+) -> None:
+    other = httpx.HTTPTransport(local_address="127.0.0.2")
+
+    with many(target, NUM_SOCKETS, begin), httpx.Client(transport=other, timeout=60) as client:
+        health = client.get(f"{target.address}/healthz").status_code
+        answer = client.post(f"{target.address}/detect", content=jpeg_bytes).status_code
+        growth_mb = target.growth_mb()
+
+    log = "".join(target.process.log)
+    assert (health, answer) == (200, 200)
+    assert growth_mb < 100
+    assert f"{NUM_DESCRIPTORS} file descriptors are allowed: at most 896 connections" in log
+    assert "896 connections are open" in log
+    assert "Traceback" not in log
+
+
+class Held:
+    """A connection that waits for its client."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.is_evicted = False
+
+    def evict(self) -> None:
+        self.is_evicted = True
+
+
+def evicted(*ones: Held) -> list[Held]:
+    return [one for one in ones if one.is_evicted]
+
+
+@pytest.fixture
+def table() -> ConnectionTable:
+    return ConnectionTable(3)
+
+
+def test_the_idle_connection_makes_room_before_an_unfinished_one(table: ConnectionTable) -> None:
+    unfinished, first_idle, second_idle = Held("a"), Held("a"), Held("b")
+    table.add_unfinished(unfinished)
+    table.add_idle(first_idle)
+    table.add_idle(second_idle)
+
+    assert table.has_room(4, "c")
+
+    assert evicted(unfinished, first_idle, second_idle) == [first_idle]
+
+
+def test_the_client_with_most_unfinished_connections_makes_room(table: ConnectionTable) -> None:
+    modest, first, second = Held("a"), Held("b"), Held("b")
+    for each in (modest, first, second):
+        table.add_unfinished(each)
+
+    assert table.has_room(4, "c")
+
+    assert evicted(modest, first, second) == [first]
+
+
+def test_a_client_gets_no_place_of_one_that_would_have_fewer_then(table: ConnectionTable) -> None:
+    for host in "aab":
+        table.add_unfinished(Held(host))
+
+    assert not table.has_room(4, "a")
+    assert not table.has_room(4, "b")
+
+
+def test_what_no_longer_waits_for_its_client_makes_no_room(table: ConnectionTable) -> None:
+    ones = [Held("a"), Held("a"), Held("a")]
+    for each in ones:
+        table.add_unfinished(each)
+        table.remove(each)
+
+    assert not table.has_room(4, "b")
+
+
+class Watched(BoundedProtocol):
+    """A connection that tells when it is lost."""
+
+    def __init__(self, lost: asyncio.Event, **options: Any) -> None:
+        super().__init__(**options)
+        self._lost = lost
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._lost.set()
+
+
+@asynccontextmanager
+async def answering(text: str) -> AsyncIterator[tuple[int, asyncio.Event]]:
+    """The port of a server with this answer and little memory, and whether a client was lost."""
+    app = FastAPI()
+    app.get("/")(lambda: PlainTextResponse(text))
+    config = Config(app=app, log_config=None)
+    config.load()
+    lost = asyncio.Event()
+    connect = partial(
+        Watched,
+        lost,
+        settings=Settings(write_timeout_s=0.1, keep_alive_timeout_s=0.1, _env_file=None),
+        metrics=Metrics(),
+        table=ConnectionTable(10),
+        config=config,
+        server_state=ServerState(),
+        app_state={},
+    )
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    async with await asyncio.get_running_loop().create_server(connect, sock=listener):
+        yield listener.getsockname()[1], lost
+
+
+@pytest.mark.anyio
+async def test_a_connection_is_cut_however_little_of_its_answer_is_left_unread() -> None:
+    async with answering("x" * 60_000) as (port, lost):
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            client.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
+            client.send(b"GET / HTTP/1.1\r\n\r\n")
+
+            is_cut = await asyncio.wait_for(lost.wait(), timeout=20)
+
+    assert is_cut
