@@ -31,7 +31,9 @@ class _Work(Dataset[Any]):
     def __getitem__(self, position: int) -> Any:
         try:
             return self.work(self.items[position])
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit too: it must not end the run as if it were done
             raise LoadingFailed(_one_line(error)) from error
 
 
@@ -115,12 +117,16 @@ def _last_line(error: LoadingFailed) -> str:
     return line.removeprefix(f"{LoadingFailed.__module__}.{LoadingFailed.__name__}: ")
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     """What happened, and where in the code unless the data is at fault."""
-    message = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    if isinstance(error, ValueError | OSError):
-        return message
+    # Unlike str(error), this cannot fail, whatever the exception was raised with.
+    lines = "".join(traceback.format_exception_only(error)).splitlines()
+    told = "; ".join(line.strip() for line in lines if line.strip())
+    _, _, message = told.partition(": ")
     if isinstance(error, MemoryError):
-        return f"no memory left to load images ({message}): lower num_workers or batch_size"
+        reason = f" ({message})" if message else ""
+        return f"no memory left to load images{reason}: lower num_workers or batch_size"
+    if isinstance(error, ValueError | OSError) and message:
+        return message
     *_, place = traceback.extract_tb(error.__traceback__)
-    return f"{type(error).__name__}: {message} ({place.filename}, line {place.lineno})"
+    return f"{told} ({place.filename}, line {place.lineno})"

@@ -20,7 +20,18 @@ def square(item: int) -> int:
     return item * item
 
 
-def fail(error: Exception, item: int) -> int:
+class Untold(Exception):
+    """Cannot be pickled, and its message cannot be read."""
+
+    def __init__(self, code: int, *, reason: object) -> None:
+        self.code = code
+        self.reason = (reason, lambda: code)
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def fail(error: BaseException, item: int) -> int:
     if item == BROKEN:
         raise error
     return item
@@ -58,6 +69,18 @@ def test_results_come_in_order(num_workers):
         (MemoryError("1 GB"), r"^no memory left to load images \(1 GB\): lower num_workers"),
         (UnicodeDecodeError("ascii", b"x", 0, 1, "odd"), "odd"),
         (KeyError("bbox"), r"^KeyError: 'bbox' \(.*test_workers\.py, line \d+\)$"),
+        (KeyError(("a", 1), {"b": None}), r"^KeyError: \(\('a', 1\), \{'b': None\}\) \(.*py, line"),
+        (KeyError(), r"^KeyError \(.*test_workers\.py, line \d+\)$"),
+        (ValueError(), r"^ValueError \(.*test_workers\.py, line \d+\)$"),
+        (MemoryError(), "^no memory left to load images: lower num_workers"),
+        (ModuleNotFoundError("No module named 'x'"), r"^ModuleNotFoundError: No .* 'x' \(.*, line"),
+        (
+            SyntaxError("invalid", ("x.py", 7, 1, "def f(;")),
+            r'^File "x\.py", line 7; def f\(;.*, line',
+        ),
+        (Untold(3, reason="x"), r"Untold: <exception str\(\) failed> \(.*, line"),
+        (StopIteration(4), r"^StopIteration: 4 \(.*, line"),
+        (SystemExit(0), r"^SystemExit: 0 \(.*, line"),
     ],
 )
 def test_an_exception_is_one_line_after_the_results_before_it(num_workers, error, message):
