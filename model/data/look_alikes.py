@@ -54,7 +54,7 @@ class Comparison:
                 "to compare"
             )
         if not self.pairs:
-            return f"no validation image looks like a training image{limit}"
+            return f"apart from equal files, no validation image looks like a training image{limit}"
         first = self.pairs[0]
         return (
             f"validation images that look like training images: {len(self.pairs)}{limit}, such as "

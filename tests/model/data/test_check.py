@@ -314,7 +314,7 @@ def test_the_command_checks_training_and_validation_beside_each_other(sound, mon
     assert status == 0
     assert "no-validation-boxes: no box to evaluate on" in output
     assert "2 of the 2 validation images are training images too" in output
-    assert "no validation image looks like a training image" in output
+    assert "apart from equal files, no validation image looks like a training image" in output
 
 
 def test_the_command_refuses_validation_of_another_list_of_classes(sound, monkeypatch, capsys):

@@ -75,7 +75,7 @@ def test_different_photographs_do_not_look_alike():
 
     assert found.pairs == ()
     assert (found.num_compared, found.num_images) == (12, 12)
-    assert str(found) == "no validation image looks like a training image"
+    assert str(found) == "apart from equal files, no validation image looks like a training image"
 
 
 def test_plain_images_and_single_pixels_do_not_look_alike(tmp_path):

@@ -28,7 +28,7 @@ class Untold(Exception):
         self.reason = (reason, lambda: code)
 
     def __str__(self) -> str:
-        return self.reason
+        return self.reason  # type: ignore[return-value]
 
 
 def fail(error: BaseException, item: int) -> int:
