@@ -1,4 +1,4 @@
-"""From images to detections, with an engine, PyTorch or a fake running the graph."""
+"""From images to detections, whether an engine, PyTorch or a fake runs the graph."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple

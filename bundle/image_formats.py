@@ -30,7 +30,7 @@ _SIGNATURES = (
     (rb"https?://\S+\s*$", "a URL", "send the image itself: URLs are not fetched"),
     (rb"data:image/", "a data: URL", "send the decoded bytes"),
     (rb"/9j/|iVBORw0KGgo|UklGR", "an image in base64", "send the decoded bytes"),
-    (rb"version https://git-lfs", "a Git LFS pointer", "fetch the file by `git lfs pull`"),
+    (rb"version https://git-lfs", "a Git LFS pointer", "fetch the file with `git lfs pull`"),
     (rb"\s*[{\[]", "JSON", "send the image as a form file or as the body"),
 )
 _START_BYTES = 1024  # examined at the start of a file

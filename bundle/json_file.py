@@ -10,7 +10,7 @@ _OTHERS = (
     (b"\x1f\x8b", "a gzip archive; unpack it first"),
     (b"PK\x03\x04", "a zip archive; unpack it first"),
     (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
-    (b"version https://git-lfs", "a Git LFS pointer; fetch the file by `git lfs pull`"),
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the file with `git lfs pull`"),
     (b"<", "an HTML or XML page; download the file itself"),
 )
 

@@ -189,7 +189,7 @@ def read_known_answers(directory: Path) -> tuple[KnownAnswer, ...]:
 def _steadiest_first(
     answers: Sequence[KnownAnswer], rounded: Predict, min_side: int
 ) -> Sequence[int]:
-    """Positions of answers: those with a detection first, then by how near a rounded model is."""
+    """Positions of answers: those with a detection first, then by closeness of a rounded model."""
     best = [float(answer.expected.scores.max(initial=0)) for answer in answers]
 
     def rank(place: int) -> tuple[bool, float]:
@@ -214,7 +214,7 @@ def _first_size(preprocess: Preprocess) -> tuple[int, int]:
 
 
 def _median(values: npt.NDArray[np.floating]) -> float:
-    """The median; NaN if a value is. That of numpy imports a package, 20 ms of every start."""
+    """The median; NaN if a value is. numpy's imports a package, 20 ms at every start."""
     ordered = np.sort(values)  # NaN last
     middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
     return float(ordered[-1] if np.isnan(ordered[-1]) else middle.mean())

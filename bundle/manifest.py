@@ -115,7 +115,7 @@ class Manifest(_Frozen):
 
     @property
     def assumed(self) -> tuple[str, ...]:
-        """What published weights left open and the conversion assumed, in sentences."""
+        """What the conversion assumed because the published weights do not say it, in sentences."""
         weights = self.provenance.get("weights")
         given = weights.get("assumed") if isinstance(weights, dict) else None
         return tuple(map(str, given)) if isinstance(given, list) else ()
@@ -184,8 +184,7 @@ class Manifest(_Frozen):
         for name in (*named, KNOWN_ANSWERS_FILE):
             if name not in self.files:
                 raise ValueError(
-                    f"{directory / name}: the bundle needs it, but it is not among its files; "
-                    f"{REMEDY}"
+                    f"{directory / name}: the bundle needs this file and does not have it; {REMEDY}"
                 )
 
 

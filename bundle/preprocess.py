@@ -282,7 +282,7 @@ def _decoding_bytes(image: Image.Image, data: bytes) -> int:
 
 
 def _faultless_jpeg(image: Image.Image, data: bytes) -> Uint8Array | None:
-    """What Pillow would give, in about two thirds of its time; None if Pillow has to decide.
+    """What Pillow would return, in about two thirds of the time; None if Pillow has to decide.
 
     Raises UndecodableImage if blocks are missing, which Pillow would fill with grey.
     """
@@ -302,7 +302,7 @@ def _faultless_jpeg(image: Image.Image, data: bytes) -> Uint8Array | None:
 
 
 def _load(image: Image.Image, data: bytes, image_format: str, max_pixels: int) -> Image.Image:
-    """The opened image with its pixels; of a JPEG that lacks its end, another image."""
+    """The opened image with its pixels; for a JPEG that lacks its end, a completed copy."""
     try:
         image.load()
     except OSError:

@@ -46,5 +46,5 @@ def require_replaceable(out: Path) -> None:
         return
     if not out.is_dir() or any(out.iterdir()):
         raise ValueError(
-            f"{out} exists and is not a bundle; name a new directory by BUNDLE= (--out)"
+            f"{out} exists and is not a bundle; name a new directory with BUNDLE= (--out)"
         )

@@ -27,7 +27,7 @@ class OperatingPoint(BaseModel):
         return 2 * self.precision * self.recall / total if total else 0.0
 
     def __str__(self) -> str:
-        """The point in words."""
+        """The point as text."""
         return (
             f"score {self.threshold:.2f}: precision {self.precision:.3f}, "
             f"recall {self.recall:.3f}, F1 {self.f1:.3f}"

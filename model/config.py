@@ -53,18 +53,18 @@ class ModelConfig:
     backbone_block: Literal["bottleneck", "basic"] = "bottleneck"  # "basic": ResNet-18 and 34
     frozen_stages: int = 1  # -1 nothing, 0 the stem, n the stem and the first n stages
     train_batch_norm: bool = False  # False: fixed statistics and no gradient, as published
-    # How padding is treated in training. "exact": as in inference, it is not part of the image,
-    # so that neither statistics nor neighbouring cells see it. "published": it is zeros beside the
-    # image, as when the published weights were trained.
+    # How padding is treated in training. "exact": as in inference, it is not part of the image;
+    # neither statistics nor neighbouring cells see it. "published": it is part of the image, as
+    # zeros, as when the published weights were trained.
     train_padding: Literal["exact", "published"] = "published"
-    # Compute inner results of layers again in the backward pass, which takes less memory.
+    # Compute intermediate results again in the backward pass, to save memory.
     gradient_checkpointing: bool = False
     input_proj_bias: bool = False  # True for weights from the authors and Hugging Face
     # Content of two-stage queries: from the proposal's position (paper), the encoder's memory, or
     # learned, the same for every image (mixed query selection, arXiv:2203.03605).
     query_content: Literal["position", "memory", "learned"] = "position"
-    # In training only: more of the best proposals, several of which are matched to each object
-    # (hybrid matching, arXiv:2207.13080), and objects with noise (arXiv:2203.03605).
+    # Extra queries in training: more of the best proposals, several of which are matched to each
+    # object (hybrid matching, arXiv:2207.13080), and noisy objects (arXiv:2203.03605).
     one_to_many_queries: int = 0
     denoising_queries: int = 0
     # A box also corrects the layer before its own (arXiv:2203.03605). Changes gradients only.
@@ -105,7 +105,7 @@ class ModelConfig:
             )
         _require(
             not self.look_forward_twice or self.variant is not Variant.BASE,
-            "look_forward_twice needs boxes that layers correct: the refine or two_stage variant",
+            "look_forward_twice needs the refine or two_stage variant, whose layers correct boxes",
         )
 
 
@@ -120,8 +120,8 @@ class LossConfig:
     focal_gamma: float = 2.0
     # "varifocal" makes the target of a matched class its IoU, so that scores rank boxes.
     classification: Literal["focal", "varifocal"] = "focal"
-    # Of each class in the order of the data set, for the classification of matched predictions; a
-    # rare class may get more than 1. Empty: 1 for all.
+    # A weight for each class, in the order of the data set, in the classification of matched
+    # predictions; a rare class may get more than 1. Empty: 1 for all.
     class_weights: tuple[float, ...] = ()
     encoder_matches: int = 1  # proposals matched to every ground truth on the encoder head
     one_to_many_matches: int = 6  # of `one_to_many_queries` to every ground truth
@@ -200,8 +200,8 @@ class TrainConfig:
     freeze: tuple[str, ...] = ()
     pretrain_steps: int = 0  # steps of backbone pre-training on crops (digits only)
     epochs: int = 50
-    # The run ends after so many minutes, whatever `epochs` says, and its schedule with it: epoch n
-    # of the schedule is then n / epochs of the time.
+    # The run and its schedule end after this many minutes, whatever `epochs` says: epoch n of the
+    # schedule is then n / epochs of the time.
     minutes: float | None = None
     # best.safetensors is the epoch with the best value: one of COCO's numbers on the validation
     # images, or "loss", their loss.
@@ -266,5 +266,5 @@ class TrainConfig:
         )
         _require(
             self.epoch_images is None or self.dataset == "digits",
-            "epoch_images needs dataset='digits', which makes as many images as it is asked for",
+            "epoch_images needs dataset='digits', which can make any number of images",
         )

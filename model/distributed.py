@@ -1,4 +1,4 @@
-"""Several processes that train one model together; with one process, every function is inert.
+"""Several processes that train one model together; with one process, no function does anything.
 
 `torchrun` starts them, and restarts them when one ends. They keep equal weights: each computes its
 share of a step, and they exchange sums over the whole step. Process 0 is the main one, which alone
@@ -15,15 +15,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# How long a process waits for the others, which may be pre-training or evaluating. One that has
-# ended is noticed at once.
+# How long a process waits for the others, which may be pre-training or evaluating. If one has
+# ended, that is noticed at once.
 TIMEOUT = timedelta(hours=2)
 Result = TypeVar("Result")
 _is_alone = False  # see `alone`
 
 
 class PeerFailed(Exception):
-    """Another process of the run has ended, or has reported an error that all of them met."""
+    """Another process of the run has ended, or all met an error, which the main one reports."""
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def in_main(action: Callable[..., None]) -> Callable[..., None]:
 
 
 def sum_in_place(tensor: Tensor) -> None:
-    """Replace a contiguous tensor by its sum over all processes, equal to the bit in each."""
+    """Replace a contiguous tensor by its sum over all processes, bit for bit the same in each."""
     if num_processes() > 1:
         with _peers():
             dist.all_reduce(tensor)
@@ -167,7 +167,7 @@ def together(action: Callable[[], Result]) -> Result:
 
 
 def agreed(error: Exception) -> Exception:
-    """The error to raise where every process has met the same: itself in the main process only."""
+    """The error to raise if all processes met the same one: only the main one raises it itself."""
     return error if is_main() else PeerFailed(str(error))
 
 

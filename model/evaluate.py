@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-thresholds",
         action="store_true",
-        help="store the thresholds of the best F1 in what is evaluated, as its default thresholds",
+        help="store the thresholds with the best F1 in the checkpoint or bundle, as its defaults",
     )
     parser.add_argument(
         "--limit", type=_positive, help="evaluate only this many images, the first ones"
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def require_data(args: argparse.Namespace) -> None:
-    """Raise ValueError where a data set is named and there is none."""
+    """Raise ValueError if a data set is named that does not exist."""
     if args.data is not None:
         require_split(args.data, args.split, val_fraction=args.val_fraction)
 

@@ -32,7 +32,7 @@ def load_config(name: str, assignments: Iterable[str] = ()) -> tuple[TrainConfig
     Args:
         name: of a configuration, or of a file NAME.toml: fields of `TrainConfig`, those of its
             parts in tables, and `base`, the configuration that they change.
-        assignments: texts of one or more "FIELD=VALUE", such as "epochs=30 model.num_queries=100".
+        assignments: each is one or more "FIELD=VALUE", such as "epochs=30 model.num_queries=100".
 
     Returns:
         The configuration, and what was changed, in lines like "epochs 50 -> 30".
@@ -226,7 +226,7 @@ def _values(config: TrainConfig) -> dict[str, Any]:
 
 
 def _differences(before: Any, after: Any, name: str = "") -> Iterator[str]:
-    """Lines like "epochs 50 -> 30" for all that differs between nested values."""
+    """A line like "epochs 50 -> 30" for each difference between nested values."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key, value in before.items():
             yield from _differences(value, after[key], f"{name}.{key}" if name else key)

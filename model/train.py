@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _log_level() -> int:
-    """Of torchrun's processes, the first one logs, and the first of every node says its errors."""
+    """Of torchrun's processes, the first one logs; the first of each node prints its errors."""
     if os.environ.get("RANK", "0") == "0":
         return logging.INFO
     return logging.ERROR if os.environ.get("LOCAL_RANK") == "0" else logging.CRITICAL
@@ -81,7 +81,7 @@ def _default_out(config: TrainConfig) -> Path:
 
 
 def _is_started(out_dir: Path) -> bool:
-    """Whether a run was saved there, which goes on from its own weights."""
+    """Whether a run was saved there, which would continue from its own weights."""
     return any(out_dir.glob("*.training.pt"))
 
 

@@ -226,7 +226,7 @@ def first_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) 
 
 
 def _other_tables(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
-    """The tables of recipes that only one of two models has, or both in different sizes."""
+    """Recipes' tables that only one of two models has, or that differ in size."""
     names = [name for name in {**ours, **theirs} if name in _TABLES]
     shapes = [[x[name].shape if name in x else None for x in (ours, theirs)] for name in names]
     return [name for name, (mine, other) in zip(names, shapes, strict=True) if mine != other]
@@ -271,7 +271,7 @@ def load_for_finetuning(path: Path | str, model: DeformableDetr) -> list[str]:
     model.load_state_dict(kept, strict=False)
     report = [f"{path}: {len(kept)} tensors loaded ({checkpoint.config.model.variant})"]
     if started := [name for name in tables if name in expected]:
-        report.append(f"start at random, as the checkpoint lacks their like: {', '.join(started)}")
+        report.append(f"start at random, as the checkpoint has none that fit: {', '.join(started)}")
     if remade:
         report.append(
             f"{len(remade)} tensors of the class heads reset for {ours['num_classes']} classes "

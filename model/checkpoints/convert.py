@@ -30,7 +30,7 @@ from model.network.deformable_detr import DeformableDetr
 log = logging.getLogger(__name__)
 _ASSUMED_SIZE = (
     f"the file does not say how large images are: a short side of {Preprocess().short_side} and a "
-    f"long side of at most {Preprocess().long_side} pixels were taken, as published"
+    f"long side of at most {Preprocess().long_side} pixels were assumed, as published"
 )
 _RESNET_BLOCKS = ((3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3))  # of ResNet-50, 101 and 152
 # Tensors of convolutions, batch norms, projections and feed-forward layers, which nobody starts
@@ -221,7 +221,7 @@ def _settle_sizes(
     if heads is None:
         heads = ModelConfig.num_heads
         assumed.append(f"the file does not say how many attention heads it has: {heads} were "
-                       "taken; give another number with --num-heads")  # fmt: skip
+                       "assumed; give another number with --num-heads")  # fmt: skip
     if variant is not Variant.TWO_STAGE:
         table = len(_get(tensors, "queries.embedding.weight"))
         if num_queries not in (None, table):
@@ -230,7 +230,7 @@ def _settle_sizes(
     queries = num_queries or settings.get("num_proposals")
     if queries is None:
         queries = ModelConfig.num_queries
-        assumed.append(f"the file does not say how many proposals it has: {queries} were taken; "
+        assumed.append(f"the file does not say how many proposals it has: {queries} were assumed; "
                        "give another number with --num-queries")  # fmt: skip
     return (heads, queries), assumed
 

@@ -109,7 +109,7 @@ def _by_annotations(
         by_output = {entry.id: entry for entry in classes}
         source = f"{file_name}, by id"
     elif len(classes) == count:
-        assumed = "the ids are not the outputs' indices, so the outputs were taken to be in the "
+        assumed = "the ids are not the outputs' indices, so the outputs are assumed to be in the "
         return Outputs(tuple(range(count)), tuple(classes), file_name,
                        f"{assumed}order of {file_name}")  # fmt: skip
     else:
@@ -128,7 +128,7 @@ def _by_order(
         return None
     assumed = None
     if settings.class_names and len(named) != count:
-        assumed = f"{settings.where} names other classes; those of {file_name} were taken"
+        assumed = f"{settings.where} names other classes; those of {file_name} were assumed"
     return Outputs(tuple(range(count)), tuple(used), f"{file_name}, in its order", assumed)
 
 
@@ -140,7 +140,7 @@ def _by_names(names: Names, count: int, where: str, *, index_is_id: bool) -> Out
         return Outputs(every, COCO_CLASSES, f"{where}, which names COCO's classes")
     if not index_is_id:
         classes = tuple(ClassInfo(id=i, name=name) for i, name in enumerate(names, start=1))
-        assumed = f"{where} names the classes but not their ids: 1 to {count} were taken"
+        assumed = f"{where} names the classes but not their ids: 1 to {count} were assumed"
         return Outputs(every, classes, where, assumed)
     if all(entry.id < count and names[entry.id] == entry.name for entry in COCO_CLASSES):
         kept = tuple(entry.id for entry in COCO_CLASSES)
@@ -155,12 +155,14 @@ def _unnamed(count: int, *, index_is_id: bool) -> Outputs:
     if count == len(COCO_CLASSES) or (index_is_id and count == NUM_COCO_OUTPUTS):
         if count == NUM_COCO_OUTPUTS:
             kept = tuple(entry.id for entry in COCO_CLASSES)
-        assumed = f"the file names none of its {count} outputs: COCO's classes were taken; {remedy}"
+        assumed = (
+            f"the file names none of its {count} outputs: COCO's classes were assumed; {remedy}"
+        )
         return Outputs(kept, COCO_CLASSES, "assumed", assumed)
     first = 0 if index_is_id else 1
     classes = tuple(ClassInfo(id=first + i, name=f"class {first + i}") for i in kept)
     assumed = (
         f"the file names none of its {count} outputs: ids {first} to {first + count - 1} and names "
-        f"made from them were taken; {remedy}"
+        f"made from them were assumed; {remedy}"
     )
     return Outputs(kept, classes, "assumed", assumed)

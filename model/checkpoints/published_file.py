@@ -85,7 +85,7 @@ def read_content(source: Path) -> Mapping[Any, Any]:
         return read_shards(source, _read_file)
     if index := index_of(source):
         raise ValueError(
-            f"{source} is one of several parts of a model; give {index}, which names all of them"
+            f"{source} is one of several parts of a model; name {index}, which lists them all"
         )
     return _read_file(source)
 

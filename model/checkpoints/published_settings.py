@@ -41,7 +41,7 @@ class Settings:
             if name in actual and value != actual[name]:
                 raise ValueError(
                     f"{self.where} says {self.names[name]} = {value}, but by the tensors it is "
-                    f"{actual[name]}: do both belong to one model?"
+                    f"{actual[name]}: do they belong to the same model?"
                 )
 
 

@@ -58,10 +58,10 @@ def find_state(
     notes = []
     if others := [copy.place for copy in copies if copy is not chosen]:
         kind = "the moving average" if chosen.is_average else "the model"
-        notes.append(f"taken as {kind}: {chosen.place}; left aside: {', '.join(others)}")
+        notes.append(f"used as {kind}: {chosen.place}; ignored: {', '.join(others)}")
     elif chosen.aside:
         notes.append(
-            f"{len(chosen.aside)} tensors without the prefix {chosen.prefix} are left aside: "
+            f"{len(chosen.aside)} tensors without the prefix {chosen.prefix} are ignored: "
             f"{', '.join(chosen.aside[:3])}"
         )
     if _is_mmengine_average(content):
@@ -115,9 +115,9 @@ def _settle_buffers(tensors: Tensors, notes: list[str], *, are_average: bool) ->
         return kept
     if not are_average:
         notes.append("the ema_* buffers hold the weights as trained; the others, their moving "
-                     "average, were taken")  # fmt: skip
+                     "average, are used")  # fmt: skip
         return kept
-    notes.append(f"the moving average was taken, from {len(buffers)} ema_* buffers")
+    notes.append(f"the moving average is used, from {len(buffers)} ema_* buffers")
     for buffer, tensor in buffers.items():
         kept[flattened.get(buffer, buffer)] = tensor
     return kept

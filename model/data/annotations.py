@@ -1,4 +1,4 @@
-"""The only parser of annotations, which readers of all formats give as COCO's lists.
+"""The only parser of annotations; the readers of all formats pass them on as COCO's lists.
 
 Tools write the same fact in many ways: `iscrowd` as null or "0", `area` as 0, ids as text, sizes as
 floats or not at all. A value that can mean only one thing is accepted and noted; any other is a
@@ -54,7 +54,7 @@ class BoxEntry:
     def area(self) -> float:
         """The stated area in pixels (in COCO's files, of the mask), else width x height.
 
-        A stated area that is larger than the box is not taken.
+        A stated area that is larger than the box is ignored.
         """
         of_box = self.bbox[2] * self.bbox[3]
         if self.stated_area is None:
@@ -68,11 +68,11 @@ class Annotations:
     """The annotations of a split.
 
     Attributes:
-        file: the file, or the folder of files, that they stand in.
+        file: the file they come from, or the folder of files.
         classes: in the order of the file's categories; the position is the label.
         faults: entries that could not be read (fatal, and missing from the lists), and notes on
             how others were read.
-        sha256: of what the files say.
+        sha256: of the content of the files.
         image_numbers, category_numbers: the number used for every id that is text in the file.
     """
 
@@ -171,7 +171,7 @@ class _Reader:
             if entry is placeholder and category_id not in used_ids:
                 message = (
                     f"category {category_id} {name} has no box and is the parent of all others, as "
-                    "in Roboflow's exports: it becomes no class of the model"
+                    "in Roboflow's exports: it does not become a class of the model"
                 )
                 self.faults.append(Fault("placeholder-class", None, None, message, fatal=False))
             else:

@@ -3,8 +3,8 @@
     python -m model.data.check DIR [--split SPLIT] [--val-fraction FRACTION] [--decode]
 
 Nothing is repaired. A fault is fatal if training would be wrong; for others the message says what
-training does about it. The exit status is 1 if a fault is fatal. Without --decode, images
-are decoded only to compare the splits, coarsely, and where they seem truncated.
+training does about it. The exit status is 1 if a fault is fatal. Without --decode, images are
+decoded only if they seem truncated, and coarsely to compare the splits.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def check_split(split: Split, model: ModelConfig | None) -> list[Fault]:
 
 
 def check_validation(val: Split, train: Split | None = None) -> list[Fault]:
-    """All faults of an evaluation split, which may lack boxes, also compared with training."""
+    """All faults of an evaluation split, alone and compared with train; it may have no boxes."""
     faults = check_split(val, None)
     if any(fault.kind in _LACKS_TARGETS for fault in faults):
         message = "no box to evaluate on, so there is no AP, and the best epoch is the last one"
@@ -80,7 +80,7 @@ def _repeated(values: Iterable[Any]) -> list[Any]:
 
 
 def _box_faults(split: Split) -> Iterator[Fault]:
-    """Faults of boxes, but not in images of the wrong size: those have a fault already."""
+    """Faults of boxes; images of the wrong size are skipped, as they have a fault already."""
     of_wrong_size = {fault.image_id for fault in split.file_faults if fault.fatal}
     for box in split.annotations.boxes:
         if box.image_id in split.files and box.image_id not in of_wrong_size:
@@ -145,12 +145,12 @@ def _report(data_set: DataSet, split: str | None, decode: bool) -> bool:
     if opened:
         print(data_set.describe(list(opened.values())))
     if ALL in opened:
-        print("to train on it, give VAL_FRACTION=0.1 (--val-fraction 0.1), which makes a split val")
+        print("to train on it, set VAL_FRACTION=0.1 (--val-fraction 0.1), which makes a split val")
     return is_wrong
 
 
 def _splits(data_set: DataSet) -> list[str]:
-    """Train and val; for a data set that is not divided, and shall not be, its only split."""
+    """Train and val, or the only split of a data set that is not to be divided."""
     is_whole = data_set.val_fraction is None and data_set.layout.has(ALL)
     return [ALL] if is_whole else ["train", "val"]
 

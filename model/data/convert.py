@@ -56,7 +56,7 @@ def convert(data_set: DataSet, out: Path) -> None:
         OSError: the disk is full or not writable; nothing is left behind.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists; name a new directory by --out")
+        raise ValueError(f"{out} exists; name a new directory with --out")
     splits = {name: data_set.open(name) for name in _split_names(data_set)}
     for split in splits.values():
         report_faults(split, check_validation(split))
@@ -88,7 +88,7 @@ def _write(split: Split, directory: Path, name: str) -> None:
 
 
 def _free_name(source: Path, image_dir: Path, image_id: int) -> str:
-    """The name of the file; with the image's id before it where another folder has the same."""
+    """The file's name, preceded by the image's id if another folder has a file of that name."""
     return f"{image_id}-{source.name}" if (image_dir / source.name).exists() else source.name
 
 
@@ -100,7 +100,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _content(split: Split, names: dict[int, str]) -> dict[str, list[dict[str, Any]]]:
-    """All that was read, also boxes that training leaves out."""
+    """Everything that was read, including boxes that training leaves out."""
     annotations = split.annotations
     return {
         "images": [

@@ -16,7 +16,7 @@ class DataSet:
     """A data set that was recognised; every file of it is read once.
 
     Attributes:
-        val_fraction: the part of the images that becomes the split val, where the files have none.
+        val_fraction: the part of the images that becomes the split val, if the files have none.
     """
 
     layout: Layout
@@ -24,7 +24,7 @@ class DataSet:
     _divided: dict[str, Split] = field(default_factory=dict)
 
     def open(self, split: str, *, decode: bool = False) -> Split:
-        """A split, checked for nothing but that it can be read; with `decode`, the pixels too.
+        """A split, of which only the readability is checked; with `decode`, that of the pixels too.
 
         Raises:
             ValueError: there is no such split, or its annotations cannot be read at all.
@@ -60,9 +60,8 @@ def open_data_set(data_dir: Path, val_fraction: float | None = None) -> DataSet:
 def divide(split: Split, val_fraction: float) -> tuple[Split, Split]:
     """Train and val, by a hash of every image's bytes.
 
-    An image is on the same side at every time and on every machine, whatever its name and whatever
-    other images there are, and equal images are on the same side. Images that cannot be read are
-    in train.
+    An image is always on the same side, on every machine, whatever its name and whatever other
+    images there are. Equal images are on the same side. Images that cannot be read are in train.
 
     Raises:
         ValueError: a side would have no image.
@@ -105,7 +104,7 @@ def add_val_fraction(parser: argparse.ArgumentParser) -> None:
         "--val-fraction",
         type=_fraction,
         metavar="FRACTION",
-        help="of the images, such as 0.1, that becomes the split val where the data set has none",
+        help="part of the images, such as 0.1, that becomes the split val if the data set has none",
     )
 
 

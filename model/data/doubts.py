@@ -10,7 +10,7 @@ from model.data.split import Split
 
 MOST = 0.9  # a property shared by more of the boxes is no accident
 AREA_TOLERANCE = 0.01  # relative
-# Boxes outside of their images that are no sloppiness, if all would be inside as centres.
+# More boxes than this outside of their images are no sloppiness, if all fit inside as centres.
 MIN_OUTSIDE, MIN_OUTSIDE_SHARE = 5, 0.05
 SHOWN_CLASSES = 10
 
@@ -66,7 +66,7 @@ def _repeated_boxes(boxes: Sequence[BoxEntry]) -> Iterator[Fault]:
         message = (
             f"{repeated} of {len(boxes)} boxes are copies, with the image, class and sides of "
             f"another, such as [{', '.join(f'{value:.6g}' for value in bbox)}] of class "
-            f"{category_id} in image {image_id}, which is there {most} times: the model learns to "
+            f"{category_id} in image {image_id}, which occurs {most} times: the model learns to "
             "detect such objects more than once; keep one of each"
         )
         yield Fault("repeated-boxes", None, None, message, fatal=False)
@@ -82,7 +82,7 @@ def _full_images(num_objects: Counter[int], model: ModelConfig) -> Iterator[Faul
         num_full = sum(count > limit for count in num_objects.values())
         if num_full:
             message = (
-                f"{num_full} images hold more than {limit} objects, image {fullest} holds {most}: "
+                f"{num_full} images have more than {limit} objects, image {fullest} has {most}: "
                 f"the model will not find them all; raise {name} in the configuration"
             )
             yield Fault("many-objects", None, None, message, fatal=False)
@@ -156,7 +156,7 @@ def _is_area(box: BoxEntry, area: float) -> bool:
 
 
 def _is_inside(split: Split, image_id: int, bbox: tuple[float, float, float, float]) -> bool:
-    """Whether a box [x, y, width, height] is in its image, but for a pixel."""
+    """Whether a box [x, y, width, height] is inside its image, give or take a pixel."""
     x, y, box_width, box_height = bbox
     height, width = split.size(image_id)
     is_box = box_width > 0 and box_height > 0
@@ -178,7 +178,7 @@ def _orientation(split: Split) -> Iterator[Fault]:
 
 
 def other_classes(train: Split, val: Split) -> Iterator[Fault]:
-    """Classes that only one split has, compared by id and name; order does not matter."""
+    """Classes that only one of the splits has, compared by id and name in any order."""
     ours, theirs = ([f"{info.id} {info.name}" for info in split.annotations.classes]
                     for split in (train, val))  # fmt: skip
     if unknown := [entry for entry in theirs if entry not in ours]:

@@ -38,7 +38,7 @@ def require_classes(classes: Sequence[ClassInfo], expected: Sequence[ClassInfo])
     unknown = [f"{info.id} {info.name}" for info in expected if info not in classes]
     if unknown:
         raise ValueError(
-            f"{len(unknown)} of the data set's {len(expected)} classes are none of the model's "
+            f"{len(unknown)} of the data set's {len(expected)} classes are not among the model's "
             f"{len(classes)}: {', '.join(unknown[:5])}; the model's begin with "
             + ", ".join(f"{info.id} {info.name}" for info in classes[:5])
         )
@@ -60,7 +60,7 @@ def open_evaluation_data(
         if tuple(classes) != digits.CLASSES:
             raise ValueError(
                 "expected DATA=DIR (--data), a data set; only a model of the "
-                f"demo's {len(digits.CLASSES)} digits is evaluated without, this one has "
+                f"demo's {len(digits.CLASSES)} digits can be evaluated without it; this one has "
                 f"{len(classes)} classes"
             )
         return digits.DigitsDataset("val")

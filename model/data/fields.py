@@ -8,7 +8,7 @@ _TRUE = ("1", "true")
 
 
 def read_id(value: object) -> int | str | None:
-    """A whole number if the value is one in any form; other text unchanged; else None."""
+    """The whole number that the value is, in any form; other text as it is; otherwise None."""
     if isinstance(value, str):
         text = value.strip()
         return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else text or None

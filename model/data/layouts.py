@@ -12,13 +12,13 @@ _SPLITS = ("train", "val")  # of a run
 
 
 def find_layout(data_dir: Path) -> Layout:
-    """The data set in a folder, or in the only folder that there is in it.
+    """The data set in a folder, or in its subfolder if that is all it contains.
 
     Raises:
-        ValueError: there is none of a known format; says what is there. Or it is damaged.
+        ValueError: there is none in a known format (says what is there), or it is damaged.
     """
     if not data_dir.is_dir():
-        what = "is a file; give the folder that it is in" if data_dir.exists() else "does not exist"
+        what = "is a file; name the folder that it is in" if data_dir.exists() else "does not exist"
         raise ValueError(f"DATA={data_dir} {what}")
     for find in _FINDERS:
         if (layout := find(data_dir)) is not None:
@@ -30,9 +30,9 @@ def find_layout(data_dir: Path) -> Layout:
 
 
 def stored_split(layout: Layout, split: str, *, val_fraction: float | None) -> str:
-    """The split that the files have, of which `split` is all, or one side of the division.
+    """The name of the files' split that holds `split`, as a whole or as one side of a division.
 
-    A data set that is not divided is every split of itself, as long as it is not to be divided.
+    If a data set is not divided, and is not to be, all of it stands for every split.
 
     Raises:
         ValueError: there is none; says which there are, and what to do.
@@ -56,7 +56,7 @@ def stored_split(layout: Layout, split: str, *, val_fraction: float | None) -> s
 def find_run_layout(
     config: TrainConfig, data_dir: Path | None, *, val_fraction: float | None
 ) -> Layout | None:
-    """The data set of a run, with train and val; None where the configuration makes its images.
+    """The data set of a run, with train and val; None if the configuration makes its own images.
 
     Raises:
         ValueError: the configuration needs a data set and has none, or the other way round; or

@@ -141,10 +141,10 @@ def epoch_batches(
 
 
 def parts_per_batch(config: TrainConfig, num_processes: int) -> int:
-    """Into how many parts a batch is cut so that all processes have work in a step.
+    """Into how many parts a batch is divided to give every process work in a step.
 
-    Whole batches are dealt out as far as possible. Trained batch norm has the statistics of one
-    batch, so there all processes work on the same one.
+    Batches are not divided if there are enough of them. Trained batch norm uses the statistics of
+    one batch, so with it, all processes work on the same batch.
 
     Raises:
         ValueError: there are too few images in a step.
@@ -157,7 +157,7 @@ def parts_per_batch(config: TrainConfig, num_processes: int) -> int:
         raise ValueError(
             f"batch_size {config.batch_size} x accumulation_steps {config.accumulation_steps} "
             f"leaves some of {num_processes} processes without images: raise batch_size to "
-            f"{parts} (and lower accumulation_steps by as much, to train the same), or start fewer "
+            f"{parts} (and lower accumulation_steps by the same factor), or start fewer "
             "processes"
         )
     return parts
@@ -168,7 +168,7 @@ def share_of_step(
 ) -> list[list[list[int]]]:
     """The parts of a step's batches by process; all processes have the same number of parts.
 
-    Every batch is cut into `num_parts` of nearly equal size. Where the last step of an epoch has
+    Every batch is divided into `num_parts` of nearly equal size. If the last step of an epoch has
     too few images, some parts are empty.
     """
     parts = [

@@ -1,8 +1,8 @@
 """Validation images that look like training images, though their files differ.
 
 They were resized or saved again, or show the same scene a moment later. Two images look alike if
-few bits of their difference hashes differ: whether it gets brighter from each cell of a coarse
-grid to the next one.
+few bits of their difference hashes differ; each bit says whether the image gets brighter from one
+cell of a coarse grid to the next.
 """
 
 import time
@@ -58,8 +58,8 @@ class Comparison:
         first = self.pairs[0]
         return (
             f"validation images that look like training images: {len(self.pairs)}{limit}, such as "
-            f"{first.val} like {first.train}: AP will say too little about new images; keep what "
-            "looks alike in one split"
+            f"{first.val} like {first.train}: AP will say too little about new images; keep images "
+            "that look alike in one split"
         )
 
 

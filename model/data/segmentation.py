@@ -1,4 +1,4 @@
-"""The box around a segmentation of COCO's format, for annotations that have nothing else."""
+"""The box around a segmentation in COCO's format, for annotations that have no box."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ LARGEST_MASK_PX = 1_000_000_000
 
 
 def box_of(segmentation: Any) -> Box | None:
-    """(x, y, width, height) around polygons or a mask in run lengths; None if it is neither."""
+    """(x, y, width, height) around polygons or a run-length mask; None if it is neither."""
     if isinstance(segmentation, dict):
         return _box_of_mask(segmentation)
     if not isinstance(segmentation, list) or not segmentation:
@@ -27,7 +27,7 @@ def box_of(segmentation: Any) -> Box | None:
 
 
 def _box_of_mask(mask: dict[str, Any]) -> Box | None:
-    """Of run lengths along the columns, as numbers or as COCO's text."""
+    """The box of a mask given by run lengths along the columns, as numbers or COCO's text."""
     counts, size = mask.get("counts"), mask.get("size")
     sides = read_size(*size) if isinstance(size, list) and len(size) == 2 else None
     if isinstance(counts, str):
@@ -40,7 +40,7 @@ def _box_of_mask(mask: dict[str, Any]) -> Box | None:
 
 
 def _box_of_runs(counts: list[int], height: int, width: int) -> Box | None:
-    """Of runs that are outside and inside the mask in turn; None if there is no pixel in it."""
+    """The box of runs that alternate between outside and inside; None if the mask is empty."""
     left, top, right, bottom = width, height, 0, 0
     start = 0
     for number, count in enumerate(counts):
@@ -58,8 +58,8 @@ def _box_of_runs(counts: list[int], height: int, width: int) -> Box | None:
 
 
 def _decoded(text: str) -> list[int] | None:
-    """Run lengths from COCO's text: 5 bits a character, differences to the last but one from the
-    fourth number on."""
+    """Run lengths from COCO's text: 5 bits per character; from the fourth number on, each is the
+    difference from the one before the last."""
     counts: list[int] = []
     value = shift = 0
     for character in text:

@@ -1,4 +1,4 @@
-"""Says what is in a folder that is no data set of a known format, and what it may be."""
+"""Says what is in a folder that is not a data set in a known format, and what it may be."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _KNOWN = (
 
 
 def describe_folder(data_dir: Path) -> str:
-    """Lines on the files that were found, what they look like, and which formats are known."""
+    """Lines that say what was found, what it looks like, and which formats are known."""
     counts: dict[str, Counter[str]] = {}
     for path in islice(data_dir.rglob("*"), _SEEN_FILES):
         if path.is_file() and not path.name.startswith("."):
@@ -33,7 +33,7 @@ def describe_folder(data_dir: Path) -> str:
 
 
 def _guesses(data_dir: Path, suffixes: set[str]) -> Iterator[str]:
-    """What the kinds of files tell, with what is missing."""
+    """A guess at the format from the kinds of files, and what is missing for it."""
     has_images = bool(suffixes & IMAGE_SUFFIXES)
     if ".zip" in suffixes or ".tar" in suffixes or ".gz" in suffixes:
         yield "an archive: unpack it first"

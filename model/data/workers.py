@@ -42,9 +42,9 @@ def work_ahead(
 ) -> Iterator[Result]:
     """Yield `work` of every item in order, done by `num_workers` processes, or by this one if 0.
 
-    Torch's random state is not touched. The processes end with the iterator, however that ends.
-    Ctrl-C and signals to the process group do not reach them: this process decides when to stop,
-    and needs their results until then.
+    Torch's random state is not touched. The processes end when the iterator does, for whatever
+    reason. Ctrl-C and signals to the process group do not reach them: this process decides when to
+    stop, and needs their results until then.
 
     Raises:
         LoadingFailed: `work` raised an exception, or a process was killed; one line.
@@ -73,8 +73,8 @@ def work_ahead(
         except (RuntimeError, OSError) as error:  # torch's own; those of `work` are handled above
             failure = (
                 f"a process that loads images has ended ({_one_line(error)}), most often because "
-                "memory ran out: lower num_workers or batch_size, or give a container more shared "
-                "memory (docker run --shm-size)"
+                "memory ran out: lower num_workers or batch_size, or give the container more "
+                "shared memory (docker run --shm-size)"
             )
         if failure is not None:
             # Dropping the last reference, even one in a trace, ends the iterator and its processes.
@@ -100,8 +100,8 @@ def _start(loader: DataLoader[Any]) -> Iterator[Any]:
 def _leave_process_group(worker_id: int) -> None:
     os.setsid()
     while received := signal.sigtimedwait(_STOP_SIGNALS, 0):
-        # What the group received while this process was starting is dropped, but not what the
-        # parent sent to end it: it would wait for that for ever.
+        # Drop signals that the group received while this process was starting, but not one that
+        # the parent sent to end it: the parent would wait forever.
         if received.si_pid == os.getppid():
             os._exit(128 + received.si_signo)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)

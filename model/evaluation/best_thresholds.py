@@ -19,7 +19,7 @@ _CANDIDATES = np.arange(1, 100, dtype=np.float32) / 100
 class Scored(NamedTuple):
     """Detections of some classes: scores (N,) float32 and whether each is right (N,) bool.
 
-    num_boxes: those that were to be found.
+    num_boxes: how many there were to find.
     """
 
     scores: npt.NDArray[np.float32]

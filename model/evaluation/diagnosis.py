@@ -27,7 +27,7 @@ _MIN_EXPLAINED = 0.75  # of the matched boxes
 
 
 class _Reading(NamedTuple):
-    """Another way to read detections: the cause, what to do, and the detections read that way."""
+    """Another reading of detections: the cause of the error, what to do, and the new detections."""
 
     cause: str
     remedy: str
@@ -64,7 +64,7 @@ def _say_copies(metrics: Metrics) -> Iterator[str]:
     )
     if copies := sum(counts.values()) - len(counts):
         yield (
-            f"{copies} of {len(metrics.results)} detections are there more than once, with the "
+            f"{copies} of {len(metrics.results)} detections occur more than once, with the "
             "same image, class, box and score: each copy counts as a mistake; was a file joined "
             "with itself?"
         )

@@ -92,7 +92,7 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, queries: Tensor, query_pos: Tensor, parts: Tensor | None = None) -> Tensor:
-        """Maps queries (B, Q, C), positions (B, Q, C) to (B, Q, C); values carry no position.
+        """Maps queries (B, Q, C) and positions (B, Q, C) to (B, Q, C); values have no position.
 
         With parts (B, Q), a query sees only those of its own part.
         """

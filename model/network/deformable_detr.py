@@ -81,7 +81,7 @@ class DeformableDetr(nn.Module):
         pred_boxes: (B, Q, 4), cxcywh normalised by the un-padded image.
         aux_outputs: list of the same pair for every earlier decoder layer.
         enc_outputs: the same pair for every encoder token (two_stage only).
-        one_to_many, denoising: in training, with queries of these kinds, the first three for them.
+        one_to_many, denoising: the first three for these kinds of queries, in training.
 
     Source: Zhu et al., arXiv:2010.04159.
     """
@@ -180,7 +180,7 @@ class DeformableDetr(nn.Module):
         return features, build_pyramid(masks[2:])
 
     def _project(self, maps: Sequence[Tensor], paddings: Sequence[Tensor | None]) -> list[Tensor]:
-        """One level per mask: from C3, C4 and C5, then each from the one before."""
+        """One level per mask: from C3, C4 and C5, then each from its predecessor."""
         features: list[Tensor] = []
         for level, (projection, padding) in enumerate(zip(self.input_proj, paddings, strict=True)):
             if level < len(maps):

@@ -20,8 +20,8 @@ def normalise(images: Tensor, padding_mask: Tensor, *, preprocess: Preprocess) -
     mean = torch.tensor(preprocess.mean, device=images.device)[:, None, None]
     std = torch.tensor(preprocess.std, device=images.device)[:, None, None]
     # Here a runtime transposes the pixels (as floats, since TensorRT cannot transpose bytes) and
-    # then computes along rows. PyTorch moves nothing: channels stay last in memory, also through
-    # where(), and that makes convolutions faster.
+    # then computes along rows. PyTorch moves nothing: channels stay last in memory, even through
+    # where(), which makes convolutions faster.
     normalised = (images.float().permute(0, 3, 1, 2) - mean) / std
     return torch.where(padding_mask[:, None], 0.0, normalised)
 

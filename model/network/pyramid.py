@@ -65,7 +65,7 @@ def build_pyramid(level_masks: Sequence[Tensor], *, excludes_padding: bool = Tru
     ratios, rows, columns, sizes, proposals = [], [], [], [], []
     for level, mask in enumerate(level_masks):
         height, width = mask.shape[1:]
-        # Every cast is explicit, as export adds none (export/graph/translation.py).
+        # Every cast is explicit, since export adds none (export/graph/translation.py).
         valid_height = (~mask[:, :, 0]).long().sum(1)  # (B,)
         valid_width = (~mask[:, 0, :]).long().sum(1)
         y = torch.arange(height, device=mask.device)

@@ -22,7 +22,7 @@ class Queries(NamedTuple):
 
     content, position: (B, Q, C). reference_points: (B, Q, 2 or 4), normalised.
     enc_outputs: pred_logits (B, S, K) and pred_boxes (B, S, 4) of every proposal, or None.
-    sizes: how many are matched one to one, one to many, and noisy objects; None if all are matched.
+    sizes: how many are matched one to one, matched one to many, and noisy; None: all one to one.
     parts: (B, Q) int64, see `query_parts`; None if there is only one.
     """
 
@@ -117,7 +117,7 @@ class ProposalQueries(nn.Module):
     ) -> Queries:
         """Maps memory (B, S, C) to its Q best proposals, at most S: (B, Q, C), boxes (B, Q, 4).
 
-        In training, those for one-to-many matching and noisy objects follow.
+        In training, proposals for one-to-many matching and noisy objects follow them.
         """
         anchors = proposal_logits(pyramid)
         tokens = memory.masked_fill(~pyramid.has_proposal[..., None], 0.0)

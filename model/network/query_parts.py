@@ -1,7 +1,8 @@
-"""Parts of the queries that only training has, and that no other part may see.
+"""Extra queries for training, and which queries may see each other.
 
-The decoder's queries are, in this order: those that are matched one to one, which is all that
-inference has; those that several of which are matched to an object; and noisy objects.
+The decoder's queries come in three parts: those matched one to one, which are all that inference
+has; in training, those of which several are matched to each object; and noisy objects. No query
+sees those of another part.
 """
 
 from typing import NamedTuple
@@ -13,13 +14,13 @@ MATCHED, ONE_TO_MANY, FIRST_GROUP = range(3)
 
 
 class NoisyObjects(NamedTuple):
-    """Objects of a batch with noise, which queries have to find again; N slots an image.
+    """Noisy copies of a batch's objects, which queries learn to restore; N slots per image.
 
     Attributes:
         labels: (B, N) int64, some of them wrong.
         boxes: (B, N, 4) float32, normalised cxcywh, away from the true ones.
         groups: (B, N) int64, from 0; each has every object once near and once far. -1: empty slot.
-        truth: (B, N) int64, the object that is to be found; -1: none is, as in empty slots.
+        truth: (B, N) int64, the object to be found; -1 for far copies and empty slots.
     """
 
     labels: Tensor

@@ -1,4 +1,4 @@
-"""Layers whose inner results are computed again in the backward pass instead of being kept."""
+"""Layers whose intermediate results are recomputed in the backward pass instead of being kept."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 def run_layer(layer: nn.Module, *inputs: Any, recomputes: bool) -> Tensor:
     """Run a layer; if it recomputes, only its inputs are kept for the backward pass.
 
-    Gradients are the same, dropout included. Without gradients it makes no difference.
+    Gradients are the same, also with dropout. Without gradients it makes no difference.
 
     Source: Chen et al., arXiv:1604.06174.
     """

@@ -31,7 +31,7 @@ from bundle.image_formats import describe_content
         (b'{"image": ""}', "JSON; send the image as a form file or as the body"),
         (
             b"version https://git-lfs.github.com/spec/v1\n",
-            "a Git LFS pointer; fetch the file by `git lfs pull`",
+            "a Git LFS pointer; fetch the file with `git lfs pull`",
         ),
         (b"hello, world", "content of an unknown kind (it starts with b'hello, w')"),
         (b"\xff\xd8", "content of an unknown kind (it starts with b'\\xff\\xd8')"),

@@ -50,7 +50,7 @@ def test_photographs_of_usual_shapes_are_in_few_buckets() -> None:
 def converted(fake_bundle: Path, tmp_path: Path) -> Path:
     """A bundle of published weights whose classes had to be assumed."""
     shutil.copytree(fake_bundle, tmp_path / "bundle")
-    provenance = {"weights": {"layout": "authors", "assumed": ["COCO's classes were taken"]}}
+    provenance = {"weights": {"layout": "authors", "assumed": ["COCO's classes were assumed"]}}
     Bundle.load(tmp_path / "bundle").with_manifest(provenance=provenance).save()
     return tmp_path / "bundle"
 
@@ -62,8 +62,8 @@ async def test_what_was_assumed_of_the_weights_is_logged_and_shown(
     async with running(create_app(Settings(bundle=converted), lambda *_: FakeEngine())) as client:
         model = (await client.get("/model")).json()
 
-    assert "assumed when the weights were converted: COCO's classes were taken" in caplog.messages
-    assert model["provenance"]["weights"]["assumed"] == ["COCO's classes were taken"]
+    assert "assumed when the weights were converted: COCO's classes were assumed" in caplog.messages
+    assert model["provenance"]["weights"]["assumed"] == ["COCO's classes were assumed"]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class CvatData:
     """One or several files of CVAT; the classes are in the order of the task or project.
 
     Attributes:
-        files: by split, or that of all.
+        files: by split, or the only one.
     """
 
     directory: Path
@@ -86,7 +86,7 @@ class CvatData:
 
     @property
     def _class_names(self) -> list[str]:
-        """The labels of all files, so that the splits agree; used ones where none are listed."""
+        """The labels of all files, so that the splits agree; those in use if none are listed."""
         contents = self._contents.values()
         listed = dict.fromkeys(name for names, _ in contents for name in names)
         used = {shape.label for _, images in contents for i in images for shape in i.shapes} - {""}

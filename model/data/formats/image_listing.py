@@ -8,7 +8,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is an image by its name; hidden files are none."""
+    """Whether a file is an image by its name; hidden files are not."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
@@ -18,7 +18,7 @@ def images_below(directory: Path) -> list[Path]:
 
 
 class ImageListing:
-    """The images below a folder, found by what a tool says of them."""
+    """The images below a folder, found by what a tool says about them."""
 
     def __init__(self, images: Iterable[Path]) -> None:
         self._images = {path.as_posix(): path for path in images}
@@ -28,11 +28,11 @@ class ImageListing:
                 self._by_name.setdefault(key, []).append(path)
 
     def find(self, *names: str, near: Path | None = None) -> Path | None:
-        """The image that the first fitting name stands for, or None.
+        """The image that the first matching name stands for, or None.
 
-        A name may have folders, of any system, before it, and may lack the suffix. Of several
-        images of that name, the one counts whose path ends as the name does, then as that of the
-        file `near`, then the one that is nearest to it.
+        A name may start with folders, of any system, and may lack the suffix. If several images
+        have the name, the best is one whose path ends like the given name, then one whose path
+        ends like that of the file `near`, then the nearest to that file.
         """
         for name in names:
             parts = PurePosixPath(name.replace("\\", "/")).parts

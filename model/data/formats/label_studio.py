@@ -26,7 +26,7 @@ class LabelStudioData:
     """One export, or one in the folder of every split. Its classes are sorted by name.
 
     Attributes:
-        files: by split, or that of all.
+        files: by split, or the only one.
     """
 
     directory: Path
@@ -122,7 +122,7 @@ def _annotations(task: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _chosen(annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    """The one marked as ground truth, else the last."""
+    """The one marked as ground truth, or else the last."""
     truths = [annotation for annotation in annotations if annotation.get("ground_truth")]
     return (truths or annotations)[-1]
 

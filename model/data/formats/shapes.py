@@ -20,14 +20,14 @@ def around_boxes(boxes: Sequence[Box]) -> Box:
 
 
 def around_rotated(box: Box, degrees: float, *, pivot: Point) -> Box:
-    """The box around another one that is turned clockwise, as seen on the screen."""
+    """The box around a box that is rotated clockwise, as seen on the screen."""
     x, y, w, h = box
     corners = [(x, y), (x + w, y), (x + w, y + h), (x, y + h)]
     return around([_turned(corner, degrees, pivot) for corner in corners])
 
 
 def around_ellipse(centre: Point, radii: Point, *, degrees: float = 0) -> Box:
-    """The box around an ellipse with the radii (x, y) that is turned by an angle."""
+    """The box around a rotated ellipse with the radii (x, y)."""
     angle = math.radians(degrees)
     half_w = math.hypot(radii[0] * math.cos(angle), radii[1] * math.sin(angle))
     half_h = math.hypot(radii[0] * math.sin(angle), radii[1] * math.cos(angle))

@@ -1,4 +1,4 @@
-"""What the reader of every format gives: one split as a COCO dict, and where each entry stands."""
+"""What every format's reader returns: a split as a COCO dict, and where each entry came from."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ class DrawnBox:
     """A box around what was drawn in a tool; None if its numbers cannot be read.
 
     Attributes:
-        place: where it stands in the tool's file, for messages.
+        place: where it is in the tool's file, for messages.
     """
 
     label: str
@@ -58,7 +58,7 @@ class DrawnBox:
 
 @dataclass(frozen=True)
 class Source:
-    """One split as its files say it, not yet checked.
+    """One split as it is in its files, not yet checked.
 
     Attributes:
         file: the file or folder that messages about the whole split name.
@@ -85,13 +85,13 @@ class Layout(Protocol):
 
     @property
     def name(self) -> str:
-        """The format and what it was recognised by, for people."""
+        """The format and what it was recognised by, to show to the user."""
 
     def has(self, split: str) -> bool:
         """Whether `read` has this split; "all" if the data set is not divided."""
 
     def looked_for(self, split: str) -> str:
-        """Where the split would be, for a message that it is not there."""
+        """Where the split would be, for the message that it is missing."""
 
     def read(self, split: str) -> Source:
         """A split. Raises ValueError if files that describe the whole set cannot be read."""
@@ -151,11 +151,11 @@ class Collector:
         self._faults.append(Fault(kind, image_id, None, message))
 
     def add_note(self, kind: str, message: str) -> None:
-        """Add something that is told, and that training can do with."""
+        """Add a note about something that does not prevent training."""
         self._faults.append(Fault(kind, None, None, message, fatal=False))
 
     def leave_out(self, what: str, count: int = 1) -> None:
-        """Count something that no box can be made of, such as "polyline"; told in one line."""
+        """Count something that has no box, such as "polyline"; one line reports them all."""
         self._left_out[what] += count
 
     def source(self) -> Source:

@@ -30,7 +30,7 @@ _LISTS = Path("ImageSets", "Main")
 
 @dataclass(frozen=True)
 class VocObject:
-    """An object as its file says it; corners is (xmin, ymin, xmax, ymax), None where damaged."""
+    """An object as in its file; corners is (xmin, ymin, xmax, ymax), None where damaged."""
 
     class_name: str
     corners: tuple[float, ...] | None
@@ -53,7 +53,7 @@ class VocData:
     """A data set in the format of Pascal VOC. Its classes are sorted by name.
 
     VOC's own files count pixels from 1 and name the last pixel of a box; most tools write edges,
-    counted from 0. A corner at 0, or between pixels, tells that the whole set has edges.
+    counted from 0. A corner at 0, or between pixels, shows that the whole set has edges.
     """
 
     directory: Path
@@ -173,7 +173,7 @@ def _read_image(file: Path, directory: Path) -> VocImage:
 
 
 def _corners(found: Element) -> tuple[float, ...] | None:
-    """Of the object itself, not of its parts; of its polygon if it has no box."""
+    """The corners of the object itself, not of its parts; of its polygon if it has no box."""
     names = ("xmin", "ymin", "xmax", "ymax")
     values = [read_number(text_of(found, f"bndbox/{name}")) for name in names]
     corners = tuple(value for value in values if value is not None)

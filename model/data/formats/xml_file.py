@@ -21,7 +21,7 @@ def read_xml(file: Path) -> Element:
 
 
 def root_tag(file: Path) -> str | None:
-    """The name of the root element; None if the file does not start as XML does.
+    """The name of the root element; None if the file does not start like XML.
 
     Raises:
         ValueError: it defines entities.
@@ -39,7 +39,7 @@ def root_tag(file: Path) -> str | None:
 
 
 def elements(file: Path, *tags: str) -> Iterator[Element]:
-    """The children of the root with these tags, one after another, so that big files are no burden.
+    """The children of the root with these tags, one at a time, so that big files fit in memory.
 
     Raises:
         ValueError: as `read_xml`.
@@ -67,6 +67,6 @@ def _opened(file: Path) -> Iterator[IO[bytes]]:
         with file.open("rb") as stream:
             yield stream
     except DefusedXmlException as error:
-        raise ValueError(f"{file}: defines entities, which annotations have no need of") from error
+        raise ValueError(f"{file}: defines entities, which annotations do not need") from error
     except (ParseError, OSError, LookupError, ValueError) as error:
         raise ValueError(f"{file}: not valid XML: {error}") from error

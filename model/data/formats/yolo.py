@@ -1,8 +1,8 @@
 """YOLO: a text file of labels for every image, and the classes in a YAML file or a list.
 
 A line is `class cx cy w h` or a polygon, `class x y x y x y ...`, in fractions of the image's
-sides.
-The splits stand in the YAML file of Roboflow and Ultralytics, or are folders or lists of images.
+sides. The splits are given in the YAML file of Roboflow and Ultralytics, or are folders or lists
+of images.
 """
 
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ class YoloData:
     yaml: YoloYaml | None
 
     def has(self, split: str) -> bool:
-        """Whether the split is named; without any, all images are one."""
+        """Whether the split is named; if none is, all images are one split."""
         if split == ALL:
             return not any(self._places(name) for name in ("train", "val", "test"))
         return bool(self._places(split))
@@ -79,7 +79,7 @@ class YoloData:
         return replace(collector.source(), image_files=files)
 
     def _strays(self, read: set[Path]) -> set[Path]:
-        """Text files beside the label files that are none of an image."""
+        """Text files beside the label files that belong to no image."""
         files = {file for folder in {file.parent for file in read} for file in folder.glob("*.txt")}
         return {file for file in files - read if file.name not in _NOT_LABELS}
 
@@ -128,7 +128,7 @@ class YoloData:
         return list(dict.fromkeys(images))
 
     def _images_at(self, place: Path) -> Iterator[Path]:
-        """The images in a folder, or of a list with a path on every line."""
+        """The images in a folder, or in a list with a path on every line."""
         if place.is_dir():
             yield from images_below(place)
             return
@@ -140,7 +140,7 @@ class YoloData:
 
 
 def find(data_dir: Path) -> YoloData | None:
-    """The data set in a folder if it has a YAML file of YOLO's, or a list of classes and labels."""
+    """The data set in a folder, if it has YOLO's YAML file, or a list of classes and labels."""
     yaml = find_yaml(data_dir)
     if yaml is not None:
         return YoloData(data_dir, f"YOLO ({yaml.file.name})", yaml.file, yaml.class_names, yaml)
@@ -166,7 +166,7 @@ def parse_line(line: str, *, has_points: bool) -> tuple[int, Box]:
         has_points: the box is followed by the keypoints of a pose, which are not read.
 
     Raises:
-        ValueError: it is no such line; shows what it holds.
+        ValueError: it is not such a line; shows what it contains.
     """
     words = line.split()
     numbers = [number for number in map(read_number, words) if number is not None]
@@ -192,7 +192,7 @@ def parse_line(line: str, *, has_points: bool) -> tuple[int, Box]:
 
 
 def label_file_of(image: Path) -> Path:
-    """The label file of an image: in labels/ instead of the last images/, else beside it."""
+    """The label file of an image: in labels/ in place of the last images/, or else beside it."""
     parts = list(image.with_suffix(".txt").parts)
     if "images" in parts[:-1]:
         last = len(parts) - 2 - parts[-2::-1].index("images")
@@ -203,7 +203,7 @@ def label_file_of(image: Path) -> Path:
 
 
 def _find_listed(name: str, *bases: Path) -> Path:
-    """The image of a line: below one of the folders, also if a tool put other ones before it."""
+    """The image of a line: below one of the folders, even if a tool put others before it."""
     parts = Path(name).parts
     tails = [Path(*parts[start:]) for start in range(len(parts))]
     places = [base / tail for tail in tails for base in bases]

@@ -14,7 +14,7 @@ _USUAL_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 
 @dataclass(frozen=True)
 class YoloYaml:
-    """What a YAML file says of a data set."""
+    """What a YAML file says about a data set."""
 
     file: Path
     class_names: dict[int, str]
@@ -26,20 +26,20 @@ class YoloYaml:
         return "kpt_shape" in self.content
 
     def places(self, split: str) -> list[Path]:
-        """The folders and lists of a split; none if it is not named, or nothing of it is there.
+        """The folders and lists of a split; none if it is not named or does not exist at all.
 
         Raises:
-            ValueError: a part of it is not there.
+            ValueError: only a part of it exists.
         """
         found = {name: self._find(name) for name in self._named(split)}
         places = [place for place in found.values() if place is not None]
         if places and len(places) < len(found):
             missing = ", ".join(name for name, place in found.items() if place is None)
-            raise ValueError(f"{self.file}: {split} names {missing}, which is not there")
+            raise ValueError(f"{self.file}: {split} names {missing}, which does not exist")
         return places
 
     def describe(self, split: str) -> str:
-        """What the file says of a split that is not there."""
+        """What the file says about a split that does not exist."""
         named = ", ".join(self._named(split))
         return f"is {named}, and there is no such folder or list" if named else "is not given"
 
@@ -52,7 +52,7 @@ class YoloYaml:
         return named
 
     def _find(self, name: str) -> Path | None:
-        """A path of the file, also if it starts with folders of another machine.
+        """A path in the file, even if it starts with folders of another machine.
 
         Roboflow writes ../train/images for the folder train/images beside the file.
         """

@@ -38,7 +38,7 @@ def ms_deform_attn(
         (B, Q, M * D), dtype of value. Points outside a level read as zero.
 
     Raises:
-        ValueError: shapes disagree, or there is no such backend here.
+        ValueError: shapes disagree, or the backend is not available here.
 
     Source: Deformable DETR, arXiv:2010.04159, eq. (3). Pixel centres are at (i + 0.5) / size.
     """
@@ -66,7 +66,7 @@ def _is_operator_better(value: Tensor) -> bool:
         return True
     if not torch.compiler.is_compiling():
         needed = "a C++ compiler" if value.device.type == "cpu" else "nvcc"
-        message = f"plain PyTorch, which is slow; `make plugins` helps, if there is {needed}"
+        message = f"plain PyTorch, which is slow; to speed it up, run `make plugins` with {needed}"
         say_once(logging.WARNING, message)
     return False
 

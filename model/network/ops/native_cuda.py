@@ -33,7 +33,7 @@ class CudaKernels:
     """The library's kernels, for tensors on one type of device."""
 
     def __init__(self, path: Path, *, device_type: str = "cuda") -> None:
-        """Load the library; tests give one whose kernels are emulated, with device type "cpu"."""
+        """Load the library; tests pass one whose kernels are emulated, with device type "cpu"."""
         self._library = ctypes.CDLL(str(path))
         for name in ("detrCudaRefusal", "detrCudaErrorText"):
             getattr(self._library, name).restype = ctypes.c_char_p
@@ -82,7 +82,7 @@ class CudaKernels:
         tensors = _computed(*inputs)
         out = gradient.to(tensors[0].dtype).contiguous()
         sums = tensors[0].new_empty(value.shape, dtype=torch.float32)
-        # Of every head apart, as heads run side by side.
+        # One gradient for each head, since heads run in parallel.
         shape = (*sampling_offsets.shape[:4], reference_points.shape[-1])
         of_heads = sums.new_empty(shape if with_reference_points else 0)
         offsets, logits = (torch.empty_like(tensor) for tensor in tensors[2:])

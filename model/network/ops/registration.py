@@ -25,7 +25,7 @@ def say_once(level: int, message: str) -> None:
 
 
 class Kernels(Protocol):
-    """What computes the operator and its gradients on a kind of device."""
+    """Computes the operator and its gradients on a kind of device."""
 
     def forward(
         self,
@@ -106,7 +106,7 @@ def _backward(
     if kernels is None:
         raise RuntimeError(
             f"no native kernels for gradients of {value.dtype} on {value.device.type}; "
-            'run `make plugins`, or take backend="reference"'
+            'run `make plugins`, or use backend="reference"'
         )
     return kernels.backward(
         gradient,

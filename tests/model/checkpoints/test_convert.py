@@ -208,8 +208,8 @@ def test_what_had_to_be_assumed_is_said_in_the_log_and_the_checkpoint(
     converted = convert(write({"model": authors("base", numbered_head(91))}))
 
     assumed = converted.provenance["assumed"]
-    assert "names none of its 91 outputs: COCO's classes were taken" in assumed[0]
-    assert "does not say how many attention heads it has: 8 were taken" in assumed[1]
+    assert "names none of its 91 outputs: COCO's classes were assumed" in assumed[0]
+    assert "does not say how many attention heads it has: 8 were assumed" in assumed[1]
     assert (
         "how many encoder layers the model has: it holds 2, published models have 6" in assumed[2]
     )
@@ -276,7 +276,7 @@ def test_proposals_that_no_setting_tells_are_assumed_or_given(
 
     given = load_checkpoint(destination)
     assert assumed.config.model.num_queries == 300
-    assert "how many proposals it has: 300 were taken; give" in str(assumed.provenance["assumed"])
+    assert "how many proposals it has: 300 were assumed; give" in str(assumed.provenance["assumed"])
     assert "how large images are: a short side of 800" in str(assumed.provenance["assumed"])
     assert given.config.model.num_queries == 20
     assert given.provenance["options"]["num_queries"] == 20
@@ -341,7 +341,7 @@ def test_the_moving_average_of_mmdetection_2_is_converted(write: Callable[[Any],
 
     expected = state["bbox_head.transformer.level_embeds"] + 1
     assert torch.equal(converted.state_dict["level_embed"], expected)
-    assert "the moving average was taken" in converted.provenance["notes"][0]
+    assert "the moving average is used" in converted.provenance["notes"][0]
 
 
 @pytest.mark.parametrize("prefix", ["model.", "module.module.", "_orig_mod."])

@@ -142,7 +142,7 @@ def test_names_of_mmdetection_come_without_ids_which_are_said_to_be_assumed() ->
     outputs = settle_outputs(2, _named("bolt", "nut"), annotations=None, index_is_id=False)
 
     assert _classes(outputs) == [(1, "bolt"), (2, "nut")]
-    assert "not their ids: 1 to 2 were taken" in str(outputs.assumed)
+    assert "not their ids: 1 to 2 were assumed" in str(outputs.assumed)
 
 
 @pytest.mark.parametrize("index_is_id", [True, False])

@@ -90,7 +90,7 @@ def test_the_moving_average_is_chosen_and_said_so(content: dict[str, Any]) -> No
 
     assert list(tensors) == KEYS["authors"]
     assert _value(tensors) == 5.0
-    assert notes[0].startswith("taken as the moving average: ")
+    assert notes[0].startswith("used as the moving average: ")
 
 
 def test_mmengine_keeps_the_moving_average_where_the_weights_are_looked_for() -> None:
@@ -127,7 +127,7 @@ def test_a_usual_name_goes_before_an_unusual_one() -> None:
     tensors, notes = find_state({"state_dict": _state(), "initial": _state(value=5.0)})
 
     assert _value(tensors) == 1.0
-    assert notes == ["taken as the model: state_dict; left aside: initial"]
+    assert notes == ["used as the model: state_dict; ignored: initial"]
 
 
 def test_tensors_beside_the_model_are_left_aside_and_said_so() -> None:
@@ -136,7 +136,7 @@ def test_tensors_beside_the_model_are_left_aside_and_said_so() -> None:
     tensors, notes = find_state(state)
 
     assert list(tensors) == KEYS["authors"]
-    assert "1 tensors without the prefix detr. are left aside: criterion.empty_weight" in notes[0]
+    assert "1 tensors without the prefix detr. are ignored: criterion.empty_weight" in notes[0]
 
 
 def test_without_a_known_layout_all_tensors_are_given_back() -> None:

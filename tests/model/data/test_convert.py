@@ -84,7 +84,7 @@ def test_a_folder_that_holds_something_is_left_alone(
 
     assert main([str(tmp_path / "data"), "--out", str(tmp_path / "coco")]) == 1
 
-    assert "exists; name a new directory by --out" in caplog.text
+    assert "exists; name a new directory with --out" in caplog.text
     assert [path.name for path in (tmp_path / "coco").iterdir()] == ["mine.txt"]
 
 

@@ -139,7 +139,7 @@ def test_copies_of_a_box_are_counted():
     (message,) = [f.message for f in doubts(split, MODEL) if f.kind == "repeated-boxes"]
 
     assert message.startswith("2 of 4 boxes are copies")
-    assert "[1, 1, 10, 10] of class 5 in image 1, which is there 3 times" in message
+    assert "[1, 1, 10, 10] of class 5 in image 1, which occurs 3 times" in message
 
 
 @pytest.mark.parametrize(("count", "limits"), [(5, []), (6, ["5"]), (7, ["6", "5"])])
@@ -149,7 +149,7 @@ def test_more_objects_than_the_model_finds_are_counted(count, limits):
     messages = [f.message for f in doubts(split, MODEL) if f.kind == "many-objects"]
 
     assert [message.split()[5] for message in messages] == limits
-    assert all(f"image 1 holds {count}" in message for message in messages)
+    assert all(f"image 1 has {count}" in message for message in messages)
 
 
 def test_a_mirrored_image_is_a_doubt_as_its_size_shows_nothing():

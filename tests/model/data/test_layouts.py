@@ -143,5 +143,5 @@ def test_a_folder_of_no_known_format_is_described(
 def test_a_file_is_not_taken_for_a_folder(tmp_path: Path) -> None:
     write(tmp_path / "data.yaml")
 
-    with pytest.raises(ValueError, match="is a file; give the folder that it is in"):
+    with pytest.raises(ValueError, match="is a file; name the folder that it is in"):
         find_layout(tmp_path / "data.yaml")

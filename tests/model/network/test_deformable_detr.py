@@ -195,7 +195,7 @@ def test_training_starts_as_published(variant: Variant) -> None:
         ({"num_levels": 2}, "num_levels"),
         ({"query_content": "memory"}, "two_stage"),
         ({"query_content": "learned"}, "two_stage"),
-        ({"look_forward_twice": True}, "boxes that layers correct"),
+        ({"look_forward_twice": True}, "whose layers correct boxes"),
         ({"backbone_blocks": (1, 1, 1)}, "backbone_blocks"),
         ({"dropout": 1.0}, "dropout"),
     ],

@@ -167,7 +167,9 @@ def test_a_split_whose_folder_is_not_there_is_named(labelled: Path) -> None:
 def test_a_split_of_which_a_part_is_missing_is_refused(labelled: Path) -> None:
     write(labelled / "data.yaml", YAML.replace("valid/images", "[valid/images, more/images]"))
 
-    with pytest.raises(ValueError, match=r"data\.yaml: val names more/images, which is not there"):
+    with pytest.raises(
+        ValueError, match=r"data\.yaml: val names more/images, which does not exist"
+    ):
         open_data_set(labelled).open("val")
 
 

@@ -161,7 +161,7 @@ def test_without_the_library_plain_pytorch_serves_and_says_so_once() -> None:
     assert result.returncode == 0, result.stderr
     assert (
         result.stderr.count(
-            "plain PyTorch, which is slow; `make plugins` helps, if there is a C++ compiler"
+            "plain PyTorch, which is slow; to speed it up, run `make plugins` with a C++ compiler"
         )
         == 1
     )
