@@ -1,6 +1,6 @@
 """python -m service: serve the bundle that the environment names; see service/settings.py.
 
-Exit status: 0 after SIGTERM or Ctrl-C, 1 when it could not start or could not go on serving.
+Exit status: 0 after SIGTERM or Ctrl-C, 1 if it could not start or could not go on serving.
 """
 
 import asyncio

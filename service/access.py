@@ -1,4 +1,4 @@
-"""API keys: where they are configured, only requests that carry one are served."""
+"""API keys: if they are configured, only requests that carry one are served."""
 
 import hashlib
 import hmac

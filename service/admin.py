@@ -32,7 +32,7 @@ async def reload(request: Request, model: str | None = None) -> ModelRef:
 def _require_key(request: Request) -> None:
     settings: Settings = request.app.state.settings
     if settings.admin_key is None:
-        raise NotFound("/admin/reload exists only where DETR_ADMIN_KEY is set")
+        raise NotFound("/admin/reload exists only if DETR_ADMIN_KEY is set")
     expected = f"Bearer {settings.admin_key.get_secret_value()}"
     given = request.headers.get("authorization", "")
     if not hmac.compare_digest(given.encode(), expected.encode()):

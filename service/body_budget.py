@@ -80,7 +80,7 @@ class BodyBudget:
                 raise self.refusal()
 
     def settle(self, body: Body, num_bytes: int) -> None:
-        """Count a body that was read as the files made of it; they are all that is left of it."""
+        """Count a body that was read by the files made from it, which are all that is left."""
         freed = max(0, body.num_bytes - num_bytes)
         body.num_bytes -= freed
         self._hold(body.client, -freed)

@@ -59,8 +59,8 @@ def limited_body(scope: Scope, receive: Receive, *, limits: BodyLimits) -> Itera
     """A `receive` that raises as soon as the body breaks a limit.
 
     It raises PayloadTooLarge, RequestTimeout or Overloaded, or the error that the HTTP protocol
-    found after the headers. The state of the request gets `settle_body`, to be told how many bytes
-    are left of the body once it was read.
+    found after the headers. The state of the request gets `settle_body`, which is to be called with
+    the number of bytes left of the body once it was read.
     """
     declared = Headers(scope=scope).get("content-length", "")
     client = scope.get("client")

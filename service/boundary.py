@@ -44,7 +44,7 @@ class AnsweredRequest(NamedTuple):
 
 
 class Boundary:
-    """ASGI middleware around the whole app; `on_answer` is told of every request but health."""
+    """ASGI middleware around the whole app; `on_answer` gets every request except health checks."""
 
     def __init__(
         self,

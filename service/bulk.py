@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_job(bundle: Bundle, chunks: Sequence[Chunk], *, query: DetectQuery) -> Job:
-    """The description of what to do.
+    """The job that the arguments describe.
 
     Raises:
         ValueError: more detections are asked for than the model has.
@@ -99,7 +99,7 @@ def detect_all(job: Job, chunks: Sequence[Chunk], *, out: str, run: Run) -> int:
 
 
 def remove_unfinished(out: str) -> None:
-    """Remove files left unfinished by dead workers; call it once nobody is writing."""
+    """Remove files that dead workers left unfinished; call it only while nobody is writing."""
     system, path = open_place(out)
     if system.get_file_info(f"{path}/{UNFINISHED}").type == pyarrow.fs.FileType.Directory:
         system.delete_dir(f"{path}/{UNFINISHED}")

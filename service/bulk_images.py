@@ -100,7 +100,7 @@ def _files(place: str) -> list[str]:
     system, path = open_place(place)
     info = system.get_file_info(path)
     if info.type == pyarrow.fs.FileType.NotFound:
-        raise ValueError(f"there is nothing at {place}")
+        raise ValueError(f"nothing found at {place}")
     if info.type == pyarrow.fs.FileType.File:
         return [place]
     found = system.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))

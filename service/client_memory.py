@@ -30,11 +30,11 @@ class ClientMemory:
         self._promised: dict[Hashable, list[int]] = {}  # to each request that is decoded
 
     def hold(self, client: Hashable, num_bytes: int) -> None:
-        """Count further bytes of a client, or fewer if negative."""
+        """Add to the bytes of a client, or subtract if negative."""
         _add(self._held, client, num_bytes)
 
     def decode(self, client: Hashable, num_bytes: int) -> None:
-        """Count an image that is being decoded, or no longer is if negative."""
+        """Add an image that is being decoded, or subtract it afterwards (negative)."""
         _add(self._running, client, num_bytes)
 
     def is_exceeded(self, client: Hashable) -> bool:

@@ -156,7 +156,7 @@ class Detector:
         )
 
     def refuse_if_full(self, client: Hashable) -> None:
-        """Refuse a request of which nothing is known yet but its client.
+        """Refuse a request before anything but its client is known.
 
         Raises:
             NotReady, Overloaded: not even one image would be admitted.
@@ -177,7 +177,7 @@ class Detector:
 
         Args:
             tile_px: side of the tiles that larger images are cut into; each counts as an image.
-            num_parts: then, how many parts there are: see `ImageDecoder.count_parts`.
+            num_parts: the number of parts if there are tiles: see `ImageDecoder.count_parts`.
 
         Raises:
             InvalidImage, UnsupportedMediaType, ImageTooLarge: names the first bad image; none is
@@ -282,7 +282,7 @@ class Detector:
 
 
 def bucket_of(image: Pixels, manifest: Manifest) -> Hashable:
-    """What images (h, w, 3) have in common that may share a batch of this bundle."""
+    """The property that images (h, w, 3) must have in common to share a batch of this bundle."""
     height, width = image.shape[:2]
     if manifest.batches == "equal_shapes":
         return height, width

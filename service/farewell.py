@@ -20,7 +20,7 @@ ACCEPT_S = 0.1  # for handshakes that have begun
 MOST_ACCEPT_S = 5.0  # for connections that the kernel has accepted and we have not
 STEP_S = 0.05
 
-SO_ATTACH_FILTER = 26  # of Linux; Python's socket module does not name it
+SO_ATTACH_FILTER = 26  # Linux has it, but Python's socket module does not name it
 # A packet filter that drops SYNs. The TCP header starts at offset 0.
 _NO_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFF))
 _NUM_WAITING = struct.Struct("24xI")  # in struct tcp_info of a listener: connections to be accepted

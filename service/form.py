@@ -70,7 +70,7 @@ class _FormParser(MultiPartParser):
         """Refuse unusual charsets, as some codecs raise errors that Starlette does not expect."""
         if self._charset not in _CHARSETS:
             raise MultiPartException(
-                f"expected UTF-8, got {self.headers['content-type'][:100]!r}; leave charset= away"
+                f"expected UTF-8, got {self.headers['content-type'][:100]!r}; leave out charset="
             )
         super().on_part_begin()
 
@@ -80,8 +80,8 @@ class _FormParser(MultiPartParser):
         part = self._current_part
         if part.file is None and _EXTENDED_NAME.search(part.content_disposition or b""):
             raise MultiPartException(
-                f"field {part.field_name!r} has its file name as filename*=, which RFC 7578 rules "
-                'out in forms; write filename="photo.jpg", in UTF-8'
+                f"field {part.field_name!r} has its file name as filename*=, which RFC 7578 does "
+                'not allow in forms; write filename="photo.jpg", in UTF-8'
             )
 
     def on_end(self) -> None:

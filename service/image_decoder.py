@@ -188,7 +188,7 @@ class ImageDecoder:
         return headers
 
     def _refuse_if_too_large(self, uploads: Sequence[Upload], num_bytes: int) -> None:
-        """Refuse a request that takes more than a client may use, even with nothing beside it."""
+        """Refuse a request that by itself takes more memory than a client may use."""
         num_bytes += sum(upload.num_bytes for upload in uploads)
         if num_bytes > self._memory.most_bytes:
             raise ImageTooLarge(

@@ -10,7 +10,7 @@ from service.names import did_you_mean
 def read_image_ids(annotation_file: Path, paths: Sequence[Path]) -> list[int]:
     """The id of every path: that of the entry in `images` whose `file_name` the path ends with.
 
-    If a `file_name` has folders that the path lacks, the last part alone has to match.
+    If a `file_name` has folders that the path lacks, only the last part has to match.
 
     Raises:
         ValueError: not such a file, or a path that matches no entry or several.

@@ -65,7 +65,7 @@ def read_json_images(body: bytes) -> JsonImages:
     Raises:
         MalformedBody: not JSON.
         InvalidRequest: URLs, unknown names, or values of the wrong type.
-        NoImage: none under a known name.
+        NoImage: there is no image under a known name.
         InvalidImage: text that is not base64.
     """
     fields = read_json(body)

@@ -1,4 +1,4 @@
-"""What the OpenAPI description says about the models that are served, and the settings."""
+"""What the OpenAPI description says about the served models and the settings."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from bundle.manifest import ClassInfo
 from bundle.postprocess import Detections
 
-# Long side of the drawing in pixels: on a smaller one the labels cover the objects, and a larger
-# one takes seconds to compress and shows no more on a screen.
+# Long side of the drawing in pixels: on a smaller one, the labels cover the objects; a larger one
+# takes seconds to compress and shows no more on a screen.
 _SMALLEST_PX = 512
 _LARGEST_PX = 4096
 _GOLDEN_RATIO = 0.618034  # steps of this size spread any number of hues around the circle

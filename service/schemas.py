@@ -252,7 +252,7 @@ class Health(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong: a code for programs, a message for people."""
+    """What went wrong: a code for programs and a message for people."""
 
     code: str
     message: str

@@ -41,7 +41,7 @@ class Shared(NamedTuple):
 
 
 class ServedModel:
-    """A model under its name: the detector that serves it now, and its successors.
+    """A model under its name: the detector that serves it now, and how the next one replaces it.
 
     Args:
         place: the directory of its bundle, also for reloads.
@@ -145,7 +145,7 @@ class ServedModel:
         if detector is self.detector:
             self._shared.on_failure(self._tell(message))
         else:
-            logger.error("the engine from before the reload is given up: %s", self._tell(message))
+            logger.error("gave up the engine from before the reload: %s", self._tell(message))
 
     def _tell(self, fault: object) -> str:
         """The fault, with the model's name if there are several."""

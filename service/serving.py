@@ -32,7 +32,7 @@ class Serving:
     """All served models; they share the threads and memory for decoding, and the queue.
 
     Args:
-        settings: name the bundles.
+        settings: they name the bundles.
         memory: what each client may use.
         open_engine: opens the engine of a bundle.
         on_failure: called when the service cannot go on, with the reason logged and kept in
@@ -99,7 +99,7 @@ class Serving:
             self.state = State.READY
 
     def begin_reload(self, name: str | None = None) -> asyncio.Task[ModelRef]:
-        """Replace a served bundle with the one that is now in its directory.
+        """Replace a served bundle with the one now in its directory.
 
         The new bundle is checked, opened, tested and warmed up while the old one keeps serving; if
         that fails, the old one stays. Reloads run one after another. The task ends when the old

@@ -18,7 +18,7 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class BundlePlace(NamedTuple):
-    """A bundle's directory, and the name it is served under; by default its own."""
+    """A bundle's directory, and the name it is served under, by default the bundle's own."""
 
     name: str | None
     directory: Path
@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     ] = None
     max_queue: Annotated[
         int,
-        Field(ge=1, description="Most images decoding or waiting; more are refused with 503."),
+        Field(ge=1, description="Most images being decoded or waiting; more are refused with 503."),
     ] = 64
     deadline_s: Annotated[
         float, Field(gt=0, description="Longest time in seconds that a request may be queued.")
@@ -184,16 +184,16 @@ class Settings(BaseSettings):
         float,
         Field(
             ge=1,
-            description="A batch counts as hung after this many times its expected time, but not "
-            "before the floor.",
+            description="A batch counts as hung after this many times its expected duration, but "
+            "not before the floor.",
         ),
     ] = 10.0
     max_failures: Annotated[
         int,
         Field(
             ge=1,
-            description="Batches in a row that may fail entirely before a known image is tried; if "
-            "the engine fails on that too, the process ends.",
+            description="Batches in a row that may fail entirely before the engine is tested on a "
+            "known image; if it fails on that too, the process ends.",
         ),
     ] = 5
     api_keys_file: Annotated[
@@ -228,7 +228,7 @@ class Settings(BaseSettings):
         Field(
             ge=0,
             description="Seconds after SIGTERM during which /readyz is red but requests are still "
-            "taken, so that a load balancer can react first.",
+            "accepted, so that a load balancer can react first.",
         ),
     ] = 0.0
     drain_timeout_s: Annotated[
@@ -243,12 +243,12 @@ class Settings(BaseSettings):
         Field(description="Lowest level that is logged."),
     ] = "info"
     log_format: Annotated[
-        LogFormat, Field(description="text, for people, or json, an object a line.")
+        LogFormat, Field(description="text, for people, or json, one object per line.")
     ] = "text"
     otlp_endpoint: Annotated[
         HttpUrl | None,
         Field(
-            description="Where traces are sent to, as OTLP over HTTP, such as "
+            description="Where traces are sent, as OTLP over HTTP, such as "
             "http://collector:4318/v1/traces; without it none are made."
         ),
     ] = None
@@ -273,7 +273,7 @@ class Settings(BaseSettings):
                 )
             names.append(name)
         if len(set(names)) < len(names):
-            raise ValueError(f"expected every name once, got {', '.join(names)}")
+            raise ValueError(f"expected each name only once, got {', '.join(names)}")
         return text
 
     @model_validator(mode="after")
@@ -281,7 +281,7 @@ class Settings(BaseSettings):
         if self.max_images > self.max_queue:
             raise ValueError(
                 f"max_images ({self.max_images}) must not be above max_queue ({self.max_queue}): "
-                "a request with so many images could never be admitted"
+                "a request with that many images could never be admitted"
             )
         return self
 

@@ -186,7 +186,7 @@ def _take_tensors(heads: Sequence[InputTensor], rest: memoryview) -> list[Arrive
         tensors.append(ArrivedTensor(head, None if size is None else rest[:size]))
         rest = rest[size or 0 :]
     if rest:
-        raise MalformedBody(f"{len(rest)} bytes after the last tensor belong to none")
+        raise MalformedBody(f"{len(rest)} bytes after the last tensor belong to no tensor")
     return tensors
 
 

@@ -23,7 +23,7 @@ class Traces:
     """Sends spans to a collector from a separate thread; spans that cannot be sent are dropped.
 
     OpenTelemetry's own variables, such as OTEL_TRACES_SAMPLER and OTEL_RESOURCE_ATTRIBUTES, decide
-    how many traces are kept and add attributes of the service.
+    how many traces are kept, and add attributes to the service.
     """
 
     def __init__(self, endpoint: str) -> None:

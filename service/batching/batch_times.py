@@ -27,9 +27,9 @@ class Durations:
 
     @property
     def fixed_s(self) -> float:
-        """What a batch takes whatever its size: one batch more costs so much.
+        """Seconds that a batch takes whatever its size, which is what an additional batch costs.
 
-        The intercept of a straight line through what was seen; 0 before two sizes were.
+        The intercept of a straight line through the times seen; 0 before two sizes were seen.
         """
         count = len(self._seconds)
         if count < 2:

@@ -1,12 +1,13 @@
 """Work-conserving dynamic batching: items of many requests, grouped by bucket, run together.
 
-A request is admitted whole or refused, before any work is spent on it. Its items wait in the
+A request is admitted as a whole or refused, before any work is spent on it. Its items wait in the
 bucket of their shape. Whenever the engine is free, a batch is formed at once from the bucket of
-the item whose turn it is. The one exception: clients that were just answered and are known to come
-back at once are waited for, where that is shorter than a run of their own (see `Returns`). The
-next batch is assembled while one runs, as soon as it is full or shortly before the running one
-should end, so that the engine finds it ready. The batcher knows nothing of images: it calls
-`assemble` on the items of one bucket in one thread, and `run` on the outcome in another.
+the item whose turn it is. There is one exception: if clients usually send their next item right
+after an answer, the batch waits for those just answered, as long as that takes less time than
+another run would (see `Returns`). The next batch is assembled while one runs, as soon as it is full
+or shortly before the running one should end, so that it is ready for the engine. The batcher knows
+nothing about images: it calls `assemble` on the items of one bucket in one thread, and `run` on the
+result in another.
 
 All state belongs to the event loop.
 """
@@ -63,7 +64,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         run: one result for every item, in order.
         max_batch_size: most items in one batch.
         max_queue: most items admitted and not yet started.
-        parts: the items of a batch again, as views of it; without it, they are kept beside it.
+        parts: splits a batch into its items, as views of it; without it, the items are kept too.
         depth_of_all: counts such items in all batchers that share max_queue; by default its own.
         patience: how long one run of the engine may take.
         on_batch: called on the event loop after every batch.
@@ -240,14 +241,14 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         return True
 
     def _give_up(self) -> None:
-        """Wait no longer for those who have not come back."""
+        """Stop waiting for clients that have not come back."""
         self._returns.give_up(self._clock())
         self._pump()
 
     def _wait_that_pays_s(self, bucket: Hashable, num_missing: int) -> float:
-        """Seconds after an answer that clients are waited for; 0 if that does not pay.
+        """How many seconds after an answer to wait for clients; 0 if waiting does not pay.
 
-        It pays if they are back sooner than what one more run costs, whatever its size.
+        It pays if they are back in less time than an additional run costs, whatever its size.
         """
         if not num_missing or self._is_closing or self._queue.num_buckets > 1:
             return 0.0
@@ -263,7 +264,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
             asyncio.get_running_loop().call_later(max(0.0, run_s - lead_s), self._near_end, run)
 
     def _wind(self, run: Run[Item, Result], limit_s: float, steps_left: int) -> None:
-        """Count one step towards the alarm of a run; at the last, the run counts as hung."""
+        """Count one step towards the alarm of a run; at the last step, the run counts as hung."""
         if not steps_left:
             self._on_hang(
                 f"the engine has not ended a batch of {len(run.entries)} within {limit_s:.1f} s"

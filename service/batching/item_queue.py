@@ -45,9 +45,9 @@ class ItemQueue(Generic[Item, Result]):
         return ticket
 
     def num_ahead(self, client: Hashable, count: int) -> int:
-        """Items that are taken before the last of so many further ones of a client.
+        """How many items are taken before the last of `count` further items of a client.
 
-        Others have as many turns as the client needs, unless they have fewer items.
+        Every other client gets as many turns as this one needs, unless it has fewer items.
         """
         own = self._num_held[client]
         others = sum(
@@ -56,10 +56,10 @@ class ItemQueue(Generic[Item, Result]):
         return own + others + count - 1
 
     def greedier(self, client: Hashable, count: int) -> Ticket[Item, Result] | None:
-        """The newest request of the client that holds most, if it can give way to this one.
+        """The newest request of the client with the most places, if it can give way to this one.
 
-        The client would have fewer places than the other even with so many more, and nothing of
-        that request was taken.
+        It can if nothing of it was taken, and if this client would still have fewer places than
+        the other after adding `count`.
         """
         other, held = max(self._num_held.items(), key=lambda item: item[1], default=(client, 0))
         if other == client or held <= self._num_held[client] + count:

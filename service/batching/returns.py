@@ -18,9 +18,9 @@ class _Watched(NamedTuple):
 class Returns:
     """Watches what arrives after each batch, up to the number of items it had.
 
-    In a closed loop of N clients with batches of up to N, half of the clients can wait for ever
+    In a closed loop of N clients with batches of up to N, half of the clients can wait forever
     while the engine works for the other half: two runs instead of one. Waiting for the others ends
-    that, and pays if they come back sooner than an additional run would take.
+    this, and pays if they come back in less time than an additional run would take.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Returns:
         self._watched = None
 
     def missing(self, bucket: Hashable) -> int:
-        """How many items are still to come back into a bucket after the last batch."""
+        """How many items have yet to come back into a bucket after the last batch."""
         watched = self._watched
         if watched is None or watched.bucket != bucket:
             return 0
@@ -63,7 +63,7 @@ class Returns:
 
     @property
     def delay_s(self) -> float:
-        """Seconds from an answer until, nearly always, the last has come back."""
+        """Seconds after an answer within which the last client is nearly always back."""
         return self._delay_s + 2 * self._deviation_s
 
     def elapsed_s(self, now: float) -> float:

@@ -102,7 +102,7 @@ class Runner(Generic[Item, Batch, Result]):
             return None
 
     def _assembled(self, entries: list[Entry[Item, Result]]) -> Batch:
-        """The batch of these items; they become parts of it, so that memory holds them once."""
+        """The batch of these items; they become parts of it, so memory holds them only once."""
         batch = self._assemble([entry.item for entry in entries])
         if self._parts is not None:
             for entry, item in zip(entries, self._parts(batch), strict=True):

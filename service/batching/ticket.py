@@ -108,7 +108,7 @@ class Ticket(Generic[Item, Result]):
             self._answer.set_exception(error)
 
     def expire(self) -> None:
-        """Fail, unless the engine has started on every item, so that the answer is near."""
+        """Fail, unless the engine has started on every item: then the answer is near."""
         if not all(entry.is_started for entry in self.entries):
             self.fail(DeadlineExceeded("the deadline passed while the request was queued"))
 

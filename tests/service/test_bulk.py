@@ -177,7 +177,7 @@ def test_a_wrong_call_is_one_line(toy_bundle, photos, out, capsys):
     assert "error: " in (message := capsys.readouterr().err.splitlines()[-1])
     assert "differs in threshold" in message
     assert main([str(photos / "missing"), *options]) == 2
-    assert capsys.readouterr().err.startswith("error: there is nothing at ")
+    assert capsys.readouterr().err.startswith("error: nothing found at ")
     with pytest.raises(SystemExit):
         main([str(photos), *options, "--threshold", "7"])
     assert "threshold: Input should be" in capsys.readouterr().err
