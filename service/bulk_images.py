@@ -1,15 +1,16 @@
 """Finds the images of a bulk run, divides them into chunks, and reads their bytes.
 
-Places are paths or object storage addresses that Arrow knows (s3://, gs://, file://): folders of
-images, images, or Parquet files. A Parquet file has the images' bytes in a column `image`, as
-binary or as Hugging Face's struct with a field `bytes`, and may have columns `image_id` and
-`file_name`.
+Places are paths or object storage addresses that Arrow knows (s3://, gs://, file://), with its
+options after a question mark: folders of images, images, or Parquet files. A Parquet file has the
+images' bytes in a column `image`, as binary or as Hugging Face's struct with a field `bytes`, and
+may have columns `image_id` and `file_name`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow.fs
 import pyarrow.parquet as pq
@@ -38,11 +39,22 @@ class Source(NamedTuple):
 
 
 def open_place(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The file system of a path or an address, and the path in it."""
-    if "://" in place:
-        system, path = pyarrow.fs.FileSystem.from_uri(place)
-        return system, path
-    return pyarrow.fs.LocalFileSystem(), str(Path(place).absolute())
+    """The file system of a path or an address, and the path in it.
+
+    Files of one folder share a file system, as opening one asks object storage where the bucket is.
+    """
+    if not _is_address(place):
+        return pyarrow.fs.LocalFileSystem(), str(Path(place).absolute())
+    address = urlsplit(place)
+    folder, _, name = address.path.rstrip("/").rpartition("/")
+    system, path = _open_folder(address._replace(path=f"{folder}/").geturl())
+    return system, f"{path.rstrip('/')}/{unquote(name)}" if name else path
+
+
+@lru_cache(maxsize=64)
+def _open_folder(address: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    system, path = pyarrow.fs.FileSystem.from_uri(address)
+    return system, path
 
 
 def find_chunks(places: Sequence[str], *, chunk_size: int) -> list[Chunk]:
@@ -52,8 +64,8 @@ def find_chunks(places: Sequence[str], *, chunk_size: int) -> list[Chunk]:
         ValueError: there is nothing at a place, or no image.
     """
     files = [file for place in places for file in _files(place)]
-    tables = [file for file in files if file.endswith(_TABLE_SUFFIX)]
-    images = [file for file in files if file.lower().endswith(_IMAGE_SUFFIXES)]
+    tables = [file for file in files if _file_name(file).endswith(_TABLE_SUFFIX)]
+    images = [file for file in files if _file_name(file).lower().endswith(_IMAGE_SUFFIXES)]
     parts: list[tuple[list[str], int | None, int]] = []  # places, row group, images
     for start in range(0, len(images), chunk_size):
         some = images[start : start + chunk_size]
@@ -103,11 +115,27 @@ def _files(place: str) -> list[str]:
         raise ValueError(f"nothing found at {place}")
     if info.type == pyarrow.fs.FileType.File:
         return [place]
+    return files_in(place, system, path)
+
+
+def files_in(place: str, system: pyarrow.fs.FileSystem, path: str) -> list[str]:
+    """The places of all files in the folder `place`, which is `path` in its file system."""
     found = system.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
-    root = place.rstrip("/")
-    return sorted(
-        f"{root}{one.path.removeprefix(path.rstrip('/'))}" for one in found if one.is_file
-    )
+    names = sorted(one.path.removeprefix(path.rstrip("/")) for one in found if one.is_file)
+    if not _is_address(place):
+        return [f"{place.rstrip('/')}{name}" for name in names]
+    address = urlsplit(place)
+    root = address.path.rstrip("/")
+    return [address._replace(path=f"{root}{quote(name)}").geturl() for name in names]
+
+
+def _is_address(place: str) -> bool:
+    return "://" in place
+
+
+def _file_name(place: str) -> str:
+    """The path of a place, without the options that an address may end with."""
+    return urlsplit(place).path if _is_address(place) else place
 
 
 def _read(place: str) -> bytes:

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
 import service.detect
 from bundle.manifest import Bundle
 from service.bulk import detect_all, main, make_job, write_coco
-from service.bulk_images import Chunk, find_chunks
+from service.bulk_images import Chunk, files_in, find_chunks, open_place
 from service.bulk_worker import Job, Worker
 from service.schemas import DetectQuery
 from tests.fakes import POISON, FakeEngine
@@ -88,6 +89,35 @@ def test_a_parquet_file_brings_bytes_names_and_ids(toy_bundle, png_bytes, tmp_pa
     assert {(row["image_id"], row["file_name"], row["error"] is None) for row in rows(out)} == {
         (70, "a", True), (5, "b", False), (6, "c", True),
     }  # fmt: skip
+
+
+def test_a_folder_at_an_address_may_have_names_of_any_kind(toy_bundle, png_bytes, tmp_path, out):
+    folder = tmp_path / "my photos"
+    folder.mkdir()
+    (folder / "50% off? #1 Öl.png").write_bytes(png_bytes)
+
+    num_failed, _ = bulk(toy_bundle, folder.as_uri(), out)
+
+    assert num_failed == 0
+    assert rows(out)[0]["file_name"].endswith("/my%20photos/50%25%20off%3F%20%231%20%C3%96l.png")
+
+
+def test_files_in_object_storage_keep_the_options_of_their_address() -> None:
+    options = "?endpoint_override=127.0.0.1:1&scheme=http&region=here"
+    stored = pyarrow.fs._MockFileSystem()
+    stored.create_dir("bucket/photos")
+    stored.open_output_stream("bucket/photos/my cat.png").close()
+    stored.open_output_stream("bucket/photos/more.parquet").close()
+
+    found = files_in(f"s3://bucket/photos/{options}", stored, "bucket/photos")
+
+    assert found == [
+        f"s3://bucket/photos/more.parquet{options}",
+        f"s3://bucket/photos/my%20cat.png{options}",
+    ]
+    (first, first_path), (second, second_path) = map(open_place, found)
+    assert (first_path, second_path) == ("bucket/photos/more.parquet", "bucket/photos/my cat.png")
+    assert first is second
 
 
 def test_images_in_structs_have_ids_by_their_order(toy_bundle, png_bytes, tmp_path, out):
