@@ -1,8 +1,8 @@
 """What an attack costs the others: python -m benchmarks.bench_attacks.
 
 The service runs with its default settings and a mock engine. During each attack, another client
-asks for /healthz again and again, as does one of a server that only answers: what that one is late
-by, the machine is late by. The table shows the largest growth of memory, and the latencies.
+keeps asking for /healthz, and a third one keeps asking a plain server that only answers: its
+latency is that of the machine. The table shows the largest growth of memory, and the latencies.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def pictures_beside_bodies(port: int) -> None:
 
 
 def idle_connections(port: int) -> None:
-    """2,000 connections on which nothing comes, or as many as this process may open."""
+    """2,000 connections that send nothing, or as many as this process may open."""
     with ExitStack() as stack, suppress(OSError):
         for _ in range(2000):
             stack.enter_context(socket.create_connection((HOST, port), timeout=PATIENCE_S))
@@ -143,7 +143,7 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no longer."""
+        """Stop watching."""
         self._is_over.set()
         self._thread.join()
 

@@ -4,8 +4,8 @@ Hugging Face's Deformable DETR, ONNX Runtime and OpenVINO with standard operator
 project's engine in three precisions, with the same random weights, from one image in memory to its
 top detections. Each runs in a separate process; all are opened first (compiling is not counted) and
 then measured in turn, --rounds times. Ratios are taken within a round, so that whatever slows the
-machine slows both sides. The table also has a floor: the time for the model's convolutions and
-products at the peak speed measured in the same rounds.
+machine slows both sides. The table also has a floor: the time that the model's convolutions and
+products would take at the peak speed measured in the same rounds.
 
 With --threads 1 the figure is CPU time of the process instead of wall time, which other work on the
 machine hardly changes. Every sample is kept at once, in build/bench/.

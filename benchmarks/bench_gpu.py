@@ -116,7 +116,7 @@ def op_contestants(gpu: Gpu, call: Call, *, dtype: torch.dtype, scratch: Path) -
 def _nvidia_contestants(
     gpu: Gpu, ours: Mapping[str, Tensor], shapes: Sequence[tuple[int, int]], scratch: Path
 ) -> Contestants:
-    """NVIDIA's plugin for the same call, and what it needs computed before."""
+    """NVIDIA's plugin for the same call, and what has to be computed before it."""
     points, offsets, logits = (
         ours[name] for name in ("reference_points", "sampling_offsets", "attention_logits")
     )
@@ -262,7 +262,7 @@ def main() -> int:
     try:
         gpu = find_gpu()
         if not torch.cuda.is_available():
-            raise ValueError(f"torch {torch.__version__} has no CUDA; install a build that has")
+            raise ValueError(f"torch {torch.__version__} has no CUDA; install a build that does")
     except ValueError as error:
         print(f"there is nothing to measure on: {error}", file=sys.stderr)
         return 1

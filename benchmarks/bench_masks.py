@@ -1,6 +1,6 @@
-"""What it costs that an answer does not depend on the batch: python -m benchmarks.bench_masks.
+"""What it costs to make answers independent of the batch: python -m benchmarks.bench_masks.
 
-Runs a variant in OpenVINO beside the same model whose backbone and neck take padding for a part of
+Runs a variant in OpenVINO beside the same model whose backbone and neck treat padding as part of
 the image. Both have the same random weights and run in turn, one image without padding at a time.
 Times are CPU seconds of the process, on one thread unless told otherwise.
 """

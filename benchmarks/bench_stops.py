@@ -75,7 +75,7 @@ class Load:
 
 @contextmanager
 def starved(num_processes: int) -> Iterator[None]:
-    """Let this many processes take all the time they get."""
+    """Keep this many processes busy."""
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_burn, daemon=True) for _ in range(num_processes)]
     for process in processes:
@@ -105,11 +105,11 @@ def stop_once(bundle: Path, image: bytes, *, num_clients: int) -> tuple[Counter[
 
 
 def main() -> int:
-    """Run it and print the totals, also when it is interrupted."""
+    """Run it and print the totals, even if it is interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--burners", type=int, default=4, help="processes that take the cores")
+    parser.add_argument("--burners", type=int, default=4, help="processes that use the cores")
     args = parser.parse_args()
     found: list[tuple[Counter[str], int]] = []
     with (
@@ -127,7 +127,7 @@ def main() -> int:
     total = sum((outcomes for outcomes, _ in found), Counter())
     num_bad = sum(set(outcomes) != {"200"} or status != 0 for outcomes, status in found)
     print(
-        f"{len(found)} runs, {args.clients} clients, {args.burners} processes beside: "
+        f"{len(found)} runs, {args.clients} clients, {args.burners} busy processes: "
         f"{total['200']} requests answered, {total.total() - total['200']} lost, "
         f"{num_bad} runs with a loss or another exit status"
     )

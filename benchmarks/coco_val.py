@@ -40,8 +40,8 @@ COCO_VAL = (
 def fetch_archives(archives: Sequence[Archive], folder: Path, *, sleep: Sleep = time.sleep) -> None:
     """Download archives into a folder, and unpack what is kept of them there.
 
-    What an earlier call unpacked is left alone; a download that was cut off goes on. The zip files
-    are removed.
+    What an earlier call unpacked is left alone; an interrupted download resumes. The zip files are
+    removed.
 
     Raises:
         ValueError, OSError: see `download`.

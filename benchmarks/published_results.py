@@ -1,4 +1,4 @@
-"""What was measured of the published detectors, beside what their publisher says."""
+"""Results measured for the published detectors, beside the published ones."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ class Result:
 
     Attributes:
         numbers: COCO's twelve, 0..1; empty if it could not be measured.
-        seconds: per image, with reading and preparing it.
+        seconds: per image, including reading and preparing it.
         note: what ran, or why nothing could.
     """
 

@@ -25,7 +25,7 @@ _ADDRESS_RECORD = 1
 
 
 def find_haproxy() -> str | None:
-    """The program, which Debian installs where only root looks; None if it is not installed."""
+    """The program, which Debian installs outside of users' PATH; None if it is not installed."""
     return shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 

@@ -2,7 +2,7 @@
 
 Downloads COCO val2017 and the weights that mmdetection published, evaluates the checkpoint and the
 bundle of each variant, in reduced precisions too, and prints AP beside the published one. Takes
-hours on a CPU. Whatever is finished is kept in --out, and the same command goes on from there.
+hours on a CPU. Everything that is finished is kept in --out, and the same command resumes there.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def reproduce(
     forms: Sequence[str] = FORMS,
     export: Export | None = None,
 ) -> list[Result]:
-    """Evaluate every variant of `sources` in every form; what is in `out` is not done again.
+    """Evaluate every variant of `sources` in every form, except those with a result in `out`.
 
     Args:
         limit: evaluate only this many images, the first ones.
@@ -181,7 +181,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--limit", type=int, help="evaluate only this many images, the first ones, for a first look"
     )
     parser.add_argument(
-        "--out", type=Path, default=OUT, help=f"folder of everything; default: {OUT}"
+        "--out", type=Path, default=OUT, help=f"folder for everything; default: {OUT}"
     )
     parser.add_argument("--base-url", help="a mirror of the published weights")
     args = parser.parse_args(argv)
@@ -204,12 +204,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last result", file=sys.stderr)
+        print("\nstopped; the same command resumes after the last result", file=sys.stderr)
         return 130
 
 
 def report(results: Sequence[Result], out: Path, *, limit: int | None) -> int:
-    """Print the results, write them as OUT/DATE.md, and say whether they are the published ones."""
+    """Print the results and write them to OUT/DATE.md; 1 if an exact one is not as published."""
     is_whole = limit is None
     images = "COCO val2017" if is_whole else f"the first {limit} images of COCO val2017"
     title = f"# Published detectors on {images}, {today()}"

@@ -44,7 +44,7 @@ class Engine(Protocol):
 
     @property
     def largest_batches(self) -> Sequence[BatchShape]:
-        """The largest batches that it was built for; none if it takes every size alike."""
+        """The largest batches that it was built for; empty if all sizes are alike to it."""
 
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
         """Detections of images (B, H, W, 3) RGB with padding_mask (B, H, W), True on padding.

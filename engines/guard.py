@@ -9,7 +9,7 @@ from engines.base import Engine, EngineFailure
 
 
 class GuardedEngine:
-    """An engine that raises only EngineFailure, and whose output is always one to be used."""
+    """An engine that raises only EngineFailure, and whose output can always be used."""
 
     def __init__(self, engine: Engine, num_classes: int) -> None:
         self.name, self.info = engine.name, engine.info

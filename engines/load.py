@@ -47,7 +47,7 @@ def open_engine(
         engine: "auto" takes TensorRT if the bundle has a plan and the machine a GPU, else OpenVINO
             if it can be imported, else ONNX Runtime.
         threads: of the engine in total; None for one per core that the process may use.
-        mode: what the threads do; see `Mode`. OpenVINO only.
+        mode: how the threads share the work; see `Mode`. OpenVINO only.
         float_type: of what is not quantised in bf16 and int8; None for whichever is faster. It is
             fp32 where bf16 is not possible. OpenVINO only.
         gpu: for TensorRT.

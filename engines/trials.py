@@ -1,4 +1,4 @@
-"""Which batches of the known answers an engine is tried on before it serves."""
+"""The batches of known answers that an engine is tested on before it serves."""
 
 from collections.abc import Sequence
 from itertools import cycle, islice
@@ -26,8 +26,8 @@ def small_trials(sizes: Sequence[Size], manifest: Manifest, *, max_batch_size: i
 
     Args:
         sizes: of the known answers.
-        max_batch_size: the most images that will be served in a batch. If the known answers are
-            more, they are divided among several.
+        max_batch_size: the most images that will be served in a batch. If there are more known
+            answers than that, they are divided among several.
     """
     least = manifest.preprocess.min_side
     alone = [Trial(_padded_shape([size], least), (place,)) for place, size in enumerate(sizes)]

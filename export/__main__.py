@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "--samples",
         type=Path,
         nargs="*",
-        help="images that the web page offers; default: four of the split val of --data; without "
+        help="sample images for the web page; default: four of the split val of --data; without "
         "a file, none",
     )
     parser.add_argument(
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         type=Path,
         help="directory of a data set: its split train calibrates int8; its split val is used to "
-        "measure AP, to try fp16 and for samples; default: the demo's, for fp16 photographs",
+        "measure AP, to test fp16 and for samples; default: the demo's, for fp16 photographs",
     )
     add_val_fraction(parser)
     parser.add_argument(

@@ -89,7 +89,7 @@ def read_samples(
     """Sample images by their name in the bundle.
 
     Args:
-        files: images; if None, a few of `data`, else of the demo's if the model knows its digits.
+        files: images; if None, a few of `data`, or of the demo's if the model knows its digits.
         data: a validation set.
 
     Raises:
@@ -144,7 +144,7 @@ def sample_images(bundle: Bundle) -> list[Uint8Array]:
 
 
 def preprocess_of(checkpoint: Checkpoint) -> Preprocess:
-    """The preprocessing of a bundle: as in training, with the smallest side the graph takes."""
+    """The preprocessing of a bundle: that of training, with the smallest side the graph takes."""
     preprocess = checkpoint.config.preprocess
     least = max(preprocess.min_side, smallest_side(checkpoint.config.model))
     return preprocess.model_copy(update={"min_side": least})
@@ -184,9 +184,9 @@ def _num_tokens(side: int, num_levels: int) -> int:
 
 
 def default_name(checkpoint: Checkpoint) -> str:
-    """Name of a model: that of its data set, for the demo of its configuration, else of its file.
+    """The name of a model: its data set's, or else its file's; for the demo, its configuration's.
 
-    For best.safetensors and last.safetensors, it is the name of their folder.
+    For best.safetensors and last.safetensors, the folder's name stands for the file's.
     """
     data = checkpoint.provenance.get("data")
     dataset = data.get("dataset") if isinstance(data, dict) else None

@@ -1,7 +1,7 @@
 """What differs between the precisions of a bundle: a row of `RECIPES` for each.
 
-The data it needs, what writes its graphs, what judges it, and what to export instead if the judge
-refuses it.
+A row has the data it needs, what writes its graphs, what judges it, and what to export instead if
+the judge refuses it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -116,7 +116,7 @@ def _judge_fp16(made: Bundle, materials: Materials) -> Verdict:
 
 
 def _agreement_images(bundle: Bundle, data: EvaluationData | None) -> list[Uint8Array]:
-    """Some of a data set, evenly spread; else samples, photographs and mirrored photographs."""
+    """Images of a data set, evenly spread; without one, samples and photographs, also mirrored."""
     if data is not None:
         count = min(NUM_AGREEMENT_IMAGES, len(data))
         return [data.read_image(number * len(data) // count) for number in range(count)]
@@ -131,7 +131,7 @@ def _agreement_images(bundle: Bundle, data: EvaluationData | None) -> list[Uint8
 def open_splits(
     data_dir: Path | None, classes: Sequence[ClassInfo], *, val_fraction: float | None = None
 ) -> Data:
-    """The splits train and val in a directory; without one, the demo's if the classes are its own.
+    """The splits train and val in a directory; without one, the demo's, if the classes are its.
 
     Raises:
         ValueError: neither applies, other classes, or faulty data, such as a split without images.

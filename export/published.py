@@ -34,7 +34,7 @@ def published_bundle(url: str, checkpoint: Path, *, export: Export | None = None
     """The directory of a published file's bundle, which is made if it does not exist.
 
     It is beside the checkpoint, and its name has the digits of the file's SHA-256. Steps that an
-    earlier call finished are not repeated, and the download resumes where it stopped.
+    earlier call completed are not repeated, and the download resumes where it stopped.
 
     Args:
         url: of a file whose name ends in the first digits of its SHA-256.
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m export.published", description=main.__doc__)
     parser.add_argument("variant", choices=VARIANTS)
     parser.add_argument("--format", choices=tuple(RELEASES), default="mmdet2",
-                        help="which published files: of 2021 or 2022")  # fmt: skip
+                        help="version of the published files, from 2021 or 2022")  # fmt: skip
     parser.add_argument("--out", type=Path, default=WEIGHTS_DIR,
                         help="folder for download, checkpoint and bundle")  # fmt: skip
     parser.add_argument("--base-url", help="a mirror of the published files")

@@ -43,9 +43,9 @@ def export_bundle(
 
     Args:
         data_dir: of a data set: its split train calibrates int8; its split val is used
-            to measure AP, to try fp16 and, without `samples`, for a few samples. If None, the
+            to measure AP, to test fp16 and, without `samples`, for a few samples. If None, the
             demo's; for fp16, photographs.
-        val_fraction: the part of its images that becomes its split val where it has none.
+        val_fraction: the part of its images that becomes its split val if it has none.
         name: of the model; if None, see `default_name`.
         samples: image files that the page offers and the graph is verified on; if None, a few
             validation images of the data set, or of the demo if the model knows its digits.
@@ -98,24 +98,24 @@ def make_bundle(
     try:
         verdict = recipe.judge(made, materials)
         made = made.with_manifest(**verdict.changes)
-        with stage("trying every engine on the known answers"):
+        with stage("testing every engine on the known answers"):
             answers = try_engines(made, materials.planner)
     except Refused as refusal:
         raise ValueError(
             f"{refusal}, so the bundle was not written; export with {recipe.instead}"
         ) from refusal
     if made.manifest.thresholds:
-        log.info("detections start at the best F1, %s", made.manifest.thresholds.overall)
+        log.info("default thresholds: the best F1, %s", made.manifest.thresholds.overall)
     else:
         log.warning(
-            "detections start at a score of %s for every class: the checkpoint was not evaluated; "
+            "default threshold: %s for every class, as the checkpoint was not evaluated; "
             "make evaluate BUNDLE= DATA= ARGS=--save-thresholds writes better ones into the bundle",
             made.manifest.threshold,
         )
     if made.manifest.batches == "equal_shapes":
         log.warning(
-            "an engine's answer to an image changes beside larger ones, so the bundle will be "
-            "served in batches of images of equal shape"
+            "an engine's answer to an image changes beside larger ones, so only images of "
+            "equal shape will share a batch"
         )
     content = json.dumps({**report, **verdict.report, "known_answers": answers}, indent=2)
     (directory / REPORT_FILE).write_text(content + "\n")

@@ -1,4 +1,4 @@
-"""Reports what export is doing, and for how long, and ends it by Ctrl-C."""
+"""Reports what export is doing and for how long, and lets Ctrl-C end it."""
 
 import logging
 import signal
@@ -16,7 +16,7 @@ _interrupted = threading.Event()
 def ended_by_ctrl_c() -> Iterator[None]:
     """Ctrl-C raises KeyboardInterrupt here, at the next stage at the latest.
 
-    A library that runs may catch it, or raise another exception in its place.
+    A library that is running may catch it, or raise another exception in its place.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""What a request may ask for besides its images, for both clients."""
+"""The options of a request, for both clients."""
 
 from collections.abc import Sequence
 from typing import Any, TypedDict
@@ -11,7 +11,7 @@ class Options(TypedDict, total=False):
         threshold: lowest score.
         num_detections: at most this many per image, up to the model's maximum.
         classes: names or ids of the classes wanted; by default all.
-        nms_iou: of boxes of one class that overlap by more, keep only the best; by default all.
+        nms_iou: where boxes of one class overlap by more, keep only the best; by default all.
         tile: side in pixels of the tiles that larger images are cut into, for small objects.
     """
 

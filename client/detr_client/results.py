@@ -17,7 +17,7 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """The detections in one image, best first; width and height are those it is displayed with."""
+    """The detections in one image, best first; width and height are those of it as displayed."""
 
     image_id: int
     file_name: str | None

@@ -1,4 +1,4 @@
-"""When a request is sent again, and after how long."""
+"""Whether a request is retried, and after how long."""
 
 import email.utils
 import random
@@ -30,8 +30,8 @@ class Retries:
     ) -> float | None:
         """Seconds until the next try, after `num_tries`; None if there should be no other.
 
-        Retry-After is honoured. Other pauses are shortened at random by up to a half, so that
-        clients that were refused together do not come back together.
+        Retry-After is honoured. Other pauses are shortened at random by up to a half, so clients
+        that were refused together do not come back together.
         """
         if num_tries > self.most:
             return None

@@ -1,4 +1,4 @@
-"""Which of several ways to compute is the fastest on this machine, measured once per bundle."""
+"""Finds the fastest of several ways to compute on this machine, measured once per bundle."""
 
 import json
 import logging

@@ -133,7 +133,7 @@ class OpenVinoEngine:
 
 
 def _attempt(call: Callable[..., None], *args: Any, **options: Any) -> Exception | None:
-    """The exception that the runtime raised, if any: all parts of a batch end before it fails."""
+    """The exception that the runtime raised, if any, once all parts of the batch have ended."""
     try:
         call(*args, **options)
     except RUNTIME_ERRORS as error:
@@ -195,7 +195,7 @@ def _hints(precision: str, possible: Collection[str], float_type: FloatType | No
 
 
 def _properties(threads: int, mode: Mode) -> dict[str, Any]:
-    """What OpenVINO is told, but the type for floats."""
+    """The properties for OpenVINO, except for the type for floats."""
     return {
         "NUM_STREAMS": threads if mode == "throughput" else 1,
         "INFERENCE_NUM_THREADS": threads,
@@ -218,7 +218,8 @@ def _compile_fastest(
 ) -> tuple[ov.CompiledModel, str]:
     """The graph, and the fastest of these types, which is measured at the first start.
 
-    On one CPU bf16 takes half the time of float32, on another more: some only emulate it.
+    bf16 takes half the time of float32 on one CPU, and more than float32 on another, which only
+    emulates it.
     """
     options = {hint: _options(properties, hint) for hint in hints}
     machine = f"{core.get_property('CPU', 'FULL_DEVICE_NAME')}, OpenVINO {ov.get_version()}"

@@ -28,7 +28,7 @@ class Memory(NamedTuple):
 
 
 def prepare_graph(model: ov.Model, hint: str) -> None:
-    """Replace parts by faster equivalents, and set the type of the native op's values.
+    """Replace parts with faster equivalents, and set the type of the native op's values.
 
     Args:
         model: changed in place.
@@ -92,7 +92,7 @@ def _attend(call: ov.Node, values: Values, memory: Memory) -> ov.Node:
     heads, levels, points = (logits.get_partial_shape()[axis].get_length() for axis in (2, 3, 4))
     reference_dim = reference.get_partial_shape()[3].get_length()
     channels = values.source.get_partial_shape()[2].get_length()
-    # Every head becomes a query of its own.
+    # Every head becomes a separate query.
     reference = ops.broadcast(
         ops.unsqueeze(reference, ops.constant([2])),
         ops.constant([1, 1, heads, 1, 1]),

@@ -24,7 +24,7 @@ class CudaError(RuntimeError):
 
 
 class Device(NamedTuple):
-    """The GPU of this process: the first that CUDA_VISIBLE_DEVICES leaves."""
+    """The GPU of this process: the first that CUDA_VISIBLE_DEVICES allows."""
 
     name: str
     compute_capability: str  # "8.6"

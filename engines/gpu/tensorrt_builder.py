@@ -20,7 +20,7 @@ from engines.gpu.tensorrt_tensors import dims_of
 logger = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL_S = 5.0
-MAX_FAULTS = 3  # shown in a message; a missing operator is missing in every layer
+MAX_FAULTS = 3  # shown in a message; a missing operator is reported for every layer
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Execution contexts and CUDA graphs of a TensorRT engine, one of each for every shape in use.
+"""Execution contexts and CUDA graphs of a TensorRT engine, one of each per shape in use.
 
 Every captured graph needs its own context, since changing the shape of a context invalidates its
 graph. After a change of shape, a context has to run once before it can be captured. All contexts

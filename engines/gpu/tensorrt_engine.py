@@ -143,7 +143,7 @@ class TensorRTEngine:
                 self._execute(index, images, padding_mask)
 
     def _measure_memory(self, *, before: Device, now: Device) -> None:
-        """Set and log what the engine takes, as the drop in free memory.
+        """Set and log how much memory the engine takes, as the drop in free memory.
 
         TensorRT and the driver allocate weights, contexts and graphs themselves.
         """

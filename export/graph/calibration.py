@@ -1,4 +1,4 @@
-"""How large activations get on the user's images: the ranges that int8 must represent."""
+"""Measures how large activations get on the user's images: the ranges that int8 must represent."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,7 +60,7 @@ def measure_ranges(
     }
     infinite = [name for name, value in ranges.items() if not np.isfinite(value)]
     if infinite:
-        raise ValueError(f"the images given make activations that are not finite: {infinite[:5]}")
+        raise ValueError(f"the images cause activations that are not finite: {infinite[:5]}")
     return ranges
 
 

@@ -14,8 +14,10 @@ locations: what feeds `reference_points` of MSDeformAttn, from the last learned 
     same, and errors pass from layer to layer.
 ranks: what feeds TopK, from the last learned layer on. Logits near -5 move in steps of 0.004 in
     float16 and 0.03 in bfloat16, so many proposals would share one.
-results: what feeds the outputs of the graph, likewise. Scores and boxes are returned in float32.
-angles: what feeds Sin and Cos, likewise. An angle of 6 moves in steps of 0.004.
+results: what feeds the outputs of the graph, from the last learned layer on. Scores and boxes are
+    returned in float32.
+angles: what feeds Sin and Cos, from the last learned layer on. An angle of 6 moves in steps of
+    0.004.
 statistics: ReduceSum and what feeds it, back to the layer before, which stays half: mean and
     variance of GroupNorm. They sum over a whole level: 133,000 numbers per group at 800x1333.
 sampling: in the standard form, GridSample, its grid, and everything from its result to the next

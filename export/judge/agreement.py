@@ -142,7 +142,7 @@ def _compare_image(
 
 def _require_agreement(found: Agreement, subject: str) -> None:
     log.info(
-        "  of %d detections, %.1f%% are the same within %s px, scores within %.1e",
+        "  of %d detections, %.1f%% are the same to within %s px, scores to within %.1e",
         *(found.detections, 100 * found.share, SAME_BOX_PX, found.score_error),
     )
     if found.share < MIN_AGREEMENT:

@@ -86,12 +86,12 @@ def require_kept(before: Measured, after: Measured, *, precision: str) -> None:
 def compare(
     before: Measured, after: Measured, *, precision: str, num_images: int
 ) -> dict[str, Any]:
-    """What the report says about the comparison."""
+    """The comparison, as an entry of the report."""
     share = agreement(before.metrics.results, after.metrics.results)
     drop = before.metrics.numbers["AP"] - after.metrics.numbers["AP"]
     log.info("  AP changes by %+.4f; a drop of %s is allowed", -drop, MAX_AP_DROP)
     if share is not None:
-        log.info("  %.1f%% of detections above a score of %s stay", 100 * share, SURE_SCORE)
+        log.info("  %.1f%% of detections above a score of %s remain", 100 * share, SURE_SCORE)
     return {
         "images": num_images,
         "drop": drop,

@@ -118,7 +118,7 @@ def verify(
 
 
 def batches_allowed(reports: Iterable[Mapping[str, Any]]) -> Batches:
-    """What an engine with these reports may run together, for the manifest."""
+    """Which images may share a batch, judging by these reports; for the manifest."""
     return "any" if all(report["passed"] for report in reports) else "equal_shapes"
 
 
