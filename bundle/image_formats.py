@@ -1,8 +1,10 @@
 """Recognises files that are not accepted by their first bytes, to tell the client what to do."""
 
+import codecs
 import re
 
 _CONVERT = "convert it to JPEG"
+_FRAMES = "send single frames as JPEG"
 # First bytes of a file, its format, and what to do. The first match counts.
 _SIGNATURES = (
     (rb"....ftyp(?:hei[cxms]|hev[cxms])", "HEIC", _CONVERT),
@@ -10,7 +12,10 @@ _SIGNATURES = (
     (rb"....ftyp(?:mif1|msf1).{4}(?:....)*?avif", "AVIF", _CONVERT),
     (rb"....ftyp(?:mif1|msf1)", "HEIF", _CONVERT),
     (rb"....ftypcrx ", "a Canon raw file", _CONVERT),
-    (rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ", "a video", "send single frames as JPEG"),
+    (rb"....(?:ftyp|moov|mdat|wide|free|skip)", "a video", _FRAMES),  # MP4, QuickTime
+    (rb"\x1aE\xdf\xa3|RIFF....AVI |FLV\x01|OggS", "a video", _FRAMES),
+    (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "a video", _FRAMES),  # Windows Media
+    (rb"\0\0\x01[\xba\xb3]|G.{187}G", "a video", _FRAMES),  # MPEG
     (rb"GIF8[79]a", "GIF", "convert it to PNG"),
     (rb"BM.{4}\0{4}", "BMP", "convert it to PNG"),
     (rb"II[*+]\0|MM\0[*+]", "TIFF or a camera's raw file", "convert it to PNG or JPEG"),
@@ -34,13 +39,26 @@ _SIGNATURES = (
     (rb"\s*[{\[]", "JSON", "send the image as a form file or as the body"),
 )
 _START_BYTES = 1024  # examined at the start of a file
+_ENCODINGS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 _PATTERNS = [(re.compile(start, re.DOTALL), name, advice) for start, name, advice in _SIGNATURES]
 
 
 def describe_content(data: bytes) -> str:
     """The format of the bytes and what to do, as in "HEIC; convert it to JPEG"."""
-    start = data[:_START_BYTES]
+    start = _without_mark(data[:_START_BYTES])
     for pattern, name, advice in _PATTERNS:
         if pattern.match(start):
             return f"{name}; {advice}"
     return f"content of an unknown kind (it starts with {start[:8]!r})"
+
+
+def _without_mark(start: bytes) -> bytes:
+    """A text that begins with a byte order mark in UTF-8 without it; other bytes as they are."""
+    for mark, encoding in _ENCODINGS:
+        if start.startswith(mark):
+            return start.removeprefix(mark).decode(encoding, "ignore").encode()
+    return start
