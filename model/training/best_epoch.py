@@ -5,6 +5,7 @@ from pathlib import Path
 
 from model.config import TrainConfig
 from model.training.epoch_record import EpochRecord
+from model.training.run_directory import BEST
 from model.training.training_state import Progress
 
 
@@ -30,6 +31,16 @@ def shown_best(progress: Progress, config: TrainConfig) -> str:
         return "the last epoch"
     name = "validation loss" if config.best_metric == "loss" else config.best_metric
     return f"best {name} {progress.best_value:.3f}"
+
+
+def shown_end(progress: Progress, config: TrainConfig, *, out_dir: Path) -> str:
+    """What a complete run has reached, and where it is."""
+    done, best = f"{out_dir}: {progress.epoch} epochs done", out_dir / BEST
+    if not best.exists():  # it was deleted after the last epoch
+        return f"{done}, but their checkpoints are lost: a run of more epochs writes new ones"
+    return (
+        f"{done}, {shown_best(progress, config)} in {best}; another OUT= (--out) starts a new run"
+    )
 
 
 def kept_name(epoch: int) -> str:

@@ -44,6 +44,14 @@ def _filled(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     return filled
 
 
+def is_same_run(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two fingerprints differ in nothing but the length of the run."""
+    one, other = comparable(one), comparable(other)
+    for length in LENGTHS:
+        one["config"][length] = other["config"][length] = None
+    return not differences(one, other)
+
+
 def effective_batch(fingerprint: dict[str, Any]) -> int:
     """Images in a step."""
     return math.prod(fingerprint["config"][name] for name in BATCH_FIELDS)

@@ -34,7 +34,7 @@ from model.distributed import (
 from model.network.deformable_detr import DeformableDetr
 from model.progress import progress_bar
 from model.training.batch_memory import Measure
-from model.training.best_epoch import shown_best
+from model.training.best_epoch import shown_end
 from model.training.board import open_board, record
 from model.training.epoch_end import end_epoch, report_last_epoch
 from model.training.fingerprint import run_fingerprint
@@ -43,7 +43,7 @@ from model.training.interrupt import Interrupted, StopRequest
 from model.training.memory import saved_if_memory_runs_out
 from model.training.optimiser_step import take_step
 from model.training.precision import compile_backbone, forward_dtype, set_tf32
-from model.training.run_directory import BEST, STATE_FILE
+from model.training.run_directory import STATE_FILE
 from model.training.run_start import RunStart, find_start
 from model.training.run_time import Clock, RunTime
 from model.training.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
@@ -96,8 +96,7 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     find = partial(
         find_start, config, data,
-        state_path=out_dir / STATE_FILE if resume == "auto" else Path(resume),
-        is_required=resume != "auto", init=init, device=device, measure=measure, fetch=fetch,
+        out_dir=out_dir, resume=resume, init=init, device=device, measure=measure, fetch=fetch,
     )  # fmt: skip
     start = from_main(together(find))
     model, dtype = _new_model(start.config, data, device)
@@ -312,7 +311,4 @@ def _report_end(progress: Progress, config: TrainConfig, out_dir: Path) -> None:
             "command continues with more minutes"
         )
         raise agreed(ValueError(message))
-    log.info(
-        "%s: %d epochs done, %s in %s; another OUT= (--out) starts a new run",
-        *(out_dir, progress.epoch, shown_best(progress, config), out_dir / BEST),
-    )
+    log.info(shown_end(progress, config, out_dir=out_dir))

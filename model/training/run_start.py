@@ -11,8 +11,10 @@ from model.config import TrainConfig
 from model.data.loading import RunData, largest_images, parts_per_batch
 from model.distributed import alone, is_main, num_processes
 from model.training.batch_memory import Measure, plan_batch
+from model.training.best_checkpoint import recover_best
 from model.training.fingerprint import run_fingerprint, with_saved_batch
 from model.training.losses import require_class_weights
+from model.training.run_directory import STATE_FILE
 from model.training.starting_weights import Fetch, check_start
 from model.training.state_file import read_last_state, read_training_state
 
@@ -45,8 +47,8 @@ def find_start(
     config: TrainConfig,
     data: RunData,
     *,
-    state_path: Path,
-    is_required: bool,
+    out_dir: Path,
+    resume: str,
     init: Path | None,
     device: torch.device,
     measure: Measure | None,
@@ -55,8 +57,7 @@ def find_start(
     """Find out in the main process; the others find nothing.
 
     Args:
-        state_path, is_required: where the state of a run may be or has to be.
-        init, measure, fetch: as in `model.training.loop.train`.
+        out_dir, resume, init, measure, fetch: as in `model.training.loop.train`.
 
     Raises:
         ValueError: configuration, starting weights, the saved run and the number of processes do
@@ -67,20 +68,25 @@ def find_start(
         return RunStart(config)
     require_class_weights(config.loss, [info.name for info in data.classes])
     fingerprint = run_fingerprint(config, data.summary)
-    path, saved = (
-        (state_path, read_training_state(state_path, fingerprint))
-        if is_required
-        else read_last_state(state_path, fingerprint)
-    )
-    if saved is None:
+    path, saved = _find_state(out_dir, resume, fingerprint)
+    if saved is None or path is None:
         check_start(config, init, fetch=fetch)
         config = _with_batch(config, data, device, measure)
     else:
         config = with_saved_batch(config, saved)
+        recover_best(saved, out_dir=out_dir, state_path=path)
     parts_per_batch(config, num_processes())  # refuses steps that leave a process without images
     if saved is not None and init is not None:
         log.warning("ignoring INIT= (--init) %s: the weights come from %s", init, path)
     return RunStart(config, saved, path)
+
+
+def _find_state(
+    out_dir: Path, resume: str, fingerprint: dict[str, Any]
+) -> tuple[Path, dict[str, Any]] | tuple[None, None]:
+    if resume == "auto":
+        return read_last_state(out_dir / STATE_FILE, fingerprint)
+    return Path(resume), read_training_state(Path(resume), fingerprint)
 
 
 def _with_batch(
