@@ -16,7 +16,7 @@ from model.training.memory import SMALLER_IMAGES, MemoryRanOut, is_out_of_memory
 from model.training.optimiser_step import accumulate_gradients
 from model.training.precision import forward_dtype
 
-HEADROOM = 0.9  # of the memory is planned with; workers and fragmentation take some, too
+HEADROOM = 0.9  # of the memory may be planned for; workers and fragmentation need some, too
 OBJECTS = 30  # in each image of the trial
 PROCESS = Path("/proc/self")
 log = logging.getLogger(__name__)
@@ -49,14 +49,14 @@ class BatchMemory:
         return self.first + (num_images - 1) * self.each
 
     def fits(self, num_images: int) -> bool:
-        """Whether so many images leave some memory free."""
+        """Whether that many images leave some memory free."""
         return self.needed(num_images) <= HEADROOM * self.available
 
 
 def plan_batch(
     config: TrainConfig, memory: BatchMemory | None, *, size_px: tuple[int, int]
 ) -> TrainConfig:
-    """Say what the largest batch will take, and choose its size if `config.fit_batch` asks for it.
+    """Log what the largest batch will take, and choose its size if `config.fit_batch` is set.
 
     A chosen batch_size divides the effective batch, which stays as it is.
 
@@ -91,7 +91,7 @@ def plan_batch(
         "memory: batch_size %d (x %d accumulation_steps), %s: %s of %s; %d would fit%s",
         *(config.batch_size, config.accumulation_steps, images),
         *(_gb(memory.needed(config.batch_size)), _gb(memory.available), most),
-        "" if memory.fits(config.batch_size) else ": set batch_size=auto, or a smaller one",
+        "" if memory.fits(config.batch_size) else ": set batch_size=auto, or a smaller batch_size",
     )
     return config
 
@@ -101,7 +101,7 @@ def measure_batch(
 ) -> BatchMemory | None:
     """Try a forward and backward pass of one image, twice, and of two, with a model of its own.
 
-    None if the system does not tell how much memory a process used at most. Torch's random state
+    None if the system does not report how much memory a process used at most. Torch's random state
     is changed.
 
     Raises:
@@ -113,7 +113,7 @@ def measure_batch(
     before = _peak_bytes(device)
     model = DeformableDetr(config.model).to(device).train()
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    # Trials leave memory behind (threads, buffers of kernels), the first most: it does not count.
+    # Trials leave memory behind (threads, kernels' buffers), the first one most; it is not counted.
     trials = [_try(model, 1, config=config, size_px=size_px) for _ in range(2)]
     first = trials[-1]
     if first is None:
@@ -168,7 +168,7 @@ def _made_up_batch(num_images: int, size_px: tuple[int, int], *, num_classes: in
 
 
 def _available_bytes(device: torch.device) -> int:
-    """What this process may use in all: on a CPU in its container, and beside other processes."""
+    """The memory this process may use: on a CPU, the container's, shared with other processes."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
@@ -177,7 +177,7 @@ def _available_bytes(device: torch.device) -> int:
 
 
 def _reset_peak(device: torch.device, process: Path = PROCESS) -> bool:
-    """Begin to look for the most memory in use; False if that is not possible here."""
+    """Start measuring the peak of memory in use; False if that is not possible here."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
@@ -189,7 +189,7 @@ def _reset_peak(device: torch.device, process: Path = PROCESS) -> bool:
 
 
 def _peak_bytes(device: torch.device) -> int:
-    """The most memory in use since `_reset_peak`."""
+    """The peak of memory in use since `_reset_peak`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     return _read_kb(PROCESS / "status", "VmHWM")

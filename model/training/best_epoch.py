@@ -26,7 +26,7 @@ def count_epoch(progress: Progress, config: TrainConfig, *, entry: EpochRecord) 
 
 
 def shown_best(progress: Progress, config: TrainConfig) -> str:
-    """The best epoch in words."""
+    """The best epoch as text."""
     if progress.best_value is None:
         return "the last epoch"
     name = "validation loss" if config.best_metric == "loss" else config.best_metric
@@ -44,12 +44,12 @@ def shown_end(progress: Progress, config: TrainConfig, *, out_dir: Path) -> str:
 
 
 def kept_name(epoch: int) -> str:
-    """The file of one epoch's checkpoint, where the configuration keeps some."""
+    """The file of an epoch's own checkpoint, if the configuration keeps those."""
     return f"epoch-{epoch:04d}.safetensors"
 
 
 def drop_old_checkpoints(out_dir: Path, epoch: int, *, keep_last: int) -> None:
-    """Delete the checkpoints of single epochs but for the last ones up to this; none if 0 are kept.
+    """Delete checkpoints of single epochs before the last `keep_last`; none if that is 0.
 
     Those of later epochs, which an earlier run left, are not touched.
     """

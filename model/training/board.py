@@ -11,7 +11,7 @@ from model.distributed import is_main
 
 @contextmanager
 def open_board(out_dir: Path, num_steps: int) -> Iterator[SummaryWriter | None]:
-    """Open OUT/tensorboard after so many steps; None in every process but the main one.
+    """Open OUT/tensorboard after `num_steps` steps; None in every process but the main one.
 
     Points of later steps, which an earlier session took and did not save, are dropped.
     """

@@ -1,4 +1,4 @@
-"""Objects with noise, which extra queries of the decoder learn to find again.
+"""Noisy copies of objects, which extra queries of the decoder learn to restore.
 
 Source: contrastive denoising, DINO, arXiv:2203.03605, after DN-DETR, arXiv:2203.01305.
 """
@@ -15,7 +15,7 @@ from model.network.query_parts import NoisyObjects
 
 
 def num_groups(num_objects: int, *, num_queries: int) -> int:
-    """How many groups an image has room for: at least one, none without objects.
+    """How many groups an image has room for: at least one, or none without objects.
 
     It depends on the image alone, so that its loss does not depend on its batch.
     """
@@ -31,7 +31,7 @@ def add_noise(
 
     Args:
         targets: labels (G,) and boxes (G, 4) normalised cxcywh of every image.
-        num_queries: that an image has for this, unless a single group needs more.
+        num_queries: how many an image has for this, unless a single group needs more.
     """
     slots = [_slots(target, num_queries, num_classes, config) for target in targets]
     labels, boxes, groups, truth = zip(*slots, strict=True)
@@ -46,7 +46,7 @@ def add_noise(
 def _slots(
     target: dict[str, Any], num_queries: int, num_classes: int, config: LossConfig
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Labels, boxes, groups and truth of an image: in every group all near, then all far."""
+    """Labels, boxes, groups and truth of an image; in every group, near copies, then far ones."""
     device, count = target["labels"].device, len(target["labels"])
     repeats = num_groups(count, num_queries=num_queries)
     order = torch.arange(count).repeat(2 * repeats)  # (n,)

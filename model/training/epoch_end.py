@@ -112,7 +112,7 @@ def _log_epoch(entry: EpochRecord, run_time: RunTime) -> None:
         log.info("AP by class: %s", by_class)
     if run_time.is_out_of_patience:
         log.info(
-            "stopping: the best epoch was %d, and patience=%s allows no more without a better one",
+            "stopping: no better epoch since epoch %d, and patience=%s allows no more",
             *(progress.best_epoch, config.patience),
         )
 

@@ -67,7 +67,7 @@ def with_saved_batch(config: TrainConfig, saved: dict[str, Any]) -> TrainConfig:
 
 
 def differences(saved: dict[str, Any], current: dict[str, Any], *, prefix: str = "") -> list[str]:
-    """Lines like "config.epochs: 10 saved, 20 now" for all that differs."""
+    """A line like "config.epochs: 10 saved, 20 now" for each difference."""
     lines = []
     for key in sorted(saved.keys() | current.keys()):
         before, now = saved.get(key), current.get(key)

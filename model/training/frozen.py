@@ -12,7 +12,7 @@ def freeze_parts(model: nn.Module, names: Sequence[str]) -> None:
     A name is a part of the model ("encoder", "decoder.layers.0") or a parameter.
 
     Raises:
-        ValueError: a name is none of the model's, or nothing would be left to train.
+        ValueError: a name is not in the model, or nothing would be left to train.
     """
     for name in names:
         parameters = [
@@ -22,7 +22,7 @@ def freeze_parts(model: nn.Module, names: Sequence[str]) -> None:
             parts = dict.fromkeys(known for known, _ in model.named_modules() if known)
             near = get_close_matches(name, parts) or [part for part in parts if "." not in part]
             raise ValueError(
-                f"freeze: {name!r} is no part of the model; near are {', '.join(near)}"
+                f"freeze: {name!r} is not a part of the model; near are {', '.join(near)}"
             )
         for parameter in parameters:
             parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What is said when a file cannot be written, most often because the disk is full."""
+"""The message when a file cannot be written, most often because the disk is full."""
 
 import errno
 import threading
@@ -20,7 +20,7 @@ def describe_os_error(error: OSError) -> str:
 
 
 def quiet_writer_threads() -> None:
-    """Print no trace of threads that could not write: their error reaches the main thread, too."""
+    """Print no trace of threads that could not write: the main thread gets their error, too."""
     print_trace = threading.excepthook
 
     def handle(args: threading.ExceptHookArgs) -> None:

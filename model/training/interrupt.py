@@ -1,4 +1,4 @@
-"""Treats Ctrl-C and SIGTERM as a request to stop at the next good moment."""
+"""Treats Ctrl-C and SIGTERM as a request to stop at the next safe moment."""
 
 import logging
 import os
@@ -39,7 +39,7 @@ class StopRequest:
             os.kill(os.getpid(), number)
         self.signal_number = number
         log.warning(
-            "%s: stopping after this step; once more stops at once and loses the work since the "
+            "%s: stopping after this step; a second one stops at once and loses the work since the "
             "last save",
             signal.Signals(number).name,
         )
@@ -49,7 +49,7 @@ class StopRequest:
         return self.signal_number is not None
 
     def share(self) -> None:
-        """Request a stop here if one is requested in any process of the run."""
+        """Request a stop here if any process of the run was asked to stop."""
         self.signal_number = largest(self.signal_number or 0) or None
 
     @property

@@ -75,7 +75,7 @@ def train(
             training state.
         init: checkpoint to take the weights of a new run from.
         clock: decides when a run with `config.minutes` ends.
-        measure: finds the memory of a batch before the first step; needed by batch_size=auto.
+        measure: measures a batch's memory before the first step; needed by batch_size=auto.
         fetch: downloads the published weights that the run starts from, if they are missing.
 
     Returns:
@@ -178,7 +178,7 @@ def train_epoch(
     board: SummaryWriter | None,
     save: Callable[[], None],
 ) -> None:
-    """Take the remaining steps of the current epoch that there is time for, then `save`.
+    """Take those of the current epoch's remaining steps that there is time for, then `save`.
 
     Raises:
         Interrupted: a stop was requested; the step was finished and saved.
@@ -286,7 +286,7 @@ def _first_state(
 def _saved_if_others_fail(
     state: TrainingState, stop: StopRequest, save: Callable[[], None]
 ) -> Iterator[None]:
-    """Save the steps before the one whose images failed to load, or that lost a process."""
+    """Save the steps before the one whose images failed to load or that lost a process."""
     try:
         yield
     except (LoadingFailed, PeerFailed) as error:

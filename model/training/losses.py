@@ -44,7 +44,7 @@ def loss_normalisers(
         targets: of every image in this process's share of the effective batch, over all
             accumulation steps. The counts of all processes are added up.
         num_queries: Q. num_tokens: S, the proposals of an image; None for no limit.
-        num_one_to_many, num_denoising: queries that only training has.
+        num_one_to_many, num_denoising: extra queries in training.
     """
     counts = [len(target["labels"]) for target in targets]
     decoder = sum(min(num_queries, count) for count in counts)
@@ -173,7 +173,7 @@ def _denoising_losses(
     config: LossConfig,
     normalisers: LossNormalisers,
 ) -> dict[str, Tensor]:
-    """The terms of noisy objects: the near ones are matched to theirs, the far ones to none."""
+    """The terms of noisy objects: near copies are matched to their object, far ones to none."""
     logits, boxes = _stack(_layers(outputs))
     # The focal loss of this logit is 0: empty slots do not count.
     logits = logits.masked_fill((noisy.groups < 0)[None, ..., None], PADDING_LOGIT)

@@ -13,10 +13,10 @@ SMALLER_IMAGES = (
     "augment is none), or choose a smaller model"
 )
 ADVICE = (
-    "no memory left: set batch_size=auto, or lower batch_size and raise accumulation_steps by as "
-    "much, which trains the same (SET=, --set); or lower augment.short_sides and augment.long_side"
+    "no memory left: set batch_size=auto, or lower batch_size and raise accumulation_steps by the "
+    "same factor (SET=, --set); or lower augment.short_sides and augment.long_side"
 )
-_SMALLER = "a smaller batch goes on from its last.safetensors with INIT= (--init)"
+_SMALLER = "a run with a smaller batch can start from its last.safetensors with INIT= (--init)"
 OUT_OF_MEMORY = f"{ADVICE}; the last save is intact, and {_SMALLER}"
 
 
@@ -25,7 +25,7 @@ class MemoryRanOut(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, torch on a GPU, or torch on a CPU could not get memory."""
+    """Whether the error says that Python or torch, on a GPU or a CPU, could not get memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

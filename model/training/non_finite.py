@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class NonFiniteLoss(ValueError):
-    """Training cannot go on; the message names step, images and the first bad tensor."""
+    """Training cannot continue; the message names step, images and the first bad tensor."""
 
 
 def first_bad_tensor(model: nn.Module, forward: Callable[[], dict[str, Tensor]]) -> str | None:

@@ -28,7 +28,7 @@ def loss_scaler(dtype: torch.dtype, device: torch.device) -> torch.amp.GradScale
 
 
 def set_tf32(allowed: bool) -> None:
-    """Let the convolutions and matrix products of this process use TF32 on a GPU, or none."""
+    """Let all convolutions and matrix products of this process use TF32 on a GPU, or none."""
     # The newer `fp32_precision` of each operation would leave flags that torch.export, which reads
     # these two, refuses as contradictory.
     torch.backends.cuda.matmul.allow_tf32 = allowed

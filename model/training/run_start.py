@@ -1,4 +1,4 @@
-"""What a run starts from: its own saved state, or the size of its batches and nothing yet."""
+"""Starts a run: from its own saved state, or anew with a batch size that fits."""
 
 import logging
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunStart:
-    """The configuration with its batch size chosen, and the saved state to go on from, if any.
+    """The configuration with its batch size, and the saved state to continue from, if any.
 
     Attributes:
         path: the file of `saved`.

@@ -1,4 +1,4 @@
-"""The time that a run takes, and the end of a run that is given its time in advance."""
+"""How long a run has taken, and when to end a run whose time is limited."""
 
 import time
 from collections.abc import Callable
@@ -16,8 +16,8 @@ EVALUATIONS_AT_THE_END = 2  # of the images alone, then with padding
 class RunTime:
     """Counts all the time of a run in its progress, over all sessions.
 
-    With `config.minutes`, the run is over when another step and the last evaluations would take
-    longer than that. What they take is measured: the mean of all steps, the longest evaluation.
+    With `config.minutes`, the run ends if another step and the last evaluations would exceed it,
+    judging by the mean of all steps so far and by the longest evaluation.
     """
 
     progress: Progress
@@ -37,11 +37,11 @@ class RunTime:
         return seconds
 
     def count_step(self) -> None:
-        """Count what the step took that has just ended."""
+        """Count the time of the step that has just ended."""
         self.progress.step_seconds += self.count()
 
     def count_evaluation(self) -> None:
-        """Count what the evaluation took that has just ended."""
+        """Count the time of the evaluation that has just ended."""
         self.progress.evaluation_seconds = max(self.progress.evaluation_seconds, self.count())
 
     @property
@@ -68,14 +68,14 @@ class RunTime:
         return patience is not None and self.progress.epoch - self.progress.best_epoch >= patience
 
     def epoch_name(self, number: int) -> str:
-        """What to call the epoch with that number, counted from 1."""
+        """The name of the epoch with that number, counted from 1, for messages."""
         if self.config.minutes is None:
             return f"epoch {number}/{self.config.epochs}"
         share = self.progress.total_seconds / (self.config.minutes * 60)
         return f"epoch {number} ({share:.0%} of {self.config.minutes:g} minutes)"
 
     def left(self, steps_per_epoch: int) -> timedelta:
-        """The time that the run will go on, without evaluation if it has no limit."""
+        """How long the run will take from now; if it has no limit, without evaluations."""
         progress = self.progress
         if self.config.minutes is None:
             steps = self.config.epochs * steps_per_epoch - progress.step

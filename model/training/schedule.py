@@ -54,7 +54,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def learning_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The rate of the parameters that have no factor of their own, as it was set last."""
+    """The current rate of the parameters that have no separate factor."""
     return max(float(group["lr"]) for group in optimizer.param_groups)
 
 

@@ -27,7 +27,7 @@ Fetch = Callable[[str, Path], None]
 
 
 def check_start(config: TrainConfig, init: Path | None, *, fetch: Fetch | None) -> None:
-    """Fetch what a run starts from, if it is missing; warn of a doubtful start.
+    """Fetch the weights that a run starts from, if they are missing; warn of a doubtful start.
 
     Raises:
         ValueError: the weights are missing, and `fetch` is None or failed; says how to get them.
@@ -59,7 +59,7 @@ def starting_file(config: TrainConfig, init: Path | None) -> Path | None:
 
 
 def backbone_name(config: ModelConfig) -> str:
-    """The published ResNet that the backbone is; ValueError if it is none."""
+    """The published ResNet that the backbone equals; ValueError if there is none."""
     name = _RESNETS.get((config.backbone_block, config.backbone_blocks))
     if name is None or config.backbone_width != 64:
         known = "; ".join(
@@ -76,8 +76,8 @@ def backbone_name(config: ModelConfig) -> str:
 
 def _how_to_get(path: Path) -> str:
     return (
-        f"get it by make weights VARIANT={path.stem}, start from a checkpoint by INIT=CHECKPOINT "
-        "(--init), or choose CONFIG=small, which starts at random"
+        f"get it with make weights VARIANT={path.stem}, start from another checkpoint with "
+        "INIT=CHECKPOINT (--init), or choose CONFIG=small, which starts at random"
     )
 
 

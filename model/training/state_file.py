@@ -150,7 +150,7 @@ def _require_same_run(path: Path, before: dict[str, Any], fingerprint: dict[str,
         ours, theirs = now["config"][length], before["config"].get(length)
         if ours is not None and theirs is not None and ours > theirs:
             log.info(
-                "%s %s instead of %s: the learning rates to come are those of the longer run",
+                "%s %s instead of %s: learning rates are those of the longer run from here on",
                 *(ours, length, theirs),
             )
             before["config"][length] = ours

@@ -81,7 +81,7 @@ def test_a_run_ends_early_and_keeps_its_last_checkpoints(
     best = load_checkpoint(tmp_path / "best.safetensors")
     assert (status, again) == (0, 0)
     assert num_epochs < 9
-    assert "stopping: the best epoch was" in caplog.text
+    assert "stopping: no better epoch since epoch" in caplog.text
     assert names == [f"epoch-000{number}.safetensors" for number in (num_epochs - 1, num_epochs)]
     assert best.provenance["epochs"] == num_epochs - 1 == losses.index(min(losses)) + 1
     assert f"best validation loss {min(losses):.3f}" in caplog.text

@@ -44,10 +44,10 @@ def test_a_name_is_a_whole_part() -> None:
     [
         (
             ["decoder.layer"],
-            r"'decoder\.layer' is no part of the model; near are .*decoder\.layers",
+            r"'decoder\.layer' is not a part of the model; near are .*decoder\.layers",
         ),
         (["x"], r"near are backbone, input_proj, encoder"),
-        (["enc"], r"'enc' is no part"),
+        (["enc"], r"'enc' is not a part"),
     ],
 )
 def test_a_name_that_is_no_part_is_answered_with_the_nearest(
