@@ -255,9 +255,11 @@ class _Reader:
         height, width = entry.get("height"), entry.get("width")
         size = read_size(height, width)
         if size is None:
-            self._note("images state no size: taken from their files", where, entry, "height")
+            what = "images state no size: taken from their files"
+            self._note(what, where, entry, "width", "height")
         elif (height, width) != size:
-            self._note("sizes of images are text: read as numbers", where, entry, "height")
+            what = "sizes of images are text: read as numbers"
+            self._note(what, where, entry, "width", "height")
         return size
 
     def _annotation_id(self, where: str, entry: dict[str, Any], position: int) -> int:

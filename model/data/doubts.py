@@ -166,13 +166,18 @@ def _is_inside(split: Split, image_id: int, bbox: tuple[float, float, float, flo
 
 
 def _orientation(split: Split) -> Iterator[Fault]:
-    """Images that EXIF flips without changing their size, so boxes may refer to either version."""
-    turned = [i for i, file in split.files.items() if 1 < file.header.orientation <= 4]
+    """Images that EXIF turns without the annotations telling which version boxes refer to."""
+    turned = []
+    for image in split.images:
+        header = split.files[image.id].header
+        is_told = image.size is not None and header.stored_size != header.size
+        if header.orientation > 1 and not is_told:
+            turned.append(image.id)
     if turned:
         message = (
-            f"{len(turned)} images are mirrored or turned upside down by their EXIF orientation, "
-            f"the first is image {turned[0]}: make sure that their boxes were drawn on the image "
-            "as displayed"
+            f"{len(turned)} images are mirrored or turned by their EXIF orientation, which no size "
+            f"in the annotations shows, the first is image {turned[0]}: make sure that their boxes "
+            "were drawn on the image as displayed"
         )
         yield Fault("turned-images", None, None, message, fatal=False)
 

@@ -74,6 +74,8 @@ class YoloData:
                 self._read_labels(collector, image_id, label_file, size)
         if len(read) < len(images):
             collector.add_note("no-label-file", _without_labels(len(images) - len(read), images))
+        if turned := [path for path in images if _is_turned(files[path])]:
+            collector.add_note("turned-images", _turned(turned, self.directory))
         if split == ALL or all(place.is_dir() for place in self._places(split)):
             collector.leave_out("label files without an image", len(self._strays(read)))
         return replace(collector.source(), image_files=files)
@@ -208,6 +210,19 @@ def _find_listed(name: str, *bases: Path) -> Path:
     tails = [Path(*parts[start:]) for start in range(len(parts))]
     places = [base / tail for tail in tails for base in bases]
     return next((place for place in places if place.is_file()), places[0])
+
+
+def _is_turned(file: ImageFile | ValueError) -> bool:
+    """Whether EXIF makes rows of columns, so that its size as displayed is not that as stored."""
+    return isinstance(file, ImageFile) and file.header.stored_size != file.header.size
+
+
+def _turned(images: list[Path], directory: Path) -> str:
+    return (
+        f"{len(images)} images are turned by their EXIF orientation, such as "
+        f"{_relative(images[0], directory)}: their boxes were read as parts of the image as "
+        "displayed; make sure that they were drawn on it"
+    )
 
 
 def _size(file: ImageFile | ValueError) -> tuple[int, int] | None:

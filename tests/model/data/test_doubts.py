@@ -23,16 +23,24 @@ CAT, DOG, COW = (
 
 
 def split_of(
-    boxes, *, areas=(), crowds=(), orientation=1, digest=b"1", classes=(CAT, DOG)
+    boxes,
+    *,
+    areas=(),
+    crowds=(),
+    orientation=1,
+    size=(40, 60),
+    stated=True,
+    digest=b"1",
+    classes=(CAT, DOG),
 ) -> Split:
-    """One image of 60 x 40 pixels with boxes [x, y, w, h] of class 5."""
+    """One image, of 60 x 40 pixels by default, with boxes [x, y, w, h] of class 5."""
     entries = tuple(
         BoxEntry(number, 1, 5, (x, y, w, h), areas[number] if areas else None, number in crowds)
         for number, (x, y, w, h) in enumerate(boxes)
     )
-    images = (ImageEntry(1, "1.png", (40, 60)),)
+    images = (ImageEntry(1, "1.png", size if stated else None),)
     annotations = Annotations(Path("train.json"), images, entries, classes, (), "")
-    file = ImageFile(Path("1.png"), ImageHeader((40, 60), orientation), digest)
+    file = ImageFile(Path("1.png"), ImageHeader(size, orientation), digest)
     return Split(annotations, {1: file}, ())
 
 
@@ -152,8 +160,17 @@ def test_more_objects_than_the_model_finds_are_counted(count, limits):
     assert all(f"image 1 has {count}" in message for message in messages)
 
 
-def test_a_mirrored_image_is_a_doubt_as_its_size_shows_nothing():
-    assert "turned-images" in doubts_of(split_of([(1, 1, 10, 10)], orientation=3))
+@pytest.mark.parametrize(
+    "untold",
+    [
+        {"orientation": 3},
+        {"orientation": 6, "size": (40, 40)},
+        {"orientation": 6, "stated": False},
+    ],
+    ids=["upside down", "square", "no size stated"],
+)
+def test_an_image_turned_by_exif_is_a_doubt_where_no_size_shows_it(untold):
+    assert "turned-images" in doubts_of(split_of([(1, 1, 10, 10)], **untold))
     assert doubts_of(split_of([(1, 1, 10, 10)], orientation=6)) == {}
 
 

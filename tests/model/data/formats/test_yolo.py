@@ -173,7 +173,7 @@ def test_a_split_of_which_a_part_is_missing_is_refused(labelled: Path) -> None:
         open_data_set(labelled).open("val")
 
 
-def test_fractions_are_of_the_image_as_displayed(labelled: Path) -> None:
+def test_fractions_are_of_the_image_as_displayed_which_is_said(labelled: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (64, 48)).save(labelled / "train" / "images" / "a.png", exif=exif)
@@ -181,6 +181,8 @@ def test_fractions_are_of_the_image_as_displayed(labelled: Path) -> None:
     split = read(labelled, "0 0.5 0.5 0.5 0.5")
 
     assert split.annotations.boxes[0].bbox == (12, 16, 24, 32)
+    messages = [fault.message for fault in check_validation(split)]
+    assert any("1 images are turned by their EXIF orientation, such as" in m for m in messages)
 
 
 def test_labels_without_an_image_and_images_without_labels_are_reported(labelled: Path) -> None:
