@@ -192,30 +192,52 @@ def test_the_map_from_the_paper_names_code_that_is_there():
     assert [pair for pair in named if pair[1] not in text(f"model/{pair[0]}")] == []
 
 
-def test_no_file_describes_another_that_is_not_there():
-    paths = re.compile(
-        r"(?<![\w/.])(?:bundle|plugins|engines|service|model|export|benchmarks|tests|docs|docker)/"
-        r"(?!\S*(?:DATE|NAME))[\w/.-]*\w\.(?:py|md|cpp|cu|h|json|yml|Dockerfile)\b"
-    )
-    others = {
-        "CHANGELOG.md",
-        "tests/data/coco_demo100/SOURCE.md",
-    }  # of the past, of another project
-    readable = [name for name in TRACKED if b"\0" not in (ROOT / name).read_bytes()]
+# Of the past, and of another project.
+READABLE = [name for name in TRACKED
+            if b"\0" not in (ROOT / name).read_bytes()
+            and name not in ("CHANGELOG.md", "tests/data/coco_demo100/SOURCE.md")]  # fmt: skip
+PACKAGES = "bundle|plugins|engines|service|detr_client|model|export|benchmarks|tests"
 
-    missing = [f"{name}: {path}" for name in readable if name not in others
-               for path in paths.findall(text(name)) if not (ROOT / path).exists()]  # fmt: skip
+
+def test_no_file_describes_another_that_is_not_there():
+    folders = "|".join({re.escape(name.split("/")[0]) for name in TRACKED if "/" in name})
+    path = re.compile(rf"(?<![\w/.-])(?:\./)?((?:{folders})/(?!\S*(?:DATE|NAME))[\w/.-]*\w/?)")
+    suffixes = {Path(name).suffix for name in TRACKED} - {""}
+    present = {*TRACKED, *(f"{folder}/" for name in TRACKED for folder in Path(name).parents)}
+
+    missing = [f"{name}: {found}" for name in READABLE for found in path.findall(text(name))
+               if (Path(found).suffix in suffixes or found.endswith("/"))
+               and found not in present]  # fmt: skip
 
     assert missing == []
+
+
+def module_files() -> dict[str, str]:
+    """The files of all modules by the names they are imported by."""
+    paths = {name.removeprefix("client/").removesuffix(".py"): name
+             for name in TRACKED if name.endswith(".py")}  # fmt: skip
+    return {path.removesuffix("/__init__").replace("/", "."): name for path, name in paths.items()}
+
+
+def test_every_module_that_a_file_runs_is_there():
+    run = re.compile(rf"-m ((?:{PACKAGES})\b[\w.]*\w)")
+    modules = module_files()
+
+    found = [(name, module) for name in READABLE for module in run.findall(text(name))]
+
+    assert len(found) > 50
+    assert [pair for pair in found if not {pair[1], f"{pair[1]}.__main__"} & modules.keys()] == []
 
 
 def test_modules_named_in_a_docstring_or_comment_are_there():
-    dotted = re.compile(r"`((?:bundle|plugins|engines|service|model|export|benchmarks)(?:\.\w+)+)`")
-    sources = [name for name in TRACKED if name.endswith(".py")]
-    known = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-             for name in sources}  # fmt: skip
+    dotted = re.compile(rf"`((?:{PACKAGES})(?:\.\w+)+)`")
+    sources = [name for name in READABLE if not name.endswith(".md")]
+    contents = {module: text(name) for module, name in module_files().items()}
 
-    missing = [f"{source}: {name}" for source in sources for name in dotted.findall(text(source))
-               if not {name, name.rpartition(".")[0]} & known]  # fmt: skip
+    named = [(name, found) for name in sources for found in dotted.findall(text(name))]
+    members = [(name, found, *found.rpartition(".")) for name, found in named
+               if found not in contents]  # fmt: skip
 
-    assert missing == []
+    assert len(named) > 10
+    assert [(name, found) for name, found, module, _, last in members
+            if not re.search(rf"\b{last}\b", contents.get(module, ""))] == []  # fmt: skip
