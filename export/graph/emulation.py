@@ -63,7 +63,7 @@ class Emulation:
         self._session = open_session(model, scratch)
 
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
-        """Detections, as an engine returns them; not finite if a number was too large."""
+        """See `Engine.run`; the numbers are not finite if one was too large on the way."""
         inputs = dict(zip(INPUTS, (images, padding_mask), strict=True))
         scores, labels, boxes, *peaks = self._session.run(None, inputs)
         self._peaks = np.maximum(self._peaks, peaks)

@@ -56,7 +56,7 @@ def judge_rounding(
 ) -> dict[str, Any]:
     """Run images through a float32 bundle, with and without rounding to `precision`, on the CPU.
 
-    Returns the entry for the report.
+    Images are (H, W, 3) uint8 RGB of any size. Returns the entry for the report.
 
     Raises:
         Refused: a number is too large for the type, or detections change.
@@ -77,7 +77,7 @@ def judge_rounding(
 def judge_engine(exact: Bundle, engine: Engine, *, images: Sequence[Uint8Array]) -> dict[str, Any]:
     """Run images through a float32 bundle on the CPU and through another engine.
 
-    Returns the entry for the report.
+    Images are (H, W, 3) uint8 RGB of any size. Returns the entry for the report.
 
     Raises:
         Refused: detections change.
@@ -106,7 +106,7 @@ def require_held(magnitudes: Iterable[Magnitude], precision: str) -> None:
 def compare(
     exact: Predict, other: Predict, *, images: Sequence[Uint8Array], preprocess: Preprocess
 ) -> Agreement:
-    """Run every image alone through both and compare the detections."""
+    """Run every image (H, W, 3) uint8 RGB alone through both and compare the detections."""
     parts = []
     for image in images:
         batch = make_batch([image], preprocess)

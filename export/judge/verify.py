@@ -132,10 +132,13 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def difference(expected: RawOutput, found: RawOutput) -> Difference:
-    """How far apart two outputs are; detections are matched by label and score.
+    """How far apart two outputs for the same B images are.
 
-    Detections of (nearly) equal score may come in any order, and at the end of the list one may
-    have displaced another.
+    Detections are matched by label and score: those of (nearly) equal score may come in any order,
+    and at the end of the list one may have displaced another.
+
+    Raises:
+        ValueError: they have different shapes.
     """
     if expected.scores.shape != found.scores.shape:
         raise ValueError(f"expected {expected.scores.shape} scores, got {found.scores.shape}")

@@ -116,7 +116,11 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path | str) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically; OSError says what to do."""
+    """Write tensors of any shape and type as a safetensors file, atomically.
+
+    Raises:
+        OSError: says what to do.
+    """
     write_whole(path, safetensors.torch.save(_unshared(tensors), metadata))
 
 

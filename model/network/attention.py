@@ -63,7 +63,7 @@ class MSDeformAttn(nn.Module):
             spatial_shapes: (height, width) of every level.
 
         Returns:
-            (B, Q, C).
+            (B, Q, C), dtype of the features.
         """
         heads = (self.num_heads, self.num_levels, self.num_points)
         value = self.value_proj(source).masked_fill(padding_mask[..., None], 0.0)
@@ -94,7 +94,7 @@ class SelfAttention(nn.Module):
     def forward(self, queries: Tensor, query_pos: Tensor, parts: Tensor | None = None) -> Tensor:
         """Maps queries (B, Q, C) and positions (B, Q, C) to (B, Q, C); values have no position.
 
-        With parts (B, Q), a query sees only those of its own part.
+        With parts (B, Q) int64, a query sees only those of its own part.
         """
         hidden_dim = queries.shape[-1]
         positioned = queries + query_pos

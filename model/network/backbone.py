@@ -116,7 +116,12 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(in_channels, out_channels, stride=stride, train_bn=train_bn)
 
     def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
-        """Maps x (B, C, h, w) with padding `before` to a map with padding `after`, if masked."""
+        """Maps x (B, C, h, w) to (B, C', h', w').
+
+        Args:
+            before, after: (B, h, w) and (B, h', w') bool, True on padding, of x and of the result;
+                None treats padding as part of the image.
+        """
         shortcut = x if self.downsample is None else self.downsample(x, after)
         x = F.relu(self.bn1(self.conv1(x), before))
         x = zero_padding(x, before)
@@ -138,7 +143,12 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(in_channels, width, stride=stride, train_bn=train_bn)
 
     def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
-        """Maps x (B, C, h, w) with padding `before` to a map with padding `after`, if masked."""
+        """Maps x (B, C, h, w) to (B, C', h', w').
+
+        Args:
+            before, after: (B, h, w) and (B, h', w') bool, True on padding, of x and of the result;
+                None treats padding as part of the image.
+        """
         x = zero_padding(x, before)
         shortcut = x if self.downsample is None else self.downsample(x, after)
         x = F.relu(self.bn1(self.conv1(x), after))
@@ -207,9 +217,12 @@ class ResNet(nn.Module):
         """C3, C4 and C5 of images (B, 3, H, W), of strides 8, 16 and 32 (sizes rounded up).
 
         Args:
-            images: zero on padding.
-            paddings: padding masks of strides 2, 4, 8, 16 and 32, as `halved_masks` makes them;
+            images: normalised, zero on padding.
+            paddings: (B, h, w) bool of strides 2, 4, 8, 16 and 32, as `halved_masks` makes them;
                 None treats padding as part of the image, like the published training.
+
+        Returns:
+            (B, C, h, w) each; their channels are `out_channels`.
         """
         stem, *stages = paddings or (None,) * 5
         x = F.relu(self.bn1(self.conv1(images), stem))

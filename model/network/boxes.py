@@ -11,7 +11,7 @@ def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Logit of probabilities in [0, 1], each side floored at eps: finite at 0 and 1.
+    """Logit of probabilities in [0, 1] of any shape, each side floored at eps: finite at 0 and 1.
 
     A difference of logarithms rather than the logarithm of a quotient, which overflows in
     half precision (1 / 1e-5 > 65504).

@@ -64,7 +64,10 @@ class InputProjection(nn.Module):
             nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
-        """Maps x to (B, C, h, w) with this padding (B, h, w), if masked."""
+        """Maps x (B, C', h', w') to (B, C, h, w), whose padding (B, h, w) bool is True on padding.
+
+        Without a mask, padding counts as part of the image.
+        """
         x = self.norm(self.conv(x), padding)
         return x
 
@@ -78,10 +81,13 @@ class DeformableDetr(nn.Module):
 
     Output, a dict:
         pred_logits: (B, Q, K), before the sigmoid. No class stands for background.
-        pred_boxes: (B, Q, 4), cxcywh normalised by the un-padded image.
+        pred_boxes: (B, Q, 4) float32 from 0 to 1, cxcywh normalised by the un-padded image.
         aux_outputs: list of the same pair for every earlier decoder layer.
         enc_outputs: the same pair for every encoder token (two_stage only).
         one_to_many, denoising: the first three for these kinds of queries, in training.
+
+    Features and logits may have the type of autocast; reference points and boxes are always
+    float32.
 
     Source: Zhu et al., arXiv:2010.04159.
     """

@@ -70,7 +70,7 @@ class DetectionModel(nn.Module):
         return outputs
 
     def decode(self, outputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores, labels and boxes, as `decode_detections` does."""
+        """Scores (B, N), labels (B, N) and boxes (B, N, 4), as `decode_detections` gives them."""
         return decode_detections(
             outputs["pred_logits"],
             outputs["pred_boxes"],

@@ -19,10 +19,10 @@ def halved_masks(padding_mask: Tensor, count: int) -> list[Tensor]:
 
 
 def nearest_masks(padding_mask: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
-    """Padding of levels of these (height, width), rounded as in the published training.
+    """Padding (B, H_l, W_l) of levels of these (height, width), from padding_mask (B, H, W) bool.
 
-    Row i reads row floor(i * H / H_l), so the number of valid cells may differ from that of the
-    image alone.
+    Rounded as in the published training: row i reads row floor(i * H / H_l), so the number of
+    valid cells may differ from that of the image alone.
     """
     height, width = padding_mask.shape[1:]
     masks = []

@@ -119,7 +119,7 @@ class DecoderLayer(nn.Module):
             query_pos: (B, Q, C), added to the queries, not to the values.
             reference_points: (B, Q, L, 2 or 4) float32, normalised over the padded maps.
             memory: (B, S, C), from the encoder.
-            parts: (B, Q), of queries that see each other; None if all do.
+            parts: (B, Q) int64, of queries that see each other; None if all do.
         """
         queries = self.norm1(queries + self.dropout(self.self_attn(queries, query_pos, parts)))
         attended = self.cross_attn(
@@ -172,7 +172,7 @@ class Decoder(nn.Module):
             reference_points: (B, Q, 2 or 4) float32, normalised by the image without padding.
             memory: (B, S, C), from the encoder.
             box_heads: one per layer, perhaps shared; each maps (B, Q, C) to (B, Q, 4).
-            parts: (B, Q), of queries that see each other; None if all do.
+            parts: (B, Q) int64, of queries that see each other; None if all do.
         """
         outputs = []
         anchor = reference_points  # the same numbers, of which the box may be a function

@@ -50,7 +50,7 @@ class Params(ctypes.Structure):
 
 
 def shapes_of(spatial_shapes: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
-    """The sides of levels as the kernels read them."""
+    """The sides of levels, height, width, height, ..., as int32, which the kernels read."""
     return (ctypes.c_int32 * len(spatial_shapes))(*spatial_shapes)
 
 
@@ -95,7 +95,7 @@ def forward(
     kept_as: torch.dtype | None = None,
     instructions: str | None = None,
 ) -> Tensor:
-    """The op; arguments as for `detr::ms_deform_attn`.
+    """The op, (B, Q, M * D); arguments as for `ms_deform_attn_operator`.
 
     Args:
         kept_as: type to round values to for sampling, if not their own: bfloat16 for float32.
@@ -125,7 +125,7 @@ def backward(
     with_reference_points: bool = True,
     instructions: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of value, reference points (empty if not needed), offsets and logits."""
+    """The gradients, as `Kernels.backward` gives them; see `forward` for the other arguments."""
     inputs = (value, reference_points, sampling_offsets, attention_logits)
     tensors = _computed(*inputs)
     wide = tensors[0].dtype

@@ -51,7 +51,7 @@ class CudaKernels:
         sampling_offsets: Tensor,
         attention_logits: Tensor,
     ) -> Tensor:
-        """The op; arguments as for `detr::ms_deform_attn`.
+        """The op, (B, Q, M * D); arguments as for `ms_deform_attn_operator`.
 
         Raises:
             ValueError: the kernels cannot run this call.
@@ -73,7 +73,7 @@ class CudaKernels:
         *,
         with_reference_points: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The gradients of value, reference points (empty if not needed), offsets and logits.
+        """The gradients, as `Kernels.backward` gives them.
 
         Gradients of values are added in an order that varies from run to run, unless
         `torch.use_deterministic_algorithms` asks for one that does not, which is slower.

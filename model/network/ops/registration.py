@@ -35,7 +35,7 @@ class Kernels(Protocol):
         sampling_offsets: Tensor,
         attention_logits: Tensor,
     ) -> Tensor:
-        """The op; arguments as for `detr::ms_deform_attn`."""
+        """The op, (B, Q, M * D); arguments as for `ms_deform_attn_operator`."""
         ...
 
     def backward(
@@ -49,7 +49,10 @@ class Kernels(Protocol):
         *,
         with_reference_points: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The gradients of value, reference points (empty if not wanted), offsets and logits."""
+        """The gradients of value, reference points (empty if not wanted), offsets and logits.
+
+        Each has the shape and type of its tensor; `gradient`, of the output, is (B, Q, M * D).
+        """
         ...
 
 
@@ -69,7 +72,11 @@ def ms_deform_attn_operator(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """`ms_deform_attn` as a torch operator; spatial_shapes is flat: height, width, height, ..."""
+    """`ms_deform_attn` as a torch operator, with its shapes and types.
+
+    Args:
+        spatial_shapes: flat: height, width, height, ...
+    """
     tensors = (reference_points, sampling_offsets, attention_logits)
     kernels = kernels_for(value)
     if kernels is not None:
