@@ -115,10 +115,10 @@ def _files(place: str) -> list[str]:
         raise ValueError(f"nothing found at {place}")
     if info.type == pyarrow.fs.FileType.File:
         return [place]
-    return files_in(place, system, path)
+    return files_in(place, system, path=path)
 
 
-def files_in(place: str, system: pyarrow.fs.FileSystem, path: str) -> list[str]:
+def files_in(place: str, system: pyarrow.fs.FileSystem, *, path: str) -> list[str]:
     """The places of all files in the folder `place`, which is `path` in its file system."""
     found = system.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
     names = sorted(one.path.removeprefix(path.rstrip("/")) for one in found if one.is_file)

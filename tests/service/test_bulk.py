@@ -109,7 +109,7 @@ def test_files_in_object_storage_keep_the_options_of_their_address() -> None:
     stored.open_output_stream("bucket/photos/my cat.png").close()
     stored.open_output_stream("bucket/photos/more.parquet").close()
 
-    found = files_in(f"s3://bucket/photos/{options}", stored, "bucket/photos")
+    found = files_in(f"s3://bucket/photos/{options}", stored, path="bucket/photos")
 
     assert found == [
         f"s3://bucket/photos/more.parquet{options}",
