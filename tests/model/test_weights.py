@@ -323,7 +323,7 @@ def test_missing_weights_say_how_to_get_them(
 
     with pytest.raises(ValueError, match=rf"is missing; .*make weights VARIANT={variant}, .*INIT"):
         check_start(config, None, fetch=None)
-    with pytest.raises(ValueError, match=rf"check the network; or get it by .*{variant}.*=small"):
+    with pytest.raises(ValueError, match=rf"check the network; or get it with .*{variant}.*=small"):
         check_start(config, None, fetch=unreachable)
 
 
