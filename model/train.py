@@ -7,7 +7,8 @@ The same command under torchrun trains on several devices:
 
     torchrun --nproc-per-node 2 -m model.train --config NAME ...
 
-Exit status: 0 done, 1 refused or failed, 130 or 143 stopped by SIGINT or SIGTERM after saving.
+Exit status: 0 done, 1 refused or failed, 130, 143 or 129 stopped by SIGINT,
+SIGTERM or SIGHUP after saving.
 """
 
 import argparse

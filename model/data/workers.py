@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -85,7 +85,7 @@ def work_ahead(
 
 def _start(loader: DataLoader[Any]) -> Iterator[Any]:
     """Start the processes with stop signals blocked from their first instruction on."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         results = iter(loader)
     finally:
@@ -99,12 +99,12 @@ def _start(loader: DataLoader[Any]) -> Iterator[Any]:
 
 def _leave_process_group(worker_id: int) -> None:
     os.setsid()
-    while received := signal.sigtimedwait(_STOP_SIGNALS, 0):
+    while received := signal.sigtimedwait(STOP_SIGNALS, 0):
         # Drop signals that the group received while this process was starting, but not one that
         # the parent sent to end it: the parent would wait forever.
         if received.si_pid == os.getppid():
             os._exit(128 + received.si_signo)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def _as_it_is(result: Any) -> Any:

@@ -1,10 +1,11 @@
-"""Treats Ctrl-C and SIGTERM as a request to stop at the next safe moment."""
+"""Treats Ctrl-C, SIGTERM and a closed terminal as a request to stop at the next safe moment."""
 
 import logging
 import os
 import signal
 from types import FrameType
 
+from model.data.workers import STOP_SIGNALS
 from model.distributed import largest
 
 log = logging.getLogger(__name__)
@@ -15,9 +16,11 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """A context in which the first SIGINT or SIGTERM only sets `signal_number`.
+    """A context in which the first SIGINT, SIGTERM or SIGHUP only sets `signal_number`.
 
-    The second ends the process at once, as without this handler.
+    The second ends the process at once, as without this handler; but SIGHUP, which the kernel and
+    the shell both send when a terminal closes, counts once. A signal that is ignored at the start,
+    such as SIGHUP under nohup, stays ignored.
     """
 
     def __init__(self) -> None:
@@ -25,8 +28,9 @@ class StopRequest:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -35,6 +39,8 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:
+            if number == signal.SIGHUP:
+                return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.signal_number = number
@@ -54,7 +60,7 @@ class StopRequest:
 
     @property
     def exit_status(self) -> int:
-        """What a shell reports for a process ended by that signal: 130 or 143."""
+        """What a shell reports for a process ended by that signal: 130, 143 or 129."""
         return 128 + (self.signal_number or 0)
 
     def check(self) -> None:

@@ -79,7 +79,7 @@ def train(
         fetch: downloads the published weights that the run starts from, if they are missing.
 
     Returns:
-        The exit status: 0 for a complete run, 130 or 143 for one stopped by a signal.
+        The exit status: 0 for a complete run, 130, 143 or 129 for one stopped by a signal.
 
     Raises:
         ValueError: configuration, starting weights or the saved run do not fit together, or the

@@ -1,6 +1,7 @@
 """What tests of the model share."""
 
 import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,17 @@ def full_disk() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def terminal_signals() -> Iterator[None]:
+    """Signals as in a terminal, even if the tests themselves run in the background or by nohup."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

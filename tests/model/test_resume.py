@@ -30,9 +30,10 @@ from tests.model.runs import (
     [
         ("train", 2 * 6, signal.SIGTERM, 4),  # last step of epoch 2: 2 + 2 epochs are 4
         ("train", 6 + 1, signal.SIGINT, 3),  # in the middle of epoch 2
-        ("val", 2 + 1, signal.SIGTERM, 4),  # evaluation of epoch 2
+        ("val", 2 + 1, signal.SIGHUP, 4),  # evaluation of epoch 2
     ],
 )
+@pytest.mark.usefixtures("terminal_signals")
 def test_a_stopped_run_resumes_exactly(
     split: str,
     count: int,

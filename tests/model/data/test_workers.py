@@ -134,7 +134,11 @@ def stop(number, frame):
     os.getpid() == parent or os.write(2, b"reached a worker")
 signal.signal(signal.SIGINT, stop)
 signal.signal(signal.SIGTERM, stop)
-os.register_at_fork(after_in_child=lambda: os.killpg(0, signal.SIGINT))
+signal.signal(signal.SIGHUP, stop)
+def signal_all():
+    os.killpg(0, signal.SIGINT)
+    os.killpg(0, signal.SIGHUP)
+os.register_at_fork(after_in_child=signal_all)
 results = work_ahead(abs, range(100), num_workers=2)
 next(results)
 subprocess.run(["sh", "-c", "kill -TERM 0"])
@@ -150,7 +154,7 @@ print(len(list(results)), len(stops))
         timeout=120,
     )
 
-    assert (done.stdout, done.stderr) == ("99 2\n", "")
+    assert (done.stdout, done.stderr) == ("99 3\n", "")
 
 
 # Run first where a process is forked: the second worker starts only after it was told to end.

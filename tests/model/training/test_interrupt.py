@@ -13,7 +13,10 @@ from model.training.interrupt import Interrupted, StopRequest
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+@pytest.mark.usefixtures("terminal_signals")
 def test_the_first_signal_is_a_request(number: signal.Signals, status: int) -> None:
     with StopRequest() as stop:
         stop.check()
@@ -23,6 +26,27 @@ def test_the_first_signal_is_a_request(number: signal.Signals, status: int) -> N
         assert stop.exit_status == status
         with pytest.raises(Interrupted):
             stop.check()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.usefixtures("terminal_signals")
+def test_a_signal_that_is_ignored_at_the_start_stays_ignored(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_IGN)
+
+    with StopRequest() as stop:
+        os.kill(os.getpid(), number)
+
+    assert not stop.is_requested
+    assert signal.getsignal(number) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("terminal_signals")
+def test_a_terminal_that_closes_may_say_so_twice() -> None:
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+        assert stop.exit_status == 129
 
 
 def test_signals_are_as_before_afterwards() -> None:
