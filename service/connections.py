@@ -66,7 +66,7 @@ class ConnectionTable:
         self._idle[connection] = None
 
     def add_unfinished(self, connection: Connection) -> None:
-        """Note that a connection now waits for the rest of a body, or for its answer to be read."""
+        """Note that a connection waits for its client in the middle of a request, or for a turn."""
         self.remove(connection)
         self._unfinished.setdefault(connection.host, OrderedDict())[connection] = None
 

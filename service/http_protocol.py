@@ -28,15 +28,19 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.settings import Settings
+from service.turns import Turns
 
-STEP_BYTES = 4096  # parsed at a time; at most 228 of the shortest requests
+BODY_STEP_BYTES = 4096  # parsed at a time
+STEP_BYTES = 512  # of headers: at most 29 of the shortest requests, of which each takes over 1 kB
 LINGER_S = 2.0  # for a client to read why it was refused; closing at once would reset it
 
 
 def bounded_protocol(settings: Settings, metrics: Metrics) -> type[asyncio.Protocol]:
     """The class to pass to uvicorn as `http`, with the limits of the settings."""
     table = ConnectionTable(possible_connections(settings.max_connections))
-    protocol = partial(BoundedProtocol, settings=settings, metrics=metrics, table=table)
+    protocol = partial(
+        BoundedProtocol, settings=settings, metrics=metrics, table=table, turns=Turns()
+    )
     return cast(type[asyncio.Protocol], protocol)
 
 
@@ -52,19 +56,28 @@ class BoundedProtocol(HttpToolsProtocol):
     """One connection. Belongs to the event loop."""
 
     def __init__(
-        self, *, settings: Settings, metrics: Metrics, table: ConnectionTable, **uvicorn_s: Any
+        self,
+        *,
+        settings: Settings,
+        metrics: Metrics,
+        table: ConnectionTable,
+        turns: Turns,
+        **uvicorn_s: Any,
     ) -> None:
         super().__init__(**uvicorn_s)
         self.timeout_keep_alive = settings.keep_alive_timeout_s  # type: ignore[assignment]
         self._settings = settings
         self._metrics = metrics
         self._table = table
+        self._turns = turns
         self._held = b""  # received, but not parsed while answers are due
         self._reading = Reading.NOTHING
         self._header_bytes = 0  # of this request, trailers included
         self._silent_bytes = 0  # since the parser's last callback
         self._fault: ServiceError | None = None  # why a callback stopped the parser
         self._is_refused = False  # further bytes are discarded
+        self._is_answering_on = False  # a request that starts now was sent before the last answer
+        self._awaits_turn = False
         self._answered: RequestResponseCycle | None = None  # the first of pipelined requests
         self._stall_timer: asyncio.TimerHandle | None = None
 
@@ -158,8 +171,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._answered.message_event.set()
 
     def _note_wait(self) -> None:
-        """Tell the table whether the connection waits for its client."""
-        if self._reading is Reading.BODY or self.flow.write_paused:
+        """Tell the table whether the connection waits for its client, or has more than its turn."""
+        if self._reading is Reading.BODY or self.flow.write_paused or self._awaits_turn:
             self._table.add_unfinished(self)
         elif self.cycle is None or self.cycle.response_complete:
             self._table.add_idle(self)
@@ -183,8 +196,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def _parse_held(self) -> None:
         data, position = memoryview(self._held), 0
         while position < len(data) and not self.pipeline and not self._is_refused:
-            self._parse(data[position : position + STEP_BYTES])
-            position += STEP_BYTES
+            step = BODY_STEP_BYTES if self._reading is Reading.BODY else STEP_BYTES
+            self._parse(data[position : position + step])
+            position += step
         self._held = b"" if self._is_refused else bytes(data[position:])
         if self._held:
             self.flow.pause_reading()
@@ -226,8 +240,18 @@ class BoundedProtocol(HttpToolsProtocol):
         self._note_wait()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._answered = cycle
-        super()._start_asgi_task(cycle, app)
+        self._awaits_turn = self._is_answering_on
+        if self._awaits_turn:
+            self._turns.add(partial(self._start_now, cycle, app), self.loop)
+        else:
+            self._start_now(cycle, app)
+
+    def _start_now(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if not self.transport.is_closing():
+            self._awaits_turn = False
+            self._note_wait()
+            self._answered = cycle
+            super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         """A part of the body; service.body_limits limits the time for it."""
@@ -243,13 +267,14 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The answer is sent; continue with the next request."""
+        self._is_answering_on = True
         super().on_response_complete()
-        if self.transport.is_closing():
-            return
-        if not self.pipeline:
-            self._parse_held()
-            self.flow.resume_reading()
-        self._note_wait()
+        if not self.transport.is_closing():
+            if not self.pipeline:
+                self._parse_held()
+                self.flow.resume_reading()
+            self._note_wait()
+        self._is_answering_on = False
 
     def _count(self, num_bytes: int) -> None:
         self._silent_bytes = 0

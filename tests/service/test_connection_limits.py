@@ -19,10 +19,12 @@ from service.connections import ConnectionTable
 from service.http_protocol import BoundedProtocol
 from service.metrics import Metrics
 from service.settings import Settings
+from service.turns import Turns
 from tests.service.attacks import Target, many
 
 NUM_DESCRIPTORS = 1024
 NUM_SOCKETS = 2000
+MOST = 30  # connections of a server in this process
 HEADERS = b"POST /detect HTTP/1.1\r\nHost: a\r\n"
 
 
@@ -130,10 +132,14 @@ class Watched(BoundedProtocol):
 
 
 @asynccontextmanager
-async def answering(text: str) -> AsyncIterator[tuple[int, asyncio.Event]]:
+async def answering(text: str) -> AsyncIterator[tuple[int, ServerState, asyncio.Event]]:
     """The port of a server with this answer and little memory, and whether a client was lost."""
-    app = FastAPI()
-    app.get("/")(lambda: PlainTextResponse(text))
+
+    async def answer() -> PlainTextResponse:
+        return PlainTextResponse(text)
+
+    app, state = FastAPI(), ServerState()
+    app.get("/")(answer)
     config = Config(app=app, log_config=None)
     config.load()
     lost = asyncio.Event()
@@ -142,20 +148,25 @@ async def answering(text: str) -> AsyncIterator[tuple[int, asyncio.Event]]:
         lost,
         settings=Settings(write_timeout_s=0.1, keep_alive_timeout_s=0.1, _env_file=None),
         metrics=Metrics(),
-        table=ConnectionTable(10),
+        table=ConnectionTable(MOST),
+        turns=Turns(),
         config=config,
-        server_state=ServerState(),
+        server_state=state,
         app_state={},
     )
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     async with await asyncio.get_running_loop().create_server(connect, sock=listener):
-        yield listener.getsockname()[1], lost
+        yield listener.getsockname()[1], state, lost
+        while state.connections:
+            for connection in list(state.connections):
+                connection.transport.abort()
+            await asyncio.sleep(0)
 
 
 @pytest.mark.anyio
 async def test_a_connection_is_cut_however_little_of_its_answer_is_left_unread() -> None:
-    async with answering("x" * 60_000) as (port, lost):
+    async with answering("x" * 60_000) as (port, _, lost):
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
             client.setblocking(False)
@@ -165,3 +176,25 @@ async def test_a_connection_is_cut_however_little_of_its_answer_is_left_unread()
             is_cut = await asyncio.wait_for(lost.wait(), timeout=20)
 
     assert is_cut
+
+
+@pytest.mark.anyio
+async def test_pipelined_requests_wait_for_those_of_other_clients_and_give_way_to_them() -> None:
+    pipelined = b"GET / HTTP/1.1\r\n\r\n" * 100
+    async with answering("hello") as (port, state, _):
+        clients = [await asyncio.open_connection("127.0.0.1", port) for _ in range(MOST)]
+        for _, writer in clients:
+            writer.write(pipelined)
+
+        reader, other = await asyncio.open_connection(
+            "127.0.0.1", port, local_addr=("127.0.0.2", 0)
+        )
+        other.write(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+        answer = await reader.read()
+        num_answered = state.total_requests
+
+        for _, writer in [*clients, (reader, other)]:
+            writer.close()
+
+    assert answer.endswith(b"hello")
+    assert num_answered < 3 * MOST

@@ -12,6 +12,7 @@ from service.connections import ConnectionTable
 from service.http_protocol import LINGER_S, BoundedProtocol
 from service.metrics import Metrics
 from service.settings import Settings
+from service.turns import Turns
 
 SETTINGS = Settings(
     header_timeout_s=11, keep_alive_timeout_s=22, write_timeout_s=33, _env_file=None
@@ -103,6 +104,7 @@ def connection(loop: KeptTimers) -> BoundedProtocol:
         settings=SETTINGS,
         metrics=Metrics(),
         table=ConnectionTable(10),
+        turns=Turns(),
         config=Config(app=FastAPI(), log_config=None),
         server_state=ServerState(),
         app_state={},

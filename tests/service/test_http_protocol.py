@@ -162,6 +162,21 @@ def test_what_is_not_http_is_answered_in_json_and_counted(
     assert target.metric(counter) == before + 1
 
 
+@pytest.mark.parametrize("path", [b"/healthz", b"/healthz/", b"/docs"])
+@pytest.mark.parametrize(
+    "host", [b"", b"xn--", b"xn--a-ecp.ru", b"[::1", b"\xff", b"a:99999999", b"user@b/../c", b"%00"]
+)
+def test_a_host_of_any_kind_is_no_error_of_the_service(
+    target: Target, path: bytes, host: bytes
+) -> None:
+    with target.connect() as client:
+        client.sendall(b"GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % (path, host))
+        answer = read_answer(client)
+
+    assert answer.status in (200, 307)
+    assert "Traceback" not in "".join(target.process.log)
+
+
 def test_what_follows_a_good_request_does_not_spoil_its_answer(target: Target) -> None:
     with target.connect() as client:
         client.sendall(b"GET /healthz HTTP/1.1\r\n\r\n" + b"\0" * 100)
