@@ -69,16 +69,16 @@ async def test_a_batch_is_assembled_shortly_before_the_engine_should_be_free(
     assert await request == ["NOT", "FULL"]
 
 
-async def test_a_batch_that_takes_long_to_assemble_is_begun_in_time(
-    shouter: Shouter, clock: FakeClock
-) -> None:
+async def hold_slow_engine(shouter: Shouter, clock: FakeClock, *, run_s: float) -> Batcher:
+    """A batcher that takes 100 s to assemble a batch, and whose engine has begun with one."""
+
     def assemble(words: list[str]) -> tuple[str, ...]:
         clock.advance(100)
         return shouter.assemble(words)
 
     def run(batch: tuple[str, ...]) -> list[str]:
         words = shouter.run(batch)
-        clock.advance(130)
+        clock.advance(run_s)
         return words
 
     batcher: Batcher = DynamicBatcher(
@@ -88,6 +88,13 @@ async def test_a_batch_that_takes_long_to_assemble_is_begun_in_time(
     await hold_engine(batcher, shouter)
     for _ in "12":
         await reach(shouter.assembled.wait_for_arrival)
+    return batcher
+
+
+async def test_a_batch_that_takes_long_to_assemble_is_begun_in_time(
+    shouter: Shouter, clock: FakeClock
+) -> None:
+    batcher = await hold_slow_engine(shouter, clock, run_s=130)
 
     request = begin(batcher, "not", "full")
     await reach(shouter.assembled.wait_for_arrival)
@@ -95,4 +102,20 @@ async def test_a_batch_that_takes_long_to_assemble_is_begun_in_time(
     assert not {"not", "full"} & {*shouter.words}
     shouter.gate.open()
     assert await request == ["NOT", "FULL"]
+    await batcher.close()
+
+
+async def test_a_batch_is_not_begun_long_before_the_engine_should_be_free(
+    shouter: Shouter, clock: FakeClock
+) -> None:
+    batcher = await hold_slow_engine(shouter, clock, run_s=1000)
+    early = begin(batcher, "early")
+    await settle()
+    late = begin(batcher, "late")
+    await settle()
+
+    shouter.gate.open()
+    await asyncio.gather(early, late)
+
+    assert shouter.batches[-1] == ("early", "late")
     await batcher.close()
