@@ -146,8 +146,8 @@ async def test_an_answer_that_a_stop_cuts_short_still_reaches_its_client(
 
 
 @pytest.mark.anyio
-async def test_a_service_that_failed_does_not_wait_long_for_its_clients(
-    fake_bundle: Path, jpeg_bytes: bytes
+async def test_a_service_that_failed_waits_a_second_for_its_clients(
+    fake_bundle: Path, jpeg_bytes: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = Settings(bundle=fake_bundle, max_failures=1, drain_timeout_s=600, body_timeout_s=600)
     engine, listener = BreakingEngine(fail), Listener()
@@ -166,6 +166,7 @@ async def test_a_service_that_failed_does_not_wait_long_for_its_clients(
 
     assert answer.status_code == 500
     assert app.state.serving.failure.startswith("1 batches in a row failed")
+    assert "connections that did not finish within 1 s" in caplog.text
 
 
 def test_a_stalled_upload_and_a_second_sigterm_do_not_hold_the_process(start: Start) -> None:
