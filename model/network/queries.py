@@ -129,7 +129,7 @@ class ProposalQueries(nn.Module):
         excluded = pyramid.excluded[..., None]  # (B, S, 1)
         objectness = objectness.masked_fill(excluded, PADDING_LOGIT)
         num_tokens = tokens.shape[1]
-        # A comparison rather than min(): tracing resolves it, so K stays a constant of the graph.
+        # A comparison rather than min(): tracing resolves it, so the count stays a constant.
         wanted = self.num_queries + (self.num_one_to_many if self.training else 0)
         count = wanted if num_tokens >= wanted else num_tokens
         best = objectness[..., 0].topk(count, dim=1).indices[..., None]  # (B, Q, 1)
