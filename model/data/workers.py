@@ -33,7 +33,7 @@ class _Work(Dataset[Any]):
             return self.work(self.items[position])
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # sys.exit too: it must not end the run as if it were done
+        except (Exception, SystemExit) as error:  # sys.exit must not end the run as if it were done
             raise LoadingFailed(_one_line(error)) from error
 
 
