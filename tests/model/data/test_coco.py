@@ -154,6 +154,18 @@ def test_a_thousand_classes_and_one_class_are_alike(write_data):
     assert single[0][1]["labels"].tolist() == [0]
 
 
+@pytest.mark.parametrize("image_format", ["BMP", "TIFF"])
+def test_formats_that_are_not_served_are_trained_and_evaluated_on(write_data, image_format):
+    annotation_file, image_dir = write_data([(40, 50)], [[(5, 5, 10, 10, 7)]])
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(pixels).save(image_dir / "0.png", image_format)
+
+    dataset = CocoDataset(read_split(annotation_file, image_dir))
+
+    np.testing.assert_array_equal(dataset[0][0], pixels)
+    np.testing.assert_array_equal(dataset.read_image(0), pixels)
+
+
 def test_a_damaged_image_is_named(write_data):
     annotation_file, image_dir = write_data([(40, 40)], [[]])
     dataset = CocoDataset(read_split(annotation_file, image_dir))
