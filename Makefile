@@ -64,7 +64,7 @@ option = $(if $($(1)),--$(2) $(call quote,$($(1))))
 if_killed = || { status=$$?; [ $$status -ne 137 ] || echo 'killed, most often because memory ran out: \
 the same command continues from the last save; a new run with SET=batch_size=auto takes what fits' >&2; exit $$status; }
 
-.PHONY: help serve detect train evaluate export weights reproduce install plugins browser peers test test-fast test-gpu bench-gpu lint check lock clean
+.PHONY: help serve detect train report evaluate export weights reproduce install plugins browser peers test test-fast test-gpu bench-gpu lint check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,12 @@ train: $(VENV)/full.stamp $(NATIVE) ## train a model, the demo unless told other
 	$(BIN)/python -m model.train $(call option,CONFIG,config) $(call option,SET,set) \
 	$(call option,DATA,data) $(call option,VAL_FRACTION,val-fraction) \
 	$(call option,OUT,out) $(call option,RESUME,resume) $(call option,INIT,init) $(ARGS) $(if_killed)
+
+report: OUT = runs/data.html
+report: $(VENV)/full.stamp ## faults, numbers and images of the data set DATA= as one page, before training [VAL_FRACTION= OUT= ARGS=]
+	$(if $(DATA),,$(error give DATA=, the folder of a data set))
+	$(BIN)/python -m model.data.check $(call quote,$(DATA)) --report $(call quote,$(OUT)) \
+	$(call option,VAL_FRACTION,val-fraction) $(ARGS)
 
 evaluate: $(VENV)/full.stamp $(NATIVE) ## COCO AP of CHECKPOINT= or BUNDLE=, the demo's unless told otherwise [DATA= VAL_FRACTION= OUT= ARGS=]
 	$(BIN)/python -m $(if $(CHECKPOINT),model.evaluate --checkpoint $(call quote,$(CHECKPOINT)),\

@@ -54,7 +54,7 @@ COMMANDS = {
     "model.checkpoint convert": ["--classes", "--num-heads", "--num-queries"],
     "model.checkpoint show": ["--tensors"],
     "model.weights": ["--base-url", "--format", "--out"],
-    "model.data.check": ["--decode", "--split", "--val-fraction"],
+    "model.data.check": ["--decode", "--report", "--split", "--val-fraction"],
     "model.data.convert": ["--out", "--val-fraction"],
     "model.data.digits": ["--num-images", "--seed", "--split"],
     "export": [

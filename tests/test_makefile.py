@@ -85,6 +85,11 @@ def test_several_paths_are_words_that_may_be_quoted_or_have_wildcards(
             ],
         ),
         (
+            ["report", "DATA=my data", "OUT=my page.html"],
+            ["", "-m", "model.data.check", "my data", "--report", "my page.html"],
+        ),
+        (["report", "DATA=d"], ["", "-m", "model.data.check", "d", "--report", "runs/data.html"]),
+        (
             ["evaluate", "BUNDLE=my bundle"],
             ["", "-m", "export.evaluate", "--bundle", "my bundle"],
         ),

@@ -1,10 +1,12 @@
 """Checks a data set before the first step and reports every fault by name.
 
     python -m model.data.check DIR [--split SPLIT] [--val-fraction FRACTION] [--decode]
+        [--report FILE.html]
 
 Nothing is repaired. A fault is fatal if training would be wrong; for others the message says what
 training does about it. The exit status is 1 if a fault is fatal. Without --decode, images are
-decoded only if they seem truncated, and coarsely to compare the splits.
+checked by their headers, and decoded if they seem truncated; damage amid the pixels is then counted
+where the splits are compared, but not named.
 """
 
 import argparse
@@ -16,11 +18,11 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.data.annotations import BoxEntry
+from model.data.data_report import DataReport, write_page
 from model.data.data_set import DataSet, add_val_fraction, open_data_set
 from model.data.doubts import doubts, other_classes, shared_images
 from model.data.faults import Fault, describe
 from model.data.formats.source import ALL
-from model.data.look_alikes import compare_splits
 from model.data.split import MIN_BOX_SIDE_PX, Split, clip_box, is_in_image
 
 ROUNDING_PX = 0.1  # COCO rounds boxes to 0.01; a box that sticks out by less is fine
@@ -112,19 +114,24 @@ def main() -> int:
     parser.add_argument("data", type=Path, help="directory of the data set")
     parser.add_argument("--split", help="default: train and val")
     parser.add_argument("--decode", action="store_true", help="decode every image")
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page")
     add_val_fraction(parser)
     args = parser.parse_args()
     try:
         data_set = open_data_set(args.data, args.val_fraction)
-    except ValueError as error:
+        report, is_wrong = _check(data_set, args.split, args.decode)
+        if report is not None:
+            _print_content(report, args.report)
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    return int(_report(data_set, args.split, args.decode))
+    return int(is_wrong)
 
 
-def _report(data_set: DataSet, split: str | None, decode: bool) -> bool:
-    """Print what is found; returns whether something is wrong."""
+def _check(data_set: DataSet, split: str | None, decode: bool) -> tuple[DataReport | None, bool]:
+    """Print the faults; returns what can be read, if anything, and whether something is wrong."""
     opened: dict[str, Split] = {}
+    faults: dict[str, list[Fault]] = {}
     is_wrong = False
     for name in _splits(data_set) if split is None else [split]:
         try:
@@ -134,19 +141,29 @@ def _report(data_set: DataSet, split: str | None, decode: bool) -> bool:
             is_wrong = True
             continue
         if name in ("train", ALL):
-            faults = check_split(opened[name], ModelConfig())
+            faults[name] = check_split(opened[name], ModelConfig())
         else:
-            faults = check_validation(opened[name], opened.get("train"))
+            faults[name] = check_validation(opened[name], opened.get("train"))
         print(f"{name}: {opened[name].annotations.file}")
-        print(describe(faults, limit=SHOWN_OF_A_KIND))
-        is_wrong |= any(fault.fatal for fault in faults)
-    if "train" in opened and "val" in opened:
-        print(compare_splits(opened["train"], opened["val"]))
-    if opened:
-        print(data_set.describe(list(opened.values())))
-    if ALL in opened:
+        print(describe(faults[name], limit=SHOWN_OF_A_KIND))
+        is_wrong |= any(fault.fatal for fault in faults[name])
+    if not opened:
+        return None, is_wrong
+    return DataReport(data_set.describe(list(opened.values())), opened, faults), is_wrong
+
+
+def _print_content(report: DataReport, page: Path | None) -> None:
+    """Print what is in a data set, and write the page."""
+    print(*report.lines(), sep="\n")
+    comparison = report.compare()
+    if comparison is not None:
+        print(comparison)
+    print(report.name)
+    if ALL in report.splits:
         print("to train on it, set VAL_FRACTION=0.1 (--val-fraction 0.1), which makes a split val")
-    return is_wrong
+    if page is not None:
+        write_page(report, page, comparison=comparison)
+        print(f"{page} shows the data")
 
 
 def _splits(data_set: DataSet) -> list[str]:

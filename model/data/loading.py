@@ -18,6 +18,7 @@ from model.config import TrainConfig
 from model.data.check import check_split, check_validation
 from model.data.coco import CocoDataset
 from model.data.collate import collate
+from model.data.data_report import DataReport
 from model.data.data_set import DataSet
 from model.data.digits import DigitsDataset
 from model.data.evaluation_data import report_faults
@@ -40,12 +41,14 @@ class RunData:
     Attributes:
         summary: identifies the data, as plain values; stored in checkpoints, and decides whether
             a run may be resumed.
+        report: what a new run says about its data; None for the digits.
     """
 
     train: Any
     val: Any
     classes: tuple[ClassInfo, ...]
     summary: dict[str, Any]
+    report: DataReport | None = None
 
 
 def open_data(
@@ -70,9 +73,11 @@ def open_data(
         return _open_digits(config)
     data_set = DataSet(layout, val_fraction)
     train_split, val_split = (data_set.open(split) for split in ("train", "val"))
-    log.info(data_set.describe([train_split, val_split]))
-    report_faults(train_split, check_split(train_split, config.model))
-    report_faults(val_split, check_validation(val_split, train_split))
+    log.info(name := data_set.describe([train_split, val_split]))
+    train_faults = check_split(train_split, config.model)
+    report_faults(train_split, train_faults)
+    val_faults = check_validation(val_split, train_split)
+    report_faults(val_split, val_faults)
     transform = make_transform(config.augment, config.preprocess)
     mix = make_mix(config.augment)
     train = CocoDataset(train_split, transform=transform, mix=mix, seed=config.seed)
@@ -88,7 +93,12 @@ def open_data(
     for name, split in (("train", train_split), ("val", val_split)):
         summary[f"{name}_annotations"] = split.annotations.file.name
         summary[f"{name}_sha256"] = split.annotations.sha256
-    return RunData(train, val, train.classes, summary)
+    report = DataReport(
+        name,
+        splits={"train": train_split, "val": val_split},
+        faults={"train": train_faults, "val": val_faults},
+    )
+    return RunData(train, val, train.classes, summary, report)
 
 
 def _open_digits(config: TrainConfig) -> RunData:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from model.data.image_file import NUM_READERS, read_pixels
 from model.data.split import Split
@@ -25,7 +25,7 @@ _MIN_RISE = 2  # grey levels, so that noise on plain ground is no pattern
 _MIN_BITS = 16  # of 256 that are set; a plainer image looks like any other
 # Bits that differ, as a share of those set in both. Images of COCO and BCCD at a quarter to one and
 # a half times their size, as JPEG (quality 30 to 80), WebP or PNG: at most 0.15 from the original.
-# Any two of them: 0.34 and more, but for one slide of BCCD that was photographed twice (0.13).
+# Any two of them: 0.32 and more, but for one slide of BCCD that was photographed twice (0.14).
 _MAX_DIFFERENCE = 0.2
 _FILES_AT_ONCE = 16
 _ROWS_AT_ONCE = 32
@@ -40,13 +40,24 @@ class LookAlike(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """The validation images that look like a training image; how many of all were compared."""
+    """What a comparison found.
+
+    Attributes:
+        pairs: the validation images that look like a training image.
+        num_compared: images there was time for, of `num_images`.
+        num_damaged: images among these that cannot be decoded.
+    """
 
     pairs: tuple[LookAlike, ...]
     num_compared: int
     num_images: int
+    num_damaged: int = 0
 
     def __str__(self) -> str:
+        damage = f"; {self.num_damaged} images cannot be decoded, which the check names by --decode"
+        return self._found() + damage * bool(self.num_damaged)
+
+    def _found(self) -> str:
         limit = ""
         if self.num_compared < self.num_images:
             limit = (
@@ -72,11 +83,11 @@ def compare_splits(
 ) -> Comparison:
     """Compare every validation image with every training image, or as many as there is time for.
 
-    Equal files are left out, as the check reports them already, and so are damaged ones.
+    Equal files are left out, as the check reports them already, and damaged ones are counted.
     """
     same = {file.digest for file in train.files.values()}
-    ours = [file.path for file in train.files.values()]
-    theirs = [file.path for file in val.files.values() if file.digest not in same]
+    ours = list({file.path: None for file in train.files.values()})
+    theirs = list({file.path: None for file in val.files.values() if file.digest not in same})
     order = list(_taking_turns(_shuffled(theirs), _shuffled(ours)))
     if not theirs:
         return Comparison((), len(order), len(order))
@@ -94,38 +105,34 @@ def compare_splits(
             bar.update(len(some))
     hashes = {path: found for path, found in bits.items() if found is not None}
     pairs = _nearest(theirs, ours, hashes)
-    return Comparison(tuple(pairs), len(bits), len(order))
+    return Comparison(tuple(pairs), len(bits), len(order), len(bits) - len(hashes))
 
 
 def difference_hash(path: Path) -> np.ndarray:
     """(4,) uint64: 256 bits that hardly change when an image is resized or saved again.
 
     Raises:
-        OSError, ValueError: the file is missing or damaged.
+        ValueError: the file is missing or damaged.
     """
-    with Image.open(path) as image:
-        if image.format == "JPEG":
-            image.draft("L", (8 * _GRID, 8 * _GRID))  # decodes at a fraction of its size
-            grey = ImageOps.exif_transpose(image).convert("L")
-        else:
-            grey = Image.fromarray(read_pixels(path)).convert("L")
+    grey = Image.fromarray(read_pixels(path)).convert("L")
     cells = np.asarray(grey.resize((_GRID + 1, _GRID), Image.Resampling.BOX), np.int16)
     return np.packbits(np.diff(cells, axis=1) >= _MIN_RISE).view(np.uint64)
 
 
 def _try_hash(path: Path) -> np.ndarray | None:
-    """None if the file cannot be read, or its image has no pattern to compare."""
     try:
-        bits = difference_hash(path)
-    except (OSError, ValueError):
+        return difference_hash(path)
+    except ValueError:
         return None
-    return bits if _count(bits) >= _MIN_BITS else None
 
 
 def _nearest(
     theirs: Sequence[Path], ours: Sequence[Path], hashes: Mapping[Path, np.ndarray]
 ) -> Iterator[LookAlike]:
-    ours, theirs = ([path for path in paths if path in hashes] for paths in (ours, theirs))
+    ours, theirs = (
+        [path for path in paths if path in hashes and _count(hashes[path]) >= _MIN_BITS]
+        for paths in (ours, theirs)
+    )
     if not ours:
         return
     train = np.stack([hashes[path] for path in ours])  # (T, 4)

@@ -1,7 +1,8 @@
 """The training loop, top to bottom.
 
 Writes to OUT: best.safetensors and last.safetensors (checkpoints, see `model.checkpoint`),
-last.training.pt and previous.training.pt (what a resumed run needs), metrics.csv and tensorboard/.
+last.training.pt and previous.training.pt (what a resumed run needs), metrics.csv, tensorboard/ and
+data.html.
 """
 
 import logging
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from model.config import TrainConfig
+from model.data.data_report import report_before_training
 from model.data.loading import RunData, epoch_batches, steps_per_epoch
 from model.data.workers import LoadingFailed
 from model.distributed import (
@@ -43,7 +45,7 @@ from model.training.interrupt import Interrupted, StopRequest
 from model.training.memory import saved_if_memory_runs_out
 from model.training.optimiser_step import take_step
 from model.training.precision import compile_backbone, forward_dtype, set_tf32
-from model.training.run_directory import STATE_FILE
+from model.training.run_directory import DATA_PAGE, STATE_FILE
 from model.training.run_start import RunStart, find_start
 from model.training.run_time import Clock, RunTime
 from model.training.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
@@ -100,6 +102,8 @@ def train(
     )  # fmt: skip
     start = from_main(together(find))
     model, dtype = _new_model(start.config, data, device)
+    if start.saved is None and data.report is not None:
+        in_main(report_before_training)(data.report, out_dir / DATA_PAGE, augmented=data.train)
     with StopRequest() as stop, logging_redirect_tqdm(), open_board(out_dir, start.step) as board:
         try:
             progress = _run(

@@ -157,5 +157,6 @@ def digest(path: Path) -> str:
 
 
 def interrupted_data(data: RunData, split: str, count: int, at: Callable[[], None]) -> RunData:
+    """Data that calls `at` before training has the image with that count; it has no report."""
     watched: dict[str, Any] = {split: Watched(getattr(data, split), count, at)}
-    return replace(data, **watched)
+    return replace(data, report=None, **watched)

@@ -74,12 +74,14 @@ def test_a_run_ends_early_and_keeps_its_last_checkpoints(
 
     status = train(config, data, out_dir=tmp_path)
     names = sorted(path.name for path in tmp_path.glob("epoch-*"))
+    (tmp_path / "data.html").unlink()
     again = train(config, data, out_dir=tmp_path)
 
     num_epochs = len(epochs_of(tmp_path))
     losses = [float(row["validation_loss"]) for row in epochs_of(tmp_path)]
     best = load_checkpoint(tmp_path / "best.safetensors")
     assert (status, again) == (0, 0)
+    assert not (tmp_path / "data.html").exists()  # a run that goes on says nothing about its data
     assert num_epochs < 9
     assert "stopping: no better epoch since epoch" in caplog.text
     assert names == [f"epoch-000{number}.safetensors" for number in (num_epochs - 1, num_epochs)]

@@ -100,6 +100,15 @@ def test_a_damaged_image_hides_no_other(tmp_path):
     found = compare_splits(photos(0, 6), copies)
 
     assert found.pairs == ((tmp_path / "1.png", PHOTOS[1]),)
+    assert str(found).endswith("; 1 images cannot be decoded, which the check names by --decode")
+
+
+def test_a_file_that_is_listed_twice_is_compared_once():
+    name = PHOTOS[0].name
+
+    found = compare_splits(photos(6, 12), split_of(PHOTOS[0].parent, [name, name]))
+
+    assert (found.num_compared, found.num_images) == (7, 7)
 
 
 @pytest.mark.parametrize(("train", "val"), [((0, 0), (0, 3)), ((0, 3), (0, 0)), ((0, 0), (0, 0))])
