@@ -1,6 +1,7 @@
 """The documents say what the code does, and leave nothing out."""
 
 import fnmatch
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bundle.manifest import Manifest, version_of
 from model.configs import CONFIGS
 from service import errors
 from service.metrics import Metrics
@@ -144,6 +146,14 @@ def test_every_query_parameter_is_documented():
     documented = set(re.findall(r"^\| `(\w+)` \|", section, flags=re.M))
 
     assert documented == set(DetectQuery.model_fields)
+
+
+def test_the_answer_in_the_readme_is_from_the_demo_bundle():
+    version = version_of(Manifest.load(ROOT / "bundles/demo"))
+
+    (answer,) = re.findall(r"```json\n(.*?)```", text("README.md"), flags=re.S)
+
+    assert json.loads(answer)["model"]["version"] == version
 
 
 def test_the_python_page_runs_as_it_is_written():
