@@ -13,10 +13,9 @@ from model.checkpoints.file_kind import require_checkpoint, require_checkpoint_n
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
-    return number
+    return int(text)
 
 
 # PyTorch takes seconds to import, so mistyped arguments are reported first.

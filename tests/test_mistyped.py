@@ -42,6 +42,14 @@ CASES = [
         ["model.checkpoint", "convert", "README.md", "x.safetensors", "--classes", "none.json"],
         "none.json: no such file",
     ),
+    (
+        ["model.checkpoint", "convert", "README.md", "x.safetensors", "--num-heads", "eight"],
+        "--num-heads: expected a whole number of at least 1, got eight",
+    ),
+    (
+        ["model.evaluate", "--results", "x.json", "--batch-size", "1.5"],
+        "--batch-size: expected a whole number of at least 1, got 1.5",
+    ),
     (["model.weights", "to_stage"], "invalid choice: 'to_stage'"),
     (["export.evaluate", "--bundle", "none"], "none/manifest.json: no bundle there"),
     (["export.evaluate", "--bundle", "bundles/demo", "--data", "none"], "DATA=none does not exist"),

@@ -31,8 +31,6 @@ class _Work(Dataset[Any]):
     def __getitem__(self, position: int) -> Any:
         try:
             return self.work(self.items[position])
-        except KeyboardInterrupt:
-            raise
         except (Exception, SystemExit) as error:  # sys.exit must not end the run as if it were done
             raise LoadingFailed(_one_line(error)) from error
 
