@@ -1,7 +1,7 @@
 """Limits the number of connections: at the limit, one makes room for a new one.
 
-The one that has been idle for longest does; if none is idle, one that waits for its client in the
-middle of a request, if that client holds more of them than the new one.
+The one that has been idle longest does. If none is idle, it is one that waits for its client in the
+middle of a request, provided that client holds more of them than the new one.
 """
 
 import logging

@@ -91,7 +91,7 @@ class Detector:
             )
         if self.manifest.thresholds is None:
             logger.info(
-                "a request without a threshold gets scores from %s on: the bundle has no "
+                "requests without a threshold use %s for every class: the bundle has no "
                 "thresholds of its own; make evaluate BUNDLE=%s DATA= ARGS=--save-thresholds "
                 "writes them",
                 *(self.manifest.threshold, self.bundle.directory),

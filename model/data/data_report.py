@@ -34,7 +34,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class DataReport:
-    """What there is to say about a data set.
+    """What the report says about a data set.
 
     Attributes:
         name: format, classes and images, in one line.
@@ -66,7 +66,7 @@ def report_before_training(report: DataReport, path: Path, *, augmented: Any) ->
     """Log what is in the data, and write the page; if that fails, one line says so.
 
     Args:
-        augmented: the training set, which gives out images as they are trained on.
+        augmented: the training set, which returns images as they are trained on.
     """
     for line in report.lines():
         log.info(line)
@@ -155,7 +155,7 @@ def _augmented_sheet(dataset: Any, clock: Clock) -> dict[str, Any]:
     """Samples of a training set, as its first epoch will have them."""
     chosen = _spread(range(len(dataset)), NUM_AUGMENTED)
     pictures = [_draw_sample(dataset, index) for index in _in_time(chosen, clock)]
-    note = "Training images as the first epoch has them. Boxes must still fit their objects."
+    note = "Training images as the first epoch has them. Check that boxes still fit their objects."
     return {"title": "As trained on", "note": note, "pictures": pictures,
             "num_images": len(dataset)}  # fmt: skip
 

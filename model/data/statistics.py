@@ -106,7 +106,7 @@ def describe_content(found: Statistics) -> Iterator[str]:
 
 
 def _common(classes: Mapping[str, int]) -> str:
-    """Classes with their number of boxes; of many, those with the most and the fewest."""
+    """Classes with their number of boxes; if there are many, those with the most and the fewest."""
     shown = [f"{name} {count}" for name, count in classes.items()]
     if len(shown) > _SHOWN_CLASSES:
         half = _SHOWN_CLASSES // 2
@@ -115,7 +115,7 @@ def _common(classes: Mapping[str, int]) -> str:
 
 
 def _count_between(values: np.ndarray, names: dict[int, str] | dict[float, str]) -> dict[str, int]:
-    """How many values are from each limit on, and under the next."""
+    """How many values are at or above each limit, but below the next."""
     numbers = np.digitize(values, [*names][1:])
     counts = np.bincount(numbers, minlength=len(names)).tolist()
     return dict(zip(names.values(), counts, strict=True))

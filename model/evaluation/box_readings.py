@@ -67,7 +67,7 @@ _RESIZINGS = (
 
 
 def box_readings(results: Entries, truth: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """How the boxes of detections may be meant, and what they are in that case.
+    """The ways in which detections' boxes may be meant, and the boxes read in each way.
 
     Yields:
         Words that follow "boxes were", and (N, 4) boxes [x, y, width, height] in pixels of their

@@ -1,4 +1,4 @@
-"""The best checkpoint of a run that goes on: it has to be in OUT, or another one is chosen."""
+"""The best checkpoint of a continued run: it has to be in OUT, or another one is chosen."""
 
 import logging
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def recover_best(saved: dict[str, Any], *, out_dir: Path, state_path: Path) -> None:
-    """See to it that OUT/best.safetensors is the best of this run that exists.
+    """Make sure that OUT/best.safetensors is the best of this run that exists.
 
     If it is missing, damaged or of another run, it is copied from beside the saved state. If it
     is lost there, too, the best of the other checkpoints takes its place, or else the next epoch.
@@ -41,7 +41,7 @@ def recover_best(saved: dict[str, Any], *, out_dir: Path, state_path: Path) -> N
         log.warning(
             "%s of epoch %d is lost: %s",
             *(out_dir / BEST, lost),
-            "the best epoch is chosen anew from here on"
+            "the best epoch is chosen from the next ones"
             if found is None
             else f"{found.path}, of epoch {found.provenance['epochs']}, is the best that is left",
         )

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def held(out_dir: Path) -> Iterator[None]:
     """Make the directory, keep other runs out of it, and delete what killed ones left half written.
 
-    The lock belongs to this process, and however that ends, the system frees it. It is a record
+    The lock belongs to this process, and is freed by the system however that ends. It is a record
     lock: processes that load images would inherit the other kind (flock), and outlive this one by
     some seconds.
 
@@ -30,7 +30,7 @@ def held(out_dir: Path) -> Iterator[None]:
 
     Raises:
         ValueError: another run holds it, or it is a file.
-        OSError: it cannot be made, or not be written to.
+        OSError: it cannot be made or written to.
         PeerFailed: one of these, in the other processes.
     """
     with ExitStack() as stack:

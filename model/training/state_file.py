@@ -1,4 +1,4 @@
-"""The file that a run goes on from; the state before it is kept, in case it is damaged."""
+"""The file that a run continues from; the state before it is kept, in case it is damaged."""
 
 import io
 import logging

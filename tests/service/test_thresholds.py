@@ -94,7 +94,7 @@ async def test_a_bundle_without_thresholds_starts_at_a_fixed_one_and_says_so(
         model = (await client.get("/model")).json()
 
     assert (model["threshold"], model["thresholds"]) == (0.3, None)
-    assert "gets scores from 0.3 on: the bundle has no thresholds of its own" in caplog.text
+    assert "use 0.3 for every class: the bundle has no thresholds of its own" in caplog.text
 
 
 def test_the_command_line_starts_from_the_best_threshold_of_each_class(

@@ -99,7 +99,7 @@ def test_with_all_checkpoints_lost_none_is_named_and_the_next_epoch_is_the_best(
         f"{out_dir}: 4 epochs done, but their checkpoints are lost: a run of more epochs writes "
         "new ones"
     )
-    assert "is lost: the best epoch is chosen anew from here on" in caplog.text
+    assert "is lost: the best epoch is chosen from the next ones" in caplog.text
     assert load_checkpoint(out_dir / "best.safetensors").provenance["epochs"] == 5
 
 
