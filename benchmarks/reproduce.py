@@ -5,6 +5,11 @@ bundle of each variant, in reduced precisions too, and prints AP beside the publ
 hours on a CPU. Everything that is finished is kept in --out, and the same command resumes there.
 """
 
+if __name__ == "__main__":  # before the imports that take long
+    from bundle.ctrl_c import end_at_ctrl_c, raise_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import argparse
 import logging
 import sys
@@ -222,4 +227,5 @@ def report(results: Sequence[Result], out: Path, *, limit: int | None) -> int:
 
 
 if __name__ == "__main__":
+    raise_at_ctrl_c()
     sys.exit(main())

@@ -1,5 +1,10 @@
 """python -m export.evaluate --bundle DIR: COCO's numbers for a bundle, as it is served."""
 
+if __name__ == "__main__":  # before the imports that take long
+    from bundle.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import argparse
 import logging
 import sys

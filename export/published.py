@@ -5,6 +5,11 @@ python -m export.published base|refine|two_stage [--format mmdet2|mmdet3] [--out
 Prints the bundle's directory, for `make serve VARIANT=`.
 """
 
+if __name__ == "__main__":  # before the imports that take long
+    from bundle.ctrl_c import end_at_ctrl_c, raise_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import argparse
 import logging
 import sys
@@ -99,4 +104,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    raise_at_ctrl_c()
     sys.exit(main())

@@ -4,6 +4,11 @@ python -m model.checkpoint convert SRC DST    a published file -> a checkpoint
 python -m model.checkpoint show FILE          AP, classes, configuration and origin
 """
 
+if __name__ == "__main__":  # before the imports that take long
+    from bundle.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -7,6 +7,11 @@ of what is served. Without --data, a model with the demo's classes is evaluated 
 validation set. `--results FILE` scores existing detections in COCO's results format.
 """
 
+if __name__ == "__main__":  # before the imports that take long
+    from bundle.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import argparse
 import logging
 import re

@@ -11,6 +11,11 @@ Exit status: 0 done, 1 refused or failed, 130, 143 or 129 stopped by SIGINT,
 SIGTERM or SIGHUP after saving.
 """
 
+if __name__ == "__main__":  # before the imports that take long
+    from bundle.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import argparse
 import logging
 import os
@@ -65,8 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         log.error("error: %s", error)
         return 1
-    except KeyboardInterrupt:
-        return 130
     return _train(config, args, layout)
 
 
@@ -132,8 +135,6 @@ def _train(config: TrainConfig, args: argparse.Namespace, layout: Layout | None)
             raise
         log.error("error: %s", OUT_OF_MEMORY)
         return 1
-    except KeyboardInterrupt:  # before there is anything to save
-        return 130
 
 
 if __name__ == "__main__":

@@ -5,6 +5,11 @@ python -m model.weights resnet18|resnet34|resnet50|resnet101     the ImageNet ba
     starts from
 """
 
+if __name__ == "__main__":  # before the imports that take long
+    from bundle.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import argparse
 import sys
 from collections.abc import Sequence

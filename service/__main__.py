@@ -3,6 +3,11 @@
 Exit status: 0 after SIGTERM or Ctrl-C, 1 if it could not start or could not go on serving.
 """
 
+if __name__ == "__main__":  # before the imports that take long
+    from bundle.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import asyncio
 import contextlib
 import logging

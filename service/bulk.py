@@ -9,6 +9,11 @@ Exit status: 0; 1 if images could not be read or run (the others are done, and `
 2 if nothing could be done; 130 after Ctrl-C.
 """
 
+if __name__ == "__main__":  # before the imports that take long
+    from bundle.ctrl_c import end_at_ctrl_c, raise_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import argparse
 import hashlib
 import json
@@ -216,4 +221,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    raise_at_ctrl_c()
     sys.exit(main())

@@ -5,6 +5,11 @@ is missing or there is no result at all, 130 after Ctrl-C. The output file is wr
 end, completely or not at all.
 """
 
+if __name__ == "__main__":  # before the imports that take long
+    from bundle.ctrl_c import end_at_ctrl_c, raise_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
@@ -234,4 +239,5 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
+    raise_at_ctrl_c()
     sys.exit(main())

@@ -6,6 +6,11 @@ failed, and adds replicas while images wait too long for the engine. The environ
 serve, as for `python -m service`; every node must have the files.
 """
 
+if __name__ == "__main__":  # before the imports that take long
+    from bundle.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import argparse
 import math
 import signal

@@ -4,6 +4,11 @@ The engine is the one that the service would open, from the settings in the envi
 status: 0 if every answer is right, 1 if one is not, 2 if nothing could be tried.
 """
 
+if __name__ == "__main__":  # before the imports that take long
+    from bundle.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import argparse
 import sys
 from collections.abc import Sequence

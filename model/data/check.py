@@ -9,6 +9,11 @@ checked by their headers, and decoded if they seem truncated; damage amid the pi
 where the splits are compared, but not named.
 """
 
+if __name__ == "__main__":  # before the imports that take long
+    from bundle.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import argparse
 import sys
 from collections import Counter

@@ -7,6 +7,11 @@ a data set that is not divided. Images are hard links where the file system has 
 DIR appears whole or not at all.
 """
 
+if __name__ == "__main__":  # before the imports that take long
+    from bundle.ctrl_c import end_at_ctrl_c, raise_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import argparse
 import json
 import logging
@@ -118,4 +123,5 @@ def _content(split: Split, names: dict[int, str]) -> dict[str, list[dict[str, An
 
 
 if __name__ == "__main__":
+    raise_at_ctrl_c()
     sys.exit(main())

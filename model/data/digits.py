@@ -7,6 +7,11 @@ and scribbles are drawn as distractors without a label.
     python -m model.data.digits OUT --split val     writes the split in COCO format
 """
 
+if __name__ == "__main__":  # before the imports that take long
+    from bundle.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import argparse
 import json
 from copy import deepcopy

@@ -1,0 +1,51 @@
+"""Ctrl-C while a command imports leaves no trace, and later it is the command's own affair."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = sorted(
+    str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__main__")
+    for package in ("export", "model", "service")
+    for path in (ROOT / package).rglob("*.py")
+    if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+)
+# Runs a command, and presses Ctrl-C when it imports one of some modules.
+INTERRUPTED = """
+import os, runpy, signal, sys
+command, modules, *sys.argv[1:] = sys.argv[1:]
+class Finder:
+    def find_spec(name, path, target=None):
+        if name in modules.split(","):
+            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder)
+runpy.run_module(command, run_name="__main__", alter_sys=True)
+"""
+
+
+def interrupt(command: str, modules: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, command, modules, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "benchmarks.reproduce"])
+def test_a_command_that_imports_ends_without_a_trace(command: str) -> None:
+    done = interrupt(command, "argparse,asyncio")
+
+    assert (done.returncode, done.stderr) == (-2, "")  # a shell reports 130
+
+
+def test_a_command_at_work_says_what_became_of_it() -> None:
+    done = interrupt("service.detect", "openvino", "bundles/demo/samples/1.png")
+
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "interrupted: no results written"
