@@ -1,10 +1,11 @@
-"""Which images share a batch, and what is logged when a detector starts."""
+"""Which images share a batch, whose places are given back, and what a detector logs at start."""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from bundle.manifest import Bundle
 from bundle.preprocess import Preprocess, resized_size
 from service.app import create_app
 from service.detector import bucket
+from service.errors import NotReady
 from service.settings import Settings
 from tests.fakes import FakeEngine
 from tests.service.asking import running
@@ -64,6 +66,17 @@ async def test_what_was_assumed_of_the_weights_is_logged_and_shown(
 
     assert "assumed when the weights were converted: COCO's classes were assumed" in caplog.messages
     assert model["provenance"]["weights"]["assumed"] == ["COCO's classes were assumed"]
+
+
+@pytest.mark.anyio
+async def test_a_request_that_fails_gives_its_places_back(app: FastAPI, jpeg_bytes: bytes) -> None:
+    async with running(app) as client:
+        refused = await client.post("/detect", content=jpeg_bytes[:100])
+        metrics = (await client.get("/metrics")).text
+        app.state.serving.abort(NotReady("the test is over"))  # else closing waits for places
+
+    assert refused.status_code == 422
+    assert 'detr_queue_depth{model="toy"} 0.0' in metrics
 
 
 @pytest.mark.parametrize(
