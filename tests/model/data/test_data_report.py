@@ -277,6 +277,7 @@ def test_a_run_shows_its_data_as_it_trains_on_it(run_data, tmp_path, caplog):
 
 def test_a_page_that_cannot_be_written_costs_a_run_one_line(run_data, tmp_path, caplog):
     (tmp_path / "data.html").mkdir()
+    caplog.set_level("WARNING")
 
     report_before_training(run_data.report, tmp_path / "data.html", augmented=run_data.train)
 
