@@ -1,10 +1,12 @@
 """Writes files atomically: whatever happens, a file is its old version or its new one."""
 
+import errno
 import os
 import re
 from contextlib import suppress
 from pathlib import Path
 
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what an OSError says of it
 _TEMPORARY = re.compile(r"\..+\.(\d{1,9})\.tmp")  # .NAME.PROCESS.tmp
 
 

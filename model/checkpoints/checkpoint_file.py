@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from bundle.atomic import write_atomically
+from bundle.atomic import FULL_DISK, write_atomically
 from bundle.manifest import ClassInfo
 from bundle.thresholds import Thresholds
 from model.checkpoints.file_kind import (
@@ -141,10 +141,12 @@ def write_whole(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
     except OSError as error:
+        is_full = error.errno in FULL_DISK
+        advice = f"free {len(data) / 1e6:.0f} MB" if is_full else "make its directory writable"
         raise OSError(
             error.errno,
-            f"cannot write {path} ({error.strerror}): free {len(data) / 1e6:.0f} MB or choose "
-            "another directory; an existing file of that name is unchanged",
+            f"cannot write {path} ({error.strerror}): {advice} or choose another directory; an "
+            "existing file of that name is unchanged",
         ) from error
 
 

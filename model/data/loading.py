@@ -93,6 +93,7 @@ def open_data(
     for name, split in (("train", train_split), ("val", val_split)):
         summary[f"{name}_annotations"] = split.annotations.file.name
         summary[f"{name}_sha256"] = split.annotations.sha256
+        summary[f"{name}_files"] = split.files_digest()
     report = DataReport(
         name,
         splits={"train": train_split, "val": val_split},

@@ -1,5 +1,6 @@
 """One split of a data set, read once: annotations, image files and their faults."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,13 @@ class Split:
     def size(self, image_id: int) -> tuple[int, int]:
         """(height, width) of an image as displayed."""
         return self.files[image_id].header.size
+
+    def files_digest(self) -> str:
+        """A digest of the contents of all image files, whatever their names."""
+        digest = hashlib.blake2b(digest_size=16)
+        for image_id in sorted(self.files):
+            digest.update(f"{image_id} ".encode() + self.files[image_id].digest)
+        return digest.hexdigest()
 
     def training_box(self, box: BoxEntry) -> tuple[float, float, float, float] | None:
         """The box (x1, y1, x2, y2) clipped to its image, in pixels; None if it is not a target.

@@ -9,10 +9,12 @@ from model.config import TrainConfig
 
 BATCH_FIELDS = ("batch_size", "accumulation_steps")
 LENGTHS = ("epochs", "minutes")
-# Settings that change the speed, length and files of a run, but no step.
+# Settings that change the speed, length and files of a run, but no step; threads only round
+# sums in another order.
 _CHANGE_NO_STEP = ("num_workers", "num_threads", "patience", "keep_last")
 _NOT_COMPARED = (*_CHANGE_NO_STEP, "fit_batch")  # the last is replaced by what was chosen
-_DATA_NAMES = ("dataset", "train_annotations", "val_annotations")
+# Names of data whose hashes are compared, and digests of image files: repaired ones may go on.
+_DATA_NOT_COMPARED = ("dataset", "train_annotations", "val_annotations", "train_files", "val_files")
 
 
 def run_fingerprint(config: TrainConfig, data_summary: dict[str, Any]) -> dict[str, Any]:
@@ -24,11 +26,13 @@ def run_fingerprint(config: TrainConfig, data_summary: dict[str, Any]) -> dict[s
 
 
 def comparable(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """A copy without the names of data whose hashes are compared.
+    """A copy without what may differ between a run and its continuation.
 
     Settings that did not exist yet when it was saved have their defaults.
     """
-    data = {key: value for key, value in fingerprint["data"].items() if key not in _DATA_NAMES}
+    data = {
+        key: value for key, value in fingerprint["data"].items() if key not in _DATA_NOT_COMPARED
+    }
     config = {k: v for k, v in fingerprint["config"].items() if k not in _NOT_COMPARED}
     defaults = _plain(dataclasses.asdict(TrainConfig(name="")))
     return {"config": _filled(config, defaults), "data": data}
@@ -42,6 +46,13 @@ def _filled(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
         elif name not in saved and name not in _NOT_COMPARED:
             filled[name] = value
     return filled
+
+
+def splits_of_other_images(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """The splits whose image files have changed; none where the saved run did not note them."""
+    before, now = saved["data"], current["data"]
+    names = {"train": "train_files", "val": "val_files"}
+    return [s for s, key in names.items() if before.get(key, now.get(key)) != now.get(key)]
 
 
 def is_same_run(one: dict[str, Any], other: dict[str, Any]) -> bool:

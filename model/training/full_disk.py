@@ -1,18 +1,20 @@
 """The message when a file cannot be written, most often because the disk is full."""
 
-import errno
 import threading
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+from bundle.atomic import FULL_DISK
 
 
 def describe_os_error(error: OSError) -> str:
-    """One line: what failed, and what to do if there was no space left."""
+    """One line: what failed, and what to do."""
     said = error.strerror or str(error)
     if error.filename is not None:
         said = f"{error.filename}: {said}"
-    if error.errno not in _FULL:
-        return said
+    if error.errno not in FULL_DISK:
+        return (
+            f"{said}. When that is repaired, the same command continues from the last save in "
+            "OUT (--out), if there is one"
+        )
     return (
         f"the disk is full: {said}. Free some space, and the same command continues from the last "
         "save in OUT (--out); or move that directory to another disk"

@@ -16,6 +16,7 @@ from model.training.fingerprint import (
     comparable,
     differences,
     effective_batch,
+    splits_of_other_images,
 )
 from model.training.memory import is_out_of_memory
 from model.training.run_directory import LAST
@@ -117,6 +118,12 @@ def read_training_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, An
             f"continue with the version that wrote it, or {_start_over(path)}"
         )
     _require_same_run(path, comparable(saved["fingerprint"]), fingerprint)
+    if splits := splits_of_other_images(saved["fingerprint"], fingerprint):
+        log.warning(
+            "image files of %s have changed since %s was saved: the run continues with those of "
+            "now; another OUT= (--out) trains on them from the start",
+            *(" and ".join(splits), path),
+        )
     return saved
 
 

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 from model.data.loading import open_data
@@ -230,3 +231,17 @@ def test_resuming_from_a_file_that_is_none_is_refused(
 
     with pytest.raises(ValueError, match=str(path)):
         train(config, open_data(config, images), out_dir=tmp_path, resume=str(path))
+
+
+def test_changed_pixels_are_told_when_a_run_goes_on(
+    uninterrupted: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = shutil.copytree(images, tmp_path / "data")
+    Image.new("RGB", (96, 72)).save(directory / "images" / "val" / "1.png")
+    config = run_config()
+
+    status = train(config, open_data(config, directory), out_dir=uninterrupted)
+
+    assert status == 0
+    assert "image files of val have changed since" in caplog.text
+    assert "another OUT= (--out) trains on them from the start" in caplog.text

@@ -22,6 +22,7 @@ from model.checkpoints.checkpoint_file import (
     save_checkpoint,
     write_checkpoint,
     write_tensors,
+    write_whole,
 )
 from model.config import ModelConfig, TrainConfig, Variant
 from model.configs import CONFIGS, tiny
@@ -331,3 +332,10 @@ def test_tensors_that_share_memory_are_each_written(tmp_path: Path) -> None:
     found = safetensors.torch.load_file(tmp_path / "x.safetensors")
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def test_a_place_that_is_not_writable_is_not_called_full(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(OSError, match=r"cannot write .*: make its directory writable or choose"):
+        write_whole(tmp_path / "file" / "name", b"")

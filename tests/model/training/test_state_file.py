@@ -1,5 +1,6 @@
 """The file that a run resumes from, and the one before it."""
 
+import errno
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,13 @@ import torch
 from model.configs import base, demo, tiny
 from model.network.deformable_detr import DeformableDetr
 from model.training.fingerprint import run_fingerprint
-from model.training.run_directory import STATE_FILE
-from model.training.state_file import StateFile, read_last_state, read_training_state
+from model.training.run_directory import LAST, STATE_FILE
+from model.training.state_file import StateFile, previous, read_last_state, read_training_state
 from model.training.training_state import TrainingState
 from tests.model.runs import PowerCut
 
 SUMMARY = {"classes": ["cat", "dog"], "train_images": 3}
+FINGERPRINT = run_fingerprint(tiny(), SUMMARY)
 
 
 def test_a_full_disk_leaves_the_state_of_before(tmp_path: Path, request) -> None:
@@ -109,3 +111,55 @@ def test_wherever_a_save_ends_a_whole_state_is_left(
 
     assert saved is not None
     assert saved["progress"]["step"] == (1 if num_renames < 2 else 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(errno.EIO, "Input/output error"),
+            r"cannot read .*pt \(Input/output",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied"), r"cannot read .*Permission denied"),
+        (MemoryError("1 GB"), "1 GB"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "can't allocate memory"),
+    ],
+)
+def test_a_state_that_cannot_be_read_for_now_is_not_called_damaged(
+    error: Exception, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    path = tmp_path / STATE_FILE
+    for place in (path, previous(path)):
+        StateFile(place).write(small_state(), FINGERPRINT)
+    monkeypatch.setattr(torch, "load", fail)
+
+    with pytest.raises(type(error), match=message):
+        read_last_state(path, FINGERPRINT)
+
+
+def test_two_damaged_states_come_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / STATE_FILE
+    for place in (path, previous(path), tmp_path / LAST):
+        place.write_bytes(b"damaged")
+
+    with pytest.raises(ValueError, match=r"last.* is damaged.*, and .*previous") as error:
+        read_last_state(path, FINGERPRINT)
+
+    start = f"start over from INIT={tmp_path / LAST} (--init) with another OUT= (--out)"
+    assert start in str(error.value)
+
+
+def test_a_state_of_another_version_comes_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / STATE_FILE
+    torch.save({"format_version": 1, "fingerprint": FINGERPRINT}, path)
+
+    with pytest.raises(ValueError, match=r"has format 1, .*that wrote it, or start over"):
+        read_last_state(path, FINGERPRINT)
+
+
+def small_state() -> TrainingState:
+    config = tiny()
+    return TrainingState.start(DeformableDetr(config.model), config)
