@@ -17,7 +17,6 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
-from onnxscript import optimizer
 from torch import Tensor, nn
 
 from bundle.layout import (
@@ -28,6 +27,7 @@ from bundle.layout import (
     STANDARD_FORM,
     WEIGHTS_FILES,
 )
+from export.graph.simplify import simplify
 from export.graph.translation import OPSET, TRANSLATIONS, traced_once
 from model.network.inference import DetectionModel
 from model.network.ops.reference import ms_deform_attn_reference
@@ -53,7 +53,7 @@ def export_graphs(model: DetectionModel, *, min_side: int) -> Graphs:
     plugin = _trace(model, min_side)
     sizes = [_sizes(node) for node in _attention_nodes(plugin)]
     with _quiet():
-        optimizer.optimize(plugin)
+        simplify(plugin)
     standard = plugin.clone()
     _replace_attention(standard, sizes)
     for graph in (plugin, standard):
@@ -104,7 +104,6 @@ def _trace(model: DetectionModel, min_side: int) -> ir.Model:
         dynamic_shapes=(free, same),
         input_names=INPUTS,
         output_names=OUTPUTS,
-        optimize=False,
     )
 
 
@@ -116,6 +115,7 @@ def _export(module: nn.Module, args: tuple[Tensor, ...], **options: Any) -> ir.M
             dynamo=True,
             opset_version=OPSET,
             verbose=False,
+            optimize=False,
             custom_translation_table=TRANSLATIONS,
             **options,
         )
@@ -181,7 +181,10 @@ def reference_graph(sizes: Sizes) -> ir.Graph:
         torch.zeros(EXAMPLE_BATCH, num_queries, heads, levels, points),
     )
     free = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
-    graph = _export(_Reference().eval(), example, dynamic_shapes=(free, {}, free, free, free)).graph
+    model = _export(_Reference().eval(), example, dynamic_shapes=(free, {}, free, free, free))
+    with _quiet():
+        simplify(model)
+    graph = model.graph
     for value in list(graph.initializers.values()):
         assert value.const_value is not None
         constant = ir.node("Constant", [], attributes={"value": value.const_value})
