@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from tests.ops.cases import OpCase
@@ -69,12 +70,14 @@ def _made(name: str, command: list[str], inputs: Iterable[Path]) -> Path:
     for path in inputs:
         digest.update(path.read_bytes())
     target = ROOT / "build" / "tests" / f"{digest.hexdigest()[:16]}-{name}"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(f"{os.getpid()}-{target.name}")
-        result = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True)
-        assert result.returncode == 0, f"{' '.join(command)}\n{result.stderr}"
-        os.replace(unfinished, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):  # tests side by side wait for what one of them compiles
+        if not target.exists():
+            unfinished = target.with_name(f"{os.getpid()}-{target.name}")
+            command = [*command, "-o", str(unfinished)]
+            result = subprocess.run(command, capture_output=True, text=True)
+            assert result.returncode == 0, f"{' '.join(command)}\n{result.stderr}"
+            os.replace(unfinished, target)
     return target
 
 
