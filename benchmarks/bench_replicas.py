@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from benchmarks.bench_service import Sample, apart, make_body, make_bundle, measure, spread
+from benchmarks.bench_service import apart, make_body, make_bundle, spread
+from benchmarks.http_clients import Sample, measure
 from benchmarks.replicas import mock_replica, proxy, replica_host, wait_until_ready
 
 ENGINE = ("500", "0", "4")  # milliseconds per batch, per image; images per batch

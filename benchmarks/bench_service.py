@@ -2,15 +2,15 @@
 
 A mock engine sleeps 32 + 8 b ms for a batch of b images, 100 images/s at 16, behind this service
 and behind peers. Efficiency is images/s over HTTP divided by images/s of the bare engine in the
-same round. The clients share a separate process and send the same JPEG again and again. The servers
-are measured in turn, --rounds times; the table shows the median and the spread.
+same round. The clients share a separate process and send the same JPEG again and again: each after
+its answer, and at random times at 0.5 to 2 times what the bare engine can do. The servers are
+measured in turn, --rounds times; the table shows the median and the spread.
 
 With --bundle, only this service is measured, with the bundle's own engine on the same cores as
 decoding and clients; DETR_ENGINE and the other settings come from the environment.
 """
 
 import argparse
-import asyncio
 import importlib.util
 import io
 import multiprocessing
@@ -22,10 +22,12 @@ import statistics
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -33,8 +35,8 @@ import numpy as np
 import uvicorn
 from PIL import Image
 
+from benchmarks.http_clients import BOUNDARY, Sample, measure, measure_open
 from benchmarks.mock_engine import MAX_BATCH_SIZE, PREPROCESS, MockEngine, as_json
-from benchmarks.replicas import wait_until_ready
 from bundle.detect import make_batch
 from bundle.known_answers import write_known_answers
 from bundle.layout import GRAPH_FILES, STANDARD_FORM
@@ -44,7 +46,8 @@ from engines.base import Engine
 from engines.load import open_engine
 from service.settings import Settings
 
-BOUNDARY = b"bench"
+OPEN_SHARES = (0.5, 0.8, 1.0, 2.0)  # of what the bare engine can do
+START_S = 60  # for a server to start
 
 Result = TypeVar("Result")
 
@@ -96,57 +99,11 @@ def serve_litserve(port: int, served: Served) -> None:
     serve(port)
 
 
-# --- the clients
+def serve_mosec(port: int, served: Served) -> None:
+    """Mosec; imported here, because it may not be installed."""
+    from benchmarks.mosec_peer import serve
 
-
-class Sample(NamedTuple):
-    """One measurement of a closed loop."""
-
-    images_per_s: float
-    median_ms: float
-    p99_ms: float
-    num_errors: int
-
-
-def measure(port: int, num_clients: int, *, seconds: float, body: bytes) -> Sample:
-    """One closed loop, in a separate process."""
-    return asyncio.run(closed_loop(port, num_clients, seconds=seconds, body=body))
-
-
-async def closed_loop(port: int, num_clients: int, *, seconds: float, body: bytes) -> Sample:
-    """Clients that send a request after each answer; the first second is a warm-up."""
-    request = (
-        b"POST /detect HTTP/1.1\r\nHost: bench\r\nContent-Type: multipart/form-data; boundary=%s"
-        b"\r\nContent-Length: %d\r\n\r\n%s" % (BOUNDARY, len(body), body)
-    )
-    started = time.perf_counter() + 1.0
-    ended = started + seconds
-    latencies_ms: list[float] = []
-    num_errors = 0
-
-    async def client() -> None:
-        nonlocal num_errors
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while (sent := time.perf_counter()) < ended:
-            writer.write(request)
-            status = await read_answer(reader)
-            done = time.perf_counter()
-            num_errors += status != 200
-            if status == 200 and started < done < ended:
-                latencies_ms.append((done - sent) * 1e3)
-        writer.close()
-
-    await asyncio.gather(*(client() for _ in range(num_clients)))
-    centiles = statistics.quantiles(latencies_ms, n=100)
-    return Sample(len(latencies_ms) / seconds, centiles[49], centiles[98], num_errors)
-
-
-async def read_answer(reader: asyncio.StreamReader) -> int:
-    """The status of the next answer; its body is read and discarded."""
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
-    await reader.readexactly(length)
-    return int(head.split(b" ")[1])
+    serve(port)
 
 
 # --- the run
@@ -186,8 +143,8 @@ def open_bare(served: Served) -> tuple[Manifest, Engine]:
 
 
 @contextmanager
-def running(serve: Callable[[int, Served], None], served: Served) -> Iterator[int]:
-    """Run a server in a separate process; yields its port."""
+def running(serve: Callable[[int, Served], None], served: Served) -> Iterator[tuple[int, int]]:
+    """Run a server in a separate process; yields its port and its process group."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     process = multiprocessing.get_context("spawn").Process(
@@ -195,14 +152,44 @@ def running(serve: Callable[[int, Served], None], served: Served) -> Iterator[in
     )
     process.start()
     try:
-        wait_until_ready(f"http://127.0.0.1:{port}")
-        yield port
+        assert process.pid is not None
+        wait_until_answering(port, process)
+        yield port, process.pid
     finally:
         assert process.pid is not None
         process.terminate()
         process.join(timeout=10)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # LitServe leaves its workers behind
+
+
+def wait_until_answering(port: int, process: BaseProcess) -> None:
+    """Wait until a server detects; not all of them say when they are ready.
+
+    Raises:
+        TimeoutError: it does not within a minute, or ends.
+    """
+    body, _ = make_body()
+    headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY.decode()}"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/detect", body, headers)
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.is_alive():
+        try:
+            return urllib.request.urlopen(request, timeout=START_S).close()
+        except OSError:  # refused, or an error status
+            time.sleep(0.05)
+    raise TimeoutError(f"nothing detects at port {port}")
+
+
+def cpu_seconds(group: int) -> float:
+    """The CPU time of all processes of a group so far."""
+    num_ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group:
+                num_ticks += sum(map(int, fields[11:15]))  # its own, and of children that ended
+    return num_ticks / os.sysconf("SC_CLK_TCK")
 
 
 def lead_group(serve: Callable[[int, Served], None], port: int, *, served: Served) -> None:
@@ -267,7 +254,35 @@ def main() -> None:
             servers["FastAPI, no batching"] = serve_plain_fastapi
             if importlib.util.find_spec("litserve"):
                 servers["LitServe"] = serve_litserve
+            if importlib.util.find_spec("mosec"):
+                servers["Mosec"] = serve_mosec
         run(servers, served, rounds=args.rounds, seconds=args.seconds)
+
+
+class Load(NamedTuple):
+    """What the clients do: so many in a closed loop, or an open loop at so much of capacity."""
+
+    num_clients: int = 0
+    share: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.num_clients} clients" if self.num_clients else f"{self.share:g} x capacity"
+
+    def measure(self, port: int, capacity: float, *, seconds: float, body: bytes) -> Sample:
+        """Put this load on a server, from a separate process."""
+        if self.num_clients:
+            loop = partial(measure, port, self.num_clients, seconds=seconds, body=body)
+        else:
+            loop = partial(measure_open, port, self.share * capacity, seconds=seconds, body=body)
+        return apart(loop, timeout_s=seconds + 120)
+
+
+class Measured(NamedTuple):
+    """A sample, beside the bare engine of the same round."""
+
+    sample: Sample
+    efficiency: float
+    cpu_ms: float  # of the server, for each image that it answered
 
 
 def run(
@@ -280,33 +295,45 @@ def run(
     """Measure the servers in turn, in a random order each round, and print the table."""
     body, jpeg = make_body()
     bare: list[dict[int, float]] = []
-    samples: dict[tuple[str, int], list[Sample]] = {}
+    measured: dict[tuple[Load, str], list[Measured]] = {}
     for _ in range(rounds):
         alone = partial(bare_engine, served, seconds=min(seconds, 5), jpeg=jpeg)
         bare.append(apart(alone, timeout_s=600))
-        largest = max(bare[-1])
+        capacity, largest = max(bare[-1].values()), max(bare[-1])
+        loads = [Load(count) for count in sorted({1, 8, largest, 2 * largest, 4 * largest})]
+        loads += [Load(share=share) for share in OPEN_SHARES]
         for name in random.sample(list(servers), len(servers)):
-            with running(servers[name], served) as port:
-                for num_clients in sorted({1, 8, largest, 2 * largest, 4 * largest}):
-                    loop = partial(measure, port, num_clients, seconds=seconds, body=body)
-                    sample = apart(loop, timeout_s=seconds + 120)
-                    samples.setdefault((name, num_clients), []).append(sample)
+            with running(servers[name], served) as (port, group):
+                for load in loads:
+                    before_s = cpu_seconds(group)
+                    sample = load.measure(port, capacity, seconds=seconds, body=body)
+                    cpu_ms = (cpu_seconds(group) - before_s) * 1e3 / max(1, sample.num_answered)
+                    found = Measured(sample, sample.images_per_s / capacity, cpu_ms)
+                    measured.setdefault((load, name), []).append(found)
     print(f"JPEG of {len(jpeg)} bytes; bare engine, images/s by batch size:")
     speeds = {size: [found[size] for found in bare] for size in bare[0]}
     print("  " + ", ".join(f"{size}: {spread(found)}" for size, found in speeds.items()))
-    print("\n| server | clients | images/s | efficiency | median ms | p99 ms | errors |")
-    print("|---|---|---|---|---|---|---|")
-    for (name, num_clients), found in sorted(samples.items(), key=lambda pair: pair[0][::-1]):
-        efficiency = statistics.median(
-            sample.images_per_s / max(alone.values())
-            for sample, alone in zip(found, bare, strict=True)
+    print(
+        "\n| load | server | images/s | efficiency | median ms | p99 ms | CPU-ms/image | errors |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for load, name in sorted(measured):
+        print(f"| {load} | {name} | {row(measured[load, name])} |")
+
+
+def row(found: Sequence[Measured]) -> str:
+    """The figures of one load on one server, over all rounds."""
+    samples = [one.sample for one in found]
+    return " | ".join(
+        (
+            spread([sample.images_per_s for sample in samples]),
+            f"{statistics.median(one.efficiency for one in found):.3f}",
+            f"{statistics.median(sample.median_ms for sample in samples):.1f}",
+            f"{statistics.median(sample.p99_ms for sample in samples):.1f}",
+            f"{statistics.median(one.cpu_ms for one in found):.1f}",
+            f"{sum(sample.num_errors for sample in samples)}",
         )
-        print(
-            f"| {name} | {num_clients} | {spread([s.images_per_s for s in found])} | "
-            f"{efficiency:.3f} | {statistics.median(s.median_ms for s in found):.1f} | "
-            f"{statistics.median(s.p99_ms for s in found):.1f} | "
-            f"{sum(s.num_errors for s in found)} |"
-        )
+    )
 
 
 def spread(values: Sequence[float]) -> str:

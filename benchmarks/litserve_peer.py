@@ -37,4 +37,4 @@ def serve(port: int) -> None:
     """A delay of 10 ms to fill a batch, as its documentation shows."""
     api = Api(max_batch_size=MAX_BATCH_SIZE, batch_timeout=0.01, api_path="/detect")
     server = litserve.LitServer(api, accelerator="cpu", healthcheck_path="/readyz")
-    server.run(port=port, generate_client_file=False, log_level="warning")
+    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")
