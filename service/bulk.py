@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from bundle.manifest import Bundle
 from engines.base import EngineFailure
-from service.bulk_images import Chunk, find_chunks, open_place
+from service.bulk_images import Chunk, find_chunks, open_place, public_name
 from service.bulk_worker import PARTS, UNFINISHED, Job, Worker, part_name, write_whole
 from service.schemas import DetectQuery, ModelRef
 
@@ -48,7 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         query = DetectQuery(
             threshold=args.threshold, num_detections=args.num_detections, nms_iou=args.nms_iou
         )
-        chunks = find_chunks(args.places, chunk_size=args.chunk_size)
+        chunks = find_chunks(
+            args.places,
+            chunk_size=args.chunk_size,
+            results=f"{open_place(args.out)[1]}/{PARTS}",
+        )
         job = make_job(Bundle.load(args.bundle), chunks, query=query)
         run = with_ray(args.workers, num_cpus=args.cpus, address=args.address)
         num_failed = detect_all(job, chunks, out=args.out, run=run)
@@ -71,7 +75,7 @@ def make_job(bundle: Bundle, chunks: Sequence[Chunk], *, query: DetectQuery) -> 
     Raises:
         ValueError: more detections are asked for than the model has.
     """
-    digest = hashlib.sha256("".join(chunk.model_dump_json() for chunk in chunks).encode())
+    digest = hashlib.sha256("".join(chunk.identity() for chunk in chunks).encode())
     return Job(
         bundle=bundle.directory.absolute(),
         model=ModelRef.from_manifest(bundle.manifest),
@@ -124,8 +128,8 @@ def _claim(job: Job, out: str) -> None:
     differing = [name for name in now if before.get(name) != now[name]]
     if differing:
         raise ValueError(
-            f"{out} has results of another job, which differs in {', '.join(differing)}: choose "
-            "another --out, or remove it"
+            f"{public_name(out)} has results of another job, which differs in "
+            f"{', '.join(differing)}: choose another --out, or remove it"
         )
 
 

@@ -4,6 +4,8 @@ Places are paths or object storage addresses that Arrow knows (s3://, gs://, fil
 options after a question mark: folders of images, images, or Parquet files. A Parquet file has the
 images' bytes in a column `image`, as binary or as Hugging Face's struct with a field `bytes`, and
 may have columns `image_id` and `file_name`.
+
+An address may contain keys, so what is written down, logged or printed is its `public_name`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
+import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _TABLE_SUFFIX = ".parquet"
+_COLUMNS = ["image", "image_id", "file_name"]
 
 
 class Chunk(BaseModel):
@@ -28,6 +32,11 @@ class Chunk(BaseModel):
     places: list[str]  # of the image files, or of the one Parquet file
     row_group: int | None = None
     num_images: int
+
+    def identity(self) -> str:
+        """What tells it from other chunks, without the keys in its addresses."""
+        names = [public_name(place) for place in self.places]
+        return self.model_copy(update={"places": names}).model_dump_json()
 
 
 class Source(NamedTuple):
@@ -57,13 +66,31 @@ def _open_folder(address: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return system, path
 
 
-def find_chunks(places: Sequence[str], *, chunk_size: int) -> list[Chunk]:
+def public_name(place: str) -> str:
+    """A place as others may read it: an address without its password, user and options."""
+    if not _is_address(place):
+        return place
+    address = urlsplit(place)
+    user, _, host = address.netloc.rpartition("@")
+    netloc = host if ":" in user else address.netloc  # without a password, it is no secret
+    return address._replace(netloc=netloc, query="", fragment="").geturl()
+
+
+def find_chunks(
+    places: Sequence[str], *, chunk_size: int, results: str | None = None
+) -> list[Chunk]:
     """All images at these places, in the same order in every run.
 
+    Args:
+        places: where they are.
+        chunk_size: how many image files are in a chunk.
+        results: the path of a folder at one of these places whose Parquet files are results.
+
     Raises:
-        ValueError: there is nothing at a place, or no image.
+        ValueError: there is nothing at a place, no image, or a Parquet file without images.
     """
-    files = [file for place in places for file in _files(place)]
+    found = (file for place in places for file in _files(place, results))
+    files = list(dict.fromkeys(found))  # each once, though places may overlap
     tables = [file for file in files if _file_name(file).endswith(_TABLE_SUFFIX)]
     images = [file for file in files if _file_name(file).lower().endswith(_IMAGE_SUFFIXES)]
     parts: list[tuple[list[str], int | None, int]] = []  # places, row group, images
@@ -71,15 +98,14 @@ def find_chunks(places: Sequence[str], *, chunk_size: int) -> list[Chunk]:
         some = images[start : start + chunk_size]
         parts.append((some, None, len(some)))
     for table in tables:
-        system, path = open_place(table)
-        with system.open_input_file(path) as file:
-            metadata = pq.ParquetFile(file).metadata
+        metadata = _read_metadata(table)
         parts += [
             ([table], group, metadata.row_group(group).num_rows)
             for group in range(metadata.num_row_groups)
         ]
     if not parts:
-        raise ValueError(f"expected images or Parquet files in {', '.join(places)}, got none")
+        names = ", ".join(map(public_name, places))
+        raise ValueError(f"expected images or Parquet files in {names}, got none")
     chunks, first_id = [], 0
     for index, (some, row_group, count) in enumerate(parts):
         chunks.append(
@@ -95,33 +121,83 @@ def sources(chunk: Chunk) -> Iterator[Source]:
     """The images of a chunk, in their order."""
     if chunk.row_group is None:
         for number, place in enumerate(chunk.places):
-            yield Source(chunk.first_id + number, place, partial(_read, place))
+            yield Source(chunk.first_id + number, public_name(place), partial(_read, place))
         return
+    table = public_name(chunk.places[0])
     system, path = open_place(chunk.places[0])
     with system.open_input_file(path) as file:
-        rows = pq.ParquetFile(file).read_row_group(chunk.row_group).to_pylist()
-    for number, row in enumerate(rows):
-        image = row.get("image")
+        rows = pq.ParquetFile(file).read_row_group(chunk.row_group, columns=_COLUMNS).to_pylist()
+    for number, row in enumerate(rows, chunk.first_id):
+        image = row["image"]
         data = image.get("bytes") if isinstance(image, dict) else image
-        name = row.get("file_name") or f"{chunk.places[0]}#{chunk.first_id + number}"
-        image_id = int(row.get("image_id", chunk.first_id + number))
-        yield Source(image_id, name, partial(_bytes, data))
+        image_id = row.get("image_id", number)
+        if image_id is None:
+            raise ValueError(f"{table}: expected an image_id in every row, got null")
+        yield Source(image_id, row.get("file_name") or f"{table}#{number}", partial(_bytes, data))
 
 
-def _files(place: str) -> list[str]:
+def _read_metadata(table: str) -> pq.FileMetaData:
+    """Of a Parquet file, once it is known to have images."""
+    system, path = open_place(table)
+    with system.open_input_file(path) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{public_name(table)}: not a Parquet file ({error})") from error
+        _check_columns(public_name(table), parquet.schema_arrow)
+        return parquet.metadata
+
+
+def _check_columns(table: str, schema: pa.Schema) -> None:
+    if "image" not in schema.names:
+        names = ", ".join(schema.names)
+        raise ValueError(f"{table}: expected a column 'image', got the columns {names}")
+    for column, expected, is_right in (
+        ("image", "bytes, or of structs with 'bytes',", _holds_bytes),
+        ("image_id", "whole numbers,", pa.types.is_integer),
+        ("file_name", "text,", _is_text),
+    ):
+        kind = schema.field(column).type if column in schema.names else None
+        if kind is not None and not is_right(kind):
+            raise ValueError(f"{table}: expected a column {column!r} of {expected} got {kind}")
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _files(place: str, results: str | None) -> list[str]:
     system, path = open_place(place)
     info = system.get_file_info(path)
     if info.type == pyarrow.fs.FileType.NotFound:
-        raise ValueError(f"nothing found at {place}")
+        raise ValueError(f"nothing found at {public_name(place)}")
     if info.type == pyarrow.fs.FileType.File:
         return [place]
-    return files_in(place, system, path=path)
+    return files_in(place, system, path=path, but_in=results)
 
 
-def files_in(place: str, system: pyarrow.fs.FileSystem, *, path: str) -> list[str]:
-    """The places of all files in the folder `place`, which is `path` in its file system."""
+def files_in(
+    place: str, system: pyarrow.fs.FileSystem, *, path: str, but_in: str | None = None
+) -> list[str]:
+    """The places of all files in the folder `place`, which is `path` in its file system.
+
+    Those in the folder `but_in`, also a path in it, are left out.
+    """
     found = system.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
-    names = sorted(one.path.removeprefix(path.rstrip("/")) for one in found if one.is_file)
+    paths = (one.path for one in found if one.is_file)
+    names = sorted(
+        one.removeprefix(path.rstrip("/"))
+        for one in paths
+        if but_in is None or not one.startswith(f"{but_in}/")
+    )
     if not _is_address(place):
         return [f"{place.rstrip('/')}{name}" for name in names]
     address = urlsplit(place)

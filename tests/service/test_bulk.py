@@ -14,8 +14,8 @@ import pytest
 import service.detect
 from bundle.manifest import Bundle
 from service.bulk import detect_all, main, make_job, write_coco
-from service.bulk_images import Chunk, files_in, find_chunks, open_place
-from service.bulk_worker import Job, Worker
+from service.bulk_images import Chunk, files_in, find_chunks, open_place, sources
+from service.bulk_worker import Job, Worker, write_whole
 from service.schemas import DetectQuery
 from tests.fakes import POISON, FakeEngine
 
@@ -120,6 +120,53 @@ def test_files_in_object_storage_keep_the_options_of_their_address() -> None:
     assert first is second
 
 
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("photos/a b.png", "photos/a b.png"),
+        ("s3://bucket/a%20b.png", "s3://bucket/a%20b.png"),
+        ("s3://AKID:se%2Fcret@bucket/a.png?region=here", "s3://bucket/a.png"),
+        ("abfs://images@account.net/a.png?sig=secret", "abfs://images@account.net/a.png"),
+    ],
+)
+def test_results_name_images_without_the_keys_of_their_addresses(place, name):
+    chunk = Chunk(index=0, first_id=0, places=[place], num_images=1)
+
+    (source,) = sources(chunk)
+
+    assert source.name == name
+    assert "secret" not in chunk.identity()
+
+
+def test_a_job_is_the_same_with_new_keys(toy_bundle):
+    chunks = [
+        Chunk(index=0, first_id=0, places=[f"s3://me:{key}@bucket/a.png"], num_images=1)
+        for key in ("old", "new")
+    ]
+
+    old, new = (make_job(Bundle.load(toy_bundle), [one], query=DetectQuery()) for one in chunks)
+
+    assert old == new
+
+
+def test_a_file_in_object_storage_appears_whole_or_not_at_all() -> None:
+    """On Arrow's stand-in for it."""
+    folder = "mock:///bucket/found"
+
+    def fails(file: Any) -> None:
+        file.write(b"half of it")
+        raise OSError("the connection broke")
+
+    write_whole(folder, "good.json", write=lambda file: file.write(b"whole"))
+    with pytest.raises(OSError, match="the connection broke"):
+        write_whole(folder, "bad.json", write=fails)
+
+    system, path = open_place(folder)
+    with system.open_input_stream(f"{path}/good.json") as file:
+        assert file.read() == b"whole"
+    assert system.get_file_info(f"{path}/bad.json").type == pyarrow.fs.FileType.NotFound
+
+
 def test_images_in_structs_have_ids_by_their_order(toy_bundle, png_bytes, tmp_path, out):
     images = tmp_path / "images.parquet"
     pq.write_table(pa.table({"image": [{"bytes": png_bytes, "path": "x"}] * 2}), images)
@@ -199,6 +246,46 @@ def test_a_place_without_images_is_reported(tmp_path, place):
         find_chunks([str(tmp_path / place)], chunk_size=2)
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"picture": [b"x"]}, "expected a column 'image', got the columns picture"),
+        ({"image": ["x"]}, "expected a column 'image' of bytes, .* got string"),
+        ({"image": [{"path": "x"}]}, "expected a column 'image' of bytes, .* got struct"),
+        ({"image": [b"x"], "image_id": ["7"]}, "expected a column 'image_id' of whole numbers"),
+        ({"image": [b"x"], "image_id": [7.5]}, "expected a column 'image_id' of whole numbers"),
+        ({"image": [b"x"], "file_name": [7]}, "expected a column 'file_name' of text, got int64"),
+    ],
+)
+def test_a_table_without_the_columns_of_images_is_refused_at_once(tmp_path, columns, message):
+    pq.write_table(pa.table(columns), tmp_path / "other.parquet")
+
+    with pytest.raises(ValueError, match=rf"other\.parquet: {message}"):
+        find_chunks([str(tmp_path)], chunk_size=2)
+
+
+def test_a_damaged_table_is_named(tmp_path):
+    (tmp_path / "half.parquet").write_bytes(b"PAR1 and no more")
+
+    with pytest.raises(ValueError, match=r"half\.parquet: not a Parquet file"):
+        find_chunks([str(tmp_path)], chunk_size=2)
+
+
+def test_a_row_without_an_id_is_reported(tmp_path):
+    path = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"image": [b"x", b"x"], "image_id": [1, None]}), path)
+    (chunk,) = find_chunks([path], chunk_size=2)
+
+    with pytest.raises(ValueError, match=r"a\.parquet: expected an image_id in every row"):
+        list(sources(chunk))
+
+
+def test_an_image_that_is_named_twice_has_one_result(photos):
+    (whole,) = find_chunks([str(photos), str(photos / "1.png"), f"{photos}/"], chunk_size=99)
+
+    assert whole.num_images == 8
+
+
 def test_a_wrong_call_is_one_line(toy_bundle, photos, out, capsys):
     bulk(toy_bundle, photos, out, threshold=0.9)
     options = ["--out", str(out), "--bundle", str(toy_bundle), "--chunk-size", "2"]
@@ -213,7 +300,9 @@ def test_a_wrong_call_is_one_line(toy_bundle, photos, out, capsys):
     assert "threshold: Input should be" in capsys.readouterr().err
 
 
-def test_a_run_that_is_done_only_writes_what_is_asked_for(toy_bundle, photos, out):
+@pytest.mark.parametrize("folder", ["found", "photos", "photos/found"])
+def test_a_run_that_is_done_only_writes_what_is_asked_for(toy_bundle, photos, tmp_path, folder):
+    out = tmp_path / folder
     bulk(toy_bundle, photos, out)
     options = ["--out", str(out), "--bundle", str(toy_bundle), "--chunk-size", "2"]
 
