@@ -25,7 +25,7 @@ def read_keys(path: Path) -> list[bytes]:
         ValueError: the file cannot be read, holds no key, or holds one that is too short.
     """
     try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"DETR_API_KEYS_FILE: cannot read {path}: {error}") from error
     keys = [line for line in lines if line and not line.startswith("#")]
@@ -36,7 +36,7 @@ def read_keys(path: Path) -> list[bytes]:
             f"DETR_API_KEYS_FILE: expected keys of at least {LEAST_CHARACTERS} characters in "
             f"{path}, got a shorter one; openssl rand -hex 32 makes one"
         )
-    return [_digest(key) for key in keys]
+    return [_digest(key.encode()) for key in keys]
 
 
 class KeyCheck:
@@ -70,10 +70,10 @@ class KeyCheck:
         headers = Headers(scope=scope)
         kind, _, bearer = headers.get("authorization", "").partition(" ")
         given = bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
-        digest = _digest(given)
+        digest = _digest(given.encode("latin-1"))  # as HTTP's headers are decoded
         # Compares digests of equal length, and all of them, so that timing reveals nothing.
         return sum([hmac.compare_digest(digest, key) for key in self._keys]) > 0
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

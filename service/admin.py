@@ -35,5 +35,5 @@ def _require_key(request: Request) -> None:
         raise NotFound("/admin/reload exists only if DETR_ADMIN_KEY is set")
     expected = f"Bearer {settings.admin_key.get_secret_value()}"
     given = request.headers.get("authorization", "")
-    if not hmac.compare_digest(given.encode(), expected.encode()):
+    if not hmac.compare_digest(given.encode("latin-1"), expected.encode()):
         raise Forbidden("expected the header Authorization: Bearer KEY, with DETR_ADMIN_KEY")

@@ -14,14 +14,14 @@ from tests.service.asking import code_of, running
 
 pytestmark = pytest.mark.anyio
 
-KEY, OTHER_KEY = "k" * 16, "another key of ours"
+KEY, OTHER_KEY = "k" * 16, "noch ein Schlüssel von uns"
 HEALTH = ["/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"]
 
 
 @pytest.fixture
 def guarded(settings: Settings, tmp_path: Path) -> Settings:
     file = tmp_path / "keys"
-    file.write_text(f"# a comment\n{KEY}\n\n  {OTHER_KEY}\n")
+    file.write_text(f"\ufeff{KEY}\n# a comment\n\n  {OTHER_KEY}\n")
     return settings.model_copy(update={"api_keys_file": file})
 
 
@@ -36,10 +36,12 @@ def guarded(settings: Settings, tmp_path: Path) -> Settings:
 async def test_a_known_key_opens_every_path(
     guarded: Settings, engine: FakeEngine, headers: dict[str, str], png_bytes: bytes
 ) -> None:
+    in_utf8 = httpx.Headers(headers, encoding="utf-8")
+
     async with running(create_app(guarded, lambda *_: engine)) as client:
         answers = [
-            await client.post("/detect", content=png_bytes, headers=headers),
-            await client.get("/model", headers=headers),
+            await client.post("/detect", content=png_bytes, headers=in_utf8),
+            await client.get("/model", headers=in_utf8),
         ]
 
     assert [answer.status_code for answer in answers] == [200, 200]

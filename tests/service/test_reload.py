@@ -22,8 +22,8 @@ from tests.server_process import Process
 from tests.service.asking import code_of, message_of, running
 from tests.service.load import Load
 
-KEY = "a key of tests"
-HEADERS = {"Authorization": f"Bearer {KEY}"}
+KEY = "ein Schlüssel für Tests"
+HEADERS = httpx.Headers({"Authorization": f"Bearer {KEY}"}, encoding="utf-8")
 
 
 class Place:
