@@ -28,9 +28,10 @@ _BATCHING = Batching()
 _TIMEOUT = httpx.Timeout(60, connect=5)  # the service itself gives up on a request after 10 s
 
 
-def _with_key(headers: Mapping[str, str] | None, api_key: str | None) -> dict[str, str]:
-    key = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-    return {**key, **(headers or {})}
+def _with_key(headers: Mapping[str, str] | None, api_key: str | None) -> httpx.Headers:
+    """The headers, with the key as it stands in a file: a line in UTF-8."""
+    key = {} if api_key is None else {"Authorization": f"Bearer {api_key.strip()}"}
+    return httpx.Headers({**key, **(headers or {})}, encoding="utf-8")
 
 
 class DetrClient:

@@ -40,4 +40,4 @@ class DetrError(Exception):
 
 
 class Unreachable(DetrError):
-    """There was no answer: no connection, or it broke or took too long."""
+    """There was no answer: a wrong address, no connection, or one that broke or took too long."""

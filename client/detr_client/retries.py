@@ -9,6 +9,8 @@ import httpx
 
 # Busy, loading, stopping or gone: another try, or another replica, may answer.
 _TRANSIENT = {408, 429, 502, 503, 504}
+# A wrong address or header of the caller.
+_HOPELESS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Retries:
         Retry-After is honoured. Other pauses are shortened at random by up to a half, so clients
         that were refused together do not come back together.
         """
-        if num_tries > self.most:
+        if num_tries > self.most or isinstance(outcome, _HOPELESS):
             return None
         asked_s = None
         if isinstance(outcome, httpx.Response):

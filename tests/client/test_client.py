@@ -153,7 +153,7 @@ def test_a_service_that_is_still_loading_is_waited_for(
 async def test_a_key_is_sent_where_the_service_asks_for_one(
     start: Callable[..., Process], tmp_path: Path, photo: Path
 ) -> None:
-    key = "a key of sixteen characters or more"
+    key = "ein Schlüssel aus einer Datei\n"
     (tmp_path / "keys").write_text(key)
     address = start(api_keys_file=tmp_path / "keys").read_address()
 

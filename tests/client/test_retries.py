@@ -116,6 +116,27 @@ def test_no_answer_at_all_is_reported() -> None:
     assert len(service.requests) == 3
 
 
+def test_an_address_without_http_is_reported_at_once() -> None:
+    pauses_s: list[float] = []
+
+    with (
+        DetrClient("localhost:8000", sleep=pauses_s.append) as client,
+        pytest.raises(Unreachable, match="unsupported protocol 'localhost"),
+    ):
+        client.detect(b"x")
+
+    assert pauses_s == []
+
+
+def test_a_header_that_cannot_be_sent_is_reported_at_once() -> None:
+    service = Service(httpx.LocalProtocolError("Illegal header value"), done())
+
+    with pytest.raises(Unreachable, match="Illegal header value"):
+        service.client().detect(b"x")
+
+    assert len(service.requests) == 1
+
+
 @pytest.mark.parametrize("status", [400, 404, 413, 415, 422, 500])
 def test_a_request_at_fault_is_not_sent_again(status: int) -> None:
     service = Service(busy(status), done())
