@@ -20,11 +20,13 @@ def without_duplicates(
         iou: a box is dropped if it overlaps a kept one by more than this.
     """
     kept: list[int] = []
-    for at in range(len(boxes)):
-        rivals = [better for better in kept if labels[better] == labels[at]]
-        if not np.any(_iou(boxes[at], boxes[rivals]) > iou):
-            kept.append(at)
-    return np.array(kept, np.intp)
+    for label in np.unique(labels):
+        left = np.flatnonzero(labels == label)
+        while len(left):
+            best, left = left[0], left[1:]
+            kept.append(int(best))
+            left = left[_iou(boxes[best], boxes[left]) <= iou]
+    return np.sort(np.array(kept, np.intp))
 
 
 def _iou(box: Boxes, others: Boxes) -> Boxes:

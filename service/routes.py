@@ -1,5 +1,6 @@
 """The routes of the HTTP API: detection, health, metrics, the model."""
 
+import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
@@ -10,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import TypeAdapter
 
 from bundle.detect import Found
-from bundle.manifest import ClassInfo
+from bundle.manifest import ClassInfo, Manifest
 from bundle.postprocess import Detections, to_detections
 from service.description import ANSWERS, BINARY, DETECT_BODY, error_responses
 from service.detector import Detector
@@ -71,18 +72,11 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
         request, images.uploads, model=model, stopwatch=stopwatch, tile_px=query.tile
     )
     with stopwatch.stage(Stage.POST):
-        labels_kept = find_labels(query.classes, detector.manifest.classes)
-        lowest_scores = detector.manifest.lowest_scores(query.threshold)
-        detections = [
-            to_detections(
-                *one,
-                threshold=lowest_scores,
-                top_k=most_detections,
-                labels_kept=labels_kept,
-                nms_iou=query.nms_iou,
-            )
-            for one in found
-        ]
+        select = partial(_select, found, query, detector.manifest, most_detections)
+        if query.nms_iou is None:
+            detections = select()
+        else:  # comparing all boxes may take a while
+            detections = await asyncio.to_thread(select)
     with stopwatch.stage(Stage.ENCODE):
         if image_format is None:
             response = _as_json(detector, images, found, detections, query.format)
@@ -186,6 +180,23 @@ def find_labels(names: Sequence[str], classes: Sequence[ClassInfo]) -> set[int] 
             )
         labels.add(label)
     return labels
+
+
+def _select(
+    found: Sequence[Found], query: DetectQuery, manifest: Manifest, most_detections: int | None
+) -> list[Detections]:
+    labels_kept = find_labels(query.classes, manifest.classes)
+    lowest_scores = manifest.lowest_scores(query.threshold)
+    return [
+        to_detections(
+            *one,
+            threshold=lowest_scores,
+            top_k=most_detections,
+            labels_kept=labels_kept,
+            nms_iou=query.nms_iou,
+        )
+        for one in found
+    ]
 
 
 def _wanted_image(accept: str, num_images: int) -> ImageFormat | None:
