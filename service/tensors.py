@@ -9,11 +9,11 @@ import json
 import math
 import struct
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, FailFast, Field, ValidationError
 
 from service.errors import InvalidRequest, MalformedBody
 from service.json_body import decode_base64, read_json
@@ -23,13 +23,17 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 _MAX_JSON_VALUES = 1_000_000  # parsing this many takes 0.2 CPU-seconds, while others wait
 _LENGTH = struct.Struct("<I")
 
+Item = TypeVar("Item")
+# At most 8, checked one by one: a model or an error for each of a million takes a gigabyte.
+Few = Annotated[list[Item], FailFast(), Field(max_length=8)]
+
 
 class InputTensor(BaseModel):
     """A tensor as it arrives, with its values in `data` or after the JSON."""
 
     name: str
     datatype: str
-    shape: list[int] = Field(max_length=8)
+    shape: Few[int]
     parameters: dict[str, Any] = {}
     data: list[Any] | None = None
 
@@ -46,8 +50,8 @@ class InferRequest(BaseModel):
 
     id: str | None = None
     parameters: dict[str, Any] = {}
-    inputs: list[InputTensor]
-    outputs: list[WantedOutput] = []
+    inputs: Few[InputTensor]
+    outputs: Few[WantedOutput] = []
 
     def is_binary(self, output: WantedOutput) -> bool:
         """Whether an output should follow the JSON of the answer as raw bytes."""

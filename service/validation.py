@@ -4,13 +4,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.errors import InvalidRequest
+from service.json_body import kind_of
 from service.names import did_you_mean
 from service.schemas import DetectQuery
 
+MOST_FAULTS = 5  # a request can have thousands, and each takes time to describe
+
 
 def invalid_request(faults: Sequence[Mapping[str, Any]]) -> InvalidRequest:
-    """One error for all faults that pydantic lists."""
-    return InvalidRequest("; ".join(_describe(fault) for fault in faults))
+    """One error for the faults that pydantic lists."""
+    described = [_describe(fault) for fault in faults[:MOST_FAULTS]]
+    if len(faults) > MOST_FAULTS:
+        described.append(f"and {len(faults) - MOST_FAULTS} more")
+    return InvalidRequest("; ".join(described))
 
 
 def _describe(fault: Mapping[str, Any]) -> str:
@@ -21,5 +27,10 @@ def _describe(fault: Mapping[str, Any]) -> str:
             f"unknown parameter {place[:100]!r}: {did_you_mean(place, known)}"
             f"known are {', '.join(known)}"
         )
-    got = f", got {str(fault['input'])[:100]!r}" if "input" in fault else ""
+    got = f", got {_shown(fault['input'])}" if "input" in fault else ""
     return f"{place}: {fault['msg']}{got}"
+
+
+def _shown(value: object) -> str:
+    """A value, or its kind where writing it out may take seconds, while everyone waits."""
+    return kind_of(value) if isinstance(value, list | dict) else repr(str(value)[:100])

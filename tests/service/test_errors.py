@@ -54,6 +54,18 @@ async def test_parameters_out_of_range(
     assert re.search(message, message_of(response))
 
 
+async def test_of_many_faults_the_first_are_described(
+    client: httpx.AsyncClient, png_bytes: bytes
+) -> None:
+    query = "&".join(f"p{number}" for number in range(1000))
+
+    response = await client.post(f"/detect?{query}", content=png_bytes)
+
+    assert (response.status_code, code_of(response)) == (422, "invalid_request")
+    assert message_of(response).count("unknown parameter") == 5
+    assert message_of(response).endswith("; and 995 more")
+
+
 async def test_an_unknown_class_is_refused_with_close_names(
     client: httpx.AsyncClient, png_bytes: bytes
 ) -> None:

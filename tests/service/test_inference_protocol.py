@@ -2,6 +2,7 @@
 
 import base64
 import json
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy.typing as npt
 import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
+
+from service.errors import InvalidRequest
+from service.tensors import read_infer_request
 
 Image = npt.NDArray[np.uint8]
 URL = "/v2/models/toy/infer"
@@ -215,6 +219,21 @@ def test_json_that_is_not_a_request_for_inference_is_explained(
 
     assert response.status_code == 422
     assert message in response.json()["error"]
+
+
+@pytest.mark.parametrize("value", ["0", '{"name": "scores"}'], ids=["wrong", "right"])
+@pytest.mark.parametrize("where", ["inputs", "outputs"])
+def test_very_many_tensors_are_refused_without_a_model_of_each(where: str, value: str) -> None:
+    body = f'{{"inputs": [], "{where}": [{",".join([value] * 20_000)}]}}'.encode()
+    tracemalloc.start()
+
+    with pytest.raises(InvalidRequest, match=where) as refused:
+        read_infer_request(body, None)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert len(refused.value.message) < 300
+    assert most_bytes < 20_000 * 300
 
 
 def binary_request(size: object, *, datatype: str = "UINT8") -> bytes:

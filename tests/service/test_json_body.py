@@ -4,13 +4,14 @@ import asyncio
 import base64
 import json
 import threading
+import tracemalloc
 from typing import Any
 
 import httpx
 import pytest
 
-from service.errors import InvalidImage
-from service.json_body import decode_base64, parse_in_turn
+from service.errors import InvalidImage, NoImage
+from service.json_body import decode_base64, parse_in_turn, read_json_images
 from tests.service.asking import code_of, message_of
 
 
@@ -96,6 +97,19 @@ def test_json_of_very_many_values_is_refused_unparsed(address: str) -> None:
 
     assert (response.status_code, code_of(response)) == (422, "invalid_request")
     assert "at most 10000 values" in message_of(response)
+
+
+def test_a_name_of_any_length_takes_no_memory_but_its_own() -> None:
+    name = "a" * 1_000_000
+    body = json.dumps({name: 1}).encode()
+
+    tracemalloc.start()
+    with pytest.raises(NoImage, match="unknown name 'aaa"):
+        read_json_images(body)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert most_bytes < 5 * len(name)
 
 
 @pytest.mark.anyio

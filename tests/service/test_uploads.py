@@ -2,6 +2,7 @@
 
 import gc
 import re
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from tempfile import SpooledTemporaryFile
 from typing import Any
@@ -55,6 +56,22 @@ async def test_ids_must_fit_the_images(
     response = await client.post("/detect", files={"images": png_bytes}, data={"image_ids": ids})
 
     assert (response.status_code, code_of(response)) == (422, "invalid_request")
+
+
+async def test_ids_without_end_are_counted_and_take_no_memory_but_their_own(
+    client: httpx.AsyncClient, png_bytes: bytes
+) -> None:
+    files, ids = {"images": png_bytes}, {"image_ids": [",".join(["12"] * 10_000)] * 3}
+    await client.post("/detect", files=files, data=ids)  # what the first leaves is not counted
+    tracemalloc.start()
+
+    response = await client.post("/detect", files=files, data=ids)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert (response.status_code, code_of(response)) == (422, "invalid_request")
+    assert "got 30000 for 1" in message_of(response)
+    assert most_bytes < 30_000 * 40
 
 
 async def test_text_in_place_of_a_file_is_explained(client: httpx.AsyncClient) -> None:
