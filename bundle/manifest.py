@@ -131,9 +131,7 @@ class Manifest(_Frozen):
         manifest = cls._parse(directory / MANIFEST_FILE)
         for name, expected in manifest.files.items():
             path = _path_inside(directory, name)
-            if not path.is_file():
-                raise ValueError(f"{path}: the manifest names it, but it is missing; {REMEDY}")
-            found = _sha256(path)
+            found = _sha256_of_bundled(path)
             if found != expected:
                 raise ValueError(
                     f"{path}: expected SHA-256 {expected}, got {found}: the file was changed "
@@ -166,7 +164,9 @@ class Manifest(_Frozen):
             content = read_json(path.read_bytes(), path)
         except FileNotFoundError:
             raise ValueError(f"{path}: no bundle there; {REMEDY}") from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise ValueError(_tell_unreadable(path, error)) from error
+        except ValueError as error:
             raise ValueError(f"{error}; {REMEDY}") from error
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != FORMAT_VERSION:
@@ -228,6 +228,23 @@ def _path_inside(directory: Path, name: str) -> Path:
     if not is_plain or not path.resolve().is_relative_to(directory.resolve()):
         raise ValueError(f"{path}: outside the bundle's directory; {REMEDY}")
     return path
+
+
+def _sha256_of_bundled(path: Path) -> str:
+    """The digest of a file that a manifest names; ValueError if it cannot be read."""
+    try:
+        return _sha256(path)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise ValueError(f"{path}: the manifest names it, but it is missing; {REMEDY}") from None
+    except OSError as error:
+        raise ValueError(_tell_unreadable(path, error)) from error
+
+
+def _tell_unreadable(path: Path, error: OSError) -> str:
+    """The remedy depends on the reason: a new bundle would not be readable either."""
+    if isinstance(error, PermissionError):
+        return f"{path}: {error.strerror}; let the user that runs this read the bundle's files"
+    return f"{path}: cannot be read: {error.strerror or error}; {REMEDY}"
 
 
 def _sha256(path: Path) -> str:

@@ -10,6 +10,7 @@ if __name__ == "__main__":  # before the imports that take long
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -29,7 +30,7 @@ from service.app import create_app, stop_taking_requests
 from service.errors import NotReady
 from service.http_protocol import bounded_protocol
 from service.logs import set_up_logging
-from service.settings import Settings
+from service.settings import Settings, unknown_settings
 from service.startup import OpenEngine, open_served
 
 logger = logging.getLogger("service")
@@ -130,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def serve(settings: Settings, open_engine: OpenEngine = open_served) -> int:
     """Serve with these settings, and return the exit status."""
     set_up_logging(settings.log_level, log_format=settings.log_format)
+    for fault in unknown_settings():
+        logger.warning("%s", fault)
     for number in (signal.SIGTERM, signal.SIGINT):  # until the server runs
         signal.signal(number, lambda *_: sys.exit(0))
     try:
@@ -140,11 +143,8 @@ def serve(settings: Settings, open_engine: OpenEngine = open_served) -> int:
         return _fail(str(error))
     try:
         listener = _listen(settings.host, settings.port)
-    except OSError as error:
-        return _fail(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; choose "
-            "another port with DETR_PORT (make serve PORT=8001)"
-        )
+    except (OSError, UnicodeError) as error:
+        return _fail(f"cannot listen on {settings.host}:{settings.port}: {_tell_listening(error)}")
     address = f"http://{_for_url(settings.host)}:{listener.getsockname()[1]}"
     server = Server(app, settings)
     longest_s = settings.drain_delay_s + settings.drain_timeout_s + GRACE_S
@@ -175,6 +175,17 @@ def _end_in_time(server: Server, longest_s: float) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+
+
+def _tell_listening(error: OSError | UnicodeError) -> str:
+    """Why the port cannot be opened, and which setting to change."""
+    reason = getattr(error, "strerror", None) or error
+    if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
+        return f"{reason}; choose another port with DETR_PORT (make serve PORT=8001)"
+    return (
+        f"{reason}; DETR_HOST (make serve HOST=) has to be an address of this machine: 127.0.0.1, "
+        "or 0.0.0.0 for all of them"
+    )
 
 
 def _for_url(host: str) -> str:

@@ -38,7 +38,14 @@ def _read_names(annotation_file: Path) -> dict[str, int]:
                 f"{annotation_file}: expected a file_name that is text and an id that is a whole "
                 f"number, got {name!r} and {image_id!r}"
             )
-    return {str(PurePath(name)): image_id for name, image_id in pairs}
+    by_name: dict[str, int] = {}
+    for name, image_id in pairs:
+        if by_name.setdefault(str(PurePath(name)), image_id) != image_id:
+            raise ValueError(
+                f"{annotation_file}: images {by_name[str(PurePath(name))]} and {image_id} have one "
+                f"file_name, {name!r}; write their folders, too"
+            )
+    return by_name
 
 
 def _id_of(

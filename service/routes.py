@@ -168,17 +168,19 @@ def find_labels(names: Sequence[str], classes: Sequence[ClassInfo]) -> set[int] 
     """Labels of the requested classes, by name or else by id; None if all are wanted."""
     if not names:
         return None
-    by_id = {str(info.id): label for label, info in enumerate(classes)}
-    by_name = {info.name: label for label, info in enumerate(classes)}
-    labels = set()
+    by_id = {str(info.id): {label} for label, info in enumerate(classes)}
+    by_name: dict[str, set[int]] = {}  # several classes of a converted model may have one name
+    for label, info in enumerate(classes):
+        by_name.setdefault(info.name, set()).add(label)
+    labels: set[int] = set()
     for name in names:
-        label = by_name.get(name, by_id.get(name))
-        if label is None:
+        found = by_name.get(name) or by_id.get(name)
+        if found is None:
             raise UnknownClass(
                 f"unknown class {name[:100]!r}: {did_you_mean(name, by_name)}GET /model lists the "
                 f"{len(classes)} classes by id and name; repeat the parameter for several"
             )
-        labels.add(label)
+        labels |= found
     return labels
 
 

@@ -1,6 +1,8 @@
 """How the service is configured: by environment variables, and only here."""
 
+import os
 import re
+from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
@@ -12,8 +14,10 @@ from bundle.preprocess import MAX_PIXELS
 from engines.base import Mode
 from engines.load import DEFAULT_GPU_OPTIONS, EngineName
 from service.logs import LogFormat
+from service.names import did_you_mean
 
 MIB = 1024 * 1024
+PREFIX = "DETR_"
 _MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -27,7 +31,9 @@ class BundlePlace(NamedTuple):
 class Settings(BaseSettings):
     """Every setting, read from the environment: `bundle` from DETR_BUNDLE, and so on."""
 
-    model_config = SettingsConfigDict(env_prefix="DETR_", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, env_ignore_empty=True, allow_inf_nan=False
+    )
 
     bundle: Annotated[Path, Field(description="Directory of the bundle to serve.")] = Path(
         "bundles/demo"
@@ -295,6 +301,18 @@ class Settings(BaseSettings):
     def limit_batch(self, limit: int) -> int:
         """The most images in a batch of an engine that takes this many."""
         return min(limit, self.max_batch_size or limit)
+
+
+def unknown_settings(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """A sentence for every variable that looks like a setting and is none."""
+    known = {f"{PREFIX}{field.upper()}" for field in Settings.model_fields}
+    given = sorted(name for name in environment if name.upper().startswith(PREFIX))
+    return [
+        f"{name} is not a setting and changes nothing: {did_you_mean(name, known)}all settings are "
+        "in docs/operations.md"
+        for name in given
+        if name.upper() not in known
+    ]
 
 
 def split_commas(text: str) -> list[str]:

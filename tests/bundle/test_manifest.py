@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -28,6 +29,18 @@ def edit(bundle: Path) -> Callable[..., None]:
         path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
     return edit
+
+
+def refuse(name: str, error: OSError) -> Callable[..., Any]:
+    """Path.open, which fails for files of this name."""
+    really_open = Path.open
+
+    def open_or_fail(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.name == name:
+            raise error
+        return really_open(path, *args, **kwargs)
+
+    return open_or_fail
 
 
 def test_a_saved_manifest_loads_as_it_was(tmp_path: Path) -> None:
@@ -237,3 +250,20 @@ def test_a_manifest_cannot_be_changed(toy_bundle: Path) -> None:
         manifest.classes = (ClassInfo(id=1, name="other"),)  # type: ignore[misc]
 
     assert manifest.classes == TOY_CLASSES
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "weights.bin"])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied; let the user"),
+        (OSError(errno.EIO, "Input/output error"), "cannot be read: Input/output error"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: OSError, said: str
+) -> None:
+    monkeypatch.setattr(Path, "open", refuse(name, error))
+
+    with pytest.raises(ValueError, match=rf"{name}: {said}"):
+        Manifest.load(bundle)

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from service.__main__ import Server
+from service.access import read_keys
 from service.app import create_app
 from service.settings import Settings
 from tests.fakes import FakeEngine
@@ -79,6 +80,13 @@ async def test_a_file_without_good_keys_is_refused_at_start(
 
     with pytest.raises(ValueError, match=message):
         create_app(settings.model_copy(update={"api_keys_file": tmp_path / "keys"}))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path: Path) -> None:
+    for name, encoding in (("plain", "utf-8"), ("marked", "utf-8-sig")):
+        (tmp_path / name).write_text("0123456789abcdef\n", encoding=encoding)
+
+    assert read_keys(tmp_path / "marked") == read_keys(tmp_path / "plain")
 
 
 @pytest.mark.parametrize("path", HEALTH)

@@ -82,3 +82,10 @@ def test_a_file_that_is_not_an_annotation_file_is_an_error_that_names_it(
 
     with pytest.raises(ValueError, match=rf"other\.json: {message}"):
         read_image_ids(file, [Path("a.jpg")])
+
+
+def test_two_images_of_one_file_name_are_refused(tmp_path: Path) -> None:
+    file = annotations(tmp_path, "a.jpg", "b.jpg", "./a.jpg")
+
+    with pytest.raises(ValueError, match=r"images 100 and 102 have one file_name, '\./a\.jpg'"):
+        read_image_ids(file, [Path("b.jpg")])

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from bundle.manifest import Manifest
+from bundle.manifest import ClassInfo, Manifest
 from service.app import create_app
+from service.routes import find_labels
 from service.settings import Settings
 from tests.fakes import FakeEngine
 from tests.service.asking import code_of, running
@@ -253,3 +254,11 @@ async def test_the_description_is_made_once_for_what_is_served(fake_bundle: Path
     app = create_app(Settings(bundle=fake_bundle))
 
     assert app.openapi() is app.openapi()
+
+
+def test_a_name_stands_for_all_classes_that_have_it() -> None:
+    names = ("red", "green", "red")
+    classes = [ClassInfo(id=10 * place, name=name) for place, name in enumerate(names)]
+
+    assert find_labels(["red"], classes) == {0, 2}
+    assert find_labels(["20", "green"], classes) == {1, 2}
