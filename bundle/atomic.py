@@ -27,6 +27,20 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
         raise
 
 
+def make_place_for(path: Path) -> None:
+    """Make the folder of a file that long work will write at its end, so that it fails before.
+
+    Raises:
+        ValueError: `path` is a folder.
+        OSError: its folder cannot be made or written to.
+    """
+    if path.is_dir():
+        raise ValueError(f"expected a file to write, got the folder {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "no file can be written there", str(path.parent))
+
+
 def remove_abandoned(directory: Path) -> None:
     """Delete the temporary files of processes that were killed while they wrote into `directory`.
 

@@ -261,6 +261,11 @@ def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
             f"expected at most {max_pixels:,} pixels, got {width} x {height} = "
             f"{width * height:,}; send a smaller image"
         )
+    if image.mode in ("I", "F"):  # Pillow would clip them to 0..255
+        raise UndecodableImage(
+            f"expected a {image_format} image of 8 or 16 bits per sample, got 32 bits, which do "
+            "not say what is black and white; scale it to 8 bits"
+        )
     return image
 
 

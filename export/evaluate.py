@@ -16,7 +16,7 @@ from bundle.manifest import Bundle
 from engines.base import EngineFailure
 from engines.load import open_engine
 from engines.self_check import require_known_answers
-from model.evaluate import add_arguments, require_data
+from model.evaluate import add_arguments, make_place, require_data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("model.data").setLevel(logging.INFO)
     try:
         require_data(args)
+        make_place(args)
         bundle = Bundle.load(args.bundle)
         # PyTorch takes seconds to import, so mistyped arguments are reported first.
         from model.evaluation.report import evaluate_command, found_thresholds

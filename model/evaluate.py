@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bundle.atomic import make_place_for
 from model.checkpoints.file_kind import require_checkpoint
 from model.data.data_set import add_val_fraction
 from model.data.layouts import require_split
@@ -72,10 +73,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.results is not None and args.save_thresholds:
         parser.error("--save-thresholds writes into a checkpoint; --results has none")
+    if args.results is not None and args.out is not None:
+        parser.error(
+            "--out writes the detections of a model; with --results, they are in that file"
+        )
     logging.basicConfig(format="%(message)s")
     logging.getLogger("model.data").setLevel(logging.INFO)
     try:
         require_data(args)
+        make_place(args)
         if args.results is None:
             require_checkpoint(args.checkpoint)
             _evaluate_checkpoint(args)
@@ -93,6 +99,12 @@ def require_data(args: argparse.Namespace) -> None:
     """Raise ValueError if a data set is named that does not exist."""
     if args.data is not None:
         require_split(args.data, args.split, val_fraction=args.val_fraction)
+
+
+def make_place(args: argparse.Namespace) -> None:
+    """Make the folder for the results; ValueError or OSError if they cannot be written there."""
+    if args.out is not None:
+        make_place_for(args.out)
 
 
 def _evaluate_checkpoint(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from bundle.atomic import write_atomically
+from bundle.atomic import make_place_for, write_atomically
 from bundle.detect import detect
 from bundle.manifest import Bundle, Manifest
 from bundle.preprocess import UndecodableImage, UnsupportedImage, decode_image
@@ -106,9 +106,10 @@ def _run(
     out: Path | None,
     draw_dir: Path | None,
 ) -> int:
-    for directory in (draw_dir, out and out.parent):
-        if directory:  # before the work, not after it
-            directory.mkdir(parents=True, exist_ok=True)
+    if out:
+        make_place_for(out)
+    if draw_dir:
+        draw_dir.mkdir(parents=True, exist_ok=True)
     results = _detect_all(images, bundle, query, draw_dir)
     if not results:
         _say("error: no image could be read; no results written")

@@ -50,6 +50,15 @@ CASES = [
         ["model.evaluate", "--results", "x.json", "--batch-size", "1.5"],
         "--batch-size: expected a whole number of at least 1, got 1.5",
     ),
+    (
+        ["model.evaluate", "--checkpoint", "none.safetensors", "--out", "docs"],
+        "expected a file to write, got the folder docs",
+    ),
+    (["model.evaluate", "--results", "x.json", "--out", "y.json"], "they are in that file"),
+    (
+        ["export.evaluate", "--bundle", "none", "--out", "docs"],
+        "expected a file to write, got the folder docs",
+    ),
     (["model.weights", "to_stage"], "invalid choice: 'to_stage'"),
     (["export.evaluate", "--bundle", "none"], "none/manifest.json: no bundle there"),
     (["export.evaluate", "--bundle", "bundles/demo", "--data", "none"], "DATA=none does not exist"),

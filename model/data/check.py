@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bundle.atomic import make_place_for
 from model.config import ModelConfig
 from model.data.annotations import BoxEntry
 from model.data.data_report import DataReport, write_page
@@ -124,6 +125,8 @@ def main() -> int:
     args = parser.parse_args()
     try:
         data_set = open_data_set(args.data, args.val_fraction)
+        if args.report is not None:
+            make_place_for(args.report)
         report, is_wrong = _check(data_set, args.split, args.decode)
         if report is not None:
             _print_content(report, args.report)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle.atomic import remove_abandoned, write_atomically
+from bundle.atomic import make_place_for, remove_abandoned, write_atomically
 
 
 def test_a_new_file_is_written(tmp_path: Path) -> None:
@@ -52,3 +52,17 @@ def test_only_half_written_files_of_ended_processes_are_removed(tmp_path: Path) 
     remove_abandoned(tmp_path)
 
     assert set(tmp_path.iterdir()) == {*kept, tmp_path / f".bundle.{ended.pid}.tmp"}
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+
+    with pytest.raises(PermissionError, match="no file can be written there"):
+        make_place_for(tmp_path / "file")
+
+
+def test_a_file_is_not_written_in_place_of_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected a file to write, got the folder"):
+        make_place_for(tmp_path)

@@ -1,3 +1,4 @@
+import io
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bundle.preprocess import (
+    DATASET_FORMATS,
     UndecodableImage,
     UnsupportedImage,
     decode_image,
@@ -176,3 +178,13 @@ def test_a_bomb_in_a_text_chunk_is_not_a_bomb(kind: bytes) -> None:
 
     with pytest.raises(UndecodableImage):
         decode_image(data)
+
+
+@pytest.mark.parametrize("read", [decode_image, read_header])
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_samples_of_32_bits_are_refused(read: Callable[..., object], dtype: type) -> None:
+    tiff = io.BytesIO()
+    Image.fromarray(np.ones((4, 4), dtype)).save(tiff, "TIFF")
+
+    with pytest.raises(UndecodableImage, match=r"TIFF image of 8 or 16 bits .* got 32 bits"):
+        read(tiff.getvalue(), formats=DATASET_FORMATS)

@@ -249,7 +249,7 @@ def test_thresholds_are_saved_in_the_checkpoint(checkpoint, tmp_path, capsys):
 
 
 def test_written_results_have_the_same_ap_again(checkpoint, tmp_path, capsys):
-    out = tmp_path / "results.json"
+    out = tmp_path / "a new folder" / "results.json"
     arguments = ["--data", str(FIXTURE)]
 
     main(["--checkpoint", str(checkpoint), *arguments, "--out", str(out)])

@@ -46,15 +46,20 @@ class ImageListing:
 
 def _closeness(folder: Path, folders: Sequence[str], near: Path | None) -> tuple[int, int, int]:
     """How many last folders are those named, and how many last and first ones those of `near`."""
-    named = _num_shared(reversed(folder.parts), reversed(folders))
+    named = num_shared_ends(folder.parts, folders)
     if near is None:
         return named, 0, 0
     parts = near.parent.parts
     return (
         named,
-        _num_shared(reversed(folder.parts), reversed(parts)),
+        num_shared_ends(folder.parts, parts),
         _num_shared(folder.parts, parts),
     )
+
+
+def num_shared_ends(first: Sequence[str], second: Sequence[str]) -> int:
+    """How many of the last folders of two paths are the same."""
+    return _num_shared(reversed(first), reversed(second))
 
 
 def _num_shared(first: Iterable[str], second: Iterable[str]) -> int:

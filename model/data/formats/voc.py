@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 from tqdm import tqdm
 
 from model.data.fields import read_number, read_size
-from model.data.formats.image_listing import ImageListing, images_below
+from model.data.formats.image_listing import ImageListing, images_below, num_shared_ends
 from model.data.formats.shapes import around
 from model.data.formats.source import (
     ALL,
@@ -119,13 +119,22 @@ class VocData:
         names, folder = self._list(split), self._folder(split)
         if names is None:
             return [i for i in self._images.values() if folder and folder in i.file.parents]
-        by_stem = {file.stem: image for file, image in self._images.items()}
-        stems = [line.split()[0] for line in read_lines(names)]
-        for stem in (stem for stem in stems if Path(stem).name not in by_stem):
-            collector.add_fault(
-                "missing-annotation", f"{names} lists {stem}, which has no XML file"
-            )
-        return [by_stem[Path(s).name] for s in dict.fromkeys(stems) if Path(s).name in by_stem]
+        by_stem: dict[str, list[VocImage]] = {}
+        for image in self._images.values():
+            by_stem.setdefault(image.file.stem, []).append(image)
+        images = []
+        for line in dict.fromkeys(line.split()[0] for line in read_lines(names)):
+            found = _nearest(by_stem.get(Path(line).name, []), Path(line).parent)
+            if len(found) == 1:
+                images += found
+            elif found:
+                several = ", ".join(str(image.file) for image in found)
+                message = f"{names} lists {line}, which may be {several}: write its folder, too"
+                collector.add_fault("ambiguous-name", message)
+            else:
+                message = f"{names} lists {line}, which has no XML file"
+                collector.add_fault("missing-annotation", message)
+        return images
 
     def _list(self, split: str) -> Path | None:
         names = [self.directory / _LISTS / f"{name}.txt" for name in names_of(split)]
@@ -136,6 +145,12 @@ class VocData:
         if folder is None and (self.directory / "Annotations").is_dir():
             folder = split_folder(self.directory / "Annotations", split)
         return folder
+
+
+def _nearest(images: list[VocImage], folder: Path) -> list[VocImage]:
+    """Those of them whose folders end like `folder` in the most places."""
+    shared = [num_shared_ends(image.file.parent.parts, folder.parts) for image in images]
+    return [image for image, n in zip(images, shared, strict=True) if n == max(shared)]
 
 
 def find(data_dir: Path) -> VocData | None:

@@ -150,10 +150,22 @@ def find(data_dir: Path) -> YoloData | None:
     class_file = next((path for path in candidates if path.is_file()), None)
     if class_file is None or not _has_labels(data_dir):
         return None
-    names = dict(enumerate(read_lines(class_file)))
-    if not names:
-        raise ValueError(f"{class_file}: expected the name of a class on every line; it is empty")
+    names = _read_classes(class_file)
     return YoloData(data_dir, f"YOLO ({class_file.name})", class_file, names, None)
+
+
+def _read_classes(file: Path) -> dict[int, str]:
+    """The names by index, which is the number of the line; only the end may have empty lines."""
+    names = file.read_text(encoding="utf-8-sig", errors="replace").rstrip().splitlines()
+    if not names:
+        raise ValueError(f"{file}: expected the name of a class on every line; it is empty")
+    for number, name in enumerate(names, start=1):
+        if not name.strip():
+            raise ValueError(
+                f"{file}: line {number} is empty, and the number of a line is the index of its "
+                "class: write a name there, or delete the line if the label files do not count it"
+            )
+    return {index: name.strip() for index, name in enumerate(names)}
 
 
 def _has_labels(data_dir: Path) -> bool:

@@ -160,3 +160,28 @@ def test_a_damaged_or_hostile_file_is_refused_in_one_line(
 
     with pytest.raises(ValueError, match=rf"^{voc}/Annotations/b\.xml: .*{said}[^\n]*$"):
         open_data_set(voc).open("val")
+
+
+def test_listed_files_of_one_name_are_told_apart_by_their_folders(voc: Path) -> None:
+    for folder, name in (("front", "a.png"), ("back", "c.png")):
+        object_ = f"<filename>{name}</filename><object><name>{folder}</name>{BOX}</object>"
+        write(voc / "Annotations" / folder / "1.xml", f"<annotation>{object_}</annotation>")
+    write(voc / "ImageSets" / "Main" / "train.txt", "front/1\nAnnotations/back/1\n")
+
+    split = open_data_set(voc).open("train")
+
+    names = {info.id: info.name for info in split.annotations.classes}
+    assert [Path(image.file_name).name for image in split.images] == ["a.png", "c.png"]
+    assert [names[box.category_id] for box in split.annotations.boxes] == ["front", "back"]
+
+
+def test_a_listed_name_of_several_files_is_a_fault(voc: Path) -> None:
+    content = (voc / "Annotations" / "a.xml").read_text()
+    write(voc / "Annotations" / "more" / "b.xml", content)
+
+    faults = check_validation(open_data_set(voc).open("train"))
+
+    said = r"train\.txt lists b, which may be .*/b\.xml, .*more/b\.xml: write its folder"
+    messages = [fault.message for fault in faults if fault.fatal]
+    assert len(messages) == 1
+    assert re.search(said, messages[0])

@@ -211,3 +211,21 @@ def test_an_image_is_read_once_for_its_boxes_and_for_its_check(labelled: Path) -
 
     assert split.file_faults == ()
     assert len(split.files) == 3
+
+
+@pytest.mark.parametrize("text", ["\nbolt\nwasher\n", "bolt\n  \nwasher"])
+def test_an_empty_line_among_the_classes_is_refused(tmp_path: Path, text: str) -> None:
+    exports.label_studio_yolo(tmp_path)
+    write(tmp_path / "classes.txt", text)
+
+    with pytest.raises(ValueError, match=r"classes\.txt: line [12] is empty"):
+        find_layout(tmp_path)
+
+
+def test_empty_lines_after_the_classes_are_ignored(tmp_path: Path) -> None:
+    exports.label_studio_yolo(tmp_path)
+    write(tmp_path / "classes.txt", "bolt\ncap nut \nwasher\n\n")
+
+    classes = open_data_set(tmp_path).open("all").annotations.classes
+
+    assert [info.name for info in classes] == exports.CLASSES
