@@ -108,6 +108,22 @@ async def test_pages_of_named_origins_may_ask(settings: Settings, engine: FakeEn
     assert "access-control-allow-origin" not in bad.headers
 
 
+async def test_a_page_may_ask_what_is_allowed_before_it_sends_its_key(
+    guarded: Settings, engine: FakeEngine
+) -> None:
+    named = guarded.model_copy(update={"cors_origins": "https://a.test"})
+    origin = {"Origin": "https://a.test"}
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "X-API-Key"}
+
+    async with running(create_app(named, lambda *_: engine)) as client:
+        preflight = await client.options("/detect", headers=origin | asks)
+        refused = await client.post("/detect", content=b"x", headers=origin)
+
+    assert preflight.status_code == 200
+    assert refused.status_code == 401
+    assert refused.headers["access-control-allow-origin"] == "https://a.test"
+
+
 @pytest.mark.parametrize(
     ("proxies", "client_address"),
     [("", "10.0.0.7"), ("10.0.0.0/8", "192.0.2.9"), ("10.9.9.9", "10.0.0.7")],
