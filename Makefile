@@ -186,11 +186,12 @@ lock: $(VENV)/pip.stamp ## resolve the newest allowed version of everything into
 # Tests run in one process more than there are cores, since some wait for servers and clocks.
 SIDE_BY_SIDE = --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 4 --dist worksteal
 
-# Each process computes on one thread of PyTorch: a second one takes a seventh more CPU time.
+# Each process computes on one thread of PyTorch: a second one takes a seventh more CPU time. Byte code
+# is kept, or every process would compile the repository and pytest's assertions again.
 # Only a run of all tests must reach the coverage that pyproject.toml asks for. Slow tests and those
 # of the repository itself run without measuring it (tests/conftest.py).
 test: install browser peers ## run all tests and measure their coverage, or run some [ARGS=]
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE) --cov)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE) --cov)
 
 test-fast: install ## run the tests that take less than ten seconds each [ARGS=]
 	$(BIN)/python -m pytest -m 'not slow and not gpu' $(ARGS)

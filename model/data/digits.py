@@ -23,7 +23,6 @@ import cv2
 import numpy as np
 import skimage
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -74,6 +73,8 @@ def _photos(split: Split) -> tuple[np.ndarray, ...]:
 @cache
 def _glyphs(split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Ink of the split's digits, (N, 80, 80) uint8, and labels (N,). Every fifth is validation."""
+    from sklearn.datasets import load_digits  # takes two seconds, and most runs have other data
+
     digits = load_digits()
     chosen = (np.arange(len(digits.target)) % 5 == 4) == (split == "val")
     glyphs = []

@@ -106,10 +106,11 @@ def _run(stage: Stage, command: str) -> None:
     command = command.replace(" --no-cache-dir", "")  # it has what `make install` downloaded
     pip = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_"))}
     pip["PIP_NO_COMPILE"] = "1"  # which takes longer than the few starts here without byte code
+    own = {"HOME": os.environ.get("HOME", "/"), "NVCC": "none"}  # Python's image has no nvcc
     subprocess.run(
         stage.rewrite(command),
         shell=True,
         check=True,
         cwd=stage.folder("."),
-        env=stage.variables() | pip | {"HOME": os.environ.get("HOME", "/")},
+        env=stage.variables() | pip | own,
     )

@@ -227,7 +227,7 @@ def test_a_float16_bundle_is_served_from_its_plan(trt, demo, tmp_path):
 def test_ap_is_that_of_the_plan(trt, demo, tmp_path, precision):
     exact = Bundle.load(demo)
     planner = find_planner([], exact.manifest.preprocess)
-    data = Data(DigitsDataset("train", num_images=32), DigitsDataset("val", num_images=40))
+    data = Data(DigitsDataset("train", num_images=8), DigitsDataset("val", num_images=20))
     directory = tmp_path / precision
     materials = Materials(exact, data, planner)
 
