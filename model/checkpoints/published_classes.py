@@ -4,8 +4,9 @@ Projects number outputs in two ways. For the authors and Hugging Face, an output
 category's id; mmdetection numbers the categories in the order of the annotation file.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,20 @@ def settle_outputs(
             f"it has {count} classes, but {number} are named; give their names with --classes and "
             "the annotation file it was trained on"
         )
-    return outputs
+    return _doubt_names(outputs)
+
+
+def _doubt_names(outputs: Outputs) -> Outputs:
+    """The outputs, with a sentence about names that tell no classes apart."""
+    counts = Counter(entry.name.strip() for entry in outputs.classes)
+    doubtful = [repr(name)[:50] for name, count in counts.items() if count > 1 or not name]
+    if not doubtful:
+        return outputs
+    sentence = (
+        f"names that are empty or given several times were kept: {', '.join(doubtful[:5])}; give "
+        "better ones with --classes"
+    )
+    return replace(outputs, assumed="; ".join(filter(None, (outputs.assumed, sentence))))
 
 
 def read_categories(annotations: Path) -> tuple[ClassInfo, ...]:

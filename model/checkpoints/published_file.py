@@ -145,8 +145,11 @@ def _load_pickle(source: Path) -> Any:
         if unknown is None:
             # torch's own message for a bad pickle advises turning safe loading off.
             is_text = not isinstance(error, pickle.UnpicklingError) and str(error)
-            reason = str(error).split("\n")[0] if is_text else "damaged, or not a pickle"
-            raise ValueError(f"{source} is not a complete file of torch.save ({reason})") from error
+            reason = re.split(r"\n|\. ", str(error))[0] if is_text else "damaged, or not a pickle"
+            raise ValueError(
+                f"{source} is not a complete file of torch.save ({reason}); download or copy it "
+                "again"
+            ) from error
         raise ValueError(
             f"{source} holds an object of {unknown[1]}, which is not loaded because that could run "
             "code. If you trust the file, strip it: "

@@ -218,3 +218,16 @@ def test_categories_may_be_in_any_encoding_and_named_by_numbers(
     classes = read_categories(tmp_path / "x.json")
 
     assert [(info.id, info.name) for info in classes] == [(3, "weiß"), (4, "7")]
+
+
+@pytest.mark.parametrize("index_is_id", [True, False])
+@pytest.mark.parametrize("names", [("a", "b", "a"), ("a", " ", "b")])
+def test_names_that_tell_no_classes_apart_are_said(
+    names: tuple[str, ...], index_is_id: bool, write: Write
+) -> None:
+    annotations = write(*enumerate(names))
+
+    outputs = settle_outputs(3, Settings(), annotations=annotations, index_is_id=index_is_id)
+
+    assert len(outputs.classes) == 3
+    assert "empty or given several times were kept" in str(outputs.assumed)
