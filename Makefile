@@ -60,6 +60,10 @@ home = $(if $(filter ~/%,$(firstword $(1))),$(patsubst ~/%,$(HOME)/%,$(1)),$(1))
 quote = '$(subst ','\'',$(call home,$(1)))'
 option = $(if $($(1)),--$(2) $(call quote,$($(1))))
 
+# Prints a command before it runs, like make itself, but nothing of what follows it in the recipe.
+is_silent = $(findstring s,$(firstword -$(MAKEFLAGS)))
+shown = $(if $(is_silent),,printf '%s\n' '$(subst ','\'',$(1))';) $(1)
+
 # A process that the system kills cannot say why itself.
 if_killed = || { status=$$?; [ $$status -ne 137 ] || echo 'killed, most often because memory ran out: \
 the same command continues from the last save; a new run with SET=batch_size=auto takes what fits' >&2; exit $$status; }
@@ -86,9 +90,9 @@ detect: $(VENV)/service.stamp $(NATIVE) ## detect in images and folders: PATHS= 
 	$(call option,ANNOTATIONS,annotations) $(ARGS)
 
 train: $(VENV)/full.stamp $(NATIVE) ## train a model, the demo unless told otherwise [CONFIG= SET='field=value ...' DATA= VAL_FRACTION= OUT= RESUME= INIT= ARGS=]
-	$(BIN)/python -m model.train $(call option,CONFIG,config) $(call option,SET,set) \
+	@$(call shown,$(BIN)/python -m model.train $(call option,CONFIG,config) $(call option,SET,set) \
 	$(call option,DATA,data) $(call option,VAL_FRACTION,val-fraction) \
-	$(call option,OUT,out) $(call option,RESUME,resume) $(call option,INIT,init) $(ARGS) $(if_killed)
+	$(call option,OUT,out) $(call option,RESUME,resume) $(call option,INIT,init) $(ARGS)) $(if_killed)
 
 report: OUT = runs/data.html
 report: $(VENV)/full.stamp ## faults, numbers and images of the data set DATA= as one page, before training [VAL_FRACTION= OUT= ARGS=]

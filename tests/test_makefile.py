@@ -1,6 +1,7 @@
 """What the targets pass to the commands, whatever characters a path contains."""
 
 import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +21,10 @@ def make(tmp_path: Path) -> Callable[..., list[str]]:
     python.write_text('#!/bin/sh\nprintf "%s\\n" "$DETR_BUNDLE" "$@"\n')
     python.chmod(0o755)
 
-    def make(*words: str) -> list[str]:
+    def make(*words: str, silently: bool = True) -> list[str]:
         old = [option for stamp in STAMPS for option in ("-o", stamp)]
         done = subprocess.run(
-            ["make", "--silent", *old, f"BIN={tmp_path}", *words],
+            ["make", *["--silent"] * silently, *old, f"BIN={tmp_path}", *words],
             cwd=ROOT,
             env={"PATH": "/usr/bin:/bin", "HOME": "/nobody"},
             capture_output=True,
@@ -194,3 +195,15 @@ def test_a_run_that_was_killed_is_explained(make: Callable[..., list[str]], tmp_
     assert "killed, most often because memory ran out" in said
     assert "SET=batch_size=auto" in said
     assert "Error 137" in said
+
+
+def test_training_shows_its_command_and_no_more(
+    make: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    shown, *passed = make("train", "DATA=it's my  data", "OUT=run", silently=False)
+
+    assert shlex.split(shown) == [
+        *(f"{tmp_path}/python", "-m", "model.train"),
+        *("--data", "it's my  data", "--out", "run"),
+    ]
+    assert passed == ["", *shlex.split(shown)[1:]]
