@@ -19,7 +19,8 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+from bundle.preprocess import SERVED_SUFFIXES
+
 _TABLE_SUFFIX = ".parquet"
 _COLUMNS = ["image", "image_id", "file_name"]
 
@@ -92,7 +93,7 @@ def find_chunks(
     found = (file for place in places for file in _files(place, results))
     files = list(dict.fromkeys(found))  # each once, though places may overlap
     tables = [file for file in files if _file_name(file).endswith(_TABLE_SUFFIX)]
-    images = [file for file in files if _file_name(file).lower().endswith(_IMAGE_SUFFIXES)]
+    images = [file for file in files if _file_name(file).lower().endswith(SERVED_SUFFIXES)]
     parts: list[tuple[list[str], int | None, int]] = []  # places, row group, images
     for start in range(0, len(images), chunk_size):
         some = images[start : start + chunk_size]

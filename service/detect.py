@@ -21,7 +21,12 @@ from tqdm import tqdm
 from bundle.atomic import make_place_for, write_atomically
 from bundle.detect import detect
 from bundle.manifest import Bundle, Manifest
-from bundle.preprocess import UndecodableImage, UnsupportedImage, decode_image
+from bundle.preprocess import (
+    SERVED_SUFFIXES,
+    UndecodableImage,
+    UnsupportedImage,
+    decode_image,
+)
 from engines.base import EngineFailure
 from engines.load import open_engine
 from engines.self_check import require_known_answers
@@ -37,9 +42,6 @@ from service.schemas import (
     OutputFormat,
     coco_results,
 )
-
-# Only for folders: a file that is named itself may have any suffix.
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,9 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no such file or folder: {', '.join(missing)}{hint}")
     images = find_images(args.paths)
     if not images:
-        parser.error(
-            f"no {', '.join(sorted(_SUFFIXES))} files in {', '.join(map(str, args.paths))}"
-        )
+        parser.error(f"no {', '.join(SERVED_SUFFIXES)} files in {', '.join(map(str, args.paths))}")
     try:
         ids = read_image_ids(args.annotations, images) if args.annotations else range(len(images))
         return _run(
@@ -92,7 +92,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if path.is_dir():
             files = (file for file in path.rglob("*") if file.is_file())
-            images += sorted(file for file in files if file.suffix.lower() in _SUFFIXES)
+            images += sorted(file for file in files if file.suffix.lower() in SERVED_SUFFIXES)
         else:
             images.append(path)
     return images

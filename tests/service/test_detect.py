@@ -258,7 +258,7 @@ def test_a_folder_without_images_is_refused(
     with pytest.raises(SystemExit, match="2"):
         run(tmp_path)
 
-    assert "no .jpeg, .jpg, .png, .webp files in" in capsys.readouterr().err
+    assert "no .jpg, .jpeg, .png, .webp files in" in capsys.readouterr().err
 
 
 def test_more_detections_than_the_model_has_are_refused_at_once(

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+from bundle.preprocess import DATASET_SUFFIXES
+
+IMAGE_SUFFIXES = frozenset(DATASET_SUFFIXES)
 
 
 def is_image(path: Path) -> bool:
