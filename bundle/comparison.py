@@ -23,7 +23,7 @@ class Match(NamedTuple):
 
 
 def match(expected: ImageOutput, found: ImageOutput, *, slack: float) -> Match:
-    """Pair every expected detection with the nearest unpaired one of its label and about its score.
+    """Pair each expected detection with the nearest free one of its label and nearly its score.
 
     Args:
         slack: detections whose scores differ by less may be in either order.

@@ -1,7 +1,7 @@
 """Accepts JPEG files that lack only their end marker, which some cameras and copies omit.
 
-A decoder cannot tell such a file from a truncated one and would fill up both. Here each is filled
-up in several ways: if all blocks of the image are present, all decode to the same pixels.
+A decoder cannot tell such a file from a truncated one: it fills in what either lacks. Here the file
+is completed in several ways: if no block of the image is missing, all decode to the same pixels.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ END = b"\xff\xd9"
 _FRAMES = range(0xC0, 0xC3)  # baseline, extended, progressive
 _SCAN = 0xDA
 _COEFFICIENTS = 64  # in a block
-_NEXT_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")  # except those within a scan's data
+_NEXT_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")  # except those inside the data of a scan
 # Blocks are also missing if a file is truncated before a restart marker. A decoder resumes at any
 # restart marker but the two after the one it expects, so one of the 8 takes effect early enough.
 _FILLINGS = (

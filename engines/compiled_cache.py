@@ -1,7 +1,7 @@
-"""Keeps compiled graphs in a bundle's cache, so that the next start need not compile.
+"""Keeps compiled graphs in a bundle's cache, so that the next start does not compile them again.
 
-A file beside each holds a SHA-256 of the graph and of what it was compiled for: the bundle's
-hashes do not cover its cache, and a runtime may not notice that weights changed.
+Beside each, a file holds a SHA-256 of the graph and of what it was compiled for: the bundle's
+hashes do not cover its cache, and a runtime may not notice that the weights have changed.
 """
 
 import hashlib

@@ -9,7 +9,7 @@ from bundle.postprocess import ImageOutput
 from service.metrics import Metrics
 
 SCORE_FLOOR = 0.1  # below this the model is nearly sure that there is nothing
-COUNTED_SCORE = 0.3  # lowest score that counts for a class
+COUNTED_SCORE = 0.3  # lowest score of a detection that is counted for its class
 
 
 def count_found(

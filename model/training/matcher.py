@@ -22,7 +22,7 @@ class PaddedTargets:
     Attributes:
         labels: (B, G) int64. boxes: (B, G, 4) normalised cxcywh. Zero beyond an image's count.
         scale: (B, 4) float32, (w, h, w, h): normalised boxes times this are pixels.
-        counts: ground truths of each image.
+        counts: number of ground truths in each image.
     """
 
     labels: Tensor
@@ -54,7 +54,7 @@ class Matches(NamedTuple):
 def matching_cost(
     logits: Tensor, boxes: Tensor, *, targets: PaddedTargets, config: LossConfig
 ) -> Tensor:
-    """Cost (T, B, N, G) of giving each prediction of each layer each ground truth of its image.
+    """Cost (T, B, N, G) of matching each prediction of a layer with each ground truth of its image.
 
     Args:
         logits: (T, B, N, K) of T layers. boxes: (T, B, N, 4) normalised cxcywh.
