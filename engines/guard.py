@@ -45,7 +45,7 @@ class GuardedEngine:
             )
         if not all(len(rows) == len(images) for rows in output):
             raise EngineFailure(
-                f"expected a row for each of {len(images)} images, got {len(output.scores)} of "
+                f"expected a row for each image, {len(images)} in all, got {len(output.scores)} of "
                 f"scores, {len(output.labels)} of labels and {len(output.boxes)} of boxes"
             )
         return output

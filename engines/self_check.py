@@ -188,7 +188,7 @@ def _worst(
     """The most important wrong detection, in words."""
     expected = answer.expected
     if expected.scores.shape != found.scores.shape:
-        return f"expected {len(expected.scores)} detections, got {len(found.scores)}"
+        return f"detections: expected {len(expected.scores)}, got {len(found.scores)}"
     counterparts, _, distances_px = pair(answer, found, precision=precision)
     off = expected.scores * np.minimum(distances_px, max(answer.image.shape))
     off += np.abs(expected.scores - found.scores) * max(answer.image.shape)

@@ -104,12 +104,12 @@ def _write_fp16(copy: Bundle, materials: Materials) -> Bundle:
 def _judge_fp16(made: Bundle, materials: Materials) -> Verdict:
     """Judge by the detections of float32: fp16 emulated on this CPU, and in the plan, if any."""
     images = _agreement_images(made, materials.data.val)
-    with stage(f"running {len(images)} images in fp16, emulated"):
+    with stage(f"running images in fp16, emulated: {len(images)}"):
         report = {"emulated": agreement.judge_rounding(materials.exact, "fp16", images=images)}
     if materials.planner is not None:
         with (
             closing(open_plan(made, materials.planner)) as plan,
-            stage(f"running {len(images)} images in fp16 in TensorRT"),
+            stage(f"running images in fp16 in TensorRT: {len(images)}"),
         ):
             report["plan"] = agreement.judge_engine(materials.exact, plan, images=images)
     return Verdict({"agreement": report})

@@ -93,7 +93,7 @@ def make_bundle(
     recipe = RECIPES[precision]
     made = write_bundle(materials, directory, precision=precision)
     if materials.planner is not None:
-        with stage(f"building a TensorRT plan for {len(materials.planner.profiles)} profiles"):
+        with stage(f"building a TensorRT plan; shape profiles: {len(materials.planner.profiles)}"):
             made = add_plan(made, materials.planner)
     try:
         verdict = recipe.judge(made, materials)

@@ -97,9 +97,9 @@ class Server(uvicorn.Server):
             self._serving.abort(NotReady("the service is stopping; retry soon", retry_after_s=1))
             await self._wait_for_clients(LAST_WORDS_S)
             logger.warning(
-                "closing %d connections that did not finish within %g s",
-                len(self.server_state.connections),
+                "closing the connections that did not finish within %g s: %d",
                 patience_s,
+                len(self.server_state.connections),
             )
         await self.lifespan.shutdown()
 

@@ -126,5 +126,5 @@ def _too_large(limits: BodyLimits, arrived: str) -> PayloadTooLarge:
 def _too_slow(limits: BodyLimits, num_bytes: int) -> RequestTimeout:
     return RequestTimeout(
         f"expected the whole body within {limits.timeout_s:g} s and a second for every "
-        f"{limits.min_bytes_per_s} bytes, got {num_bytes} bytes by then"
+        f"{limits.min_bytes_per_s} bytes, got {num_bytes} by then"
     )

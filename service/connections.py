@@ -88,7 +88,7 @@ class ConnectionTable:
         if self._clock() - self._warned_at >= WARNING_INTERVAL_S:
             self._warned_at = self._clock()
             logger.warning(
-                "%d connections are open, which is the limit: idle ones are closed for new ones, "
+                "the limit of open connections, %d, is reached: idle ones are closed for new ones, "
                 "then unfinished ones of the client with most; DETR_MAX_CONNECTIONS changes the "
                 "limit",
                 self.most,
@@ -105,8 +105,8 @@ def possible_connections(wanted: int) -> int:
         if soft < needed:
             possible = max(1, soft - OTHER_DESCRIPTORS)
             logger.warning(
-                "%d file descriptors are allowed: at most %d connections, not %d; raise the limit "
-                "with ulimit -n",
+                "%d file descriptors are allowed, which limits connections to %d, not %d; raise "
+                "the limit with ulimit -n",
                 soft,
                 possible,
                 wanted,

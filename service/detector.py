@@ -270,13 +270,13 @@ class Detector:
                 await ticket.run([image], [bucket_of(image, self.manifest)])
         except EngineFailure as error:
             self._on_failure(
-                self, f"{num_failed} batches in a row failed, and so did a known image: {error}"
+                self, f"batches failed in a row: {num_failed}, then a known image too: {error}"
             )
         except (NotReady, Overloaded):
             return  # the next failure tries again
         else:
             logger.warning(
-                "%d batches in a row failed, but a known image did not: the images are at fault",
+                "batches failed in a row: %d, but a known image did not: the images are at fault",
                 num_failed,
             )
 

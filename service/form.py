@@ -43,7 +43,7 @@ async def read_form(request: Request, settings: Settings) -> FormData:
 def too_many_images(arrived: str, settings: Settings) -> TooManyImages:
     """The error for a request with too many images."""
     return TooManyImages(
-        f"expected at most {settings.max_images} images in one request, got {arrived}; send them "
+        f"images in one request: expected at most {settings.max_images}, got {arrived}; send them "
         "in several requests, or raise the service's DETR_MAX_IMAGES"
     )
 
@@ -51,9 +51,9 @@ def too_many_images(arrived: str, settings: Settings) -> TooManyImages:
 def too_many_tiles(num_images: int, num_parts: int, *, settings: Settings) -> TooManyImages:
     """The error for a request whose images have too many tiles."""
     return TooManyImages(
-        f"expected at most {settings.max_images} images in one request, tiles included, got "
-        f"{num_images} and {num_parts - num_images} tiles; give a larger tile=, or raise the "
-        "service's DETR_MAX_IMAGES"
+        f"images in one request, tiles included: expected at most {settings.max_images}, got "
+        f"{num_parts}, of which {num_parts - num_images} are tiles; give a larger tile=, or raise "
+        "the service's DETR_MAX_IMAGES"
     )
 
 

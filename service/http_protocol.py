@@ -290,7 +290,7 @@ class BoundedProtocol(HttpToolsProtocol):
         )
 
     def _too_many(self) -> TooManyConnections:
-        return TooManyConnections(f"all {self._table.most} connections are in use")
+        return TooManyConnections(f"no connection is free; the limit is {self._table.most}")
 
     # --- what is refused
 

@@ -193,8 +193,8 @@ class ImageDecoder:
         if num_bytes > self._memory.most_bytes:
             raise ImageTooLarge(
                 f"expected a request that takes at most {self._memory.most_bytes // MIB} MiB while "
-                f"its images are decoded and run, got {len(uploads)} images that take "
-                f"{num_bytes // MIB} MiB; send fewer or smaller ones at a time, or raise the "
+                f"its images are decoded and run, got {num_bytes // MIB} MiB (images: "
+                f"{len(uploads)}); send fewer or smaller ones at a time, or raise the "
                 "service's DETR_CLIENT_MEMORY_BYTES"
             )
 

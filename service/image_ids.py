@@ -65,6 +65,6 @@ def _id_of(
             "folder that holds those folders, or its parent"
         )
     raise ValueError(
-        f"{path}: none of the {len(by_name)} images of {file} has that name: "
+        f"{path}: no image of {file} has that name: "
         f"{did_you_mean(path.name, by_last_part)}without an annotation file, ids are counted from 0"
     )

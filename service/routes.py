@@ -177,8 +177,8 @@ def find_labels(names: Sequence[str], classes: Sequence[ClassInfo]) -> set[int] 
         found = by_name.get(name) or by_id.get(name)
         if found is None:
             raise UnknownClass(
-                f"unknown class {name[:100]!r}: {did_you_mean(name, by_name)}GET /model lists the "
-                f"{len(classes)} classes by id and name; repeat the parameter for several"
+                f"unknown class {name[:100]!r}: {did_you_mean(name, by_name)}GET /model lists all "
+                "classes by id and name; repeat the parameter for several"
             )
         labels |= found
     return labels

@@ -96,7 +96,7 @@ def _start(bundle: Bundle, settings: Settings, open_it: OpenEngine) -> Started:
     except BaseException:
         engine.close()
         raise
-    logger.info("the engine gives the known answers of the bundle in %d tries", len(outcomes))
+    logger.info("the engine gives the known answers of the bundle; tries: %d", len(outcomes))
     info = ", ".join(f"{name} {value}" for name, value in engine.info._asdict().items())
     logger.info("the engine %s is warm: %s", engine.name, info)
     return Started(engine, outcomes, longest_run_s)

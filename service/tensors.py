@@ -184,13 +184,13 @@ def _take_tensors(heads: Sequence[InputTensor], rest: memoryview) -> list[Arrive
             )
         if size is not None and (type(size) is not int or not 0 <= size <= len(rest)):
             raise MalformedBody(
-                f"input {head.name[:100]!r}: expected 'binary_data_size' of at most the "
-                f"{len(rest)} bytes that are left, got {str(size)[:100]}"
+                f"input {head.name[:100]!r}: expected 'binary_data_size' of at most "
+                f"{len(rest)}, the number of bytes left, got {str(size)[:100]}"
             )
         tensors.append(ArrivedTensor(head, None if size is None else rest[:size]))
         rest = rest[size or 0 :]
     if rest:
-        raise MalformedBody(f"{len(rest)} bytes after the last tensor belong to no tensor")
+        raise MalformedBody(f"bytes after the last tensor, which belong to none: {len(rest)}")
     return tensors
 
 

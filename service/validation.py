@@ -1,4 +1,4 @@
-"""Turns FastAPI's validation errors into ours."""
+"""Says what FastAPI and pydantic find wrong with parameters, as an error of ours."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

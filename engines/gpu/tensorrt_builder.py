@@ -66,7 +66,7 @@ def build_plan(
     try:
         config, cache = _configure(trt, builder, inputs, options)
         monitor = config.progress_monitor = _progress_of(trt)()
-        logger.info("building a plan of %s for %d profiles", graph, len(options.profiles))
+        logger.info("building a plan of %s; shape profiles: %d", graph, len(options.profiles))
         plan = bytes(
             require(trt, builder.build_serialized_network(network, config), call="the build")
         )

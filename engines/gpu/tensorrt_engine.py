@@ -150,7 +150,7 @@ class TensorRTEngine:
         self.gpu_memory_bytes = max(0, before.free_bytes - now.free_bytes)
         logger.info(
             "%s holds %d MiB of %s: activations %d, inputs and outputs %d, and weights, contexts "
-            "and %d CUDA graphs; %d of %d MiB are free",
+            "and CUDA graphs (%d); %d of %d MiB are free",
             *(self.name, self.gpu_memory_bytes // MIB, now.name),
             *(self._activations.num_bytes // MIB, self._io_bytes // MIB, self._lanes.num_graphs),
             *(now.free_bytes // MIB, now.total_bytes // MIB),

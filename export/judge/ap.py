@@ -37,7 +37,7 @@ class Measured(NamedTuple):
 def measure(bundle: Bundle, dataset: EvaluationData) -> Measured:
     """Evaluate a bundle in the engine that serves it, in bf16 even if float32 is faster here."""
     manifest, engine = bundle.manifest, open_engine(bundle, float_type="bf16")
-    log.info("AP in %s on %d images ...", manifest.precision, len(dataset))
+    log.info("AP in %s, images: %d ...", manifest.precision, len(dataset))
     start = time.perf_counter()
     try:
         metrics = evaluate(

@@ -67,8 +67,8 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if len(self.classes) != self.config.model.num_classes:
             raise ValueError(
-                f"{self.path}: {len(self.classes)} classes are named for a model with "
-                f"{self.config.model.num_classes}"
+                f"{self.path}: the model has num_classes={self.config.model.num_classes}, but the "
+                f"number of class names is {len(self.classes)}"
             )
 
     def header(self) -> dict[str, Any]:
@@ -280,7 +280,7 @@ def load_for_finetuning(path: Path | str, model: DeformableDetr) -> list[str]:
         report.append(f"start at random, as the checkpoint has none that fit: {', '.join(started)}")
     if remade:
         report.append(
-            f"{len(remade)} tensors of the class heads reset for {ours['num_classes']} classes "
+            f"{len(remade)} tensors of the class heads reset for num_classes={ours['num_classes']} "
             f"(the checkpoint has {theirs['num_classes']}): {', '.join(remade)}"
         )
     else:

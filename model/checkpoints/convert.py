@@ -137,8 +137,8 @@ def _layout_of(source: Path, tensors: Tensors) -> Layout:
 def _require_multi_scale(source: Path, tensors: Tensors) -> None:
     if len(tensors.get("level_embed", ())) in (1, 2):
         raise ValueError(
-            f"{source} is a single-scale model (level_embed has {len(tensors['level_embed'])} "
-            "row); only multi-scale models, with 3 levels or more, are supported"
+            f"{source} has too few feature levels: {len(tensors['level_embed'])}, by level_embed; "
+            "only multi-scale models, with 3 levels or more, are supported"
         )
 
 
@@ -242,8 +242,8 @@ def _infer_config(
     rows = len(_get(tensors, "decoder.layers.0.cross_attn.attention_weights.bias"))
     if rows % (num_heads * num_levels):
         raise ValueError(
-            f"{rows} attention weights cannot be split over {num_heads} heads and {num_levels} "
-            "levels; give the number of heads with --num-heads"
+            f"{rows} attention weights cannot be divided by num_heads={num_heads} and "
+            f"num_levels={num_levels}; give the number of heads with --num-heads"
         )
     num_classes = len(tensors["class_heads.0.bias"])
     blocks = tuple(

@@ -12,7 +12,7 @@ def describe(checkpoint: Checkpoint, *, with_tensors: bool = False) -> Iterator[
     model = checkpoint.config.model
     yield (
         f"{checkpoint.path}: config {checkpoint.config.name}, {model.variant}, "
-        f"{model.num_classes} classes"
+        f"classes: {model.num_classes}"
     )
     shown = (f"{name} {value:.3f}" for name, value in checkpoint.metrics.items())
     yield ", ".join(shown) or "no AP: it was not evaluated, or on images without boxes"
@@ -35,7 +35,7 @@ def describe(checkpoint: Checkpoint, *, with_tensors: bool = False) -> Iterator[
 def describe_conversion(checkpoint: Checkpoint, destination: Path) -> Iterator[str]:
     """The lines about what a published file was converted to: output -> id -> name."""
     made, model = checkpoint.provenance, checkpoint.config.model
-    yield f"{destination}: {model.variant}, {model.num_classes} classes, from {made['layout']}"
+    yield f"{destination}: {model.variant}, classes: {model.num_classes}, from {made['layout']}"
     images = checkpoint.config.preprocess
     yield f"images: short side {images.short_side}, long side at most {images.long_side} pixels"
     yield f"classes: {made['classes']}\noutput -> id -> name"

@@ -95,7 +95,7 @@ def _name_zip(path: Path) -> str | None:
         return f"a Keras archive: {_TENSORFLOW}"
     if names and all(name.endswith(".npy") for name in names):
         return "a NumPy archive; only PyTorch's and safetensors files are read"
-    return _ARCHIVE.format(f"a zip archive of {len(names)} files ({', '.join(names[:3])})")
+    return _ARCHIVE.format(f"a zip archive (files: {len(names)}; {', '.join(names[:3])})")
 
 
 def _is_text(start: bytes) -> bool:

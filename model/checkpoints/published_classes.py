@@ -64,8 +64,8 @@ def settle_outputs(
     if outputs is None:
         number = len(classes) if annotations else len(settings.class_names or ())
         raise ValueError(
-            f"it has {count} classes, but {number} are named; give their names with --classes and "
-            "the annotation file it was trained on"
+            f"the number of its classes is {count}, of names {number}; give the names with "
+            "--classes and the annotation file it was trained on"
         )
     return _doubt_names(outputs)
 
@@ -170,13 +170,14 @@ def _unnamed(count: int, *, index_is_id: bool) -> Outputs:
         if count == NUM_COCO_OUTPUTS:
             kept = tuple(entry.id for entry in COCO_CLASSES)
         assumed = (
-            f"the file names none of its {count} outputs: COCO's classes were assumed; {remedy}"
+            f"the file names none of its outputs, {count} in all: COCO's classes were assumed; "
+            f"{remedy}"
         )
         return Outputs(kept, COCO_CLASSES, "assumed", assumed)
     first = 0 if index_is_id else 1
     classes = tuple(ClassInfo(id=first + i, name=f"class {first + i}") for i in kept)
     assumed = (
-        f"the file names none of its {count} outputs: ids {first} to {first + count - 1} and names "
-        f"made from them were assumed; {remedy}"
+        f"the file names none of its outputs, {count} in all: ids from {first} to "
+        f"{first + count - 1} and names made from them were assumed; {remedy}"
     )
     return Outputs(kept, classes, "assumed", assumed)

@@ -42,8 +42,8 @@ def read_shards(index: Path, read_file: Callable[[Path], Mapping[Any, Any]]) -> 
     named, parts = _weight_map(index), parts_of(index)
     if missing := [part.name for part in parts if not part.is_file()]:
         raise ValueError(
-            f"{index} names {len(parts)} files, of which {len(missing)} are missing, such as "
-            f"{missing[0]}: download them to the same folder"
+            f"files that {index} names and that are missing: {len(missing)} of {len(parts)}, "
+            f"such as {missing[0]}; download all of them to the same folder"
         )
     content = {key: value for part in parts for key, value in read_file(part).items()}
     if absent := next((name for name in named if name not in content), None):

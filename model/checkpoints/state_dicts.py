@@ -61,7 +61,7 @@ def find_state(
         notes.append(f"used as {kind}: {chosen.place}; ignored: {', '.join(others)}")
     elif chosen.aside:
         notes.append(
-            f"{len(chosen.aside)} tensors without the prefix {chosen.prefix} are ignored: "
+            f"ignored tensors without the prefix {chosen.prefix}: {len(chosen.aside)}, such as "
             f"{', '.join(chosen.aside[:3])}"
         )
     if _is_mmengine_average(content):

@@ -190,7 +190,7 @@ class _Reader:
     def notes(self) -> Iterator[Fault]:
         """One note for every kind of value that was not written as COCO does."""
         for what, (count, first) in self._notes.items():
-            message = f"{what} ({count} times, the first: {first})"
+            message = f"{what} (entries: {count}, the first: {first})"
             yield Fault("read-otherwise", None, None, message, fatal=False)
 
     def _entries(self, section: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -40,10 +40,9 @@ class DataSet:
         """One line: format, classes, images."""
         num_classes = len(splits[0].annotations.classes)
         counts = " + ".join(str(len(split.annotations.images)) for split in splits)
-        classes = "1 class" if num_classes == 1 else f"{num_classes} classes"
         is_whole = self.val_fraction is None and self.layout.has(ALL)
         note = ", not divided into splits" * is_whole
-        return f"data set: {self.layout.name}, {classes}, {counts} images{note}"
+        return f"data set: {self.layout.name}, classes: {num_classes}, images: {counts}{note}"
 
     def _read(self, stored: str, decode: bool) -> Split:
         source = self.layout.read(stored)
@@ -73,7 +72,7 @@ def divide(split: Split, val_fraction: float) -> tuple[Split, Split]:
     num_images, num_val = len(split.annotations.images), sum(is_val.values())
     if num_images and num_val in (0, num_images):
         raise ValueError(
-            f"VAL_FRACTION={val_fraction:g} puts {num_val} of the {num_images} images into val: "
+            f"VAL_FRACTION={val_fraction:g} puts {num_val} of {num_images} images into val: "
             "give another fraction"
         )
     return _side(split, is_val, False), _side(split, is_val, True)

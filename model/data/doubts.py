@@ -23,15 +23,15 @@ def doubts(split: Split, model: ModelConfig | None) -> Iterator[Fault]:
     num_crowds = sum(box.is_crowd for box in boxes)
     if num_crowds == len(boxes):
         message = (
-            f"every one of the {len(boxes)} boxes is marked as a crowd (iscrowd 1), and crowds are "
-            "not trained on: set iscrowd to 0 for boxes around one object"
+            "every box is marked as a crowd (iscrowd 1), and crowds are not trained on: set "
+            "iscrowd to 0 for boxes around one object"
         )
         yield Fault("all-crowds", None, None, message)
         return
     if num_crowds:
         message = (
-            f"{num_crowds} of {len(boxes)} boxes ({num_crowds / len(boxes):.0%}) are marked as "
-            "crowds (iscrowd 1): not trained on"
+            f"boxes marked as crowds (iscrowd 1): {num_crowds} of {len(boxes)} "
+            f"({num_crowds / len(boxes):.0%}); they are not trained on"
         )
         yield Fault("crowds", None, None, message, fatal=False)
     yield from _box_format(split)
@@ -50,7 +50,7 @@ def _targets(split: Split, model: ModelConfig | None) -> Iterator[Fault]:
     empty = [f"{c.id} {c.name}" for c in split.annotations.classes if c.id not in used]
     if empty:
         message = (
-            f"{len(empty)} of {len(split.annotations.classes)} classes have no usable box: "
+            f"classes without a usable box: {len(empty)} of {len(split.annotations.classes)}, "
             f"{_some(empty)}"
         )
         yield Fault("empty-classes", None, None, message, fatal=False)
@@ -64,8 +64,8 @@ def _repeated_boxes(boxes: Sequence[BoxEntry]) -> Iterator[Fault]:
     if repeated:
         (image_id, category_id, bbox), most = counts.most_common(1)[0]
         message = (
-            f"{repeated} of {len(boxes)} boxes are copies, with the image, class and sides of "
-            f"another, such as [{', '.join(f'{value:.6g}' for value in bbox)}] of class "
+            f"boxes with the image, class and sides of another: {repeated} of {len(boxes)}, "
+            f"such as [{', '.join(f'{value:.6g}' for value in bbox)}] of class "
             f"{category_id} in image {image_id}, which occurs {most} times: the model learns to "
             "detect such objects more than once; keep one of each"
         )
@@ -82,7 +82,7 @@ def _full_images(num_objects: Counter[int], model: ModelConfig) -> Iterator[Faul
         num_full = sum(count > limit for count in num_objects.values())
         if num_full:
             message = (
-                f"{num_full} images have more than {limit} objects, image {fullest} has {most}: "
+                f"images of more objects than {limit}: {num_full}; image {fullest} has {most}: "
                 f"the model will not find them all; raise {name} in the configuration"
             )
             yield Fault("many-objects", None, None, message, fatal=False)
@@ -175,8 +175,8 @@ def _orientation(split: Split) -> Iterator[Fault]:
             turned.append(image.id)
     if turned:
         message = (
-            f"{len(turned)} images are mirrored or turned by their EXIF orientation, which no size "
-            f"in the annotations shows, the first is image {turned[0]}: make sure that their boxes "
+            "images mirrored or turned by their EXIF orientation, which no size in the annotations "
+            f"shows: {len(turned)}, the first is image {turned[0]}; make sure that their boxes "
             "were drawn on the image as displayed"
         )
         yield Fault("turned-images", None, None, message, fatal=False)
@@ -211,7 +211,7 @@ def shared_images(train: Split, val: Split) -> list[Fault]:
     if not shared:
         return []
     message = (
-        f"{len(shared)} of the {len(val.files)} validation images are training images too, such "
-        f"as {shared[0]}: AP will say too little about new images; validate on others"
+        f"validation images that are training images too: {len(shared)} of {len(val.files)}, such "
+        f"as {shared[0]}; AP will say too little about new images; validate on others"
     )
     return [Fault("shared-images", None, None, message, fatal=False)]

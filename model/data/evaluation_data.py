@@ -38,9 +38,9 @@ def require_classes(classes: Sequence[ClassInfo], expected: Sequence[ClassInfo])
     unknown = [f"{info.id} {info.name}" for info in expected if info not in classes]
     if unknown:
         raise ValueError(
-            f"{len(unknown)} of the data set's {len(expected)} classes are not among the model's "
-            f"{len(classes)}: {', '.join(unknown[:5])}; the model's begin with "
-            + ", ".join(f"{info.id} {info.name}" for info in classes[:5])
+            f"classes of the data set that the model does not have: {len(unknown)} of "
+            f"{len(expected)}, such as {', '.join(unknown[:5])}; the model has {len(classes)}, "
+            "such as " + ", ".join(f"{info.id} {info.name}" for info in classes[:5])
         )
 
 
@@ -60,8 +60,8 @@ def open_evaluation_data(
         if tuple(classes) != digits.CLASSES:
             raise ValueError(
                 "expected DATA=DIR (--data), a data set; only a model of the "
-                f"demo's {len(digits.CLASSES)} digits can be evaluated without it; this one has "
-                f"{len(classes)} classes"
+                f"demo's {len(digits.CLASSES)} digits can be evaluated without it, and this one "
+                "has other classes"
             )
         return digits.DigitsDataset("val")
     data_set = open_data_set(data_dir, val_fraction)

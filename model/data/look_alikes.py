@@ -54,7 +54,7 @@ class Comparison:
     num_damaged: int = 0
 
     def __str__(self) -> str:
-        damage = f"; {self.num_damaged} images cannot be decoded, which the check names by --decode"
+        damage = f"; images that cannot be decoded: {self.num_damaged}, see the check with --decode"
         return self._found() + damage * bool(self.num_damaged)
 
     def _found(self) -> str:

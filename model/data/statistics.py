@@ -85,13 +85,13 @@ def describe_content(found: Statistics) -> Iterator[str]:
     heights, widths = found.image_sizes.T
     num_empty = int((found.objects == 0).sum())
     yield (
-        f"{len(found.image_sizes)} images, {_range(widths)} pixels wide, {_range(heights)} high, "
-        f"{num_empty} without objects; {found.num_crowds} crowds"
+        f"images: {len(found.image_sizes)}, {_range(widths)} pixels wide, {_range(heights)} high, "
+        f"{num_empty} without objects; crowds: {found.num_crowds}"
     )
     if not len(found.areas):
-        yield f"no boxes of {len(found.classes)} classes"
+        yield f"classes: {len(found.classes)}; no boxes"
         return
-    yield f"{len(found.areas)} boxes of {len(found.classes)} classes: {_common(found.classes)}"
+    yield f"classes: {len(found.classes)}; boxes: {len(found.areas)}: {_common(found.classes)}"
     sides = np.sqrt(found.areas)
     small, large = (sides < SMALL_PX).mean(), (sides >= LARGE_PX).mean()
     yield (

@@ -26,7 +26,7 @@ def describe_folder(data_dir: Path) -> str:
     lines = [f"  {_place(folder)}{_kinds(kinds)}" for folder, kinds in sorted(counts.items())]
     if len(lines) > _SHOWN_FOLDERS:
         rest = len(lines) - _SHOWN_FOLDERS
-        lines = [*lines[:_SHOWN_FOLDERS], f"  and {rest} more folders"]
+        lines = [*lines[:_SHOWN_FOLDERS], f"  and more folders: {rest}"]
     suffixes = {suffix for kinds in counts.values() for suffix in kinds}
     guesses = [f"it looks like {guess}" for guess in _guesses(data_dir, suffixes)]
     return "\n".join(["found:", *(lines or ["  no file"]), *guesses, _KNOWN])

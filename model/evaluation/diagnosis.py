@@ -64,9 +64,9 @@ def _say_copies(metrics: Metrics) -> Iterator[str]:
     )
     if copies := sum(counts.values()) - len(counts):
         yield (
-            f"{copies} of {len(metrics.results)} detections occur more than once, with the "
-            "same image, class, box and score: each copy counts as a mistake; was a file joined "
-            "with itself?"
+            f"detections that repeat another, with the same image, class, box and score: {copies} "
+            f"of {len(metrics.results)}; each copy counts as a mistake; was a file joined with "
+            "itself?"
         )
 
 

@@ -50,7 +50,7 @@ def evaluate_command(
     if args.out is not None:
         results = with_text_ids(metrics.results, metrics.ground_truth)
         write_atomically(args.out, json.dumps(results).encode())
-        print(f"{len(metrics.results)} detections in {args.out}")
+        print(f"detections in {args.out}: {len(metrics.results)}")
     return metrics
 
 

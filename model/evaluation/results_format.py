@@ -98,7 +98,8 @@ class _Foreign(ValueError):
         more = ", ..." if len(known) > 5 else ""
         what = "images" if field == "image_id" else "categories"
         super().__init__(
-            f"{field} {value} is not among the data set's {len(known)} {what} ({some}{more})"
+            f"{field} {value} is not among the {what} of the data set, {len(known)} in all "
+            f"({some}{more})"
         )
 
 

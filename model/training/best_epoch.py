@@ -35,9 +35,9 @@ def shown_best(progress: Progress, config: TrainConfig) -> str:
 
 def shown_end(progress: Progress, config: TrainConfig, *, out_dir: Path) -> str:
     """What a complete run has reached, and where it is."""
-    done, best = f"{out_dir}: {progress.epoch} epochs done", out_dir / BEST
+    done, best = f"{out_dir}: done with epoch {progress.epoch}", out_dir / BEST
     if not best.exists():  # it was deleted after the last epoch
-        return f"{done}, but their checkpoints are lost: a run of more epochs writes new ones"
+        return f"{done}, but its checkpoints are lost: a run of more epochs writes new ones"
     return (
         f"{done}, {shown_best(progress, config)} in {best}; another OUT= (--out) starts a new run"
     )

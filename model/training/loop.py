@@ -132,7 +132,8 @@ def _new_model(
     set_tf32(config.tf32)
     model = DeformableDetr(config.model).to(device)
     log.info(
-        "config %s on %s in %s: %.2f M parameters, %d training, %d validation images, %d classes",
+        "config %s on %s in %s: %.2f M parameters; training images: %d, validation images: %d, "
+        "classes: %d",
         *(config.name, device.type, str(dtype).removeprefix("torch.")),
         *(sum(p.numel() for p in model.parameters()) / 1e6, len(data.train), len(data.val)),
         len(data.classes),

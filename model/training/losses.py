@@ -61,8 +61,8 @@ def require_class_weights(config: LossConfig, class_names: Sequence[str]) -> Non
     """Raise ValueError unless there is a weight for each class, or none at all."""
     if config.class_weights and len(config.class_weights) != len(class_names):
         raise ValueError(
-            f"loss.class_weights has {len(config.class_weights)} numbers, expected one for each of "
-            f"the {len(class_names)} classes, in this order: {', '.join(class_names)}"
+            f"expected a number in loss.class_weights for each class, {len(class_names)} in all, "
+            f"got {len(config.class_weights)}; the order of classes is {', '.join(class_names)}"
         )
 
 

@@ -65,7 +65,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def _describe(tensor: Tensor) -> str:
     num_bad = int((~torch.isfinite(tensor)).sum())
-    return f"{tuple(tensor.shape)}: {num_bad} of {tensor.numel()} values are not finite"
+    return f"{tuple(tensor.shape)}: values that are not finite: {num_bad} of {tensor.numel()}"
 
 
 def _tensors(value: Any) -> list[Tensor]:

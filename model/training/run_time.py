@@ -72,7 +72,7 @@ class RunTime:
         if self.config.minutes is None:
             return f"epoch {number}/{self.config.epochs}"
         share = self.progress.total_seconds / (self.config.minutes * 60)
-        return f"epoch {number} ({share:.0%} of {self.config.minutes:g} minutes)"
+        return f"epoch {number} ({share:.0%} of {self.config.minutes:g} min)"
 
     def left(self, steps_per_epoch: int) -> timedelta:
         """How long the run will take from now; if it has no limit, without evaluations."""

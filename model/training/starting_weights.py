@@ -43,9 +43,9 @@ def check_start(config: TrainConfig, init: Path | None, *, fetch: Fetch | None) 
             raise ValueError(f"{error}; or {_how_to_get(path)}") from error
     if path is None and config.model.frozen_stages >= 0:
         log.warning(
-            "the backbone starts at random, and %d of its stages stay frozen (frozen_stages); "
-            "set frozen_stages=-1 to train them",
-            config.model.frozen_stages + 1,
+            "the backbone starts at random, and frozen_stages=%d leaves part of it so; set "
+            "frozen_stages=-1 to train all of it",
+            config.model.frozen_stages,
         )
 
 

@@ -168,8 +168,8 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
 
     def _refusal(self, count: int, client: Hashable) -> Overloaded:
         return Overloaded(
-            f"the queue is full: {self._depth_of_all()} of {self._max_queue} places are taken, "
-            f"the request needs {count}",
+            f"the queue is full (places taken: {self._depth_of_all()} of {self._max_queue}; "
+            f"needed: {count})",
             retry_after_s=self.expected_wait_s(count, client=client),
         )
 

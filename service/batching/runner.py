@@ -120,7 +120,9 @@ class Runner(Generic[Item, Batch, Result]):
                 batch = self._assembled(entries)
             results = list(self._run(batch))
             if len(results) != len(entries):
-                raise RuntimeFailure(f"expected {len(entries)} results, got {len(results)}")
+                raise RuntimeFailure(
+                    f"results of a batch: expected {len(entries)}, got {len(results)}"
+                )
             return [*results]
         except (
             BaseException

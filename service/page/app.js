@@ -33,7 +33,7 @@ async function loadModel() {
     if (others.length) $("others").append(" Others: ", ...others.flatMap((name) => [link(name), " "]));
     const ap = model.metrics.AP === undefined ? "" : `, AP ${model.metrics.AP.toFixed(3)}`;
     $("model").textContent =
-      `${model.name} (${model.variant.replace("_", "-")}), ${model.classes.length} classes${ap}`;
+      `${model.name} (${model.variant.replace("_", "-")}), classes: ${model.classes.length}${ap}`;
     everything.num_detections = model.num_detections;
     labels = new Map(model.classes.map((info, label) => [info.id, label]));
     startFrom(model);

@@ -87,7 +87,7 @@ def test_a_label_of_no_class_is_refused(label: int, manifest: Manifest) -> None:
 def test_an_image_without_an_answer_is_refused(field: str, manifest: Manifest) -> None:
     engine = guard(Forgetting(field), manifest)
 
-    with pytest.raises(EngineFailure, match=f"each of 2 images, got .*1 of {field}"):
+    with pytest.raises(EngineFailure, match=f"each image, 2 in all, got .*1 of {field}"):
         engine.run(IMAGES, PADDING_MASK)
 
 

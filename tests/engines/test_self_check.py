@@ -194,7 +194,7 @@ def test_an_engine_with_another_number_of_detections_is_refused(
 ) -> None:
     engine = FaultyEngine(right, first_two)
 
-    with pytest.raises(WrongAnswers, match="expected 3 detections, got 2"):
+    with pytest.raises(WrongAnswers, match="detections: expected 3, got 2"):
         require_known_answers(engine, Bundle.load(toy_bundle))
 
 

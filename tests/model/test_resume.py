@@ -106,7 +106,7 @@ def test_a_finished_run_says_so_and_changes_nothing(
     status = train(config, open_data(config, images), out_dir=uninterrupted)
 
     assert status == 0
-    assert "4 epochs done" in caplog.text
+    assert "done with epoch 4" in caplog.text
     assert digest(uninterrupted / "last.training.pt") == before
 
 

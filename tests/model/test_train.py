@@ -149,7 +149,7 @@ def test_training_starts_from_a_checkpoint_of_other_classes(
         init=uninterrupted / "best.safetensors",
     )
 
-    assert "reset for 2 classes" in caplog.text
+    assert "reset for num_classes=2" in caplog.text
     stem = "backbone.conv1.weight"  # frozen: as it came
     found = load_file(tmp_path / "out" / "last.safetensors")[stem]
     assert torch.equal(found, load_file(uninterrupted / "best.safetensors")[stem])

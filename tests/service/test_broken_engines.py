@@ -101,7 +101,7 @@ def test_an_engine_that_fails_every_time_ends_the_process(
     status, log = process.end()
     (reason,) = reasons(log)
     assert status == 1
-    assert re.match(r"3 batches in a row failed, and so did a known image: .*MemoryError", reason)
+    assert re.match(r"batches failed in a row: 3, then a known image too: .*MemoryError", reason)
 
 
 @pytest.mark.anyio

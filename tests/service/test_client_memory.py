@@ -101,7 +101,7 @@ async def test_a_request_that_can_never_fit_is_told_so(
         answer = await client.post("/detect", files=[("images", png_bytes)] * 2)
 
     assert (answer.status_code, code_of(answer)) == (413, "image_too_large")
-    assert "got 2 images that take" in message_of(answer)
+    assert "(images: 2); send fewer" in message_of(answer)
     assert "DETR_CLIENT_MEMORY_BYTES" in message_of(answer)
 
 

@@ -120,7 +120,9 @@ def test_idle_connections_beyond_the_limit_make_room_and_are_told_of(target: Tar
         others = [httpx.get(f"{target.address}/healthz").status_code for _ in range(3)]
 
     assert others == [200, 200, 200]
-    assert any("30 connections are open" in line for line in target.process.log)
+    assert any(
+        "the limit of open connections, 30, is reached" in line for line in target.process.log
+    )
 
 
 def test_a_client_is_refused_where_every_connection_has_a_request(target: Target) -> None:

@@ -153,7 +153,7 @@ def test_only_the_outputs_that_are_asked_for_are_sent(
         ("pixels", np.zeros((4, 4), np.uint8), r"expected the shape \[height, width, 3\]"),
         ("pixels", np.zeros((0, 4, 3), np.uint8), r"expected the shape \[height, width, 3\]"),
         ("pixels", np.zeros((0, 4, 4, 3), np.uint8), "empty"),
-        ("pixels", np.zeros((17, 1, 1, 3), np.uint8), "at most 16 images .* got 17"),
+        ("pixels", np.zeros((17, 1, 1, 3), np.uint8), "images .* at most 16, got 17"),
         ("pixel", np.zeros((4, 4, 3), np.uint8), "did you mean 'pixels'"),
     ],
 )
@@ -246,7 +246,7 @@ def binary_request(size: object, *, datatype: str = "UINT8") -> bytes:
 @pytest.mark.parametrize(
     ("head", "raw", "length", "message"),
     [
-        (binary_request(3), b"abcd", None, "1 bytes after the last tensor"),
+        (binary_request(3), b"abcd", None, "bytes after the last tensor, which belong to none: 1"),
         (binary_request(4), b"abc", None, "binary_data_size"),
         (binary_request(-1), b"abc", None, "binary_data_size"),
         (binary_request("3"), b"abc", None, "binary_data_size"),

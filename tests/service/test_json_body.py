@@ -65,7 +65,7 @@ def test_one_image_may_stand_without_a_list_broken_into_lines_or_as_a_data_uri(
         ({"image": "eA==", "image_ids": [1, 2]}, 422, "invalid_request", "got 2 for 1"),
         ({"image": "eA==", "image_ids": [True]}, 422, "invalid_request", "whole numbers"),
         ({"image": "eA==", "image_ids": []}, 422, "invalid_request", "got 0 for 1"),
-        ({"images": ["eA=="] * 17}, 413, "too_many_images", "at most 16 images in one request, g"),
+        ({"images": ["eA=="] * 17}, 413, "too_many_images", "one request: expected at most 16, g"),
         (["eA=="], 422, "invalid_request", "expected a JSON object, got a list"),
         ("http://x.org/a.jpg", 422, "invalid_request", "expected a JSON object, got text"),
     ],

@@ -166,7 +166,7 @@ async def test_a_service_that_failed_waits_a_second_for_its_clients(
             await life
 
     assert answer.status_code == 500
-    assert app.state.serving.failure.startswith("1 batches in a row failed")
+    assert app.state.serving.failure.startswith("batches failed in a row: 1")
     assert "connections that did not finish within 1 s" in caplog.text
 
 
@@ -184,7 +184,7 @@ def test_a_stalled_upload_and_a_second_sigterm_do_not_hold_the_process(start: St
         status, log = process.end()
 
     assert status == 0
-    assert "closing 1 connections that did not finish within 1 s" in log
+    assert "closing the connections that did not finish within 1 s: 1" in log
     assert "Traceback" not in log
 
 

@@ -64,7 +64,7 @@ def test_the_first_click_shows_detections(page: Page, complaints: list[str]) -> 
     expect(page.locator("#tags span")).to_have_text("red 0.90")
     expect(page.locator("#list li")).to_contain_text("red")
     expect(page.locator("#count")).to_have_text("1 of 3 detections")
-    expect(page.locator("#model")).to_have_text("toy (two-stage), 3 classes, AP 1.000")
+    expect(page.locator("#model")).to_have_text("toy (two-stage), classes: 3, AP 1.000")
     assert complaints == []
 
 

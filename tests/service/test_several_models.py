@@ -149,7 +149,7 @@ async def test_models_share_the_places_of_the_queue(
         answer = await client.post("/detect?model=large", content=png_bytes)
 
     assert (answer.status_code, code_of(answer)) == (503, "overloaded")
-    assert "4 of 4 places are taken" in message_of(answer)
+    assert "places taken: 4 of 4" in message_of(answer)
 
 
 @pytest.mark.anyio

@@ -52,9 +52,7 @@ async def test_tiles_count_as_images(
 
     assert response.status_code == 413
     assert code_of(response) == "too_many_images"
-    assert "at most 3 images in one request, tiles included, got 2 and 12 tiles" in message_of(
-        response
-    )
+    assert "expected at most 3, got 14, of which 12 are tiles" in message_of(response)
     assert engine.num_images == before
 
 

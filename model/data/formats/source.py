@@ -162,7 +162,7 @@ class Collector:
         """The split as collected."""
         notes = []
         if left_out := {what: count for what, count in self._left_out.items() if count}:
-            message = "left out: " + ", ".join(f"{n} {what}" for what, n in left_out.items())
+            message = "left out: " + ", ".join(f"{what} ({n})" for what, n in left_out.items())
             notes.append(Fault("left-out", None, None, message, fatal=False))
         canonical = json.dumps(self._content, sort_keys=True, default=str).encode()
         return Source(

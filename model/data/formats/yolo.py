@@ -98,8 +98,9 @@ class YoloData:
                 label, box = parse_line(line, has_points=has_points)
                 if label not in self.class_names:
                     raise ValueError(
-                        f"class {label}; {self.class_file.name} names {len(self.class_names)} "
-                        f"classes, {min(self.class_names)} to {max(self.class_names)}"
+                        f"class {label}; the classes of {self.class_file.name} are "
+                        f"{min(self.class_names)} to {max(self.class_names)}, "
+                        f"{len(self.class_names)} in all"
                     )
             except ValueError as error:
                 collector.add_fault("malformed", f"{place}: {error}", image_id=image_id)
@@ -231,9 +232,9 @@ def _is_turned(file: ImageFile | ValueError) -> bool:
 
 def _turned(images: list[Path], directory: Path) -> str:
     return (
-        f"{len(images)} images are turned by their EXIF orientation, such as "
-        f"{_relative(images[0], directory)}: their boxes were read as parts of the image as "
-        "displayed; make sure that they were drawn on it"
+        f"images turned by their EXIF orientation: {len(images)}, such as "
+        f"{_relative(images[0], directory)}; their boxes were read as parts of the image as "
+        "displayed: make sure that they were drawn on it"
     )
 
 
@@ -243,7 +244,7 @@ def _size(file: ImageFile | ValueError) -> tuple[int, int] | None:
 
 
 def _without_labels(count: int, images: list[Path]) -> str:
-    return f"{count} of {len(images)} images have no label file: taken as images without objects"
+    return f"images without a label file, taken as images without objects: {count} of {len(images)}"
 
 
 def _relative(file: Path, directory: Path) -> str:

@@ -109,5 +109,5 @@ def _class_names(file: Path, content: dict[str, Any]) -> dict[int, str]:
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"{file}: expected text as the name of class {index}")
     if isinstance(count, str) and count.isdigit() and int(count) != len(names):
-        raise ValueError(f"{file}: nc is {count}, but names has {len(names)} names")
+        raise ValueError(f"{file}: nc is {count}, but the number of names is {len(names)}")
     return {int(index): names[index] for index in sorted(names, key=int)}

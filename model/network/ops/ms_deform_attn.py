@@ -101,6 +101,6 @@ def _check(
         )
     num_heads = sampling_offsets.shape[2]
     if value.shape[2] != num_heads:
-        raise ValueError(f"expected value with {num_heads} heads, got {tuple(value.shape)}")
+        raise ValueError(f"expected value with M = {num_heads}, got {tuple(value.shape)}")
     num_tokens = sum(h * w for h, w in spatial_shapes)
     torch._check(value.shape[1] == num_tokens, lambda: "spatial_shapes do not add up to S of value")

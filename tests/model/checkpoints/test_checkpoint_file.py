@@ -123,7 +123,7 @@ def test_a_checkpoint_has_the_ending_of_its_format(tmp_path: Path) -> None:
 
 
 def test_there_is_a_name_for_every_class(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="2 classes are named for a model with 3"):
+    with pytest.raises(ValueError, match="has num_classes=3, but the number of class names is 2"):
         Checkpoint(tmp_path / "x.safetensors", tiny(), _classes(2), {}, {}, {})
 
 
@@ -170,7 +170,7 @@ def test_a_safetensors_file_of_another_project_is_to_be_converted(tmp_path: Path
         ({"config": {"name": "x", "epochs": 0}}, "epochs must be at least 1"),
         ({"config": None}, "not valid at 'config'"),
         ({"classes": [{"id": 1}]}, "not valid at 'classes.0.name'"),
-        ({"classes": []}, "0 classes are named for a model with 3"),
+        ({"classes": []}, "has num_classes=3, but the number of class names is 0"),
         ({"metrics": None}, "not valid at 'metrics'"),
     ],
 )
@@ -244,7 +244,7 @@ def test_finetuning_keeps_all_but_the_class_heads_of_another_count(
     biases = [new[name] for name in class_heads if name.endswith("bias")]
     assert len(biases) == {"base": 1, "refine": 2, "two_stage": 3}[variant]
     assert all(torch.equal(bias, torch.full((5,), -4.59512)) for bias in biases)
-    assert f"{len(class_heads)} tensors of the class heads reset for 5 classes" in report[1]
+    assert f"{len(class_heads)} tensors of the class heads reset for num_classes=5" in report[1]
 
 
 def test_finetuning_on_as_many_classes_keeps_the_heads_and_says_so(saved: Path) -> None:
@@ -306,7 +306,7 @@ def test_show_opens_with_accuracy_and_has_tensors_on_request(
     long = capsys.readouterr().out
 
     title, accuracy, *_ = short.splitlines()
-    assert title == f"{saved}: config tiny, base, 3 classes"
+    assert title == f"{saved}: config tiny, base, classes: 3"
     assert accuracy == "AP 0.250"
     assert "     1 -> 11 -> thing 1\n" in short
     assert "\n  model.num_queries=10\n" in short

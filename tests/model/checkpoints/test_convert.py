@@ -81,7 +81,7 @@ def test_the_command_line_writes_a_checkpoint(
 
     main(["convert", str(write(checkpoint("refine", "mmdet3"))), str(destination)])
 
-    assert "refine, 7 classes, from mmdet3" in capsys.readouterr().out
+    assert "refine, classes: 7, from mmdet3" in capsys.readouterr().out
     assert load_checkpoint(destination).config.model.variant is Variant.REFINE
 
 
@@ -208,7 +208,7 @@ def test_what_had_to_be_assumed_is_said_in_the_log_and_the_checkpoint(
     converted = convert(write({"model": authors("base", numbered_head(91))}))
 
     assumed = converted.provenance["assumed"]
-    assert "names none of its 91 outputs: COCO's classes were assumed" in assumed[0]
+    assert "names none of its outputs, 91 in all: COCO's classes were assumed" in assumed[0]
     assert "does not say how many attention heads it has: 8 were assumed" in assumed[1]
     assert (
         "how many encoder layers the model has: it holds 2, published models have 6" in assumed[2]

@@ -113,7 +113,7 @@ def test_a_file_of_class_names_must_be_coco_annotations(
 def test_too_few_names_are_refused(tmp_path: Path, write: Callable[[Any], Path]) -> None:
     source = write(checkpoint("base", "mmdet2"))
 
-    with pytest.raises(ValueError, match=r"has 7 classes, but 2 are named.*--classes"):
+    with pytest.raises(ValueError, match=r"number of its classes is 7, of names 2; .*--classes"):
         convert(source, annotations=_annotations(tmp_path, [1, 2]))
 
 

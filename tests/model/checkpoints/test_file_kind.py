@@ -52,7 +52,7 @@ FOREIGN = {
     "keras 3": (_zip("config.json", "model.weights.h5"), "a Keras archive"),
     "tflite": (b"\x1c\x00\x00\x00TFL3" + bytes(64), "a TensorFlow Lite model"),
     "tensorflow": (b'model_checkpoint_path: "model.ckpt-1"', "weights of TensorFlow"),
-    "zip": (_zip("readme.txt", "weights/model.pth"), "a zip archive of 2 files .*readme.*unpack"),
+    "zip": (_zip("readme.txt", "weights/model.pth"), "a zip archive .files: 2; readme.*unpack"),
     "npz": (_zip("a.npy", "b.npy"), "a NumPy archive"),
     "torchscript": (_zip("m/data.pkl", "m/constants.pkl"), "a TorchScript program"),
     "tar": (_tar(), "a tar archive"),

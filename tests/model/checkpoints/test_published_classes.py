@@ -126,7 +126,7 @@ def test_coco_is_assumed_of_unnamed_outputs_and_said_to_be(count: int, index_is_
     outputs = settle_outputs(count, Settings(), annotations=None, index_is_id=index_is_id)
 
     assert outputs.classes == COCO_CLASSES
-    assert f"names none of its {count} outputs: COCO's" in str(outputs.assumed)
+    assert f"names none of its outputs, {count} in all: COCO's" in str(outputs.assumed)
 
 
 @pytest.mark.parametrize(("index_is_id", "first"), [(True, 0), (False, 1)])
@@ -135,7 +135,7 @@ def test_names_are_made_of_ids_and_said_to_be(index_is_id: bool, first: int) -> 
 
     expected = [(first, f"class {first}"), (first + 1, f"class {first + 1}")]
     assert _classes(outputs) == expected
-    assert f"ids {first} to {first + 1}" in str(outputs.assumed)
+    assert f"ids from {first} to {first + 1}" in str(outputs.assumed)
 
 
 def test_names_of_mmdetection_come_without_ids_which_are_said_to_be_assumed() -> None:
@@ -157,9 +157,9 @@ def test_coco_names_in_order_need_no_assumption(index_is_id: bool) -> None:
 def test_another_number_of_classes_is_refused(write: Write, index_is_id: bool) -> None:
     annotations = write((1, "a"), (2, "b"), (30, "c"))
 
-    with pytest.raises(ValueError, match=r"has 7 classes, but 3 are named.*--classes"):
+    with pytest.raises(ValueError, match=r"number of its classes is 7, of names 3; .*--classes"):
         settle_outputs(7, Settings(), annotations=annotations, index_is_id=index_is_id)
-    with pytest.raises(ValueError, match=r"has 7 classes, but 2 are named.*--classes"):
+    with pytest.raises(ValueError, match=r"number of its classes is 7, of names 2; .*--classes"):
         settle_outputs(7, _named("a", "b"), annotations=None, index_is_id=index_is_id)
 
 

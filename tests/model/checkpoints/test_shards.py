@@ -67,7 +67,7 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
     index = write_parts(tmp_path, STATE, ".bin")
     (tmp_path / f"{PARTS[1]}.bin").unlink()
 
-    with pytest.raises(ValueError, match=rf"2 files, of which 1 are missing, such as {PARTS[1]}"):
+    with pytest.raises(ValueError, match=rf"missing: 1 of 2, such as {PARTS[1]}"):
         read_content(index)
 
 

@@ -136,7 +136,7 @@ def test_tensors_beside_the_model_are_left_aside_and_said_so() -> None:
     tensors, notes = find_state(state)
 
     assert list(tensors) == KEYS["authors"]
-    assert "1 tensors without the prefix detr. are ignored: criterion.empty_weight" in notes[0]
+    assert "ignored tensors without the prefix detr.: 1, such as criterion.empty_weight" in notes[0]
 
 
 def test_without_a_known_layout_all_tensors_are_given_back() -> None:

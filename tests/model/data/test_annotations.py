@@ -71,7 +71,7 @@ def test_an_area_larger_than_its_box_is_not_taken_and_said_to_be(read, value):
     assert annotations.boxes[0].stated_area == float(value)  # tells corners from sides
     assert (fault.kind, fault.fatal) == ("read-otherwise", False)
     assert fault.message == (
-        "areas are larger than their boxes: using width x height (1 times, the first: "
+        "areas are larger than their boxes: using width x height (entries: 1, the first: "
         f"area {value!r}, bbox [1, 2, 3, 4] of annotations[0])"
     )
 

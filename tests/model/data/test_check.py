@@ -313,7 +313,7 @@ def test_the_command_checks_training_and_validation_beside_each_other(sound, mon
     output = capsys.readouterr().out
     assert status == 0
     assert "no-validation-boxes: no box to evaluate on" in output
-    assert "2 of the 2 validation images are training images too" in output
+    assert "validation images that are training images too: 2 of 2, such as" in output
     assert "apart from equal files, no validation image looks like a training image" in output
 
 

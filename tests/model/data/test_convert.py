@@ -124,5 +124,5 @@ def test_the_data_set_is_named_in_one_line(
     with caplog.at_level(logging.INFO):
         main([str(tmp_path / "data"), "--out", str(tmp_path / "coco")])
 
-    line = "data set: CVAT (annotations.xml), 3 classes, 3 + 2 images"
+    line = "data set: CVAT (annotations.xml), classes: 3, images: 3 + 2"
     assert f"{line}, in {tmp_path / 'coco'}" in caplog.text

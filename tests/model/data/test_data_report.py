@@ -104,8 +104,8 @@ def test_the_splits_are_counted_beside_each_other(page_of, tmp_path):
         "10 to 19": ["0", "0"], "20 to 49": ["0", "0"], "50 to 99": ["0", "0"],
         "100 and more": ["0", "0"],
     }  # fmt: skip
-    assert "3 boxes of 2 classes: cat 2, dog 1" in page.texts("li")
-    assert "2 images, 60 pixels wide, 40 high, 1 without objects; 0 crowds" in page.texts("li")
+    assert "classes: 2; boxes: 3: cat 2, dog 1" in page.texts("li")
+    assert "images: 2, 60 pixels wide, 40 high, 1 without objects; crowds: 0" in page.texts("li")
 
 
 def test_boxes_are_drawn_where_they_are_annotated(page_of, tmp_path):
@@ -270,7 +270,7 @@ def test_a_run_shows_its_data_as_it_trains_on_it(run_data, tmp_path, caplog):
     assert [float(rect[side]) for side in ("x", "y", "width", "height")] == pytest.approx(
         [cx - w / 2, cy - h / 2, w, h], abs=0.01
     )
-    assert "train: 12 boxes of 3 classes: " in caplog.text
+    assert "train: classes: 3; boxes: 12: " in caplog.text
     assert "no validation image looks like a training image" in caplog.text
     assert f"{tmp_path / 'data.html'} shows the data" in caplog.text
 

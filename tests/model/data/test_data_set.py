@@ -88,7 +88,7 @@ def test_val_is_taken_from_train_where_only_train_is_stored(tmp_path: Path) -> N
 
 
 def test_a_fraction_that_leaves_a_side_empty_is_refused(whole: Path) -> None:
-    with pytest.raises(ValueError, match=r"VAL_FRACTION=0\.0001 puts 0 of the 20 images into val"):
+    with pytest.raises(ValueError, match=r"VAL_FRACTION=0\.0001 puts 0 of 20 images into val"):
         open_data_set(whole, 0.0001).open("train")
 
 
@@ -132,7 +132,7 @@ def test_a_run_divides_its_data_names_it_and_is_bound_to_it(
         assert main([*words, *settings, "--val-fraction", "0.6"]) == 1
 
     num_val = len(names(open_data_set(whole, FRACTION), "val"))
-    line = f"data set: YOLO (classes.txt), 3 classes, {20 - num_val} + {num_val} images"
+    line = f"data set: YOLO (classes.txt), classes: 3, images: {20 - num_val} + {num_val}"
     assert line in caplog.text
     assert "val_fraction" in caplog.text
 

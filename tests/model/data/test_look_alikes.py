@@ -100,7 +100,7 @@ def test_a_damaged_image_hides_no_other(tmp_path):
     found = compare_splits(photos(0, 6), copies)
 
     assert found.pairs == ((tmp_path / "1.png", PHOTOS[1]),)
-    assert str(found).endswith("; 1 images cannot be decoded, which the check names by --decode")
+    assert str(found).endswith("; images that cannot be decoded: 1, see the check with --decode")
 
 
 def test_a_file_that_is_listed_twice_is_compared_once():

@@ -89,7 +89,7 @@ def test_missing_boxes_are_taken_from_segmentations_and_noted(tmp_path: Path) ->
 
     assert [box.bbox for box in annotations.boxes] == [(4, 6, 20, 10)] * 2
     assert [fault.message for fault in annotations.faults] == [
-        "boxes are missing: taken from segmentation (2 times, the first: id 1 of annotations[0])"
+        "boxes are missing: taken from segmentation (entries: 2, the first: id 1 of annotations[0])"
     ]
 
 

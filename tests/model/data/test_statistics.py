@@ -36,8 +36,8 @@ def test_images_classes_sizes_and_shapes_are_told():
     found = lines([*boxes, crowd, outside, of_no_class])
 
     assert found == [
-        "2 images, 60 pixels wide, 40 to 80 high, 1 without objects; 1 crowds",
-        "4 boxes of 2 classes: cat 3, dog 1",
+        "images: 2, 60 pixels wide, 40 to 80 high, 1 without objects; crowds: 1",
+        "classes: 2; boxes: 4: cat 3, dog 1",
         "sides of boxes (roots of their areas): 10 to 96 pixels, half under 26; 50% small, "
         "25% medium, 25% large",
         "width / height of boxes: 0.25 to 4.00; objects in an image: 0 to 4, 2.0 on average",
@@ -50,12 +50,12 @@ def test_of_many_classes_the_most_and_the_least_common_are_named():
 
     (_, line, *_) = lines(boxes, classes=classes)
 
-    assert line == "28 boxes of 8 classes: c6 7, c5 6, c4 5, ..., c1 2, c0 1, c7 0"
+    assert line == "classes: 8; boxes: 28: c6 7, c5 6, c4 5, ..., c1 2, c0 1, c7 0"
 
 
 def test_what_is_not_there_is_said():
     assert lines([], sizes={}) == ["no images"]
     assert lines([]) == [
-        "2 images, 60 pixels wide, 40 to 80 high, 2 without objects; 0 crowds",
-        "no boxes of 2 classes",
+        "images: 2, 60 pixels wide, 40 to 80 high, 2 without objects; crowds: 0",
+        "classes: 2; no boxes",
     ]

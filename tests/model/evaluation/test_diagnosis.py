@@ -204,7 +204,7 @@ def test_boxes_of_any_size_are_explained_without_a_warning() -> None:
 def test_copies_of_detections_are_counted() -> None:
     (sentence,) = explain(score(TRUTH, PERFECT + PERFECT[:2]))
 
-    assert sentence.startswith(f"2 of {len(PERFECT) + 2} detections occur more than once")
+    assert f"same image, class, box and score: 2 of {len(PERFECT) + 2};" in sentence
 
 
 def test_good_detections_need_no_explanation() -> None:

@@ -68,9 +68,15 @@ def test_a_file_is_refused_with_its_first_offending_entry(
         ({"category_id": "nut"}, 'category_id is the text "nut".*its id is 2'),
         ({"category_id": None}, "category_id is null"),
         ({"category_id": 1.5}, "category_id is 1.5"),
-        ({"category_id": 99}, "category_id 99 is not among the data set's 3 categories.*leave out"),
+        (
+            {"category_id": 99},
+            "category_id 99 is not among the categories of the data set, 3 in all.*leave out",
+        ),
         ({"image_id": "2.png"}, 'image_id is the text "2.png".*its id is 3'),
-        ({"image_id": 77}, "image_id 77 is not among the data set's 4 images.*another data set"),
+        (
+            {"image_id": 77},
+            "image_id 77 is not among the images of the data set, 4 in all.*another data set",
+        ),
         ({"image_id": math.nan}, "image_id is NaN"),
         ({"image_id": [1]}, r"image_id is \[1\]"),
     ],

@@ -81,7 +81,7 @@ def test_the_best_of_the_kept_epochs_takes_the_place_of_a_lost_best(
     train(run_config(), data, out_dir=out_dir)
 
     assert digest(out_dir / "best.safetensors") == digest(out_dir / "epoch-0003.safetensors")
-    assert "4 epochs done, best AP 0.300 in" in caplog.text
+    assert "done with epoch 4, best AP 0.300 in" in caplog.text
 
 
 def test_with_all_checkpoints_lost_none_is_named_and_the_next_epoch_is_the_best(
@@ -96,7 +96,7 @@ def test_with_all_checkpoints_lost_none_is_named_and_the_next_epoch_is_the_best(
     train(run_config(epochs=5), data, out_dir=out_dir)
 
     assert said == (
-        f"{out_dir}: 4 epochs done, but their checkpoints are lost: a run of more epochs writes "
+        f"{out_dir}: done with epoch 4, but its checkpoints are lost: a run of more epochs writes "
         "new ones"
     )
     assert "is lost: the best epoch is chosen from the next ones" in caplog.text

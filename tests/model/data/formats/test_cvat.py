@@ -51,7 +51,7 @@ def test_shapes_without_a_box_are_left_out_and_counted(tmp_path: Path) -> None:
     split = read(tmp_path, f'{line}{line}{skeleton}<tag label="nut"/>')
 
     assert split.annotations.boxes == ()
-    assert split.annotations.faults[0].message == "left out: 2 polylines, 1 skeletons, 1 tags"
+    assert split.annotations.faults[0].message == "left out: polylines (2), skeletons (1), tags (1)"
 
 
 def test_classes_are_in_the_order_of_the_task(tmp_path: Path) -> None:

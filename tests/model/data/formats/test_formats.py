@@ -85,4 +85,4 @@ def test_the_line_on_a_data_set_names_format_classes_and_images(tmp_path: Path) 
 
     line = data_set.describe([data_set.open("train"), data_set.open("val")])
 
-    assert line == "data set: YOLO (data.yaml), 3 classes, 3 + 2 images"
+    assert line == "data set: YOLO (data.yaml), classes: 3, images: 3 + 2"

@@ -85,7 +85,7 @@ def test_of_several_annotations_the_last_that_was_not_skipped_counts(tmp_path: P
     split = read(tmp_path, task(annotations=[first, last, skipped]))
 
     assert split.annotations.boxes[0].bbox[0] == 0.02 * 64
-    assert "1 annotations of tasks that have a later one" in split.annotations.faults[0].message
+    assert "annotations of tasks that have a later one (1)" in split.annotations.faults[0].message
 
 
 def test_the_annotation_marked_as_truth_comes_before_later_ones(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_tasks_that_nobody_annotated_are_left_out(tmp_path: Path) -> None:
     split = read(tmp_path, task(rectangle()), task(annotations=[]))
 
     assert len(split.images) == 1
-    assert "left out: 1 tasks without an annotation" in split.annotations.faults[0].message
+    assert "left out: tasks without an annotation (1)" in split.annotations.faults[0].message
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_results_that_are_not_regions_are_counted(tmp_path: Path) -> None:
 
     assert len(split.annotations.boxes) == 1
     assert split.annotations.faults[0].message == (
-        "left out: 1 results of type choices, 1 regions without a label"
+        "left out: results of type choices (1), regions without a label (1)"
     )
 
 

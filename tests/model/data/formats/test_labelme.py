@@ -60,7 +60,7 @@ def test_shapes_without_a_box_are_left_out_and_counted(tmp_path: Path) -> None:
 
     assert split.annotations.boxes == ()
     assert split.annotations.faults[0].message == (
-        "left out: 1 shapes of type linestrip, 1 shapes of type []"
+        "left out: shapes of type linestrip (1), shapes of type [] (1)"
     )
 
 

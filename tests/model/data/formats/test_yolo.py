@@ -73,7 +73,10 @@ def test_the_keypoints_of_a_pose_are_not_taken_for_a_polygon(labelled: Path) -> 
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        ("0 0.5 0.5 0.1 0.1\n\n3 0.5 0.5 0.1 0.1", r"a\.txt, line 3: class 3; data\.yaml names 3"),
+        (
+            "0 0.5 0.5 0.1 0.1\n\n3 0.5 0.5 0.1 0.1",
+            r"a\.txt, line 3: class 3; the classes of data\.yaml are 0 to 2",
+        ),
         ("-1 0.5 0.5 0.1 0.1", r"line 1: expected the index of a class, found -1"),
         ("bolt 0.5 0.5 0.1 0.1", r"line 1: expected numbers, found 'bolt 0\.5"),
         ("0 0.5 nan 0.1 0.1", r"line 1: expected numbers, found '0 0\.5 nan"),
@@ -104,7 +107,7 @@ def test_a_damaged_line_is_named_with_file_and_number(
         ("names: [[a], b]", "expected text as the name of class 0"),
         ("names: bolt", "expected names to be a list"),
         ("names: []", "expected names to be a list"),
-        ("nc: 2\nnames: [a, b, c]", "nc is 2, but names has 3 names"),
+        ("nc: 2\nnames: [a, b, c]", "nc is 2, but the number of names is 3"),
         ("[" * 1200, "not valid YAML"),
         ("names: &a [x]\nb: &b [*a, *a]\nnames: [*b, *b]", "expected text as the name of class 0"),
         ("\x00", "not valid YAML"),
@@ -182,7 +185,7 @@ def test_fractions_are_of_the_image_as_displayed_which_is_said(labelled: Path) -
 
     assert split.annotations.boxes[0].bbox == (12, 16, 24, 32)
     messages = [fault.message for fault in check_validation(split)]
-    assert any("1 images are turned by their EXIF orientation, such as" in m for m in messages)
+    assert any("images turned by their EXIF orientation: 1, such as" in m for m in messages)
 
 
 def test_labels_without_an_image_and_images_without_labels_are_reported(labelled: Path) -> None:
@@ -191,8 +194,8 @@ def test_labels_without_an_image_and_images_without_labels_are_reported(labelled
 
     messages = [fault.message for fault in check_validation(read(labelled, ""))]
 
-    assert "1 of 3 images have no label file: taken as images without objects" in messages
-    assert "left out: 1 label files without an image" in messages
+    assert "images without a label file, taken as images without objects: 1 of 3" in messages
+    assert "left out: label files without an image (1)" in messages
 
 
 def test_an_unreadable_image_is_reported_once(labelled: Path) -> None:
