@@ -192,8 +192,9 @@ SIDE_BY_SIDE = --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxproce
 
 # Each process computes on one thread of PyTorch: a second one takes a seventh more CPU time. Byte code
 # is kept, or every process would compile the repository and pytest's assertions again.
-# Only a run of all tests must reach the coverage that pyproject.toml asks for. Slow tests and those
-# of the repository itself run without measuring it (tests/conftest.py).
+# Only a run of all tests must reach the coverage that pyproject.toml asks for. Slow tests,
+# those of the repository itself and the later cases of a test run without measuring it
+# (tests/conftest.py).
 test: install browser peers ## run all tests and measure their coverage, or run some [ARGS=]
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE) --cov)
 
