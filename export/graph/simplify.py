@@ -1,7 +1,8 @@
 """Simplifies a traced graph: folds constants, and fuses or drops nodes.
 
 `onnxscript.optimizer.optimize` does the same with every rule it has, and it tries each of them at
-every node, which takes as long as a trace. These are the rules that find something in our graphs.
+every node: a third of the CPU time of exporting a full-size model. These are the rules that find
+something in our graphs.
 """
 
 from collections.abc import Sequence

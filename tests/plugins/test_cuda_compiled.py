@@ -17,7 +17,7 @@ from tests.plugins.emulated import BACKWARD, KERNEL, PER_CHANNEL
 
 TYPES = {"float32": "f", "float16": "6__half", "bfloat16": "13__nv_bfloat16"}  # as C++ mangles them
 FOR_GRADIENTS = (75, 90)  # the oldest, and the first with vector atomics; all would take a minute
-FOR_COMPARISON = (75, 80, 90, 120)  # a GPU of every instruction set
+FOR_COMPARISON = (75, 80, 90, 100, 120)  # one GPU of every major compute capability but 11
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 SAMPLES = 16  # of a query and head, L = P = 4
 WARNINGS = "--Werror=all-warnings"
