@@ -1,6 +1,6 @@
-// The yardstick for plugins/ms_deform_attn/core/kernel_cuda.cu: the same operator from the same
-// formula, as it is usually written, with one thread per channel of a query and head. Each thread
-// computes the softmax and the locations of all samples again. L = P = 4.
+// What plugins/ms_deform_attn/core/kernel_cuda.cu is compared with: the same operator and formula
+// as usually implemented, with one thread per channel of a query and head. Each thread recomputes
+// the softmax and the locations of all samples. L = P = 4.
 #include "../plugins/ms_deform_attn/core/kernel_cuda.h"
 #include "../plugins/ms_deform_attn/core/sampling.h"
 
@@ -114,7 +114,7 @@ cudaError_t launchPerChannel(const MSDeformAttnParams& p, cudaStream_t stream)
 } // namespace
 } // namespace detr
 
-// Launches the yardstick on a stream, with the arguments of detr::launchMSDeformAttn; L = P = 4.
+// Launches this kernel on a stream, with the arguments of detr::launchMSDeformAttn; L = P = 4.
 extern "C" cudaError_t detrLaunchPerChannel(
     const detr::MSDeformAttnParams* params, detr::DataType type, cudaStream_t stream)
 {

@@ -1,4 +1,4 @@
-// Runs calls of the operator that a file holds on a GPU and writes their outputs to another.
+// Runs the calls of the operator in a file on a GPU and writes their outputs to another.
 //
 //     run_cases INPUT OUTPUT
 #include "../plugins/emulator/cases.h"
@@ -21,8 +21,8 @@ void check(cudaError_t error, const char* what)
     }
 }
 
-// A tensor on the GPU, in memory of its own that ends where the tensor does, so that a sanitizer
-// sees whatever is touched beyond.
+// A tensor on the GPU in a buffer of exactly its size, so that a sanitizer sees any access beyond
+// it.
 class OnDevice
 {
 public:

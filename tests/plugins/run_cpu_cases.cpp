@@ -3,8 +3,8 @@
 //
 //     run_cpu_cases < SIZES
 //
-// A line a call: batch, queries, heads, channels, points, numbers of a reference, then the height
-// and width of every level. Prints a line a call.
+// Reads one line per call: batch, queries, heads, channels, points, coordinates per reference
+// point, then the height and width of every level. Prints one line per call.
 #include "../../plugins/ms_deform_attn/core/kernel_cpu.h"
 
 #include <cmath>

@@ -68,7 +68,7 @@ inline void throughValues(const typename V::Scalar* outGradient, int numChannels
     }
 }
 
-// Gradients of a vector of samples, from what a step of one pixel across or down would add.
+// Gradients of a vector of samples, from the change per pixel across and down.
 template <class V>
 inline void throughLocations(const BackwardCall& call, const Samples<V>& samples,
     typename V::Float acrossGain, typename V::Float downGain, int first, int numSamples,

@@ -3,8 +3,8 @@
 // An item is the output of one head for one query; 16 threads share it, a chunk of 16 samples at a
 // time.
 //
-// 1. One thread per sample: softmax and location again, and the sample's four pixels with their
-//    weights, which go into shared memory.
+// 1. One thread per sample: recomputes the softmax, the location and the sample's four pixels with
+//    their weights, which go into shared memory.
 // 2. One thread per few channels: products of the output's gradient with the values at each pixel,
 //    and what that gradient adds to the gradient of these values.
 // 3. One thread per sample: the gradients of its offset and logit, from its four products.

@@ -35,7 +35,7 @@ struct MSDeformAttnCudaGradients
 {
     const void* output;     // (B, Q, M * D) of T; read, while the others are written
     float* value;           // (B, S, M, D)
-    float* referencePoints; // (B, Q, M, L, 2 or 4), of each head apart; null if not wanted
+    float* referencePoints; // (B, Q, M, L, 2 or 4), by head; null if not wanted
     void* samplingOffsets;  // as the offsets, of T
     void* attentionLogits;  // as the logits, of T
 

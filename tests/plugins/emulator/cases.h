@@ -1,4 +1,4 @@
-// Calls of the operator as they lie in a file: a Header and the five tensors, one after the other.
+// Calls of the operator as stored in a file: a Header and the five tensors, one call after another.
 #pragma once
 
 #include "kernel_cuda.h"
@@ -16,8 +16,8 @@ struct Header
 {
     int32_t type; // the number of a detr::DataType
     int32_t batch, numTokens, numQueries, numHeads, headDim, numLevels, numPoints, referenceDim;
-    int32_t shift;        // how many bytes value and output lie beyond a multiple of 16
-    int32_t offsetsShift; // and how many the offsets do
+    int32_t shift;        // from a multiple of 16 bytes to value, and to output
+    int32_t offsetsShift; // from a multiple of 16 bytes to the offsets
 };
 
 // Memory that ends where the tensor does, so that a sanitizer sees whatever is touched beyond.

@@ -1,8 +1,8 @@
-// CUDA's language, as far as the project's kernels speak it, for a C++ compiler and a CPU.
+// The part of CUDA's language that the project's kernels use, for a C++ compiler and a CPU.
 //
-// Every thread of a block is a fibre that runs until it has to wait for others, so what lies
-// between two barriers happens in an order that no GPU promises: code that lacks a barrier reads
-// what has not been written yet. Shared memory is static, as blocks run one after the other.
+// Every thread of a block is a fibre that runs until it has to wait for others. So the code
+// between two barriers runs in an order that no GPU guarantees, and code that lacks a barrier reads
+// what was not written yet. Shared memory is static, as blocks run one after the other.
 #pragma once
 
 #include "cuda_runtime_api.h"
@@ -88,7 +88,7 @@ inline void __syncwarp()
     emulator::waitFor(emulator::Barrier::kWarp);
 }
 
-// The value of another lane of the warp, or one's own where `source` is none of the same part.
+// The value of another lane of the warp, or the lane's own if `source` is outside its part.
 template <typename T>
 T shuffle(unsigned mask, T value, int source, int width)
 {

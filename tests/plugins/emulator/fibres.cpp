@@ -33,11 +33,11 @@ struct Fibre
     ucontext_t context;
     std::unique_ptr<char[]> stack{new char[kStackBytes]};
     State state;
-    uint32_t handedOver[2]; // of two shuffles in a row, as some lanes may be one ahead
+    uint32_t handedOver[2]; // in two successive shuffles, as some lanes may be one ahead
     int numShuffles;
 };
 
-std::vector<Fibre> fibres; // kept from block to block, for their stacks
+std::vector<Fibre> fibres; // reused by every block, to keep their stacks
 unsigned current;
 ucontext_t scheduler;
 const std::function<void()>* currentBody;
@@ -45,7 +45,7 @@ Order currentOrder = Order::kForward;
 const void* schedulerStack;
 size_t schedulerStackBytes;
 
-// Leaves the stack that is running for another; `from` keeps what the sanitizer knows of it.
+// Switches to another stack; what the sanitizer knows of the current one is kept in `from`.
 void switchContexts(
     ucontext_t& from, ucontext_t& to, const void* stack, size_t bytes, bool isLast = false)
 {
@@ -104,13 +104,13 @@ bool release(State state, unsigned first, unsigned last)
     return true;
 }
 
-// The i-th of `count` in the order that was asked for.
+// The i-th of `count` in the current order.
 unsigned inOrder(unsigned i, unsigned count)
 {
     return currentOrder == Order::kForward ? i : count - 1 - i;
 }
 
-// Runs the threads from `first` to `last`, a warp, until none can go on without another warp.
+// Runs the warp of threads [first, last) until none can continue without another warp.
 void runWarp(unsigned first, unsigned last, const std::function<void(unsigned)>& enter)
 {
     do

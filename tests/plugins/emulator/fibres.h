@@ -15,8 +15,8 @@ enum class Barrier
     kBlock,
 };
 
-// In which order threads are run: first to last or last to first; warps as well, each as far as it
-// comes without the others.
+// The order in which threads run, first to last or last to first. The same goes for warps, each of
+// which runs until it has to wait for another.
 enum class Order
 {
     kForward,
@@ -25,18 +25,18 @@ enum class Order
 
 void setOrder(Order order);
 
-// Runs `body` once a thread; `enter` is called with the thread's number whenever it goes on. Ends
-// the process with a message where threads wait for each other for ever.
+// Runs `body` once per thread; `enter` is called with the thread's number whenever it starts or
+// resumes. Ends the process with a message if threads wait for each other for ever.
 void runBlock(unsigned numThreads, const std::function<void(unsigned)>& enter,
     const std::function<void()>& body);
 
-// For a running fibre: waits until all of its warp or block have come to this barrier.
+// For a running fibre: waits until its whole warp or block has reached this barrier.
 void waitFor(Barrier barrier);
 
 // For a running fibre: its place in its warp.
 int lane();
 
-// For a running fibre: what lane `source` has handed over; a barrier of the warp, all of it.
+// For a running fibre: the value that lane `source` passed. A barrier for the whole warp.
 uint32_t exchange(unsigned mask, uint32_t value, int source);
 
 } // namespace emulator

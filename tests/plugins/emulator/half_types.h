@@ -1,4 +1,4 @@
-// The 16-bit floats of CUDA, as far as the project's kernels use them: loaded, stored, converted.
+// What the project's kernels use of CUDA's 16-bit floats: loading, storing and conversion.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,7 @@ struct __half
 
     __half() = default;
 
-    // To nearest, ties to even, as the CPU rounds unless told otherwise.
+    // Rounds to nearest, ties to even, like the CPU by default.
     explicit __half(float x)
     {
         const float size = std::fabs(x);

@@ -1,8 +1,8 @@
-// Runs calls of the operator that a file holds and writes their outputs to another.
+// Runs the calls of the operator in a file and writes their outputs to another.
 //
 //     run_cases fused|per_channel forward|backward INPUT OUTPUT
 //
-// A line a call goes to standard output: the launch's grid and what it returned.
+// Prints one line per call: the launch's grid and what it returned.
 #include "cases.h"
 #include "cuda_runtime.h"
 

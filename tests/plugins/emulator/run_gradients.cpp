@@ -1,5 +1,5 @@
-// Runs the gradients of float32 calls that a file holds, every tensor in memory of its own size, so
-// that a sanitizer sees whatever is touched beyond.
+// Computes the gradients of the float32 calls in a file. Every tensor has a buffer of its
+// exact size, so that a sanitizer sees any access beyond it.
 //
 //     run_gradients INPUT
 #include "cases.h"
@@ -18,7 +18,8 @@ void run(const emulator::Case& call, bool isDeterministic)
         h.numLevels, h.numPoints, h.referenceDim, call.value.data,
         reinterpret_cast<const int32_t*>(call.spatialShapes.data), call.referencePoints.data,
         call.samplingOffsets.data, call.attentionLogits.data, nullptr};
-    const emulator::Buffer value(call.value.size, call.shift), offsets(call.samplingOffsets.size, 0);
+    const emulator::Buffer value(call.value.size, call.shift);
+    const emulator::Buffer offsets(call.samplingOffsets.size, 0);
     const emulator::Buffer logits(call.attentionLogits.size, 0);
     const emulator::Buffer references(call.m * call.referencePoints.size, 0);
     const emulator::Buffer fixedPoint(2 * call.value.size, 0);

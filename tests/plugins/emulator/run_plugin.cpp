@@ -1,6 +1,6 @@
-// Stands in for TensorRT: loads a plugin library and drives the plugin through calls of a file.
+// Stands in for TensorRT: loads a plugin library and runs the calls in a file with the plugin.
 //
-// A line a call goes to standard output; what the plugin logs comes before it.
+// Prints one line per call, after what the plugin logs.
 #include "cases.h"
 
 #include <NvInferRuntime.h>
@@ -51,7 +51,7 @@ trt::DataType typeOf(detr::DataType type)
     return trt::DataType::kBF16;
 }
 
-// What the plugin says to all that TensorRT asks before it runs it; the first refusal, or null.
+// Asks the plugin all that TensorRT asks before running it. Returns the first refusal, or null.
 const char* refusal(trt::IPluginV3& plugin, std::array<trt::DynamicPluginTensorDesc, 6> tensors)
 {
     auto& build = *static_cast<trt::IPluginV3OneBuild*>(
@@ -126,7 +126,7 @@ extern "C" __attribute__((visibility("default"))) int32_t getInferLibMajorVersio
     return major;
 }
 
-// Runs the calls of `input` with the plugin of `library`, as TensorRT of version `pretended`.
+// Runs the calls of `input` with the plugin of `library`, pretending to be TensorRT `pretended`.
 extern "C" __attribute__((visibility("default"))) int runPlugin(
     const char* library, int32_t pretended, const char* input, const char* output)
 {

@@ -1,4 +1,4 @@
-// In which order the threads of later launches run, for whoever loads the kernels as a library.
+// Sets the order in which threads of later launches run, when the kernels are loaded as a library.
 #include "fibres.h"
 
 extern "C" __attribute__((visibility("default"))) void setOrder(int isForward)
