@@ -26,7 +26,7 @@ class _Resizing(NamedTuple):
         unit: (width, height) of images, both (N, 2) -> pixels of the image in one nth of that side.
         n: the side; None if it is estimated from the size of the objects.
         may_swap: whether y may come before x.
-        is_centred: whether the image lies in the middle of a square.
+        is_centred: whether the image is centred in a square.
     """
 
     name: str

@@ -34,7 +34,7 @@ class EpochRecord:
         return {one.info.name: one.ap for one in self.metrics.per_class}
 
     def row(self) -> dict[str, float]:
-        """Every number by its column in metrics.csv; NaN where there is none."""
+        """Every number by its column in metrics.csv; NaN if there is none."""
         return {
             "epoch": self.epoch, "step": self.step, "seconds": round(self.seconds, 1),
             "learning_rate": self.learning_rate, "training_loss": self.training_loss,

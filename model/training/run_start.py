@@ -1,4 +1,4 @@
-"""Starts a run: from its own saved state, or anew with a batch size that fits."""
+"""Starts a run: from its own saved state, or from step 1 with a batch size that fits."""
 
 import logging
 from dataclasses import dataclass

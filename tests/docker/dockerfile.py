@@ -1,7 +1,7 @@
 """Reads a Dockerfile and carries out its steps in folders, for machines without a container engine.
 
 Every stage gets a folder that stands for its root. Absolute paths of the image (`/venv`, `/app`)
-are rewritten to lie in it; a COPY brings exactly what it names.
+are rewritten to be in it; a COPY brings exactly what it names.
 """
 
 import json

@@ -26,7 +26,7 @@ ENGINES = {"onnxruntime": OnnxRuntimeEngine, "openvino": OpenVinoEngine}
 MAX_SCORE_ERROR = 0.01
 MAX_BOX_ERROR_PX = 0.5
 SIDES = st.integers(64, 160)
-# Of these sides, levels have 50, 100 or 150 cells, whose outermost centres lie at 1% and 99%.
+# Of these sides, levels have 50, 100 or 150 cells, whose outermost centres are at 1% and 99%.
 EXACT_SIDES = [400, 800, 1200]
 
 

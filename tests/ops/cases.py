@@ -11,7 +11,7 @@ class OpCase:
     """Sizes of one call.
 
     `spread` is how far, in normalised units, references leave [0, 1]. With `has_infinite_border`
-    the border of every level is infinite, and every sample lies outside the map or away from it.
+    the border of every level is infinite, and every sample is outside the map or away from it.
     """
 
     name: str

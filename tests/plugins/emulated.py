@@ -110,7 +110,7 @@ class Call(NamedTuple):
     reference_points: Tensor
     sampling_offsets: Tensor
     attention_logits: Tensor
-    shift: int = 0  # elements that value and output lie beyond a multiple of 16 bytes
+    shift: int = 0  # elements from a multiple of 16 bytes to value, and to output
     offsets_shift: int = 0  # and elements that the offsets do
 
     @classmethod
