@@ -151,7 +151,7 @@ plugins: $(VENV)/service.stamp ## compile the native kernels into build/plugins
 	@$(BIN)/python -m plugins.build
 
 $(NATIVE): $(wildcard plugins/*.py plugins/*/*/*.h plugins/*/*/*.cpp plugins/*/*/*.cu) $(VENV)/service.stamp
-	@$(MAKE) --no-print-directory plugins
+	@$(BIN)/python -m plugins.build
 	@mkdir -p $(@D) && touch $@
 
 browser: ## install Chromium for the test of the page, where apt-get may be used

@@ -44,6 +44,14 @@ def test_make_plugins_looks_for_compilers_even_if_nothing_has_changed(
     assert words[1:] == ["-m", "plugins.build"]
 
 
+def test_kernels_are_compiled_before_a_target_that_has_variables(
+    make: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    words = make("train", "DATA=d", f"NATIVE={tmp_path}/build/plugins.stamp")
+
+    assert words == ["", "-m", "plugins.build", "", "-m", "model.train", "--data", "d"]
+
+
 def test_one_path_may_have_spaces(make: Callable[..., list[str]], tmp_path: Path) -> None:
     folder = tmp_path / "my  photo's"
     folder.mkdir()
