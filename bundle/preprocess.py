@@ -22,7 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bundle.image_formats import describe_content
 from bundle.jpeg_end import complete_jpeg
-from bundle.sixteen_bit import is_deep_colour, scale_colour, scale_grey
+from bundle.sixteen_bit import (
+    is_deep_colour,
+    is_mixed_up,
+    scale_colour,
+    scale_grey,
+)
 
 MAX_PIXELS = 100_000_000  # 300 MB once decoded; a decompression bomb claims more in its header
 
@@ -264,6 +269,11 @@ def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
             f"expected at most {max_pixels:,} pixels, got {width} x {height} = "
             f"{width * height:,}; send a smaller image"
         )
+    if is_mixed_up(image):
+        raise UndecodableImage(
+            "expected a TIFF image with the samples of a pixel side by side, got one stored plane "
+            "by plane; save it as PNG"
+        )
     if image.mode in ("I", "F"):  # Pillow would clip them to 0..255
         raise UndecodableImage(
             f"expected a {image_format} image of 8 or 16 bits per sample, got 32 bits, which do "
@@ -351,7 +361,7 @@ def _png_exif(data: bytes) -> bytes:
 def _to_rgb(image: Image.Image, data: bytes) -> Uint8Array:
     if image.mode.startswith("I;16"):  # 16-bit grey: Pillow's convert would clip it at 255
         image = scale_grey(image)
-    elif image.format == "PNG":
+    elif image.format in ("PNG", "TIFF"):
         image = scale_colour(image, data)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     num_rows = max(1, _STRIP_PIXELS // image.width)
