@@ -6,10 +6,10 @@ their SHA-256, so that what is served is what was verified.
 
 import hashlib
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bundle.atomic import write_atomically
 from bundle.json_file import read_json
@@ -23,7 +23,9 @@ from bundle.layout import (
 )
 from bundle.preprocess import Preprocess
 from bundle.tensorrt_plan import TensorRTPlan
+from bundle.terminal import one_line
 from bundle.thresholds import DEFAULT_THRESHOLD, Float32Array, Thresholds
+from bundle.validation import describe_faults
 
 FORMAT_VERSION: Final = 3
 REMEDY = "rebuild the bundle with `make export`"
@@ -66,7 +68,7 @@ class ClassInfo(_Frozen):
     """A class as the data set names it; its position in the list is the label."""
 
     id: int
-    name: str
+    name: Annotated[str, AfterValidator(one_line)]  # as it is shown, on terminals too
 
 
 class Manifest(_Frozen):
@@ -176,7 +178,7 @@ class Manifest(_Frozen):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise ValueError(f"{path}: {error}; {REMEDY}") from error
+            raise ValueError(f"{path}: {describe_faults(error)}; {REMEDY}") from error
 
     def _check_references(self, directory: Path) -> None:
         plans = (self.tensorrt.file,) if self.tensorrt else ()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from bundle.manifest import Precision
+from bundle.terminal import log_messages, printable
 from engines.base import EngineFailure
 from export.graph.tensorrt_plan import SHAPE_FORMAT, find_planner
 from export.stage import ended_by_ctrl_c
@@ -27,14 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.shapes and args.runtime != "tensorrt":
         parser.error("SHAPES= (--shapes) needs RUNTIME=tensorrt (--runtime)")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log_messages()
     for ours in ("export", "model.data"):
         logging.getLogger(ours).setLevel(logging.INFO)
     try:
         with ended_by_ctrl_c():
             _export(args)
     except (ValueError, OSError, EngineFailure) as error:
-        print(error, file=sys.stderr)
+        print(printable(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; nothing was written", file=sys.stderr)

@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from bundle.manifest import Bundle
+from bundle.terminal import log_messages, printable
 from engines.base import EngineFailure
 from engines.load import open_engine
 from engines.self_check import require_known_answers
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, required=True, help="directory of the bundle")
     add_arguments(parser)
     args = parser.parse_args(argv)
-    logging.basicConfig(format="%(message)s")
+    log_messages()
     logging.getLogger("model.data").setLevel(logging.INFO)
     try:
         require_data(args)
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.save_thresholds:
             bundle.with_manifest(thresholds=found_thresholds(metrics)).save()
     except (ValueError, OSError, EngineFailure) as error:
-        print(error, file=sys.stderr)
+        print(printable(error), file=sys.stderr)
         return 1
     return 0
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bundle.manifest import Bundle
+from bundle.terminal import log_messages, printable
 from engines.base import EngineFailure
 from export.stage import ended_by_ctrl_c
 from model.checkpoints.published_urls import (
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="folder for download, checkpoint and bundle")  # fmt: skip
     parser.add_argument("--base-url", help="a mirror of the published files")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log_messages()
     logging.getLogger("export").setLevel(logging.INFO)
     log.setLevel(logging.INFO)
     url = published_url(args.variant, file_format=args.format, base_url=args.base_url)
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             directory = published_bundle(url, args.out / name)
         print(directory)
     except (ValueError, OSError, EngineFailure) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; the same command resumes where it was", file=sys.stderr)

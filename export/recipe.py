@@ -104,14 +104,7 @@ def make_bundle(
         raise ValueError(
             f"{refusal}, so the bundle was not written; export with {recipe.instead}"
         ) from refusal
-    if made.manifest.thresholds:
-        log.info("default thresholds: the best F1, %s", made.manifest.thresholds.overall)
-    else:
-        log.warning(
-            "default threshold: %s for every class, as the checkpoint was not evaluated; "
-            "make evaluate BUNDLE= DATA= ARGS=--save-thresholds writes better ones into the bundle",
-            made.manifest.threshold,
-        )
+    tell_default_threshold(made.manifest)
     if made.manifest.batches == "equal_shapes":
         log.warning(
             "an engine's answer to an image changes beside larger ones, so only images of "
@@ -152,3 +145,17 @@ def verify_on_cpu(exact: Bundle, model: DetectionModel) -> list[dict[str, Any]]:
             )
         comparisons += [{"runtime": runtime, "graph": graph, **item} for item in found]
     return comparisons
+
+
+def tell_default_threshold(manifest: Manifest) -> None:
+    """Log the threshold that requests get which name none, and where it comes from."""
+    if manifest.thresholds:
+        log.info("default thresholds: the best F1, %s", manifest.thresholds.overall)
+        return
+    has_ap = "AP" in manifest.metrics  # which may be 0
+    log.warning(
+        "default threshold: %s for every class, as the checkpoint %s; make evaluate BUNDLE= DATA= "
+        "ARGS=--save-thresholds writes better ones into the bundle",
+        manifest.threshold,
+        "finds no object of its validation images" if has_ap else "was not evaluated",
+    )

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bundle.terminal import printable
 from model.checkpoints.file_kind import require_checkpoint, require_checkpoint_name, require_file
 
 
@@ -31,7 +32,8 @@ def _show(args: argparse.Namespace) -> None:
     from model.checkpoints.checkpoint_file import load_checkpoint
     from model.checkpoints.description import describe
 
-    print(*describe(load_checkpoint(args.file), with_tensors=args.tensors), sep="\n")
+    for line in describe(load_checkpoint(args.file), with_tensors=args.tensors):
+        print(printable(line))
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -50,7 +52,8 @@ def _convert(args: argparse.Namespace) -> None:
         num_queries=args.num_queries,
     )
     write_checkpoint(checkpoint, args.destination)
-    print(*describe_conversion(checkpoint, args.destination), sep="\n")
+    for line in describe_conversion(checkpoint, args.destination):
+        print(printable(line))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -79,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         (_show if args.command == "show" else _convert)(args)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printable(f"error: {error}"))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bundle.atomic import make_place_for
+from bundle.terminal import log_messages, printable
 from model.checkpoints.file_kind import require_checkpoint
 from model.data.data_set import add_val_fraction
 from model.data.layouts import require_split
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(
             "--out writes the detections of a model; with --results, they are in that file"
         )
-    logging.basicConfig(format="%(message)s")
+    log_messages()
     logging.getLogger("model.data").setLevel(logging.INFO)
     try:
         require_data(args)
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             score_results(args)
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(printable(error), file=sys.stderr)
         return 1
     return 0
 

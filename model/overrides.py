@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from bundle.validation import describe_faults
 from model.config import TrainConfig
 from model.configs import CONFIGS, get_config
 
@@ -126,8 +127,7 @@ def _change_part(part: Part, given: Mapping[str, Any], *, prefix: str) -> Part:
     try:
         return type(part).model_validate(part.model_dump() | values)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{prefix}{first['loc'][0]}: {first['msg']}") from None
+        raise ValueError(describe_faults(error, prefix=prefix)) from None
 
 
 def _written(name: str, value: Any) -> str:

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from bundle.terminal import log_messages
 from model.checkpoints.file_kind import require_checkpoint
 from model.config import TrainConfig
 from model.configs import CONFIGS
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--init", type=Path, metavar="CHECKPOINT", help="weights to start from")
     args = parser.parse_args(arguments)
-    logging.basicConfig(level=_log_level(), format="%(message)s")
+    log_messages(_log_level())
     try:
         config, changes = load_config(args.config, args.set)
         if changes:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bundle.terminal import printable
 from model.checkpoints.published_urls import (
     BACKBONES,
     RELEASES,
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         fetch_published(args.variant, path, file_format=args.format, base_url=args.base_url)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printable(f"error: {error}"))
     print(path)
 
 

@@ -25,12 +25,13 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
+from bundle.terminal import printable
 from service import farewell
 from service.app import create_app, stop_taking_requests
 from service.errors import NotReady
 from service.http_protocol import bounded_protocol
 from service.logs import set_up_logging
-from service.settings import Settings, unknown_settings
+from service.settings import Settings, describe_settings_faults, unknown_settings
 from service.startup import OpenEngine, open_served
 
 logger = logging.getLogger("service")
@@ -124,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = Settings()
     except ValidationError as error:
-        return _fail("; ".join(_describe(fault) for fault in error.errors()))
+        return _fail(describe_settings_faults(error))
     return serve(settings)
 
 
@@ -194,14 +195,8 @@ def _for_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _describe(fault: object) -> str:
-    assert isinstance(fault, dict)
-    name = "_".join(str(part) for part in fault["loc"])
-    return f"DETR_{name.upper()}: {fault['msg']}" if name else str(fault["msg"])
-
-
 def _fail(message: str) -> int:
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(printable(f"error: {message}\n"))
     return 1
 
 

@@ -28,6 +28,8 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from bundle.manifest import Bundle
+from bundle.terminal import printable
+from bundle.validation import describe_faults
 from engines.base import EngineFailure
 from service.bulk_images import Chunk, find_chunks, open_place, public_name
 from service.bulk_worker import PARTS, UNFINISHED, Job, Worker, part_name, write_whole
@@ -59,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.format == "coco":
             write_coco(args.out, chunks)
     except ValidationError as error:
-        parser.error("; ".join(f"{fault['loc'][0]}: {fault['msg']}" for fault in error.errors()))
+        parser.error(describe_faults(error))
     except (ValueError, OSError, EngineFailure, RuntimeError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(printable(f"error: {error}\n"))
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: the same command resumes from here\n")

@@ -27,6 +27,8 @@ from bundle.preprocess import (
     UnsupportedImage,
     decode_image,
 )
+from bundle.terminal import printable
+from bundle.validation import describe_faults
 from engines.base import EngineFailure
 from engines.load import open_engine
 from engines.self_check import require_known_answers
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             format=args.format,
         )
     except ValidationError as error:
-        parser.error("; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors()))
+        parser.error(describe_faults(error))
     if args.out and args.out.is_dir():
         parser.error(f"OUT= (--out): expected a file, got the folder {args.out}")
     missing = [str(path) for path in args.paths if not path.exists()]
@@ -173,7 +175,7 @@ def _to_json(results: list[ImageResult], manifest: Manifest, output_format: Outp
 
 
 def _say(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
+    tqdm.write(printable(line), file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

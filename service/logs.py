@@ -5,6 +5,8 @@ import logging
 import time
 from typing import Literal
 
+from bundle.terminal import PrintableFormatter
+
 LogFormat = Literal["text", "json"]
 
 
@@ -14,6 +16,8 @@ def set_up_logging(level: str, *, log_format: LogFormat) -> None:
     handler.setFormatter(JsonLines() if log_format == "json" else _text_lines())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # ours say the same
+    # It warns of each broken form, so that a client could fill the log; the answer says it, too.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 
 class JsonLines(logging.Formatter):
@@ -35,7 +39,7 @@ class JsonLines(logging.Formatter):
 
 
 def _text_lines() -> logging.Formatter:
-    formatter = logging.Formatter(
+    formatter = PrintableFormatter(
         "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S"
     )
     formatter.converter = time.gmtime

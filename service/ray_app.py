@@ -28,9 +28,10 @@ from pydantic import ValidationError
 from ray import serve
 from ray.serve.config import AutoscalingContext
 
+from bundle.terminal import printable
 from service.app import create_app
 from service.logs import set_up_logging
-from service.settings import Settings
+from service.settings import Settings, describe_settings_faults
 from service.startup import OpenEngine, open_served
 
 WAIT = "queue_wait_s"  # the metric that replicas report
@@ -165,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = Settings()
     except ValidationError as error:
-        return _fail(str(error))
+        return _fail(describe_settings_faults(error))
     scale = Scale(
         min_replicas=args.min_replicas,
         max_replicas=max(args.min_replicas, args.max_replicas),
@@ -193,7 +194,7 @@ def _wait_for_signal() -> None:
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(printable(f"error: {message}\n"))
     return 1
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bundle.manifest import Bundle
+from bundle.terminal import printable
 from engines.base import EngineFailure
 from engines.self_check import self_check
-from service.settings import Settings
+from service.settings import Settings, describe_settings_faults
 from service.startup import open_served
 
 
@@ -36,11 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        settings = Settings(**({"bundle": args.bundle} if args.bundle else {}))
-        return _try(settings)
-    except (ValidationError, ValueError, OSError, EngineFailure) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _try(Settings(**({"bundle": args.bundle} if args.bundle else {})))
+    except ValidationError as error:
+        fault = describe_settings_faults(error)
+    except (ValueError, OSError, EngineFailure) as error:
+        fault = str(error)
+    print(printable(f"error: {fault}"), file=sys.stderr)
+    return 2
 
 
 def _try(settings: Settings) -> int:

@@ -5,12 +5,13 @@ import re
 from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, HttpUrl, SecretStr, field_validator, model_validator
+from pydantic import Field, HttpUrl, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bundle.preprocess import MAX_PIXELS
+from bundle.validation import describe_fault
 from engines.base import Mode
 from engines.load import DEFAULT_GPU_OPTIONS, EngineName
 from service.logs import LogFormat
@@ -301,6 +302,16 @@ class Settings(BaseSettings):
     def limit_batch(self, limit: int) -> int:
         """The most images in a batch of an engine that takes this many."""
         return min(limit, self.max_batch_size or limit)
+
+
+def describe_settings_faults(error: ValidationError) -> str:
+    """What is wrong with which variables, in one line; a secret is not shown."""
+    return "; ".join(map(_describe_fault, error.errors(include_url=False)))
+
+
+def _describe_fault(fault: Mapping[str, Any]) -> str:
+    name = "_".join(str(part) for part in fault["loc"])
+    return describe_fault(fault, f"{PREFIX}{name.upper()}", is_secret=name == "admin_key")
 
 
 def unknown_settings(environment: Mapping[str, str] = os.environ) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bundle.atomic import FULL_DISK, write_atomically
 from bundle.manifest import ClassInfo
 from bundle.thresholds import Thresholds
+from bundle.validation import describe_faults
 from model.checkpoints.file_kind import (
     name_foreign_kind,
     require_checkpoint,
@@ -187,9 +188,7 @@ def _parse_header(path: Path, text: str) -> _Header:
     try:
         header = _Header.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{path}: its header is not valid at {where!r}: {first['msg']}") from error
+        raise ValueError(f"{path}: its header is not valid: {describe_faults(error)}") from error
     if unknown := _unknown_fields(given, header.model_dump(mode="json")):
         raise ValueError(
             f"{path} has settings that this code does not know: {', '.join(unknown)}; "

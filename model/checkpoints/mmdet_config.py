@@ -10,7 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 from model.checkpoints.published_preprocess import from_test_pipeline
-from model.checkpoints.published_settings import Settings, collect, refuse, require_supported
+from model.checkpoints.published_settings import (
+    Settings,
+    collect,
+    refuse,
+    require_supported,
+    with_classes,
+)
 
 _WHERE = "meta.cfg"
 _DEFORMABLE = "MultiScaleDeformableAttention"
@@ -70,20 +76,27 @@ def from_mmdet(meta: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError: a setting that changes the arithmetic is not supported; names it.
     """
-    data_set = meta.get("dataset_meta") or meta
-    if not isinstance(data_set, Mapping):
-        raise ValueError(f"dataset_meta is {data_set!r}, expected a dict with the classes")
-    classes = data_set.get("classes", data_set.get("CLASSES"))
     config = read_config(meta)
     model = config.get("model", config)
     if not isinstance(model, Mapping):
-        return collect(_WHERE, {}, names={}, classes=classes)
+        return _with_classes(Settings(_WHERE), meta)
     _require_parts(model)
     _require_transformer(model)
     _require_scores(model)
     _require_colours(config)
-    settings = collect(_WHERE, _sizes(model), names=_SIZES, classes=classes)
-    return replace(settings, preprocess=from_test_pipeline(_WHERE, config))
+    settings = collect(_WHERE, _sizes(model), names=_SIZES)
+    preprocess = from_test_pipeline(_WHERE, config)
+    return _with_classes(replace(settings, preprocess=preprocess), meta)
+
+
+def _with_classes(settings: Settings, meta: Mapping[str, Any]) -> Settings:
+    """The settings with the class names: version 2 has them in `meta`, version 3 further in."""
+    data_set = meta.get("dataset_meta") or meta
+    if not isinstance(data_set, Mapping):
+        raise ValueError(f"meta.dataset_meta is {data_set!r}, expected a dict with the classes")
+    key = "classes" if "classes" in data_set else "CLASSES"
+    place = "meta" if data_set is meta else "meta.dataset_meta"
+    return with_classes(settings, data_set.get(key), where=f"{place}.{key}")
 
 
 def read_config(meta: Mapping[str, Any]) -> Config:

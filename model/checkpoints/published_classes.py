@@ -58,7 +58,9 @@ def settle_outputs(
         read = _by_annotations if index_is_id else _by_order
         outputs = read(classes, count, settings, annotations.name)
     elif settings.class_names:
-        outputs = _by_names(settings.class_names, count, settings.where, index_is_id=index_is_id)
+        outputs = _by_names(
+            settings.class_names, count, settings.names_from, index_is_id=index_is_id
+        )
     else:
         outputs = _unnamed(count, index_is_id=index_is_id)
     if outputs is None:
@@ -118,7 +120,7 @@ def _by_annotations(
     names = settings.class_names or ()
     if len(names) == count and all(names.count(entry.name) == 1 for entry in classes):
         by_output = {names.index(entry.name): entry for entry in classes}
-        source = f"{file_name}, by the names in {settings.where}"
+        source = f"{file_name}, by the names in {settings.names_from}"
     elif all(0 <= entry.id < count for entry in classes):
         by_output = {entry.id: entry for entry in classes}
         source = f"{file_name}, by id"
@@ -142,7 +144,7 @@ def _by_order(
         return None
     assumed = None
     if settings.class_names and len(named) != count:
-        assumed = f"{settings.where} names other classes; those of {file_name} were assumed"
+        assumed = f"{settings.names_from} names other classes; those of {file_name} were assumed"
     return Outputs(tuple(range(count)), tuple(used), f"{file_name}, in its order", assumed)
 
 

@@ -8,10 +8,11 @@ import argparse
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from bundle.preprocess import Preprocess
+from bundle.terminal import one_line
 
 # Backbones that compute like ResNet-50, with other numbers of blocks.
 _RESNETS = re.compile(r"(tv_|gluon_)?resnet(50|101|152)(_v1b)?(\..*)?$")
@@ -22,13 +23,15 @@ class Settings:
     """Sizes by field of `ModelConfig`, or "num_proposals", "with_box_refine" and "two_stage".
 
     where: their source, for messages. names: how the source spells each of them. class_names: by
-    output; None if it has none. preprocess: None if it says nothing about that.
+    output; None if it has none. names_from: the source of class_names. preprocess: None if it says
+    nothing about that.
     """
 
     where: str = "the file"
     values: Mapping[str, Any] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
+    names_from: str = "the file"
     preprocess: Preprocess | None = None
 
     def get(self, name: str) -> Any:
@@ -45,9 +48,7 @@ class Settings:
                 )
 
 
-def collect(
-    where: str, given: Mapping[str, Any], *, names: Mapping[str, str], classes: Any = None
-) -> Settings:
+def collect(where: str, given: Mapping[str, Any], *, names: Mapping[str, str]) -> Settings:
     """The given settings that are in `names` (theirs: ours).
 
     Raises:
@@ -65,9 +66,22 @@ def collect(
                 "only one number for both is supported"
             )
         spelled.setdefault(ours, theirs)
-    if classes and not isinstance(classes, list | tuple):
+    return Settings(where, values, spelled)
+
+
+def with_classes(settings: Settings, classes: Any, *, where: str) -> Settings:
+    """The settings with the class names in `classes`, which may be empty or None.
+
+    Raises:
+        ValueError: it is not a list.
+    """
+    if not classes:
+        return settings
+    if not isinstance(classes, list | tuple):
         raise ValueError(f"{where}: the classes are {classes!r}, expected a list of names")
-    return Settings(where, values, spelled, tuple(map(str, classes)) if classes else None)
+    return replace(
+        settings, class_names=tuple(one_line(str(name)) for name in classes), names_from=where
+    )
 
 
 _FLAGS = ("with_box_refine", "two_stage")
@@ -175,7 +189,8 @@ def from_hugging_face(config: Mapping[str, Any]) -> Settings:
     names = [labels[key] for key in sorted(labels, key=int)]
     is_named = any(not _PLACEHOLDER.match(str(name)) for name in names)
     given = {**_HUGGING_FACE_DEFAULTS, **config}
-    return collect(where, given, names=_HUGGING_FACE_SIZES, classes=names if is_named else None)
+    settings = collect(where, given, names=_HUGGING_FACE_SIZES)
+    return with_classes(settings, names if is_named else None, where=f"{where}, id2label")
 
 
 def _without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:

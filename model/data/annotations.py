@@ -101,7 +101,7 @@ def parse_annotations(source: Source) -> Annotations:
                 f"{source.file}: expected COCO's format, an object with the lists images, "
                 f"annotations and categories; {found}"
             )
-    reader = _Reader(content, source.places)
+    reader = _Reader(content, source.places, sizes_are_stated=not source.image_files)
     images, boxes = tuple(reader.images()), tuple(reader.boxes())
     classes = tuple(reader.classes(used_ids={box.category_id for box in boxes}))
     faults = (*source.faults, *reader.faults, *reader.notes())
@@ -119,6 +119,7 @@ class _Reader:
 
     content: dict[str, list[Any]]
     places: Mapping[str, Sequence[str]]
+    sizes_are_stated: bool  # else the format has none: they were read from the files
     faults: list[Fault] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -254,10 +255,10 @@ class _Reader:
     def _size(self, where: str, entry: dict[str, Any]) -> tuple[int, int] | None:
         height, width = entry.get("height"), entry.get("width")
         size = read_size(height, width)
-        if size is None:
+        if size is None and self.sizes_are_stated:
             what = "images state no size: taken from their files"
             self._note(what, where, entry, "width", "height")
-        elif (height, width) != size:
+        elif size is not None and (height, width) != size:
             what = "sizes of images are text: read as numbers"
             self._note(what, where, entry, "width", "height")
         return size
@@ -296,6 +297,8 @@ class _Reader:
 
     def _malformed(self, where: str, entry: dict[str, Any], key: str) -> _Unreadable:
         found = f"is {shown(entry[key])}" if key in entry else "is missing"
+        if key == "bbox" and "annotations" in self.places and entry.get(key) is None:
+            found = "cannot be read"  # in the tool's own file
         message = f"{where}: {key} {found}, expected {_FORMS[key]}"
         is_annotation = not entry.keys().isdisjoint(("image_id", "category_id", "bbox"))
         annotation_id = _whole(entry.get("id")) if is_annotation else None
@@ -307,7 +310,9 @@ class _Reader:
         return None if key is None else self._image_ids.get(key, _whole(key))
 
     def _note(self, what: str, where: str, entry: dict[str, Any], *keys: str) -> None:
-        found = ", ".join(f"{key} {shown(entry.get(key))}" for key in keys)
+        found = ", ".join(
+            f"{key} {shown(entry[key]) if key in entry else 'missing'}" for key in keys
+        )
         count, first = self._notes.get(what, (0, f"{found} of {where}"))
         self._notes[what] = (count + 1, first)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.atomic import make_place_for
+from bundle.terminal import printable
 from model.config import ModelConfig
 from model.data.annotations import BoxEntry
 from model.data.data_report import DataReport, write_page
@@ -131,7 +132,7 @@ def main() -> int:
         if report is not None:
             _print_content(report, args.report)
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(printable(error), file=sys.stderr)
         return 1
     return int(is_wrong)
 
@@ -145,15 +146,15 @@ def _check(data_set: DataSet, split: str | None, decode: bool) -> tuple[DataRepo
         try:
             opened[name] = data_set.open(name, decode=decode)
         except ValueError as error:
-            print(error, file=sys.stderr)
+            print(printable(error), file=sys.stderr)
             is_wrong = True
             continue
         if name in ("train", ALL):
             faults[name] = check_split(opened[name], ModelConfig())
         else:
             faults[name] = check_validation(opened[name], opened.get("train"))
-        print(f"{name}: {opened[name].annotations.file}")
-        print(describe(faults[name], limit=SHOWN_OF_A_KIND))
+        print(printable(f"{name}: {opened[name].annotations.file}"))
+        print(printable(describe(faults[name], limit=SHOWN_OF_A_KIND)))
         is_wrong |= any(fault.fatal for fault in faults[name])
     if not opened:
         return None, is_wrong
@@ -162,11 +163,11 @@ def _check(data_set: DataSet, split: str | None, decode: bool) -> tuple[DataRepo
 
 def _print_content(report: DataReport, page: Path | None) -> None:
     """Print what is in a data set, and write the page."""
-    print(*report.lines(), sep="\n")
+    print(printable("\n".join(report.lines())))
     comparison = report.compare()
     if comparison is not None:
-        print(comparison)
-    print(report.name)
+        print(printable(comparison))
+    print(printable(report.name))
     if ALL in report.splits:
         print("to train on it, set VAL_FRACTION=0.1 (--val-fraction 0.1), which makes a split val")
     if page is not None:

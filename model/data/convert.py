@@ -25,6 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bundle.staging import staged
+from bundle.terminal import log_messages
 from model.data.check import check_validation
 from model.data.data_set import DataSet, add_val_fraction, open_data_set
 from model.data.evaluation_data import report_faults
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="directory to write; must be new")
     add_val_fraction(parser)
     args = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_messages(logging.INFO)
     try:
         convert(open_data_set(args.data, args.val_fraction), args.out)
     except (ValueError, OSError) as error:

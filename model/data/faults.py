@@ -1,5 +1,6 @@
 """Faults of a data set, and how they are reported."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,8 +52,8 @@ def describe(faults: Sequence[Fault], limit: int) -> str:
 
 
 def shown(value: object) -> str:
-    """A value for a message: as Python writes it, shortened if it is long."""
-    text = repr(value)
+    """A value for a message: as JSON writes it, shortened if it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= SHOWN_VALUE_CHARS else f"{text[:SHOWN_VALUE_CHARS]}..."
 
 

@@ -10,6 +10,7 @@ from bundle.atomic import write_atomically
 from bundle.detect import Predict
 from bundle.manifest import ClassInfo
 from bundle.preprocess import Preprocess
+from bundle.terminal import printable
 from bundle.thresholds import Thresholds
 from model.data import digits
 from model.data.evaluation_data import EvaluationData, open_evaluation_data
@@ -84,9 +85,9 @@ def found_thresholds(metrics: Metrics) -> Thresholds:
 
 def print_report(metrics: Metrics) -> None:
     """The numbers, and what may be wrong where they are near 0."""
-    print(format_report(metrics))
+    print(printable(format_report(metrics)))
     for sentence in explain(metrics):
-        print(f"\nnote: {sentence}")
+        print(printable(f"\nnote: {sentence}"))
 
 
 def score_results(args: argparse.Namespace) -> None:

@@ -285,7 +285,7 @@ def test_a_port_in_use_is_reported(start: Start) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("port", "http", "DETR_PORT: "),
+        ("port", "http", "DETR_PORT: .*, got 'http'"),
         ("max_queue", "1", "max_images .* must not be above max_queue"),
     ],
 )

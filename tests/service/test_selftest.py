@@ -128,3 +128,17 @@ def test_the_command_says_why_nothing_could_be_tried(
 
     assert status == 2
     assert "weights.bin: expected SHA-256" in capsys.readouterr().err
+
+
+def test_a_wrong_setting_is_named_in_one_line_and_a_secret_is_not_shown(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DETR_PORT", "http")
+    monkeypatch.setenv("DETR_ADMIN_KEY", "hush")
+
+    status = main(["--bundle", str(toy_bundle)])
+
+    shown = capsys.readouterr().err
+    assert status == 2
+    assert re.fullmatch(r"error: DETR_PORT: .*, got 'http'; DETR_ADMIN_KEY: .*\n", shown)
+    assert "hush" not in shown

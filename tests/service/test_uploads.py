@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
+from service.logs import set_up_logging
 from tests.fakes import FakeEngine
 from tests.service.asking import code_of, message_of, post_by_hand
 from tests.service.conftest import MAX_BODY_BYTES
@@ -83,10 +84,15 @@ async def test_text_in_place_of_a_file_is_explained(client: httpx.AsyncClient) -
     assert "-F images=@photo.jpg" in message_of(response)
 
 
-async def test_broken_multipart_is_malformed(client: httpx.AsyncClient) -> None:
+async def test_broken_multipart_is_malformed(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_up_logging("info", log_format="text")
+
     response = await client.post("/detect", content=b"--c\r\nnonsense", headers=FORM)
 
     assert (response.status_code, code_of(response)) == (400, "malformed_body")
+    assert not [record for record in caplog.records if record.name.startswith("python_multipart")]
 
 
 @pytest.mark.parametrize(("num_images", "arrived"), [(4, "got 4;"), (1001, "got more than 1000;")])

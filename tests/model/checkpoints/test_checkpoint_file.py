@@ -166,12 +166,12 @@ def test_a_safetensors_file_of_another_project_is_to_be_converted(tmp_path: Path
         ({"format_version": 2}, "format version 2, this code reads 1"),
         ({"config": {"name": "x", "glow": 1}}, "does not know: config.glow"),
         ({"config": {"name": "x", "model": {"glow": 1}}}, "does not know: config.model.glow"),
-        ({"config": {"name": "x", "epochs": "many"}}, "not valid at 'config.epochs'"),
+        ({"config": {"name": "x", "epochs": "many"}}, "not valid: config.epochs: "),
         ({"config": {"name": "x", "epochs": 0}}, "epochs must be at least 1"),
-        ({"config": None}, "not valid at 'config'"),
-        ({"classes": [{"id": 1}]}, "not valid at 'classes.0.name'"),
+        ({"config": None}, "not valid: config: "),
+        ({"classes": [{"id": 1}]}, "not valid: classes.0.name: "),
         ({"classes": []}, "has num_classes=3, but the number of class names is 0"),
-        ({"metrics": None}, "not valid at 'metrics'"),
+        ({"metrics": None}, "not valid: metrics: "),
     ],
 )
 def test_a_header_that_does_not_fit_is_refused_with_its_fault(

@@ -62,7 +62,32 @@ def test_coco_names_of_mmdet_get_coco_ids(write: Callable[[Any], Path], spelling
             content["state_dict"][key] = torch.zeros(80, *tensor.shape[1:])
     content["meta"] = {"dataset_meta": {spelling: [entry.name for entry in COCO_CLASSES]}}
 
-    assert convert(write(content)).classes == COCO_CLASSES
+    converted = convert(write(content))
+
+    assert converted.classes == COCO_CLASSES
+    assert converted.provenance["classes"].startswith(f"meta.dataset_meta.{spelling}, which")
+
+
+def test_names_of_version_2_are_said_to_be_in_meta(write: Callable[[Any], Path]) -> None:
+    content = checkpoint("base", "mmdet2")
+
+    assert content["meta"]["CLASSES"]
+    assert convert(write(content)).provenance["classes"] == "meta.CLASSES"
+
+
+def test_class_names_of_a_file_do_not_control_the_terminal(
+    write: Callable[[Any], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = checkpoint("base", "mmdet2")
+    content["meta"]["CLASSES"] = ["\x1b[2Jbolt\r\n", *NAMES[1:]]
+    destination = tmp_path / "converted.safetensors"
+
+    main(["convert", str(write(content)), str(destination)])
+    main(["show", str(destination)])
+
+    shown = capsys.readouterr().out
+    assert shown.count(r"0 -> 1 -> \x1b[2Jbolt\r\n") == 2
+    assert "\x1b" not in shown
 
 
 def test_outputs_of_the_authors_are_category_ids(write: Callable[[Any], Path]) -> None:

@@ -72,7 +72,7 @@ def test_an_area_larger_than_its_box_is_not_taken_and_said_to_be(read, value):
     assert (fault.kind, fault.fatal) == ("read-otherwise", False)
     assert fault.message == (
         "areas are larger than their boxes: using width x height (entries: 1, the first: "
-        f"area {value!r}, bbox [1, 2, 3, 4] of annotations[0])"
+        f"area {json.dumps(value)}, bbox [1, 2, 3, 4] of annotations[0])"
     )
 
 
@@ -103,7 +103,7 @@ def test_what_is_not_a_box_is_shown_as_it_was_found(read, value):
     assert (fault.kind, fault.image_id, fault.annotation_id, fault.fatal) == (
         "malformed", 1, 11, True,
     )  # fmt: skip
-    assert f"bbox is {value!r}, expected four finite numbers" in fault.message
+    assert f"bbox is {json.dumps(value)}, expected four finite numbers" in fault.message
 
 
 @pytest.mark.parametrize("image_id", ["1", 1.0, " 1 "])
@@ -118,7 +118,7 @@ def test_an_id_that_is_a_number_otherwise_written_stays_that_number(read, value)
     annotations = read(image={"id": value}, annotation={"image_id": value})
 
     assert annotations.images[0].id == annotations.boxes[0].image_id == 7
-    assert f"id {value!r} of images[0]" in annotations.faults[0].message
+    assert f"id {json.dumps(value)} of images[0]" in annotations.faults[0].message
 
 
 @pytest.mark.parametrize("value", [UUID, "img 7", "1e5b"])
@@ -133,7 +133,7 @@ def test_ids_that_are_text_are_numbered_and_that_is_said(read, value):
     assert annotations.classes[0].id == annotations.boxes[0].category_id == 1
     assert annotations.boxes[0].id == 1
     assert {fault.kind for fault in annotations.faults} == {"read-otherwise"}
-    assert f"id {value!r} of images[0]" in annotations.faults[0].message
+    assert f"id {json.dumps(value)} of images[0]" in annotations.faults[0].message
 
 
 @pytest.mark.parametrize("order", [["a", "b", 7], ["b", 7, "a"]])
@@ -154,7 +154,7 @@ def test_text_ids_have_the_same_numbers_in_any_order(tmp_path, order):
 def test_what_is_not_an_id_is_malformed(read, value):
     annotations = read(category={"id": value})
 
-    found = f"categories[0]: id is {value!r}, expected a whole number or text"
+    found = f"categories[0]: id is {json.dumps(value)}, expected a whole number or text"
     assert found in [fault.message for fault in annotations.faults]
     assert annotations.classes == ()
 
@@ -165,7 +165,7 @@ def test_a_reference_to_nothing_is_shown(read, key, kind, value):
     (fault,) = read(annotation={key: value}).faults
 
     assert (fault.kind, fault.fatal) == (f"unknown-{kind}", True)
-    assert repr(value) in fault.message
+    assert json.dumps(value) in fault.message
 
 
 @pytest.mark.parametrize("sides", [(40.0, 60.0), ("40", "60")])
@@ -189,7 +189,7 @@ def test_an_entry_that_is_not_an_object_is_shown(tmp_path, section, entry):
 
     faults = read_annotations(tmp_path / "train.json").faults
 
-    assert f"{section}[0] is {entry!r}, expected an object" in [f.message for f in faults]
+    assert f"{section}[0] is {json.dumps(entry)}, expected an object" in [f.message for f in faults]
 
 
 def write_categories(path, categories, used_id):
@@ -249,7 +249,7 @@ def test_what_a_file_of_another_format_holds_is_shown(tmp_path, content):
     with pytest.raises(ValueError, match=r"expected COCO's format.*; the file holds ") as error:
         read_annotations(tmp_path / "train.json")
 
-    assert str(error.value).endswith(repr(content))
+    assert str(error.value).endswith(json.dumps(content))
 
 
 @pytest.mark.parametrize("name", ["", " ", "\n", "\ud800"])

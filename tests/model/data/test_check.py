@@ -328,3 +328,18 @@ def test_the_command_refuses_validation_of_another_list_of_classes(sound, monkey
 
     assert status == 1
     assert "FATAL other-classes: 6 wolf of val are not classes of train" in capsys.readouterr().out
+
+
+def test_a_file_name_from_an_annotation_file_does_not_control_the_terminal(
+    sound, monkeypatch, capsys
+):
+    content, write = sound
+    content["images"][0]["file_name"] = "\x1b[2Ja.png"
+    annotation_file, _ = write()
+    monkeypatch.setattr("sys.argv", ["check", str(annotation_file.parent), "--split", "train"])
+
+    main()
+
+    shown = capsys.readouterr().out
+    assert r"\x1b[2Ja.png" in shown
+    assert "\x1b" not in shown

@@ -96,11 +96,11 @@ def test_an_image_of_the_same_name_in_another_subset_is_another_image(tmp_path: 
     [
         (
             '<box label="bolt" xtl="4" ytl="nan" xbr="24" ybr="16"/>',
-            r"shape 1 \(box\): bbox is None",
+            r"shape 1 \(box\): bbox cannot be read",
         ),
-        ('<box label="bolt" xtl="4"/>', r"image a\.png, shape 1 \(box\): bbox is None"),
-        ('<polygon label="bolt" points=""/>', r"shape 1 \(polygon\): bbox is None"),
-        ('<polygon label="bolt" points="1,2;3"/>', r"shape 1 \(polygon\): bbox is None"),
+        ('<box label="bolt" xtl="4"/>', r"image a\.png, shape 1 \(box\): bbox cannot be read"),
+        ('<polygon label="bolt" points=""/>', r"shape 1 \(polygon\): bbox cannot be read"),
+        ('<polygon label="bolt" points="1,2;3"/>', r"shape 1 \(polygon\): bbox cannot be read"),
         ('<polygon label="bolt" points="1,nan;3,4"/>', r"shape 1 \(polygon\): bbox is"),
         (
             '<box label="rod" xtl="4" ytl="6" xbr="24" ybr="16"/>',

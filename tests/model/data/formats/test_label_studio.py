@@ -124,12 +124,15 @@ def test_the_image_is_found_behind_its_address(tmp_path: Path, names: dict[str, 
     [
         (region("brushlabels", {"format": "rle"}), r"task 7, region r1 .*painted with the brush"),
         (rectangle() | {"image_rotation": 90}, r"drawn on an image turned by 90 degrees"),
-        (rectangle(x="left"), r"task 7, region r1 \(rectanglelabels\): bbox is None"),
-        (rectangle(width=None), r"bbox is None"),
-        (rectangle(x=float("nan")), r"bbox is \[nan"),
-        (rectangle() | {"original_width": 0}, r"bbox is None"),
-        (region("polygonlabels", {"points": [], "polygonlabels": ["b"]}), r"bbox is None"),
-        (region("polygonlabels", {"points": [[1]], "polygonlabels": ["b"]}), r"bbox is None"),
+        (rectangle(x="left"), r"task 7, region r1 \(rectanglelabels\): bbox cannot be read"),
+        (rectangle(width=None), "cannot be read"),
+        (rectangle(x=float("nan")), r"bbox is \[NaN"),
+        (rectangle() | {"original_width": 0}, "cannot be read"),
+        (region("polygonlabels", {"points": [], "polygonlabels": ["b"]}), "cannot be read"),
+        (
+            region("polygonlabels", {"points": [[1]], "polygonlabels": ["b"]}),
+            "cannot be read",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(

@@ -232,3 +232,14 @@ def test_empty_lines_after_the_classes_are_ignored(tmp_path: Path) -> None:
     classes = open_data_set(tmp_path).open("all").annotations.classes
 
     assert [info.name for info in classes] == exports.CLASSES
+
+
+def test_a_truncated_image_has_one_fault_and_no_note_about_its_size(labelled: Path) -> None:
+    image = labelled / "train" / "images" / "a.png"
+    image.write_bytes(image.read_bytes()[:20])
+
+    faults = check_validation(open_data_set(labelled).open("train"))
+
+    about = [fault.kind for fault in faults if "a.png" in fault.message]
+    assert about == ["unreadable-image"]
+    assert not any("state no size" in fault.message for fault in faults)
