@@ -14,8 +14,9 @@ from bundle.tensorrt_plan import BatchShape
 
 logger = logging.getLogger(__name__)
 
-# latency: all threads on one batch. throughput: a batch is split, a thread for each part.
-Mode = Literal["latency", "throughput"]
+# latency: all threads on one batch. throughput: a batch is split, a thread for each part. auto: a
+# batch is split if that is faster here, and an image that is alone has all threads.
+Mode = Literal["auto", "latency", "throughput"]
 FloatType = Literal["fp32", "bf16"]  # of what is not quantised
 
 

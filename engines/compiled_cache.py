@@ -6,6 +6,7 @@ hashes do not cover its cache, and a runtime may not notice that the weights hav
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,12 @@ def keep_compiled(bundle: Path, name: str, *, key: str, export: Callable[[], mem
         write_atomically(_digest_path(path), _digest(key, compiled))
     except OSError as error:
         logger.info("the compiled graph cannot be kept for the next start: %s", error)
+
+
+def can_keep(bundle: Path) -> bool:
+    """Whether the bundle's cache can be written to."""
+    folder = bundle / CACHE_FOLDER
+    return os.access(folder if folder.is_dir() else bundle, os.W_OK)
 
 
 def _digest_path(path: Path) -> Path:

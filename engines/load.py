@@ -46,7 +46,8 @@ def open_engine(
         bundle: with its files checked by `Bundle.load`.
         engine: "auto" takes TensorRT if the bundle has a plan and the machine a GPU, else OpenVINO
             if it can be imported, else ONNX Runtime.
-        threads: of the engine in total; None for one per core that the process may use.
+        threads: of the engine in total; None for one per core that the process may use, or half
+            as many if the mode is "auto" and that is faster.
         mode: how the threads share the work; see `Mode`. OpenVINO only.
         float_type: of what is not quantised in bf16 and int8; None for whichever is faster. It is
             fp32 where bf16 is not possible. OpenVINO only.

@@ -123,9 +123,10 @@ class Settings(BaseSettings):
     engine_mode: Annotated[
         Mode,
         Field(
-            description="latency: all threads on one batch; throughput: one thread per part of it"
+            description="latency: all threads on one batch; throughput: one thread per part of "
+            "it; auto: latency, but batches are split if the first start measures that as faster."
         ),
-    ] = "latency"
+    ] = "auto"
     rebuild_engine: Annotated[
         bool,
         Field(

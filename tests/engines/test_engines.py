@@ -14,7 +14,7 @@ from bundle.manifest import Bundle, TensorSpec
 from bundle.postprocess import RawOutput
 from bundle.preprocess import pad_batch
 from engines.base import Engine, EngineFailure
-from engines.cpu import onnxruntime_engine, openvino_engine
+from engines.cpu import onnxruntime_engine, openvino_streams
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from engines.cpu.openvino_engine import OpenVinoEngine
 from engines.load import EngineName, open_engine
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 ENGINES = {"onnxruntime": OnnxRuntimeEngine, "openvino": OpenVinoEngine}
 RUNTIME_ERRORS = {
     "onnxruntime": onnxruntime_engine.RUNTIME_ERRORS,
-    "openvino": openvino_engine.RUNTIME_ERRORS,
+    "openvino": openvino_streams.RUNTIME_ERRORS,
 }
 TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 

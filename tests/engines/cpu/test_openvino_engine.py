@@ -17,7 +17,8 @@ from bundle.postprocess import RawOutput
 from bundle.preprocess import decode_image, pad_batch, prepare
 from engines.base import EngineFailure
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
-from engines.cpu.openvino_engine import RUNTIME_ERRORS, OpenVinoEngine
+from engines.cpu.openvino_engine import OpenVinoEngine
+from engines.cpu.openvino_streams import RUNTIME_ERRORS
 from engines.self_check import require_known_answers
 from export.judge.verify import difference
 from plugins import library
