@@ -34,12 +34,26 @@ class Queries(NamedTuple):
     parts: Tensor | None = None
 
 
+class Float32Linear(nn.Linear):
+    """A linear layer that stays in float32 under autocast: its output places samples and boxes.
+
+    In bfloat16, 300 points of an untrained layer are up to 0.4 pixels off on a level 167 wide.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., in) to (..., out)."""
+        if not torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
 class BoxHead(nn.Module):
     """Three linear layers to a box delta, initially zero except for the logits of the size."""
 
     def __init__(self, hidden_dim: int, initial_size_logit: float) -> None:
         super().__init__()
-        last = nn.Linear(hidden_dim, 4)
+        last = Float32Linear(hidden_dim, 4)
         self.layers = nn.ModuleList(
             (nn.Linear(hidden_dim, hidden_dim), nn.Linear(hidden_dim, hidden_dim), last)
         )
@@ -68,14 +82,14 @@ class LearnedQueries(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(config.num_queries, 2 * config.hidden_dim)
-        self.reference_points = nn.Linear(config.hidden_dim, 2)
+        self.reference_points = Float32Linear(config.hidden_dim, 2)
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
 
     def forward(self, memory: Tensor, pyramid: Pyramid) -> Queries:
         """The learned queries (B, Q, C) and points (B, Q, 2), for the B of memory (B, S, C)."""
         position, content = self.embedding.weight.chunk(2, dim=-1)  # position first
-        reference_points = self.reference_points(position).float().sigmoid()
+        reference_points = self.reference_points(position).sigmoid()
         batch = memory.shape[0]
         return Queries(
             content.expand(batch, -1, -1),
@@ -135,7 +149,7 @@ class ProposalQueries(nn.Module):
         best = objectness[..., 0].topk(count, dim=1).indices[..., None]  # (B, Q, 1)
         chosen = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1])).detach()  # (B, Q, C)
         chosen_anchors = anchors.gather(1, best.expand(-1, -1, 4))
-        reference_points = (self.box_head(chosen).float() + chosen_anchors).detach().sigmoid()
+        reference_points = (self.box_head(chosen) + chosen_anchors).detach().sigmoid()
 
         position, content = self._encode(reference_points, memory.dtype)
         if self.content is not None:
@@ -146,7 +160,7 @@ class ProposalQueries(nn.Module):
             reference_points,
             enc_outputs={
                 "pred_logits": self.class_head(tokens).masked_fill(excluded, PADDING_LOGIT),
-                "pred_boxes": (self.box_head(tokens).float() + anchors).sigmoid(),
+                "pred_boxes": (self.box_head(tokens) + anchors).sigmoid(),
             },
         )
         has_parts = self.training and (self.num_one_to_many or noisy is not None)

@@ -9,7 +9,7 @@ import torch
 from model.config import ModelConfig, Variant
 from model.configs import tiny
 from model.network.deformable_detr import DeformableDetr
-from model.network.queries import Queries
+from model.network.queries import BoxHead, LearnedQueries, Queries
 from model.training.losses import compute_losses
 
 TINY = tiny().model
@@ -237,3 +237,27 @@ def test_a_box_corrects_the_layer_before_its_own_if_layers_look_twice(looks_twic
         looks_twice,
         True,
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_moves_no_learned_reference_point(dtype: torch.dtype) -> None:
+    queries = LearnedQueries(TINY)
+    memory = torch.zeros(1, 1, TINY.hidden_dim)
+    expected = queries(memory, None).reference_points
+
+    with torch.autocast("cpu", dtype):
+        found = queries(memory, None).reference_points
+
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_boxes_of_autocast_are_not_rounded_to_its_type(dtype: torch.dtype) -> None:
+    head = BoxHead(TINY.hidden_dim, initial_size_logit=-2.0)
+    torch.nn.init.normal_(next(head.layers[2].parameters()))
+
+    with torch.autocast("cpu", dtype):
+        deltas = head(torch.randn(7, TINY.hidden_dim))
+
+    assert deltas.dtype == torch.float32
+    assert not torch.equal(deltas.to(dtype).float(), deltas)
