@@ -1,8 +1,13 @@
 """What it costs to make answers independent of the batch: python -m benchmarks.bench_masks.
 
 Runs a variant in OpenVINO beside the same model whose backbone and neck treat padding as part of
-the image. Both have the same random weights and run in turn, one image without padding at a time.
-Times are CPU seconds of the process, on one thread unless told otherwise.
+the image. Both have the same random weights and run in turn, one image without padding at a time,
+in float32, compiled as the engine compiles them. Two measures:
+
+- CPU seconds of the process. Their ratio swings by 3% between runs, more than the masks cost.
+- OpenVINO's own time of every node: the sum of the medians of all nodes but convolutions, matrix
+  products and the attention operator, which are the same in both graphs. The cost is the
+  difference of the two sums, relative to all nodes of the model without masks.
 """
 
 import argparse
@@ -10,19 +15,22 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections import Counter
+from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
+import openvino as ov
 import torch
 from torch import Tensor
 
 from benchmarks.machine import cpu_name, today
+from bundle.layout import IMAGES, PADDING_MASK, PLUGIN_FORM
 from bundle.manifest import INPUT_SPECS, Bundle, ClassInfo, Manifest, output_specs
-from engines.cpu.openvino_engine import OpenVinoEngine
+from engines.cpu.openvino_graph import prepare_graph
 from export.bundle_writer import smallest_side
 from export.graph.trace import export_graphs, write_graphs
 from model.config import TrainConfig
@@ -31,8 +39,11 @@ from model.network.deformable_detr import DeformableDetr
 from model.network.inference import DetectionModel
 from model.network.padding import halved_masks
 from model.network.pyramid import Pyramid, build_pyramid
+from plugins import library
 
 SIZES = ((800, 1066), (480, 640))
+# Types of nodes that are the same in both graphs; OpenVINO calls ours Reference.
+SAME_TYPES = ("Convolution", "FullyConnected", "Reference")
 
 
 class Unmasked(DeformableDetr):
@@ -45,21 +56,53 @@ class Unmasked(DeformableDetr):
         return features, build_pyramid(masks[2:])
 
 
-@contextmanager
-def open_both(config: TrainConfig, threads: int) -> Iterator[dict[str, OpenVinoEngine]]:
-    """The engines of the model as it is served, and without masks."""
+class Run(NamedTuple):
+    """One run: CPU seconds of the process, and milliseconds of every node, by (type, name)."""
+
+    cpu_s: float
+    node_ms: dict[tuple[str, str], float]
+
+
+def compile_both(config: TrainConfig, threads: int) -> dict[str, ov.InferRequest]:
+    """The model as it is served, and without masks.
+
+    Raises:
+        ValueError: they differ in the nodes that are taken for the same.
+    """
     torch.manual_seed(0)
     masked, unmasked = DeformableDetr(config.model), Unmasked(config.model)
     unmasked.load_state_dict(masked.state_dict())
-    with ExitStack() as stack:
-        engines = {}
-        for name, model in (("masked", masked), ("unmasked", unmasked)):
-            directory = Path(stack.enter_context(TemporaryDirectory(prefix=f"{name}-")))
-            print(f"tracing the {name} model", file=sys.stderr, flush=True)
-            bundle = _bundle(config, model, directory)
-            engine = OpenVinoEngine(bundle, threads=threads)
-            engines[name] = stack.enter_context(closing(engine))
-        yield engines
+    requests = {}
+    for name, model in (("masked", masked), ("unmasked", unmasked)):
+        print(f"tracing the {name} model", file=sys.stderr, flush=True)
+        with TemporaryDirectory(prefix=f"{name}-") as directory:
+            requests[name] = _compile(_bundle(config, model, Path(directory)), threads)
+    one, other = (_same_nodes(request) for request in requests.values())
+    if one != other:
+        raise ValueError(f"the graphs differ in nodes left out of the comparison: {one - other}, "
+                         f"{other - one}")  # fmt: skip
+    return requests
+
+
+def _compile(bundle: Bundle, threads: int) -> ov.InferRequest:
+    core = ov.Core()
+    core.add_extension(str(library.find(library.openvino_extension())))
+    model = core.read_model(bundle.graph(PLUGIN_FORM))
+    prepare_graph(model, "f32")
+    properties = {
+        "PERF_COUNT": True,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+    }
+    return core.compile_model(model, "CPU", properties).create_infer_request()
+
+
+def _same_nodes(request: ov.InferRequest) -> Counter[str]:
+    """How many nodes there are of every type that is the same in both graphs."""
+    nodes = request.get_compiled_model().get_runtime_model().get_ordered_ops()
+    types = (str(node.get_rt_info()["layerType"].astype(str)) for node in nodes)
+    return Counter(kind for kind in types if kind in SAME_TYPES)
 
 
 def _bundle(config: TrainConfig, model: DeformableDetr, directory: Path) -> Bundle:
@@ -80,31 +123,52 @@ def _bundle(config: TrainConfig, model: DeformableDetr, directory: Path) -> Bund
 
 
 def measure(
-    engines: dict[str, OpenVinoEngine], size: tuple[int, int], *, rounds: int
-) -> dict[str, list[float]]:
-    """CPU seconds of every run, after one that is not counted; the order changes every round."""
+    requests: dict[str, ov.InferRequest], size: tuple[int, int], *, rounds: int
+) -> dict[str, list[Run]]:
+    """Every run, after one that is not counted; the order changes every round."""
     images = np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
-    padding_mask = np.zeros((1, *size), bool)
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
-    names = list(engines)
+    inputs = {IMAGES: images, PADDING_MASK: np.zeros((1, *size), bool)}
+    runs: dict[str, list[Run]] = {name: [] for name in requests}
+    names = list(requests)
     for number in range(rounds + 1):
         for name in names:
             start = time.process_time()
-            engines[name].run(images, padding_mask)
+            requests[name].infer(inputs, share_inputs=True)
+            cpu_s = time.process_time() - start
             if number:
-                seconds[name].append(time.process_time() - start)
+                runs[name].append(Run(cpu_s, _node_ms(requests[name])))
         names.reverse()
-    return seconds
+    return runs
 
 
-def print_row(size: tuple[int, int], seconds: dict[str, list[float]]) -> None:
-    """Medians, and the ratio of every pair of neighbouring runs by its quartiles."""
-    ratios = [a / b for a, b in zip(seconds["masked"], seconds["unmasked"], strict=True)]
+def _node_ms(request: ov.InferRequest) -> dict[tuple[str, str], float]:
+    nodes = request.get_profiling_info()
+    return {(n.node_type, n.node_name): n.real_time.total_seconds() * 1e3 for n in nodes}
+
+
+def print_row(size: tuple[int, int], runs: dict[str, list[Run]]) -> None:
+    """Medians of both measures, and the quartiles of the ratio of neighbouring runs."""
+    masked, unmasked = runs["masked"], runs["unmasked"]
+    ratios = [a.cpu_s / b.cpu_s for a, b in zip(masked, unmasked, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
+    with_masks, without, whole = _others_ms(masked), _others_ms(unmasked), _nodes_ms(unmasked)
     cells = [f"{size[0]}x{size[1]}"]
-    cells += [f"{statistics.median(seconds[name]):.3f}" for name in ("masked", "unmasked")]
+    cells += [f"{statistics.median(run.cpu_s for run in one):.3f}" for one in (masked, unmasked)]
     cells.append(f"{middle:.3f} ({low:.3f} to {high:.3f})")
+    cells += [f"{with_masks:.1f}", f"{without:.1f}", f"{whole:.1f}"]
+    cells.append(f"{(with_masks - without) / whole:.2%}")
     print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def _others_ms(runs: list[Run]) -> float:
+    """The nodes that may differ between the graphs."""
+    return _nodes_ms(runs, left_out=SAME_TYPES)
+
+
+def _nodes_ms(runs: list[Run], left_out: Collection[str] = ()) -> float:
+    """The sum of the medians of the nodes."""
+    nodes = [node for node in runs[0].node_ms if node[0] not in left_out]
+    return sum(statistics.median(run.node_ms[node] for run in runs) for node in nodes)
 
 
 def main() -> None:
@@ -115,16 +179,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     config = CONFIGS[args.config]()
-    with open_both(config, args.threads) as engines:
-        info = engines["masked"].info
-        print(
-            f"{today()}: {cpu_name()}, threads {args.threads}, load {os.getloadavg()[0]:.1f}; "
-            f"{args.config}, {info.precision}, {info.graph} graph, OpenVINO {version('openvino')}"
-        )
-        print("\n| image | masked, CPU-s | unmasked, CPU-s | ratio, median (quartiles) |")
-        print("|---|---|---|---|")
-        for size in SIZES:
-            print_row(size, measure(engines, size, rounds=args.rounds))
+    requests = compile_both(config, args.threads)
+    print(
+        f"{today()}: {cpu_name()}, threads {args.threads}, load {os.getloadavg()[0]:.1f}; "
+        f"{args.config}, rounds {args.rounds}, OpenVINO {version('openvino')}"
+    )
+    print(
+        "\n| image | masked, CPU-s | unmasked, CPU-s | ratio, median (quartiles) | masked, other "
+        "nodes, ms | unmasked, other nodes, ms | unmasked, all nodes, ms | cost |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for size in SIZES:
+        print_row(size, measure(requests, size, rounds=args.rounds))
 
 
 if __name__ == "__main__":
