@@ -94,15 +94,19 @@ train: $(VENV)/full.stamp $(NATIVE) ## train a model, the demo unless told other
 	$(call option,DATA,data) $(call option,VAL_FRACTION,val-fraction) \
 	$(call option,OUT,out) $(call option,RESUME,resume) $(call option,INIT,init) $(ARGS)) $(if_killed)
 
-report: OUT = runs/data.html
-report: $(VENV)/full.stamp ## faults, numbers and images of the data set DATA= as one page, before training [VAL_FRACTION= OUT= ARGS=]
-	$(if $(DATA),,$(error give DATA=, the folder of a data set))
-	$(BIN)/python -m model.data.check $(call quote,$(DATA)) --report $(call quote,$(OUT)) \
-	$(call option,VAL_FRACTION,val-fraction) $(ARGS)
+# The command for a checkpoint, the first argument, or for a bundle, the second.
+evaluation = $(if $(1),model.evaluate --checkpoint $(call quote,$(1)),\
+	export.evaluate --bundle $(call quote,$(or $(2),bundles/demo)))
+
+report: OUT = $(if $(CHECKPOINT)$(BUNDLE),runs/report.html,runs/data.html)
+report: $(VENV)/full.stamp $(if $(CHECKPOINT)$(BUNDLE),$(NATIVE)) ## a page of the data set DATA=, before training; or of the results of CHECKPOINT= or BUNDLE= [VAL_FRACTION= OUT= ARGS=]
+	$(if $(DATA)$(CHECKPOINT)$(BUNDLE),,$(error give DATA=, the folder of a data set, or CHECKPOINT= or BUNDLE=, a model))
+	$(BIN)/python -m $(if $(CHECKPOINT)$(BUNDLE),$(call evaluation,$(CHECKPOINT),$(BUNDLE)) \
+	$(call option,DATA,data),model.data.check $(call quote,$(DATA))) \
+	--report $(call quote,$(OUT)) $(call option,VAL_FRACTION,val-fraction) $(ARGS)
 
 evaluate: $(VENV)/full.stamp $(NATIVE) ## COCO AP of CHECKPOINT= or BUNDLE=, the demo's unless told otherwise [DATA= VAL_FRACTION= OUT= ARGS=]
-	$(BIN)/python -m $(if $(CHECKPOINT),model.evaluate --checkpoint $(call quote,$(CHECKPOINT)),\
-	export.evaluate --bundle $(call quote,$(or $(BUNDLE),bundles/demo))) \
+	$(BIN)/python -m $(call evaluation,$(CHECKPOINT),$(BUNDLE)) \
 	$(call option,DATA,data) $(call option,VAL_FRACTION,val-fraction) $(call option,OUT,out) $(ARGS)
 
 export: CHECKPOINT = runs/demo/best.safetensors

@@ -6,7 +6,6 @@ if __name__ == "__main__":  # before the imports that take long
     end_at_ctrl_c()
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -17,7 +16,7 @@ from bundle.terminal import log_messages, printable
 from engines.base import EngineFailure
 from engines.load import open_engine
 from engines.self_check import require_known_answers
-from model.evaluate import add_arguments, make_place, require_data
+from model.evaluate import add_arguments, make_place, require_data, show_progress
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv)
     log_messages()
-    logging.getLogger("model.data").setLevel(logging.INFO)
+    show_progress()
     try:
         require_data(args)
         make_place(args)
@@ -41,8 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             metrics = evaluate_command(
                 engine.run,
                 manifest.preprocess,
+                model=args.bundle,
                 classes=manifest.classes,
                 training=manifest.provenance.get("weights") or {},
+                facts={
+                    "variant": manifest.variant,
+                    "precision": engine.info.precision,
+                    "engine": engine.info.runtime,
+                },
                 args=args,
             )
         if args.save_thresholds:

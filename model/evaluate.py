@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_val_fraction(parser)
     parser.add_argument("--split", default="val", help="default: val")
     parser.add_argument("--out", type=Path, help="write the detections here, as COCO results JSON")
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page of results")
     parser.add_argument("--batch-size", type=_positive, default=1, help="default: 1, no padding")
     parser.add_argument(
         "--padding",
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--out writes the detections of a model; with --results, they are in that file"
         )
     log_messages()
-    logging.getLogger("model.data").setLevel(logging.INFO)
+    show_progress()
     try:
         require_data(args)
         make_place(args)
@@ -96,6 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def show_progress() -> None:
+    """Log what is read, and where a page is."""
+    for name in ("model.data", "model.evaluation"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
 def require_data(args: argparse.Namespace) -> None:
     """Raise ValueError if a data set is named that does not exist."""
     if args.data is not None:
@@ -103,9 +110,10 @@ def require_data(args: argparse.Namespace) -> None:
 
 
 def make_place(args: argparse.Namespace) -> None:
-    """Make the folder for the results; ValueError or OSError if they cannot be written there."""
-    if args.out is not None:
-        make_place_for(args.out)
+    """Make the folders for what is written; ValueError or OSError if that is impossible there."""
+    for path in (args.out, args.report):
+        if path is not None:
+            make_place_for(path)
 
 
 def _evaluate_checkpoint(args: argparse.Namespace) -> None:
@@ -122,8 +130,10 @@ def _evaluate_checkpoint(args: argparse.Namespace) -> None:
     metrics = evaluate_command(
         torch_predictor(model),
         model.preprocess,
+        model=args.checkpoint,
         classes=checkpoint.classes,
         training=checkpoint.provenance,
+        facts={"variant": checkpoint.config.model.variant},
         args=args,
     )
     if args.save_thresholds:

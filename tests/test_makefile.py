@@ -99,6 +99,13 @@ def test_several_paths_are_words_that_may_be_quoted_or_have_wildcards(
         ),
         (["report", "DATA=d"], ["", "-m", "model.data.check", "d", "--report", "runs/data.html"]),
         (
+            ["report", "BUNDLE=my bundle", "DATA=my data"],
+            [
+                *("", "-m", "export.evaluate", "--bundle", "my bundle", "--data", "my data"),
+                *("--report", "runs/report.html"),
+            ],
+        ),
+        (
             ["evaluate", "BUNDLE=my bundle"],
             ["", "-m", "export.evaluate", "--bundle", "my bundle"],
         ),

@@ -21,6 +21,7 @@ from model.data.statistics import Statistics, describe_content
 from model.pages.page import render
 from model.pages.pictures import DrawnBox, missing_picture, picture
 
+DATA_PAGE = "data.html"  # in the directory of a run
 NUM_PICTURES = 24  # of a split
 NUM_AUGMENTED = 12
 NUM_PAIRS = 12

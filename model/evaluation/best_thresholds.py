@@ -11,9 +11,10 @@ from faster_coco_eval import COCO, COCOeval_faster
 from bundle.thresholds import OperatingPoint, Thresholds
 
 IOU = 0.5
+NO_BOX, ON_CROWD = -1, -2  # what a detection finds instead of a box
 MIN_BOXES = 10  # of a class; with fewer, a separate threshold would be chance
 # The steps of the page's slider. Whole hundredths also say how finely F1 can tell.
-_CANDIDATES = np.arange(1, 100, dtype=np.float32) / 100
+CANDIDATES = np.arange(1, 100, dtype=np.float32) / 100
 
 
 class Scored(NamedTuple):
@@ -53,7 +54,7 @@ def pool(classes: Iterable[Scored]) -> Scored:
 
 def _best(scored: Scored) -> OperatingPoint | None:
     """The candidate with the best F1; of equally good neighbours, the middle one."""
-    num_right, num_shown = count_from(scored, _CANDIDATES)
+    num_right, num_shown = count_from(scored, CANDIDATES)
     f1 = 2 * num_right / np.maximum(num_shown + scored.num_boxes, 1)
     if not f1.any():
         return None
@@ -61,7 +62,7 @@ def _best(scored: Scored) -> OperatingPoint | None:
     run = ties[: np.flatnonzero(np.diff(ties, append=len(f1) + 1) > 1)[0] + 1]
     best = run[len(run) // 2]
     return OperatingPoint(
-        threshold=round(float(_CANDIDATES[best]), 2),
+        threshold=round(float(CANDIDATES[best]), 2),
         precision=num_right[best] / num_shown[best],
         recall=num_right[best] / scored.num_boxes,
     )
@@ -77,11 +78,15 @@ def count_from(
     return right_from[first], len(scored.scores) - first
 
 
-def match_detections(truth: COCO, detections: COCO) -> dict[int, Scored]:
-    """Category id -> its detections, without those on crowds.
+def match_detections(truth: COCO, detections: COCO) -> npt.NDArray[np.int64]:
+    """(N,): which box each detection finds, by its position among the annotations.
 
-    As in COCO's AP, each box is matched by one detection, in order of score; boxes marked as
-    crowds count neither way.
+    As in COCO's AP, each box is found by one detection of its class, in order of score. A detection
+    that finds none is NO_BOX; one on a box that is marked as a crowd is ON_CROWD, and counts
+    neither way.
+
+    Args:
+        truth: its annotations have the ids 1, 2, ..., in their order.
     """
     evaluation = COCOeval_faster(truth, detections, "bbox", print_function=lambda *_: None)
     evaluation.params.iouThrs = np.array([IOU])
@@ -89,14 +94,20 @@ def match_detections(truth: COCO, detections: COCO) -> dict[int, Scored]:
     evaluation.params.maxDets = [len(detections.anns) or 1]
     evaluation.evaluate()
     evaluation.accumulate()
-    # "detection_truth", by the ids of both
-    pairs = [tuple(map(int, pair.split("_"))) for pair in evaluation.eval["matched"]]
-    on_crowds = {found for found, box in pairs if truth.anns[box]["iscrowd"]}
-    right = {found for found, _ in pairs} - on_crowds
+    matched = np.full(len(detections.anns), NO_BOX)
+    for pair in evaluation.eval["matched"]:  # "detection_truth", by the ids of both, from 1
+        detection_id, box_id = map(int, pair.split("_"))
+        is_crowd = truth.anns[box_id]["iscrowd"]
+        matched[detection_id - 1] = ON_CROWD if is_crowd else box_id - 1
+    return matched
+
+
+def score_by_class(truth: COCO, detections: COCO, *, matched: np.ndarray) -> dict[int, Scored]:
+    """Category id -> its detections, without those on crowds; `matched` as above."""
     kept: dict[int, list[tuple[float, bool]]] = defaultdict(list)
-    for detection_id, entry in detections.anns.items():
-        if detection_id not in on_crowds:
-            kept[entry["category_id"]].append((entry["score"], detection_id in right))
+    for entry, box in zip(detections.anns.values(), matched.tolist(), strict=True):
+        if box != ON_CROWD:
+            kept[entry["category_id"]].append((entry["score"], box != NO_BOX))
     counts = Counter(entry["category_id"] for entry in truth.anns.values() if not entry["iscrowd"])
     return {
         category_id: Scored(

@@ -10,7 +10,13 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from bundle.manifest import ClassInfo
 from bundle.thresholds import OperatingPoint, Thresholds
-from model.evaluation.best_thresholds import Scored, best_thresholds, match_detections
+from model.evaluation.best_thresholds import (
+    Scored,
+    best_thresholds,
+    match_detections,
+    pool,
+    score_by_class,
+)
 
 # (name, what it covers), in the order of COCO's evaluation
 NUMBERS = (
@@ -45,6 +51,9 @@ class Metrics:
         ground_truth: what they were scored against, in COCO's format.
         thresholds: those of the best F1; None if no detection is right.
         scored: by category id, which detections are right at an IoU of 0.5.
+        matched: (N,) int64, for each of `results` the position in the ground truth's annotations of
+            the box that it finds at an IoU of 0.5; see `match_detections`.
+        precision: (10, 101), by IoU and recall, the mean over classes; NaN without boxes.
     """
 
     numbers: dict[str, float]
@@ -53,6 +62,13 @@ class Metrics:
     ground_truth: dict[str, Any]
     thresholds: Thresholds | None
     scored: Mapping[int, Scored]
+    matched: np.ndarray
+    precision: np.ndarray
+
+    @property
+    def pooled(self) -> Scored:
+        """The detections of all classes together."""
+        return pool(self.scored.values())
 
     @property
     def defined(self) -> dict[str, float]:
@@ -77,9 +93,27 @@ def score(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> Metric
         for (name, _), value in zip(NUMBERS, values, strict=True)
     }
     per_class = _score_classes(evaluation, ground_truth)
-    scored = match_detections(truth, detections)
-    thresholds = best_thresholds(scored)
-    return Metrics(numbers, per_class, results, ground_truth, thresholds, scored)
+    matched = match_detections(truth, detections)
+    scored = score_by_class(truth, detections, matched=matched)
+    return Metrics(
+        numbers,
+        per_class,
+        results,
+        ground_truth,
+        best_thresholds(scored),
+        scored,
+        matched,
+        _mean_of_classes(evaluation.eval["precision"][..., 0, -1]),
+    )
+
+
+def _mean_of_classes(precision: np.ndarray) -> np.ndarray:
+    """(IoU, recall) of (IoU, recall, class); classes without boxes, which have -1, do not count."""
+    with_boxes = precision[:, :, np.all(precision >= 0, axis=(0, 1))]
+    if not with_boxes.shape[-1]:
+        return np.full(precision.shape[:2], math.nan)
+    mean: np.ndarray = with_boxes.mean(axis=-1)
+    return mean
 
 
 def _score_classes(
@@ -120,26 +154,33 @@ def format_report(metrics: Metrics) -> str:
     header = f"{'class':<{width}}  {'boxes':>6}  {'AP':>5}  {'AP50':>5}"
     lines = [f"{header}  best F1  at score  precision  recall"]
     for entry in metrics.per_class:
-        values = f"{_format(entry.ap):>5}  {_format(entry.ap50):>5}"
-        point = _format_point(by_class.get(entry.info.id))
+        values = f"{format_number(entry.ap):>5}  {format_number(entry.ap50):>5}"
+        point = _point_columns(by_class.get(entry.info.id))
         lines.append(f"{entry.info.name:<{width}}  {entry.num_boxes:>6}  {values}  {point}")
-    overall = _format_point(metrics.thresholds.overall if metrics.thresholds else None)
+    overall = _point_columns(metrics.thresholds.overall if metrics.thresholds else None)
     lines.append(f"{'all':<{width}}  {sum(entry.num_boxes for entry in metrics.per_class):>6}"
                  f"  {'':5}  {'':5}  {overall}")  # fmt: skip
     lines.append("")
     for name, meaning in NUMBERS:
-        lines.append(f"{name:<5}  {_format(metrics.numbers[name]):>5}  {meaning}")
+        lines.append(f"{name:<5}  {format_number(metrics.numbers[name]):>5}  {meaning}")
     return "\n".join(lines)
 
 
-def _format_point(point: OperatingPoint | None) -> str:
+def format_point(point: OperatingPoint | None) -> list[str]:
+    """Best F1, at which score, precision and recall."""
     if point is None:
-        return f"{'n/a':>7}  {'n/a':>8}  {'n/a':>9}  {'n/a':>6}"
-    numbers = f"{point.f1:>7.3f}  {point.threshold:>8.2f}"
-    return f"{numbers}  {point.precision:>9.3f}  {point.recall:>6.3f}"
+        return ["n/a"] * 4
+    numbers = (point.precision, point.recall)
+    return [f"{point.f1:.3f}", f"{point.threshold:.2f}", *map(format_number, numbers)]
 
 
-def _format(value: float) -> str:
+def _point_columns(point: OperatingPoint | None) -> str:
+    f1, threshold, precision, recall = format_point(point)
+    return f"{f1:>7}  {threshold:>8}  {precision:>9}  {recall:>6}"
+
+
+def format_number(value: float) -> str:
+    """Three decimals; n/a for NaN."""
     return "n/a" if math.isnan(value) else f"{value:.3f}"
 
 

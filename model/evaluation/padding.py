@@ -25,6 +25,11 @@ def with_padding(predict: Predict, rows: int, *, columns: int) -> Predict:
     return run
 
 
+def quarter_padding(preprocess: Preprocess) -> tuple[int, int]:
+    """Rows and columns to compare AP by: 128 x 128 pixels become 160 x 192."""
+    return preprocess.short_side // 4, preprocess.short_side // 2
+
+
 def padding_report(
     predict: Predict,
     dataset: EvaluationData,
@@ -33,12 +38,8 @@ def padding_report(
     classes: Sequence[ClassInfo],
     alone: Metrics,
 ) -> str:
-    """A sentence with the given AP of images alone and the AP of the same images padded.
-
-    The padding is a quarter of the short side in rows and half of it in columns: 128 x 128 becomes
-    160 x 192.
-    """
-    rows, columns = preprocess.short_side // 4, preprocess.short_side // 2
+    """A sentence with the given AP of images alone and the AP of the same images padded."""
+    rows, columns = quarter_padding(preprocess)
     padded = evaluate(
         with_padding(predict, rows, columns=columns),
         dataset,

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from bundle.atomic import write_atomically
@@ -16,9 +17,11 @@ from model.data import digits
 from model.data.evaluation_data import EvaluationData, open_evaluation_data
 from model.evaluation.coco_metrics import Metrics, format_report, score
 from model.evaluation.diagnosis import explain
+from model.evaluation.epoch_table import CSV_FILE
 from model.evaluation.evaluation import evaluate
-from model.evaluation.padding import with_padding
+from model.evaluation.padding import quarter_padding, with_padding
 from model.evaluation.results_format import read_results, with_text_ids
+from model.evaluation.results_page import Subject, facts_of, write_report
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +30,18 @@ def evaluate_command(
     predict: Predict,
     preprocess: Preprocess,
     *,
+    model: Path,
     classes: Sequence[ClassInfo],
     training: Mapping[str, Any],
+    facts: Mapping[str, str],
     args: argparse.Namespace,
 ) -> Metrics:
     """Evaluate as `add_arguments` of model.evaluate says: print the report, write the results.
 
     Args:
+        model: the checkpoint or bundle; its page has learning curves if metrics.csv is beside it.
         training: where the weights come from, as stored in their checkpoint.
+        facts: more about the model, for the page.
     """
     warn_of_training_images(training, args)
     dataset = _open_data(args, classes)
@@ -47,7 +54,17 @@ def evaluate_command(
         batch_size=args.batch_size,
         limit=args.limit,
     )
-    print_report(metrics)
+    notes = print_report(metrics)
+    if args.report is not None:
+        subject = Subject(
+            str(model),
+            {**facts, **dict(facts_of(training)), **_conditions(args, preprocess)},
+            epochs=model.parent / CSV_FILE,
+            epoch=training.get("epochs"),
+            padding=_how_to_pad(preprocess),
+            notes=notes,
+        )
+        write_report(metrics, dataset, subject=subject, path=args.report)
     if args.out is not None:
         results = with_text_ids(metrics.results, metrics.ground_truth)
         write_atomically(args.out, json.dumps(results).encode())
@@ -83,15 +100,45 @@ def found_thresholds(metrics: Metrics) -> Thresholds:
     return metrics.thresholds
 
 
-def print_report(metrics: Metrics) -> None:
-    """The numbers, and what may be wrong where they are near 0."""
+def print_report(metrics: Metrics) -> list[str]:
+    """Print the numbers and what may be wrong where they are near 0; returns the latter."""
     print(printable(format_report(metrics)))
-    for sentence in explain(metrics):
+    notes = explain(metrics)
+    for sentence in notes:
         print(printable(f"\nnote: {sentence}"))
+    return notes
+
+
+def _conditions(args: argparse.Namespace, preprocess: Preprocess) -> dict[str, str]:
+    """How it was evaluated, for the page."""
+    rows, columns = args.padding
+    limit = {} if args.limit is None else {"limited to": f"the first {args.limit} images"}
+    return {
+        "image size": f"short side {preprocess.short_side}, long side at most "
+        f"{preprocess.long_side} pixels",
+        "batch size": f"{args.batch_size}",
+        "padding": f"{rows} rows and {columns} columns",
+        "data": f"{args.data or 'the demo'}, split {args.split}",
+        **limit,
+    }
+
+
+def _how_to_pad(preprocess: Preprocess) -> str:
+    rows, columns = quarter_padding(preprocess)
+    return (
+        f"AP with more padding was not measured here. make report with ARGS='--padding "
+        f"{rows}x{columns}' evaluates every image with {rows} more rows and {columns} more columns "
+        "of padding; AP should be the same. A training run measures both at its end."
+    )
 
 
 def score_results(args: argparse.Namespace) -> None:
     """Print the report on detections that were made before."""
     dataset = _open_data(args, digits.CLASSES)
     ground_truth = dataset.ground_truth()
-    print_report(score(ground_truth, read_results(args.results, ground_truth)))
+    metrics = score(ground_truth, read_results(args.results, ground_truth))
+    notes = print_report(metrics)
+    if args.report is not None:
+        padding = "These detections were made before, so padding is not known."
+        subject = Subject(str(args.results), padding=padding, notes=notes)
+        write_report(metrics, dataset, subject=subject, path=args.report)

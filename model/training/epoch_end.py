@@ -18,8 +18,15 @@ from model.config import TrainConfig
 from model.data.loading import RunData
 from model.distributed import in_main
 from model.evaluation.coco_metrics import Metrics
+from model.evaluation.epoch_table import CSV_FILE
 from model.evaluation.evaluation import evaluate
 from model.evaluation.padding import padding_report
+from model.evaluation.results_page import (
+    REPORT_PAGE,
+    Subject,
+    facts_of,
+    report_after_training,
+)
 from model.network.inference import DetectionModel, torch_predictor
 from model.training.best_epoch import count_epoch, drop_old_checkpoints, kept_name, shown_best
 from model.training.epoch_record import EpochRecord, write_record
@@ -83,22 +90,48 @@ def end_epoch(
 
 
 def report_last_epoch(
-    state: TrainingState, data: RunData, *, config: TrainConfig, metrics: Metrics, stop: StopRequest
+    state: TrainingState,
+    data: RunData,
+    *,
+    config: TrainConfig,
+    metrics: Metrics,
+    stop: StopRequest,
+    out_dir: Path,
 ) -> None:
-    """Log the thresholds with the best F1, and AP of padded images beside `metrics`."""
+    """Log the thresholds with the best F1 and AP of padded images, and write a page of results."""
+    padding = "The validation images have no boxes, so there is no AP to compare"
     if metrics.thresholds:
         log.info("best F1 at %s", metrics.thresholds.overall)
     if "AP" in metrics.defined:
         model = DetectionModel(state.evaluated_model, config.preprocess)
-        log.info(
-            padding_report(
-                _unless_stopped(torch_predictor(model), stop),
-                data.val,
-                preprocess=config.preprocess,
-                classes=data.classes,
-                alone=metrics,
-            )
+        padding = padding_report(
+            _unless_stopped(torch_predictor(model), stop),
+            data.val,
+            preprocess=config.preprocess,
+            classes=data.classes,
+            alone=metrics,
         )
+        log.info(padding)
+    provenance = _provenance(config, data, state)
+    subject = Subject(
+        f"{out_dir / LAST}, after epoch {state.progress.epoch}",
+        {"variant": config.model.variant, **dict(facts_of(provenance))},
+        epochs=out_dir / CSV_FILE,
+        epoch=state.progress.epoch,
+        padding=f"{padding}.",
+        notes=_other_best(state, out_dir),
+    )
+    in_main(report_after_training)(metrics, data.val, subject=subject, path=out_dir / REPORT_PAGE)
+
+
+def _other_best(state: TrainingState, out_dir: Path) -> list[str]:
+    """A note if the page is not of the best epoch."""
+    best = state.progress.best_epoch
+    if best in (0, state.progress.epoch):
+        return []
+    return [
+        f"The best epoch was {best}; make report CHECKPOINT={out_dir / BEST} DATA=... shows it."
+    ]
 
 
 def _log_epoch(entry: EpochRecord, run_time: RunTime) -> None:

@@ -1,8 +1,8 @@
 """The training loop, top to bottom.
 
 Writes to OUT: best.safetensors and last.safetensors (checkpoints, see `model.checkpoint`),
-last.training.pt and previous.training.pt (what a resumed run needs), metrics.csv, tensorboard/ and
-data.html.
+last.training.pt and previous.training.pt (what a resumed run needs), metrics.csv, tensorboard/,
+data.html and, at its end, report.html.
 """
 
 import logging
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from model.config import TrainConfig
-from model.data.data_report import report_before_training
+from model.data.data_report import DATA_PAGE, report_before_training
 from model.data.loading import RunData, epoch_batches, steps_per_epoch
 from model.data.workers import LoadingFailed
 from model.distributed import (
@@ -45,7 +45,7 @@ from model.training.interrupt import Interrupted, StopRequest
 from model.training.memory import saved_if_memory_runs_out
 from model.training.optimiser_step import take_step
 from model.training.precision import compile_backbone, forward_dtype, set_tf32
-from model.training.run_directory import DATA_PAGE, STATE_FILE
+from model.training.run_directory import STATE_FILE
 from model.training.run_start import RunStart, find_start
 from model.training.run_time import Clock, RunTime
 from model.training.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
@@ -169,7 +169,9 @@ def _run(
         metrics = end_epoch(state, data, run_time=run_time, stop=stop, board=board, out_dir=out_dir)
         save()
         if run_time.is_over:
-            report_last_epoch(state, data, config=start.config, metrics=metrics, stop=stop)
+            report_last_epoch(
+                state, data, config=start.config, metrics=metrics, stop=stop, out_dir=out_dir
+            )
     return state.progress
 
 

@@ -14,7 +14,6 @@ from model.distributed import in_main, together
 BEST, LAST = "best.safetensors", "last.safetensors"
 STATE_FILE = "last.training.pt"
 LOCK_FILE = "run.lock"
-DATA_PAGE = "data.html"
 log = logging.getLogger(__name__)
 
 

@@ -8,6 +8,7 @@ import model.evaluate
 from bundle.manifest import Bundle
 from export.evaluate import main
 from model.config import Variant
+from tests.model.html_page import read_page
 
 pytestmark = pytest.mark.slow
 
@@ -17,11 +18,13 @@ LIMIT = 6
 def test_a_bundle_gives_the_detections_of_its_checkpoint(exported, tmp_path, capsys):
     small = exported(Variant.TWO_STAGE)
     files = tmp_path / "bundle.json", tmp_path / "checkpoint.json"
+    pages = tmp_path / "bundle.html", tmp_path / "checkpoint.html"
+    limit = ["--limit", str(LIMIT), "--report"]
 
-    status = main(["--bundle", str(small.directory), "--out", str(files[0]), "--limit", str(LIMIT)])
+    status = main(["--bundle", str(small.directory), "--out", str(files[0]), *limit, str(pages[0])])
     of_the_bundle = capsys.readouterr().out
     model.evaluate.main(
-        ["--checkpoint", str(small.checkpoint), "--out", str(files[1]), "--limit", str(LIMIT)]
+        ["--checkpoint", str(small.checkpoint), "--out", str(files[1]), *limit, str(pages[1])]
     )
     of_the_checkpoint = capsys.readouterr().out
 
@@ -33,6 +36,8 @@ def test_a_bundle_gives_the_detections_of_its_checkpoint(exported, tmp_path, cap
         [one["score"] for one in found], [one["score"] for one in expected], atol=1e-5
     )
     assert of_the_bundle.splitlines()[:12] == of_the_checkpoint.splitlines()[:12]
+    assert "openvino" in read_page(pages[0]).text
+    assert f"first {LIMIT} images" in read_page(pages[1]).text
 
 
 def test_a_damaged_bundle_is_named(exported, tmp_path, capsys):

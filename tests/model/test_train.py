@@ -1,6 +1,7 @@
 """Training runs from start to end: what they write, start from and refuse."""
 
 import json
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -17,6 +18,7 @@ from model.configs import finetune, tiny
 from model.data.loading import open_data
 from model.train import main
 from model.training.loop import train
+from tests.model.html_page import read_page
 from tests.model.runs import (
     COLOURS,
     assert_equal,
@@ -43,6 +45,16 @@ def test_checkpoints_hold_the_average_and_where_it_comes_from(uninterrupted: Pat
     assert last.provenance["config"] == "tiny"
     assert 0 <= last.metrics["AP"] <= 1
     assert list((uninterrupted / "tensorboard").glob("events*"))
+
+
+def test_a_run_ends_with_a_page_of_its_results(uninterrupted: Path) -> None:
+    text = read_page(uninterrupted / "report.html").text
+
+    assert f"{uninterrupted / 'last.safetensors'}, after epoch 4" in text
+    assert f"From {uninterrupted / 'metrics.csv'}." in text
+    assert "epoch 4, evaluated here" in text
+    assert re.search(r"AP 0\.\d{4} of images alone, 0\.\d{4} with \d+ rows and \d+ columns", text)
+    assert "data.html, beside this page, shows what the model was trained on" in text
 
 
 def test_every_epoch_is_in_the_table_and_in_tensorboard(uninterrupted: Path) -> None:

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from bundle.manifest import Bundle
@@ -17,7 +18,8 @@ from model.evaluation.coco_metrics import Metrics
 def measured(ap, results=()):
     numbers = {"AP": ap, "AP50": ap}
     engine = EngineInfo("openvino", "int8", "fp32", "plugin", threads=1, streams=1)
-    return Measured(Metrics(numbers, (), list(results), {}, None, {}), engine, seconds=1.0)
+    metrics = Metrics(numbers, (), list(results), {}, None, {}, np.empty(0), np.empty(0))
+    return Measured(metrics, engine, seconds=1.0)
 
 
 def detection(score=0.9, category_id=1, image_id=1, bbox=(10, 10, 40, 20)):

@@ -16,7 +16,7 @@ from model.data import check
 from model.data.data_report import report_before_training, write_page
 from model.data.loading import RunData, open_data
 from tests.chromium import needs_chromium, open_browser, open_page
-from tests.model.data.html_page import Element, read_page
+from tests.model.html_page import Element, read_page
 from tests.model.runs import run_config, write_images
 
 GREY = Image.new("RGB", (60, 40), "grey")

@@ -4,6 +4,7 @@ import math
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from model.evaluation.coco_metrics import Metrics
@@ -15,7 +16,7 @@ from tests.model.runs import run_config
 
 
 def entry(epoch: int, *, ap: float = 0.0, loss: float = 1.0) -> EpochRecord:
-    metrics = Metrics({"AP": ap, "AP50": 1 - ap}, (), [], {}, None, {})
+    metrics = Metrics({"AP": ap, "AP50": 1 - ap}, (), [], {}, None, {}, np.empty(0), np.empty(0))
     return EpochRecord(epoch, epoch, 1.0, learning_rate=1e-4, training_loss=1.0,
                        validation_loss=loss, metrics=metrics)  # fmt: skip
 
