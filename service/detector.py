@@ -205,11 +205,10 @@ class Detector:
             stopwatch.add(Stage.QUEUE, ticket.wait_s, ended_ago_s=ticket.run_s)
             stopwatch.add(Stage.INFER, ticket.run_s)
         self._metrics.images.labels(self.name).inc(len(uploads))
-        if tile_px is None:
-            found = _join(geometries, outputs, tile_px)
-        else:  # merging may take a while
-            found = await asyncio.to_thread(_join, geometries, outputs, tile_px)
-        count_found(
+        # In a thread: it takes up to tens of milliseconds, while others would wait for the loop.
+        found = await asyncio.to_thread(_join, geometries, outputs, tile_px)
+        await asyncio.to_thread(
+            count_found,
             self._metrics,
             [one.output for one in found],
             model=self.name,

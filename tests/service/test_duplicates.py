@@ -1,9 +1,7 @@
 """Boxes of one class that overlap, as a model that finds an object twice has them."""
 
 import shutil
-import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +9,7 @@ import pytest
 
 from bundle.known_answers import read_known_answers, write_known_answers
 from bundle.manifest import Bundle
-from bundle.postprocess import Detections, RawOutput, to_detections
-from service import routes
+from bundle.postprocess import RawOutput
 from service.app import create_app
 from service.settings import Settings
 from tests.fakes import FakeEngine
@@ -39,24 +36,6 @@ def bundle(fake_bundle: Path, tmp_path: Path) -> Path:
     write_known_answers(directory, TwiceEngine().run, preprocess=preprocess, images=images)
     bundle.save()
     return directory
-
-
-async def test_boxes_are_compared_while_other_requests_are_served(
-    bundle: Path, png_bytes: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In another thread: of thousands of boxes it takes up to seconds."""
-    threads: list[threading.Thread] = []
-
-    def watched(*args: Any, **options: Any) -> Detections:
-        threads.append(threading.current_thread())
-        return to_detections(*args, **options)
-
-    monkeypatch.setattr(routes, "to_detections", watched)
-    async with running(create_app(Settings(bundle=bundle), lambda *_: TwiceEngine())) as client:
-        await client.post("/detect?nms_iou=0.5", content=png_bytes)
-
-    assert len(threads) == 1
-    assert threading.main_thread() not in threads
 
 
 @pytest.mark.parametrize(
