@@ -3,11 +3,13 @@
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
@@ -25,6 +27,8 @@ from service.schemas import ImageResult, ModelRef
 
 PARTS = "parts"
 UNFINISHED = "unfinished"  # files that are being written
+LARGEST_MOVED_BYTES = 5 * 1024**3  # S3 copies no larger object by one request
+_PIECE_BYTES = 64 * 1024**2
 
 _DETECTION = pa.struct(
     [
@@ -199,4 +203,25 @@ def write_whole(folder: str, name: str, *, write: Callable[[Any], None]) -> None
     unfinished = f"{path}/{UNFINISHED}/{uuid4().hex}"
     with system.open_output_stream(unfinished) as file:
         write(file)
-    system.move(unfinished, f"{path}/{name}")
+    try:
+        system.move(unfinished, f"{path}/{name}")
+    except OSError:
+        if system.get_file_info(unfinished).size <= LARGEST_MOVED_BYTES:
+            raise
+        _move_by_streaming(system, unfinished, f"{path}/{name}")
+
+
+def _move_by_streaming(system: pyarrow.fs.FileSystem, source: str, target: str) -> None:
+    """Write an object again under another name; it appears there once it is whole."""
+    try:
+        with (
+            system.open_input_stream(source) as original,
+            system.open_output_stream(target) as moved,
+        ):
+            while piece := original.read(_PIECE_BYTES):
+                moved.write(piece)
+    except BaseException:  # closing the stream has published what was written
+        with suppress(OSError):
+            system.delete_file(target)
+        raise
+    system.delete_file(source)

@@ -3,16 +3,18 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 
 import service.detect
 from bundle.manifest import Bundle
+from service import bulk_worker
 from service.bulk import detect_all, main, make_job, write_coco
 from service.bulk_images import Chunk, files_in, find_chunks, open_place, sources
 from service.bulk_worker import Job, Worker, write_whole
@@ -165,6 +167,51 @@ def test_a_file_in_object_storage_appears_whole_or_not_at_all() -> None:
     with system.open_input_stream(f"{path}/good.json") as file:
         assert file.read() == b"whole"
     assert system.get_file_info(f"{path}/bad.json").type == pyarrow.fs.FileType.NotFound
+
+
+class SmallCopies(MemoryFileSystem):
+    """Object storage that renames objects of at most ten bytes, as S3 does up to 5 GB."""
+
+    protocol = "small-copies"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    def mv(self, path1: str, path2: str, **_: Any) -> None:
+        if self.info(path1)["size"] > 10:
+            raise OSError("larger than the maximum allowable size for a copy source")
+        super().mv(path1, path2)
+
+
+@pytest.fixture
+def object_storage(monkeypatch: pytest.MonkeyPatch) -> SmallCopies:
+    storage = SmallCopies()
+    opened = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(storage)), "/found"
+    monkeypatch.setattr(bulk_worker, "open_place", lambda _: opened)
+    monkeypatch.setattr(bulk_worker, "LARGEST_MOVED_BYTES", 10)
+    return storage
+
+
+@pytest.mark.parametrize("content", [b"small", b"larger than may be copied" * 10])
+def test_a_file_too_large_to_be_renamed_is_streamed_to_its_name(
+    object_storage: SmallCopies, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_worker, "_PIECE_BYTES", 100)
+
+    write_whole("found", "results.json", write=lambda file: file.write(content))
+
+    assert object_storage.cat_file("/found/results.json") == content
+    assert object_storage.find("/found") == ["/found/results.json"]
+
+
+def test_a_large_file_whose_streaming_breaks_does_not_show_half_of_it(
+    object_storage: SmallCopies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_worker, "_PIECE_BYTES", "broken")
+
+    with pytest.raises(TypeError):
+        write_whole("found", "results.json", write=lambda file: file.write(b"large" * 10))
+
+    assert not object_storage.exists("/found/results.json")
 
 
 def test_images_in_structs_have_ids_by_their_order(toy_bundle, png_bytes, tmp_path, out):
