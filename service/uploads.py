@@ -59,6 +59,11 @@ async def read_images(request: Request, settings: Settings) -> Images:
             "expected an image, got an empty body; send it as the body or as the multipart "
             f"field {FILE_FIELDS[0]!r}: curl -F {FILE_FIELDS[0]}=@photo.jpg"
         )
+    if media_type == "application/x-www-form-urlencoded" and b"\0" not in data:  # no image file
+        raise NoImage(
+            "expected an image, got a form without files; curl -d sends a name as text, and drops "
+            f"bytes of a file; write -F {FILE_FIELDS[0]}=@photo.jpg or --data-binary @photo.jpg"
+        )
     return Images([Upload(None, data)], [0])
 
 

@@ -19,6 +19,7 @@ from tests.service.conftest import MAX_BODY_BYTES
 
 pytestmark = pytest.mark.anyio
 
+URLENCODED = {"Content-Type": "application/x-www-form-urlencoded"}
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 
 
@@ -48,6 +49,27 @@ async def test_uploads_without_a_usable_image(
     assert (response.status_code, code_of(response)) == (status, code)
     assert re.search(message, message_of(response))
     assert engine.batch_shapes == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"image=@photo.jpg", b"image=%FF%D8%FF", b"\x89PNG\x1aIHDR" + b"a file without line breaks"],
+)
+async def test_a_form_without_files_is_told_how_curl_sends_one(
+    client: httpx.AsyncClient, content: bytes
+) -> None:
+    response = await client.post("/detect", content=content, headers=URLENCODED)
+
+    assert (response.status_code, code_of(response)) == (422, "no_image")
+    assert "write -F images=@photo.jpg" in message_of(response)
+
+
+async def test_a_whole_file_may_be_declared_as_a_form_as_curl_does(
+    client: httpx.AsyncClient, png_bytes: bytes
+) -> None:
+    response = await client.post("/detect", content=png_bytes, headers=URLENCODED)
+
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize("ids", ["1,2", "one"])
