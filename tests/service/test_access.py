@@ -1,5 +1,6 @@
 """Who may ask: API keys, proxies that are named, web pages of other origins, HEAD."""
 
+import hmac
 import logging
 from pathlib import Path
 
@@ -68,6 +69,24 @@ async def test_without_a_known_key_only_health_is_answered(
     assert "x-request-id" in detect.headers
     assert others == [401] * 7
     assert health == [200] * 4
+
+
+@pytest.mark.parametrize("key", [KEY, OTHER_KEY, "no key of ours"])
+async def test_every_key_is_compared_in_constant_time_whichever_was_sent(
+    guarded: Settings, engine: FakeEngine, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[int, int]] = []
+    compare = hmac.compare_digest
+
+    def watched(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return compare(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", watched)
+    async with running(create_app(guarded, lambda *_: engine)) as client:
+        await client.get("/model", headers=httpx.Headers({"X-API-Key": key}, encoding="utf-8"))
+
+    assert compared == [(32, 32)] * 2  # digests: the length of a key does not show either
 
 
 @pytest.mark.parametrize(

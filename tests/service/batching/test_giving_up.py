@@ -5,8 +5,19 @@ import weakref
 
 import pytest
 
+from service.batching.batcher import DynamicBatcher, Patience
 from service.errors import NotReady
-from tests.service.batching.shouting import Batcher, Shouter, begin, hold_engine, say, settle
+from tests.fakes import FakeClock
+from tests.service.batching.shouting import (
+    MAX_BATCH_SIZE,
+    MAX_QUEUE,
+    Batcher,
+    Shouter,
+    begin,
+    hold_engine,
+    say,
+    settle,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -49,3 +60,40 @@ async def test_an_answered_request_is_not_kept_in_memory(
     await settle()
 
     assert [reference() for reference in kept] == [None, None]
+
+
+@pytest.mark.parametrize(("passed_s", "is_hung"), [(7.9, False), (8.2, True)])
+async def test_a_batch_counts_as_hung_after_a_multiple_of_its_usual_time(
+    shouter: Shouter,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    passed_s: float,
+    is_hung: bool,
+) -> None:
+    hung: list[str] = []
+    batcher: Batcher = DynamicBatcher(
+        *(shouter.assemble, shouter.run),
+        max_batch_size=MAX_BATCH_SIZE,
+        max_queue=MAX_QUEUE,
+        patience=Patience(factor=4, floor_s=1),
+        on_hang=hung.append,
+        clock=clock,
+    )
+    loop = asyncio.get_running_loop()
+    timers = FakeClock(loop.time())
+    monkeypatch.setattr(loop, "time", timers)
+    usual = await hold_engine(batcher, shouter)
+    clock.advance(2)
+    shouter.gate.open()
+    await usual
+
+    running = await hold_engine(batcher, shouter)
+    await settle()
+    for _ in range(round(100 * passed_s)):
+        timers.advance(0.01)
+        await asyncio.sleep(0)
+    shouter.gate.open()
+    await running
+    await batcher.close()
+
+    assert hung == ["the engine has not ended a batch of 1 within 8.0 s"] * is_hung
