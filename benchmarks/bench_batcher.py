@@ -32,15 +32,19 @@ class Sample(NamedTuple):
     mean_batch: float
 
 
-def best_per_s(num_clients: int) -> float:
-    """Items per second of the best schedule for clients in a closed loop."""
+def best_per_s(num_clients: int, *, return_s: float = RETURN_S[1]) -> float:
+    """Items per second of the best schedule for clients in a closed loop.
+
+    Args:
+        return_s: from the answers to a batch until the next items of all its clients are there.
+    """
     two_groups = [
         num_clients / (_run_s(first) + _run_s(num_clients - first))
         for first in range(1, num_clients)
         if max(first, num_clients - first) <= MAX_BATCH_SIZE
     ]
     if num_clients <= MAX_BATCH_SIZE:
-        together = num_clients / (_run_s(num_clients) + RETURN_S[1])
+        together = num_clients / (_run_s(num_clients) + return_s)
         return max(together, *two_groups, 0.0)
     return max([*two_groups, MAX_BATCH_SIZE / _run_s(MAX_BATCH_SIZE)])
 

@@ -6,6 +6,10 @@ same round. The clients share a separate process and send the same JPEG again an
 its answer, and at random times at 0.5 to 2 times what the bare engine can do. The servers are
 measured in turn, --rounds times; the table shows the median and the spread.
 
+For this service and the mock engine, a second table has what a scheduler can be judged by: its
+share of the best schedule for the number of clients (see `benchmarks.service_ratios`), p99 over
+median, and what a lone request takes beyond decoding and the engine.
+
 With --bundle, only this service is measured, with the bundle's own engine on the same cores as
 decoding and clients; DETR_ENGINE and the other settings come from the environment.
 """
@@ -36,7 +40,9 @@ import uvicorn
 from PIL import Image
 
 from benchmarks.http_clients import BOUNDARY, Sample, measure, measure_open
+from benchmarks.machine import describe_machine, today
 from benchmarks.mock_engine import MAX_BATCH_SIZE, PREPROCESS, MockEngine, as_json
+from benchmarks.service_ratios import print_ratios
 from bundle.detect import make_batch
 from bundle.known_answers import write_known_answers
 from bundle.layout import GRAPH_FILES, STANDARD_FORM
@@ -244,6 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="length of a measurement")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one round, of 5 s per load")
     parser.add_argument("--bundle", type=Path, help="run its engine instead of the mock engine")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
@@ -256,7 +263,9 @@ def main() -> None:
                 servers["LitServe"] = serve_litserve
             if importlib.util.find_spec("mosec"):
                 servers["Mosec"] = serve_mosec
-        run(servers, served, rounds=args.rounds, seconds=args.seconds)
+        rounds, seconds = (1, 5.0) if args.quick else (args.rounds, args.seconds)
+        print(f"{today()}: {describe_machine(['uvicorn'])}; rounds: {rounds}, of {seconds:g} s")
+        run(servers, served, rounds=rounds, seconds=seconds)
 
 
 class Load(NamedTuple):
@@ -319,6 +328,15 @@ def run(
     print("|---|---|---|---|---|---|---|---|")
     for load, name in sorted(measured):
         print(f"| {load} | {name} | {row(measured[load, name])} |")
+    if not served.is_real:
+        print_ratios(
+            {
+                load.num_clients: [one.sample for one in found]
+                for (load, name), found in measured.items()
+                if name == "detr-serve" and load.num_clients
+            },
+            jpeg,
+        )
 
 
 def row(found: Sequence[Measured]) -> str:

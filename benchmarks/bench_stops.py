@@ -4,7 +4,9 @@ In every run, the service with a mock engine is stopped by SIGTERM while clients
 closed loop, half of them on kept connections, and other processes take the cores. A request counts
 as lost if its connection was taken and it got no answer, or one other than 200.
 
-Exit status: 1 if a request was lost, or the service did not end with 0.
+The result is a table in Markdown, with date and machine; progress is on stderr.
+
+Exit status: 1 if a request was lost, the service did not end with 0, or no run was finished.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.bench_service import make_body, make_bundle
+from benchmarks.machine import describe_machine, today
 from benchmarks.replicas import free_port, mock_replica, wait_until_ready
 
 HOST = "127.0.0.1"
@@ -126,12 +129,16 @@ def main() -> int:
             print(f"run {run}: {dict(outcomes)}, exit status {status}", file=sys.stderr)
     total = sum((outcomes for outcomes, _ in found), Counter())
     num_bad = sum(set(outcomes) != {"200"} or status != 0 for outcomes, status in found)
+    print(f"{today()}: {describe_machine(['uvicorn'])}\n")
+    print("| runs | clients | busy processes | answered | lost | runs that lost or failed |")
+    print("|---|---|---|---|---|---|")
     print(
-        f"{len(found)} runs, {args.clients} clients, {args.burners} busy processes: "
-        f"{total['200']} requests answered, {total.total() - total['200']} lost, "
-        f"{num_bad} runs with a loss or another exit status"
+        f"| {len(found)} | {args.clients} | {args.burners} | {total['200']} | "
+        f"{total.total() - total['200']} | {num_bad} |"
     )
-    return 1 if num_bad else 0
+    if not found:
+        print("no run was finished", file=sys.stderr)
+    return 1 if num_bad or not found else 0
 
 
 if __name__ == "__main__":

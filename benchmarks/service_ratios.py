@@ -1,0 +1,57 @@
+"""What the service makes of the mock engine, beside the best that a scheduler could do."""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+from benchmarks.bench_batcher import best_per_s
+from benchmarks.http_clients import Sample
+from benchmarks.mock_engine import FIXED_MS, IMAGE_MS, MAX_BATCH_SIZE, PREPROCESS
+from bundle.preprocess import decode_image, prepare
+from engines.cores import allowed_cores
+
+REST_S = 0.002  # that a lone request may take beyond decoding and the engine
+
+
+def print_ratios(samples: Mapping[int, Sequence[Sample]], jpeg: bytes) -> None:
+    """Print them with the bars that they should reach.
+
+    Args:
+        samples: number of clients in a closed loop -> a sample of each round; one client included.
+        jpeg: what they sent.
+    """
+    decode_s = decode_seconds(jpeg)
+    print("\n| clients | best schedule, images/s | share of it (>= 0.95) | p99 / median |")
+    print("|---|---|---|---|")
+    for num_clients in sorted(set(samples) - {1}):
+        best = best_schedule(num_clients, decode_s)
+        share = statistics.median(one.images_per_s / best for one in samples[num_clients])
+        ratio = statistics.median(one.p99_ms / one.median_ms for one in samples[num_clients])
+        bar = " (<= 1.25)" if num_clients == 2 * MAX_BATCH_SIZE else ""
+        print(f"| {num_clients} | {best:.1f} | {share:.3f} | {ratio:.2f}{bar} |")
+    lone_ms, engine_ms = statistics.median(one.median_ms for one in samples[1]), FIXED_MS + IMAGE_MS
+    rest_ms = lone_ms - 1e3 * decode_s - engine_ms
+    print(
+        "\nThe best schedule waits for all clients and runs them together, or runs two groups in "
+        f"turn, whichever is faster. The clients of a batch are back {1e3 * REST_S:g} ms after all "
+        f"their images could be decoded on {allowed_cores()} cores; one that runs the first of "
+        "them earlier may do better."
+        f"\nA lone request: {lone_ms:.1f} ms = {1e3 * decode_s:.1f} to decode and resize + "
+        f"{engine_ms:.1f} in the engine + {rest_ms:.1f} (<= {1e3 * REST_S:g})"
+    )
+
+
+def decode_seconds(jpeg: bytes) -> float:
+    """The median time that decoding and resizing an image takes."""
+    seconds = []
+    for _ in range(20):
+        started = time.perf_counter()
+        prepare(decode_image(jpeg), PREPROCESS)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def best_schedule(num_clients: int, decode_s: float) -> float:
+    """Images/s of the best schedule for clients in a closed loop, which knows when each returns."""
+    num_decoded = max(1.0, num_clients / allowed_cores())
+    return best_per_s(num_clients, return_s=num_decoded * decode_s + REST_S)
