@@ -5,7 +5,8 @@ import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -96,9 +97,28 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """Everything in a file's syntax tree."""
+    return list(ast.walk(parsed(path)))
+
+
+def found_in(
+    paths: Iterable[Path], find: Callable[[Path], Collection[object]]
+) -> dict[str, Collection[object]]:
+    """What `find` gives for each file, if it is not empty."""
+    found = {relative(path): find(path) for path in paths}
+    return {name: things for name, things in found.items() if things}
+
+
 def imports(path: Path) -> Iterator[str]:
     """Every dotted module name that a file imports."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -151,9 +171,8 @@ def forbidden_imports(path: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_a_module_imports_only_what_its_package_may(path):
-    assert forbidden_imports(path) == []
+def test_a_module_imports_only_what_its_package_may():
+    assert found_in(SOURCES, forbidden_imports) == {}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -219,46 +238,62 @@ def test_every_command_has_its_options_frozen():
     assert {command.split()[0] for command in COMMANDS} | {"service"} == commands
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_only_settings_reads_the_environment(path):
-    names = {f"{node.value.id}.{node.attr}" for node in ast.walk(ast.parse(path.read_text()))
-             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}  # fmt: skip
-
+def test_only_settings_reads_the_environment():
     # $CXX names the compiler, as everywhere; torchrun tells a process its $RANK and how often it
     # was restarted; a benchmark sets the threads of its peers.
-    others = ("plugins/build.py", "model/train.py", "model/distributed.py")
-    is_exempt = relative(path) in ("service/settings.py", *others)
-    is_exempt |= relative(path).startswith("benchmarks/")
-    assert is_exempt or not names & {"os.environ", "os.getenv"}
+    exempt = {"service/settings.py", "plugins/build.py", "model/train.py", "model/distributed.py"}
+    paths = [path for path in SOURCES if not relative(path).startswith("benchmarks/")]
+
+    readers = found_in(paths, lambda path: attributes(path) & {"os.environ", "os.getenv"})
+
+    assert readers.keys() - exempt == set()
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_names_say_what_a_thing_is(path):
-    classes = [node.name for node in ast.walk(ast.parse(path.read_text()))
-               if isinstance(node, ast.ClassDef)]  # fmt: skip
+def attributes(path: Path) -> set[str]:
+    """Every `name.attribute` in a file."""
+    return {
+        f"{node.value.id}.{node.attr}"
+        for node in nodes(path)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
 
-    assert path.stem not in {"utils", "util", "misc", "common", "helpers", "types", "logging"}
-    assert [name for name in classes if re.search(r"^Base|(Manager|Helper|Util)s?$", name)] == []
+
+def test_names_say_what_a_thing_is():
+    vague = {"utils", "util", "misc", "common", "helpers", "types", "logging"}
+
+    assert [relative(path) for path in SOURCES if path.stem in vague] == []
+    assert found_in(SOURCES, vague_classes) == {}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_every_module_and_public_definition_has_a_docstring(path):
-    tree = ast.parse(path.read_text())
-    public = [node for node in tree.body
+def vague_classes(path: Path) -> list[str]:
+    classes = [node.name for node in nodes(path) if isinstance(node, ast.ClassDef)]
+    return [name for name in classes if re.search(r"^Base|(Manager|Helper|Util)s?$", name)]
+
+
+def test_every_module_and_public_definition_has_a_docstring():
+    assert found_in(SOURCES, undocumented) == {}
+
+
+def undocumented(path: Path) -> list[str]:
+    """Public classes and functions without a docstring; also the module, if it has code."""
+    module = parsed(path)
+    public = [node for node in module.body
               if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
               and not node.name.startswith("_")]  # fmt: skip
+    silent = [node.name for node in public if not ast.get_docstring(node)]
+    if path.name != "__init__.py" and not ast.get_docstring(module):
+        silent.append("the module")
+    return silent
 
-    assert path.name == "__init__.py" or ast.get_docstring(tree)
-    assert [node.name for node in public if not ast.get_docstring(node)] == []
+
+def test_every_layer_says_which_shapes_it_maps():
+    assert found_in(sorted((ROOT / "model/network").glob("*.py")), layers_without_shapes) == {}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "model/network").glob("*.py")), ids=relative)
-def test_every_layer_says_which_shapes_it_maps(path):
-    silent = [node.lineno for node in ast.walk(ast.parse(path.read_text()))
-              if isinstance(node, ast.FunctionDef) and node.name == "forward"
-              and not re.search(r"\((B|\.\.\.), ", ast.get_docstring(node) or "")]  # fmt: skip
-
-    assert silent == []
+def layers_without_shapes(path: Path) -> list[int]:
+    return [node.lineno for node in nodes(path)
+            if isinstance(node, ast.FunctionDef) and node.name == "forward"
+            and not re.search(r"\((B|\.\.\.), ", ast.get_docstring(node) or "")]  # fmt: skip
 
 
 @pytest.mark.parametrize("folder", [*PACKAGES, "tests"])
@@ -268,12 +303,14 @@ def test_a_file_fits_in_a_head(folder):
     assert [relative(path) for path, length in lengths.items() if length > MAX_LINES] == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_a_function_is_read_at_one_glance(path):
-    functions = [node for node in ast.walk(ast.parse(path.read_text()))
-                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]  # fmt: skip
+def test_a_function_is_read_at_one_glance():
+    assert found_in(SOURCES, long_functions) == {}
 
-    assert [node.name for node in functions if num_lines(node) > MAX_BODY] == []
+
+def long_functions(path: Path) -> list[str]:
+    functions = [node for node in nodes(path)
+                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]  # fmt: skip
+    return [node.name for node in functions if num_lines(node) > MAX_BODY]
 
 
 def num_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -291,7 +328,7 @@ def num_positional(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 def public_functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     """The public functions of a module, and the public methods and constructors of its classes."""
-    body = ast.parse(path.read_text()).body
+    body = parsed(path).body
     classes = [node for node in body
                if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]  # fmt: skip
     nodes = [*body, *(member for kind in classes for member in kind.body)]
@@ -301,20 +338,22 @@ def public_functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]
 
 # The operator's tensors have the order of its schema in every backend, and a layer's `forward`
 # takes tensors as torch calls it.
-@pytest.mark.parametrize(
-    "path", [path for path in SOURCES if path.parent.name != "ops"], ids=relative
-)
-def test_public_functions_take_keywords_after_their_second_parameter(path):
-    functions = [node for node in public_functions(path) if node.name != "forward"]
+def test_public_functions_take_keywords_after_their_second_parameter():
+    paths = [path for path in SOURCES if path.parent.name != "ops"]
 
-    assert [node.name for node in functions if num_positional(node) > 2] == []
+    assert found_in(paths, positional_functions) == {}
+
+
+def positional_functions(path: Path) -> list[str]:
+    functions = [node for node in public_functions(path) if node.name != "forward"]
+    return [node.name for node in functions if num_positional(node) > 2]
 
 
 def test_exceptions_of_every_kind_are_swallowed_in_two_places_only():
     swallowing = [
         relative(path)
         for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes(path)
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or getattr(node.type, "id", "") in ("Exception", "BaseException"))
         and not isinstance(node.body[-1], ast.Raise)
