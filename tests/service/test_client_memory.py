@@ -1,8 +1,11 @@
 """What one client may make the service hold: bodies, and images until the engine has run them."""
 
 import asyncio
+import math
+import tracemalloc
 import weakref
 
+import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
@@ -142,6 +145,22 @@ async def test_the_images_of_a_batch_are_in_memory_once() -> None:
 
     assert answers == [6]
     assert not is_in_memory_twice
+
+
+@pytest.mark.anyio
+async def test_a_request_keeps_no_image_beside_the_batch(
+    client: httpx.AsyncClient, engine: FakeEngine, png_bytes: bytes
+) -> None:
+    arrays = tracemalloc.DomainFilter(inclusive=True, domain=np.lib.tracemalloc_domain)
+    tracemalloc.start()
+    held = await begin_and_hold(client, engine, png_bytes)
+    snapshot = tracemalloc.take_snapshot()
+    tracemalloc.stop()
+    engine.gate.open()
+
+    sizes = [trace.size for trace in snapshot.filter_traces([arrays]).traces]
+    assert (await held).status_code == 200
+    assert sizes.count(math.prod(engine.batch_shapes[-1])) == 1
 
 
 def test_images_of_a_padded_batch_are_found_in_it_again() -> None:

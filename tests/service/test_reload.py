@@ -19,7 +19,7 @@ from service.app import create_app
 from service.settings import Settings
 from tests.fakes import FakeEngine
 from tests.server_process import Process
-from tests.service.asking import code_of, message_of, running
+from tests.service.asking import begin_and_hold, code_of, message_of, running
 from tests.service.load import Load
 
 KEY = "ein Schlüssel für Tests"
@@ -129,11 +129,7 @@ async def test_the_old_engine_answers_what_it_had_admitted(
     png_bytes: bytes,
 ) -> None:
     old = engines[0]
-    old.gate.shut()
-    for _ in old.batch_shapes:  # arrivals of the start
-        old.gate.wait_for_arrival()
-    held = asyncio.ensure_future(client.post("/detect", content=png_bytes))
-    await asyncio.to_thread(old.gate.wait_for_arrival)
+    held = await begin_and_hold(client, old, png_bytes)
     place.put(named("second"))
 
     reload = asyncio.ensure_future(client.post("/admin/reload", headers=HEADERS))
@@ -148,6 +144,30 @@ async def test_the_old_engine_answers_what_it_had_admitted(
     assert (await held).json()["model"]["name"] == "first"
     assert (await reload).status_code == 200
     assert old.is_closed
+
+
+@pytest.mark.anyio
+async def test_a_reload_whose_client_leaves_is_still_completed(
+    client: httpx.AsyncClient,
+    place: Place,
+    named: Callable[[str], Path],
+    engines: list[FakeEngine],
+    png_bytes: bytes,
+) -> None:
+    held = await begin_and_hold(client, engines[0], png_bytes)
+    place.put(named("second"))
+    reload = asyncio.ensure_future(client.post("/admin/reload", headers=HEADERS))
+    while (await client.get("/model")).json()["name"] != "second":
+        await asyncio.sleep(0)
+
+    reload.cancel()
+    await asyncio.wait({reload})
+    engines[0].gate.open()
+    again = await client.post("/admin/reload", headers=HEADERS)
+
+    assert (await held).json()["model"]["name"] == "first"
+    assert again.status_code == 200
+    assert [engine.is_closed for engine in engines] == [True, True, False]
 
 
 @pytest.mark.anyio
