@@ -68,7 +68,7 @@ shown = $(if $(is_silent),,printf '%s\n' '$(subst ','\'',$(1))';) $(1)
 if_killed = || { status=$$?; [ $$status -ne 137 ] || echo 'killed, most often because memory ran out: \
 the same command continues from the last save; a new run with SET=batch_size=auto takes what fits' >&2; exit $$status; }
 
-.PHONY: help serve detect train report evaluate export weights reproduce install plugins browser peers test test-fast test-gpu bench-gpu lint check lock clean
+.PHONY: help serve detect train report evaluate export weights reproduce install plugins browser peers triton test test-fast test-gpu bench-gpu lint check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -165,6 +165,9 @@ browser: ## install Chromium for the test of the page, where apt-get may be used
 		apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null && exit; \
 	fi; \
 	echo 'no Chromium: the tests of the page will be skipped'
+
+triton: $(VENV)/full.stamp ## install Triton, 900 MB, to test the operator's Triton kernels without a GPU
+	@$(PIP) --group triton
 
 peers: ## install HAProxy and Prometheus for the tests of deployment, where apt-get may be used
 	@command -v prometheus >/dev/null && PATH="$$PATH:/usr/sbin" command -v haproxy >/dev/null && exit; \

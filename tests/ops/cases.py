@@ -83,6 +83,7 @@ CASES = (
     OpCase("boxes outside the map", reference_width=4, spread=1.5),
     OpCase("far outside the map", queries=20, spread=1e6),
     OpCase("no queries", queries=0),
+    OpCase("one query", queries=1, shapes=(*PYRAMID, (1, 1)), reference_width=4),
     OpCase("one image", batch=1),
     # What is outside a map has no weight, even if the pixel at the border is infinite.
     OpCase("infinite, points", shapes=PYRAMID, has_infinite_border=True),

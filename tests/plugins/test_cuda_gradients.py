@@ -13,6 +13,7 @@ from torch import Tensor
 from model.network.ops.native_cuda import CudaKernels
 from model.network.ops.reference import ms_deform_attn_reference
 from tests.ops.cases import CASES, PYRAMID, OpCase
+from tests.ops.interpreted import InterpretedKernels
 from tests.plugins.emulated import BACKWARD, Call, gradients_program, library, needs_compiler
 
 pytestmark = needs_compiler
@@ -78,7 +79,9 @@ def output_gradient(case: OpCase, dtype: torch.dtype) -> Tensor:
     return torch.randn(shape, generator=generator).to(dtype)
 
 
-def computed(kernels: CudaKernels, case: OpCase, dtype: torch.dtype) -> list[Tensor]:
+def computed(
+    kernels: CudaKernels | InterpretedKernels, case: OpCase, dtype: torch.dtype
+) -> list[Tensor]:
     """Output and gradients of the kernels."""
     value, shapes, *others = case.inputs(dtype)
     output = kernels.forward(value, flat(shapes), *others)

@@ -30,9 +30,10 @@ def ms_deform_attn(
             half box sizes over P where reference points carry a box.
         attention_logits: (B, Q, M, L, P), before the softmax over (L, P).
         backend: "reference" (plain PyTorch), "operator" (the opaque op `detr::ms_deform_attn`:
-            one node in an exported graph, and the native kernels if they are built), "native"
-            (the same, refused if they are not built) or "auto": the operator while a graph is
-            being exported and if native kernels are built, else the reference.
+            one node in an exported graph, and the kernels for the device if there are any),
+            "native" (the same, refused if there are none) or "auto": the operator while a graph
+            is being exported and if there are kernels, else the reference. On a GPU without the
+            native kernels, those in Triton run.
 
     Returns:
         (B, Q, M * D), dtype of value. Points outside a level read as zero.
@@ -48,9 +49,10 @@ def ms_deform_attn(
         backend = "operator" if _is_operator_better(value) else "reference"
     if backend == "native" and kernels_for(value) is None:
         raise ValueError(
-            f"no native kernels for {value.dtype} on {value.device.type}; `make plugins` builds "
+            f"no kernels for {value.dtype} on {value.device.type}; `make plugins` builds "
             "those for float32, float64 and bfloat16 on a CPU, which needs a C++ compiler, and "
-            "for float32, float16 and bfloat16 on a GPU, which needs nvcc"
+            "for float32, float16 and bfloat16 on a GPU, which needs nvcc, or else the package "
+            "triton and a C compiler"
         )
     if backend == "reference":
         return ms_deform_attn_reference(value, spatial_shapes, *tensors)
@@ -65,7 +67,8 @@ def _is_operator_better(value: Tensor) -> bool:
     if torch.compiler.is_exporting() or kernels_for(value) is not None:
         return True
     if not torch.compiler.is_compiling():
-        needed = "a C++ compiler" if value.device.type == "cpu" else "nvcc"
+        is_on_cpu = value.device.type == "cpu"
+        needed = "a C++ compiler" if is_on_cpu else "nvcc, or install triton and a C compiler"
         message = f"plain PyTorch, which is slow; to speed it up, run `make plugins` with {needed}"
         say_once(logging.WARNING, message)
     return False

@@ -56,7 +56,7 @@ class CudaKernels:
         Raises:
             ValueError: the kernels cannot run this call.
         """
-        tensors = _computed(value, reference_points, sampling_offsets, attention_logits)
+        tensors = dense_inputs(value, reference_points, sampling_offsets, attention_logits)
         batch, _, num_heads, head_dim = value.shape
         output = tensors[0].new_empty(batch, sampling_offsets.shape[1], num_heads * head_dim)
         self._call("detrCudaForward", spatial_shapes, tensors, output=output)
@@ -79,7 +79,7 @@ class CudaKernels:
         `torch.use_deterministic_algorithms` asks for one that does not, which is slower.
         """
         inputs = (value, reference_points, sampling_offsets, attention_logits)
-        tensors = _computed(*inputs)
+        tensors = dense_inputs(*inputs)
         out = gradient.to(tensors[0].dtype).contiguous()
         sums = tensors[0].new_empty(value.shape, dtype=torch.float32)
         # One gradient for each head, since heads run in parallel.
@@ -131,8 +131,8 @@ class CudaKernels:
             raise RuntimeError(f"{name} failed with CUDA's error {error}, {text}")
 
 
-def _computed(value: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The tensors, dense and of the types that kernels take.
+def dense_inputs(value: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The tensors, dense and of the types that kernels of a GPU take.
 
     References are float32, all others of one type: that of value, or float32 if they differ, so
     that nothing loses digits.

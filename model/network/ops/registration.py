@@ -1,7 +1,7 @@
 """`detr::ms_deform_attn` as one opaque operator of torch, with its gradient.
 
-Runs the native kernels of the device if they are built and support the values, else the reference;
-gradients require the native kernels.
+Runs the kernels of the device if there are any that support the values, else the reference;
+gradients require kernels. On a GPU, native ones come before those in Triton.
 """
 
 import logging
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from model.network.ops import native, native_cuda
+from model.network.ops import native, native_cuda, native_triton
 from model.network.ops.reference import ms_deform_attn_reference
 
 logger = logging.getLogger(__name__)
@@ -57,11 +57,19 @@ class Kernels(Protocol):
 
 
 def kernels_for(value: Tensor) -> Kernels | None:
-    """The native kernels for values on this device and of this type, if they are built."""
+    """The best kernels for values on this device and of this type, if there are any."""
     if value.device.type == "cuda":
-        on_gpu = native_cuda.cuda_kernels()
+        on_gpu = native_cuda.cuda_kernels() or native_triton.triton_kernels()
         return on_gpu if on_gpu is not None and on_gpu.supports(value) else None
     return native if native.supports(value) else None
+
+
+def _name_of(kernels: Kernels) -> str:
+    if isinstance(kernels, native_triton.TritonKernels):
+        return "Triton kernels, as there are no native ones; `make plugins` with nvcc builds them"
+    if isinstance(kernels, native_cuda.CudaKernels):
+        return "native kernels, CUDA"
+    return f"native kernels, {native.instruction_sets()[-1]}"
 
 
 @torch.library.custom_op("detr::ms_deform_attn", mutates_args=())
@@ -80,8 +88,7 @@ def ms_deform_attn_operator(
     tensors = (reference_points, sampling_offsets, attention_logits)
     kernels = kernels_for(value)
     if kernels is not None:
-        name = "CUDA" if value.is_cuda else native.instruction_sets()[-1]
-        say_once(logging.INFO, f"native kernels, {name}")
+        say_once(logging.INFO, _name_of(kernels))
         return kernels.forward(value, spatial_shapes, *tensors)
     shapes = list(zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True))
     return ms_deform_attn_reference(value, shapes, *tensors).contiguous()
@@ -112,7 +119,7 @@ def _backward(
     kernels = kernels_for(value)
     if kernels is None:
         raise RuntimeError(
-            f"no native kernels for gradients of {value.dtype} on {value.device.type}; "
+            f"no kernels for gradients of {value.dtype} on {value.device.type}; "
             'run `make plugins`, or use backend="reference"'
         )
     return kernels.backward(
