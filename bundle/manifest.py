@@ -5,6 +5,7 @@ their SHA-256, so that what is served is what was verified.
 """
 
 import hashlib
+import os
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
@@ -226,10 +227,15 @@ def version_of(manifest: Manifest) -> str:
 
 def _path_inside(directory: Path, name: str) -> Path:
     path = directory / name
-    is_plain = name and not PurePosixPath(name).is_absolute() and "\\" not in name
-    if not is_plain or not path.resolve().is_relative_to(directory.resolve()):
+    is_plain = name and not PurePosixPath(name).is_absolute() and not {"\\", "\0"} & {*name}
+    if not is_plain or not _real(path).is_relative_to(_real(directory)):
         raise ValueError(f"{path}: outside the bundle's directory; {REMEDY}")
     return path
+
+
+def _real(path: Path) -> Path:
+    """The path without symbolic links; unlike `resolve`, a loop of links is no error here."""
+    return Path(os.path.realpath(path))
 
 
 def _sha256_of_bundled(path: Path) -> str:

@@ -15,7 +15,7 @@ def staged(out: Path) -> Iterator[Path]:
 
     Whatever stops the work, even Ctrl-C, `out` is either the old directory or the complete new one.
     """
-    out = out.resolve()
+    out = Path(os.path.realpath(out))
     staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     staging.mkdir(parents=True)
     try:

@@ -37,9 +37,8 @@ def sha256(path: Path) -> str:
 
 
 def require_checkpoint(path: Path) -> None:
-    """Raise ValueError if there is no file of this name."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint; make train or make weights makes one")
+    """Raise ValueError unless this is a file that can be read."""
+    _require(path, "no such checkpoint; make train or make weights makes one")
 
 
 def require_checkpoint_name(path: Path) -> None:
@@ -49,9 +48,19 @@ def require_checkpoint_name(path: Path) -> None:
 
 
 def require_file(path: Path) -> None:
-    """Raise ValueError if this is not a file."""
+    """Raise ValueError unless this is a file that can be read."""
+    _require(path, "no such file")
+
+
+def _require(path: Path, missing: str) -> None:
+    if path.is_dir():
+        raise ValueError(f"{path}: this is a directory; name the file itself")
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; name the file itself, not its directory")
+        raise ValueError(f"{path}: {missing}")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"{path}: it cannot be read: {error.strerror}") from error
 
 
 def is_safetensors(path: Path) -> bool:
@@ -84,8 +93,11 @@ def name_foreign_kind(path: Path) -> str | None:
 
 def _name_zip(path: Path) -> str | None:
     """What a zip archive is; None for a file of torch.save, which is one too."""
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        return f"a damaged zip archive or file of torch.save ({error}); download or copy it again"
     ends = {name.rsplit("/", 1)[-1] for name in names}
     if "constants.pkl" in ends:
         return "a TorchScript program; save the model's state_dict() instead"

@@ -218,7 +218,9 @@ def test_wrong_fields_are_shown_in_one_line(bundle: Path, edit: Callable[..., No
     assert len(line) < len(str(bundle)) + 500
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "samples/../../secret", "", "a\\b"])
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/hostname", "samples/../../secret", "", "a\\b", "a\0b"]
+)
 def test_a_path_never_leaves_the_bundle(bundle: Path, edit: Callable[..., None], name: str) -> None:
     (bundle.parent / "secret").write_text("secret")
     edit(files={name: "0" * 64})
@@ -233,6 +235,14 @@ def test_a_link_never_leaves_the_bundle(bundle: Path) -> None:
     (bundle / "weights.bin").symlink_to(bundle.parent / "weights.bin")
 
     with pytest.raises(ValueError, match="outside the bundle's directory"):
+        Manifest.load(bundle)
+
+
+def test_a_link_to_itself_is_named(bundle: Path) -> None:
+    (bundle / "weights.bin").unlink()
+    (bundle / "weights.bin").symlink_to("weights.bin")
+
+    with pytest.raises(ValueError, match=r"weights\.bin: cannot be read: .*`make export`"):
         Manifest.load(bundle)
 
 

@@ -58,3 +58,13 @@ def test_a_new_directory_that_is_gone_leaves_the_old_one(tmp_path):
 
     assert (out / "old").read_text() == "old"
     assert names_in(tmp_path) == ["bundle"]
+
+
+def test_a_link_to_itself_cannot_be_a_bundle(tmp_path):
+    out = tmp_path / "out"
+    out.symlink_to(out)
+
+    with pytest.raises(NotADirectoryError), staged(out) as directory:
+        (directory / "file").write_text("new")
+
+    assert list(tmp_path.iterdir()) == [out]

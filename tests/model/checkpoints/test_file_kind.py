@@ -1,9 +1,11 @@
 """Files that are not checkpoints are named for what they are."""
 
+import errno
 import gzip
 import io
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image
 
 from model.checkpoints.checkpoint_file import load_checkpoint
 from model.checkpoints.convert import convert
-from model.checkpoints.file_kind import name_foreign_kind
+from model.checkpoints.file_kind import name_foreign_kind, require_checkpoint, require_file
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 163000000\n"
 
@@ -54,6 +56,7 @@ FOREIGN = {
     "tensorflow": (b'model_checkpoint_path: "model.ckpt-1"', "weights of TensorFlow"),
     "zip": (_zip("readme.txt", "weights/model.pth"), "a zip archive .files: 2; readme.*unpack"),
     "npz": (_zip("a.npy", "b.npy"), "a NumPy archive"),
+    "damaged zip": (b"x" * 40 + b"PK\5\6" + b"0" * 18, "a damaged zip archive .*copy it again"),
     "torchscript": (_zip("m/data.pkl", "m/constants.pkl"), "a TorchScript program"),
     "tar": (_tar(), "a tar archive"),
     "gzip": (gzip.compress(b"x"), "a gzip archive"),
@@ -81,6 +84,35 @@ def test_a_checkpoint_that_is_none_is_named_too(tmp_path: Path, name: str) -> No
 
     with pytest.raises(ValueError, match=rf"best.safetensors is {message}"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("require", [require_checkpoint, require_file])
+def test_a_file_that_cannot_be_opened_is_named_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"x")
+
+    def refuse(self: Path, mode: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+    with pytest.raises(ValueError, match=r"a\.safetensors: it cannot be read: Permission denied"):
+        require(path)
+
+
+@pytest.mark.parametrize("require", [require_checkpoint, require_file])
+def test_a_directory_or_a_link_to_itself_is_no_checkpoint(
+    tmp_path: Path, require: Callable[[Path], None]
+) -> None:
+    link = tmp_path / "loop.safetensors"
+    link.symlink_to(link)
+
+    with pytest.raises(ValueError, match="this is a directory; name the file itself"):
+        require(tmp_path)
+    with pytest.raises(ValueError, match=r"loop\.safetensors: no such"):
+        require(link)
 
 
 @pytest.mark.parametrize(
