@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.network.ops.reference import ms_deform_attn_reference
-from model.network.ops.registration import kernels_for, ms_deform_attn_operator, say_once
+from model.network.ops.registration import has_kernels, ms_deform_attn_operator, say_once
 
 
 def ms_deform_attn(
@@ -47,7 +47,7 @@ def ms_deform_attn(
     tensors = (reference_points, sampling_offsets, attention_logits)
     if backend == "auto":
         backend = "operator" if _is_operator_better(value) else "reference"
-    if backend == "native" and kernels_for(value) is None:
+    if backend == "native" and not has_kernels(value.device.type, value.dtype):
         raise ValueError(
             f"no kernels for {value.dtype} on {value.device.type}; `make plugins` builds "
             "those for float32, float64 and bfloat16 on a CPU, which needs a C++ compiler, and "
@@ -64,7 +64,7 @@ def ms_deform_attn(
 
 
 def _is_operator_better(value: Tensor) -> bool:
-    if torch.compiler.is_exporting() or kernels_for(value) is not None:
+    if torch.compiler.is_exporting() or has_kernels(value.device.type, value.dtype):
         return True
     if not torch.compiler.is_compiling():
         is_on_cpu = value.device.type == "cpu"

@@ -75,9 +75,9 @@ def _load() -> ctypes.CDLL | None:
 _LIBRARY = _load()
 
 
-def supports(value: Tensor) -> bool:
+def supports(device_type: str, dtype: torch.dtype) -> bool:
     """Whether the kernels are built and support values on this device and of this type."""
-    return _LIBRARY is not None and value.device.type == "cpu" and value.dtype in _STORAGES
+    return _LIBRARY is not None and device_type == "cpu" and dtype in _STORAGES
 
 
 def instruction_sets() -> tuple[str, ...]:

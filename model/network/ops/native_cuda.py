@@ -39,9 +39,9 @@ class CudaKernels:
             getattr(self._library, name).restype = ctypes.c_char_p
         self._device_type = device_type
 
-    def supports(self, value: Tensor) -> bool:
+    def supports(self, device_type: str, dtype: torch.dtype) -> bool:
         """Whether there are kernels for values on this device and of this type."""
-        return value.device.type == self._device_type and value.dtype in _TYPES
+        return device_type == self._device_type and dtype in _TYPES
 
     def forward(
         self,

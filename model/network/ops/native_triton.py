@@ -39,9 +39,9 @@ class TritonKernels:
         self._device_type = device_type
         self._block = block
 
-    def supports(self, value: Tensor) -> bool:
+    def supports(self, device_type: str, dtype: torch.dtype) -> bool:
         """Whether there are kernels for values on this device and of this type."""
-        return value.device.type == self._device_type and value.dtype in _TYPES
+        return device_type == self._device_type and dtype in _TYPES
 
     def forward(
         self,

@@ -56,12 +56,18 @@ class Kernels(Protocol):
         ...
 
 
-def kernels_for(value: Tensor) -> Kernels | None:
-    """The best kernels for values on this device and of this type, if there are any."""
-    if value.device.type == "cuda":
+def kernels_for(device_type: str, dtype: torch.dtype) -> Kernels | None:
+    """The best kernels for values on this kind of device and of this type, if there are any."""
+    if device_type == "cuda":
         on_gpu = native_cuda.cuda_kernels() or native_triton.triton_kernels()
-        return on_gpu if on_gpu is not None and on_gpu.supports(value) else None
-    return native if native.supports(value) else None
+        return on_gpu if on_gpu is not None and on_gpu.supports(device_type, dtype) else None
+    return native if native.supports(device_type, dtype) else None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def has_kernels(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether there are any; torch.compile, which cannot trace how they are found, is told this."""
+    return kernels_for(device_type, dtype) is not None
 
 
 def _name_of(kernels: Kernels) -> str:
@@ -86,7 +92,7 @@ def ms_deform_attn_operator(
         spatial_shapes: flat: height, width, height, ...
     """
     tensors = (reference_points, sampling_offsets, attention_logits)
-    kernels = kernels_for(value)
+    kernels = kernels_for(value.device.type, value.dtype)
     if kernels is not None:
         say_once(logging.INFO, _name_of(kernels))
         return kernels.forward(value, spatial_shapes, *tensors)
@@ -116,7 +122,7 @@ def _backward(
     attention_logits: Tensor,
     with_reference_points: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    kernels = kernels_for(value)
+    kernels = kernels_for(value.device.type, value.dtype)
     if kernels is None:
         raise RuntimeError(
             f"no kernels for gradients of {value.dtype} on {value.device.type}; "

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.network.ops import native
 from model.network.ops.ms_deform_attn import ms_deform_attn
+from model.network.ops.registration import has_kernels
 from tests.ops.cases import CASES, OpCase
 
 ROOT = Path(__file__).parents[4]
@@ -104,6 +105,16 @@ def test_auto_takes_the_kernels_for_every_type_they_have() -> None:
     assert len(names) == 1
     assert "ms_deform_attn" in names.pop()
     assert "ms_deform_attn" not in type(half.grad_fn).__name__
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_compiled_function_is_one_graph_however_kernels_are_found(device: str) -> None:
+    def choose(value: Tensor) -> Tensor:
+        return value + has_kernels(device, torch.float32)
+
+    compiled = torch.compile(choose, fullgraph=True, backend="eager")
+
+    assert compiled(torch.zeros(())) == has_kernels(device, torch.float32)
 
 
 @needs_kernels
