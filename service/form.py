@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import AsyncGenerator
+from typing import BinaryIO, cast
 
-from starlette.datastructures import FormData, Headers
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -14,6 +15,7 @@ _MAX_COUNTED = 1000  # files are counted up to here, for the message about too m
 _MAX_FIELDS = 1000  # image_ids may be repeated, once per image
 _FIELD_BYTES = 64 * 1024  # of one field that is not a file
 _CHARSETS = {"utf-8", "ascii", "iso8859-1"}  # by the names of Python's codecs
+_PIECE_BYTES = 4096  # smaller ones are joined
 _EXTENDED_NAME = re.compile(rb";\s*filename\*", re.IGNORECASE)
 
 
@@ -31,7 +33,6 @@ async def read_form(request: Request, settings: Settings) -> FormData:
         max_fields=_MAX_FIELDS,
         max_part_size=_FIELD_BYTES,
     )
-    parser.spool_max_size = settings.max_body_bytes  # files stay in memory: the body is bounded
     try:
         return await parser.parse()
     except MultiPartException as error:
@@ -55,6 +56,48 @@ def too_many_tiles(num_images: int, num_parts: int, *, settings: Settings) -> To
         f"{num_parts}, of which {num_parts - num_images} are tiles; give a larger tile=, or raise "
         "the service's DETR_MAX_IMAGES"
     )
+
+
+class FileInPieces:
+    """A file in memory that grows without copying what it has: the body of a form is bounded.
+
+    Growing a single buffer took more of the event loop's time than anything else about large
+    bodies, as every new page of memory is a call into the kernel.
+    """
+
+    _rolled = False  # Starlette calls a file without it from a thread
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes | bytearray] = []
+        self._num_bytes = 0
+
+    def write(self, data: bytes) -> int:
+        """Add to the end; small pieces are joined, since each takes memory of its own."""
+        last = self._pieces[-1] if self._pieces else None
+        if len(data) >= _PIECE_BYTES:
+            self._pieces.append(data)
+        elif isinstance(last, bytearray) and len(last) < _PIECE_BYTES:
+            last += data
+        else:
+            self._pieces.append(bytearray(data))
+        self._num_bytes += len(data)
+        return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        """All of it, whatever the size."""
+        return b"".join(self._pieces)
+
+    def tell(self) -> int:
+        """The number of bytes."""
+        return self._num_bytes
+
+    def seek(self, offset: int) -> None:
+        """Nothing to do: only the whole file is read."""
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._pieces = []
+        self._num_bytes = 0
 
 
 class _FormParser(MultiPartParser):
@@ -82,6 +125,14 @@ class _FormParser(MultiPartParser):
             raise MultiPartException(
                 f"field {part.field_name!r} has its file name as filename*=, which RFC 7578 does "
                 'not allow in forms; write filename="photo.jpg", in UTF-8'
+            )
+        if part.file is not None:
+            part.file.file.close()
+            part.file = UploadFile(
+                cast(BinaryIO, FileInPieces()),
+                size=0,
+                filename=part.file.filename,
+                headers=part.file.headers,
             )
 
     def on_end(self) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
+from service.form import FileInPieces
 from service.logs import set_up_logging
 from tests.fakes import FakeEngine
 from tests.service.asking import code_of, message_of, post_by_hand
@@ -318,6 +319,24 @@ async def test_the_files_of_a_form_are_closed_once_they_are_read(
 ) -> None:
     response = await client.post(path, files={"image": png_bytes})
 
-    files = [one for one in gc.get_objects() if type(one) is SpooledTemporaryFile]
+    objects = gc.get_objects()
+    spooled = [one for one in objects if type(one) is SpooledTemporaryFile]
     assert response.status_code == 200
-    assert [file for file in files if not file.closed] == []
+    assert [file for file in spooled if not file.closed] == []
+    assert [one for one in objects if type(one) is FileInPieces and one.tell() > 0] == []
+
+
+@pytest.mark.parametrize("piece", [b"\r", b"\r\n-", b"x" * 4095, b"x" * 4096, b"\0" * 70_000])
+def test_a_file_in_pieces_of_any_size_takes_little_more_than_its_bytes(piece: bytes) -> None:
+    num_pieces = 1_000_000 // len(piece)
+    file = FileInPieces()
+    tracemalloc.start()
+
+    for _ in range(num_pieces):
+        file.write(bytes(bytearray(piece)))
+    held_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert file.tell() == num_pieces * len(piece)
+    assert file.read() == piece * num_pieces
+    assert held_bytes < 1.3 * file.tell()
