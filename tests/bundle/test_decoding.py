@@ -327,3 +327,16 @@ def test_one_pixel_wide_images_decode_and_resize(encode: Encode, size: tuple[int
     assert geometry.original == size[::-1]
     assert resized.shape == (*geometry.resized, 3)
     assert min(geometry.resized) >= 1
+
+
+@pytest.mark.parametrize("alpha", [0, 255])
+def test_a_bmp_whose_alpha_was_never_set_is_opaque(alpha: int) -> None:
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 108, 2, 1, 1, 32, 3, 8, 0, 0, 0, 0)
+    pixels = bytes([30, 20, 10, alpha]) * 2
+    start = b"BM" + struct.pack("<IHHI", 122 + len(pixels), 0, 0, 122)
+    data = start + header + masks.ljust(68, b"\0") + pixels
+
+    decoded = decode_image(data, formats=DATASET_FORMATS)
+
+    np.testing.assert_array_equal(decoded, [[[10, 20, 30]] * 2])
