@@ -363,7 +363,7 @@ def _to_rgb(image: Image.Image, data: bytes) -> Uint8Array:
         image = scale_grey(image)
     elif image.format in ("PNG", "TIFF"):
         image = scale_colour(image, data)
-    elif image.format == "BMP" and image.mode == "RGBA" and not any(image.getchannel("A").getextrema()):
+    elif image.format == "BMP" and image.mode == "RGBA" and not image.getchannel("A").getbbox():
         image = image.convert("RGB")  # programs that draw no transparency leave alpha 0
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     num_rows = max(1, _STRIP_PIXELS // image.width)
