@@ -56,11 +56,12 @@ def evaluate_command(
     )
     notes = print_report(metrics)
     if args.report is not None:
+        is_of_run = training.get("source") == "model.train"
         subject = Subject(
             str(model),
             {**facts, **dict(facts_of(training)), **_conditions(args, preprocess)},
-            epochs=model.parent / CSV_FILE,
-            epoch=training.get("epochs"),
+            epochs=model.parent / CSV_FILE if is_of_run else None,
+            epoch=training.get("epochs") if is_of_run else None,
             padding=_how_to_pad(preprocess),
             notes=notes,
         )

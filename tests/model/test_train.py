@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import model.evaluate
 from model.checkpoints.checkpoint_file import load_checkpoint
 from model.configs import finetune, tiny
 from model.data.loading import open_data
@@ -55,6 +56,23 @@ def test_a_run_ends_with_a_page_of_its_results(uninterrupted: Path) -> None:
     assert "epoch 4, evaluated here" in text
     assert re.search(r"AP 0\.\d{4} of images alone, 0\.\d{4} with \d+ rows and \d+ columns", text)
     assert "data.html, beside this page, shows what the model was trained on" in text
+
+
+def test_the_last_checkpoint_has_the_results_of_its_run(
+    images: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "report.html"
+
+    status = model.evaluate.main([
+        *("--checkpoint", str(uninterrupted / "last.safetensors"), "--data", str(images)),
+        *("--report", str(page)),
+    ])  # fmt: skip
+
+    found, expected = read_page(page), read_page(uninterrupted / "report.html")
+    assert status == 0
+    assert found.texts("td")[:36] == expected.texts("td")[:36]
+    assert found.texts("figcaption") == expected.texts("figcaption")
+    assert "ARGS='--padding" in found.text
 
 
 def test_every_epoch_is_in_the_table_and_in_tensorboard(uninterrupted: Path) -> None:
