@@ -62,7 +62,7 @@ def evaluate_command(
             {**facts, **dict(facts_of(training)), **_conditions(args, preprocess)},
             epochs=model.parent / CSV_FILE if is_of_run else None,
             epoch=training.get("epochs") if is_of_run else None,
-            padding=_how_to_pad(preprocess),
+            padding=_say_padding(args.padding, preprocess),
             notes=notes,
         )
         write_report(metrics, dataset, subject=subject, path=args.report)
@@ -124,10 +124,12 @@ def _conditions(args: argparse.Namespace, preprocess: Preprocess) -> dict[str, s
     }
 
 
-def _how_to_pad(preprocess: Preprocess) -> str:
+def _say_padding(added: tuple[int, int], preprocess: Preprocess) -> str:
+    if any(added):
+        return f"Every image had {added[0]} more rows and {added[1]} more columns of padding."
     rows, columns = quarter_padding(preprocess)
     return (
-        f"AP with more padding was not measured here. make report with ARGS='--padding "
+        "AP with more padding was not measured here. make report with ARGS='--padding "
         f"{rows}x{columns}' evaluates every image with {rows} more rows and {columns} more columns "
         "of padding; AP should be the same. A training run measures both at its end."
     )

@@ -22,6 +22,7 @@ from model.evaluate import main
 from model.evaluation.evaluation import evaluate
 from model.network.deformable_detr import DeformableDetr
 from model.network.inference import DetectionModel, torch_predictor
+from tests.model.html_page import read_page
 
 FIXTURE = Path("tests/data/coco_fixture12")
 NUM_DETECTIONS = 60
@@ -213,6 +214,18 @@ def test_the_command_prints_the_report_and_writes_coco_results(checkpoint, tmp_p
     assert printed.count("\n") == 1 + 80 + 1 + 1 + 12 + 1
     assert len(results) == 3 * tiny().model.num_detections
     assert set(results[0]) == {"image_id", "category_id", "bbox", "score"}
+
+
+def test_the_page_says_whether_images_were_padded(checkpoint, tmp_path):
+    arguments = ["--checkpoint", str(checkpoint), "--data", str(FIXTURE), "--limit", "1"]
+    alone, padded = tmp_path / "alone.html", tmp_path / "padded.html"
+
+    main([*arguments, "--report", str(alone)])
+    main([*arguments, "--report", str(padded), "--padding", "32x0"])
+
+    assert "AP with more padding was not measured here" in read_page(alone).text
+    assert "not measured" not in read_page(padded).text
+    assert "Every image had 32 more rows and 0 more columns of padding." in read_page(padded).text
 
 
 def test_no_thresholds_are_saved_where_no_detection_is_right(checkpoint, tmp_path, capsys):
