@@ -87,7 +87,7 @@ def compare(
     before: Measured, after: Measured, *, precision: str, num_images: int
 ) -> dict[str, Any]:
     """The comparison, as an entry of the report."""
-    share = agreement(before.metrics.results, after.metrics.results)
+    share = share_found_again(before.metrics.results, after.metrics.results)
     drop = before.metrics.numbers["AP"] - after.metrics.numbers["AP"]
     log.info("  AP changes by %+.4f; a drop of %s is allowed", -drop, MAX_AP_DROP)
     if share is not None:
@@ -108,7 +108,9 @@ def compare(
     }
 
 
-def agreement(expected: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]) -> float | None:
+def share_found_again(
+    expected: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]
+) -> float | None:
     """The share of sure detections that another bundle also makes; None if none is sure.
 
     Both in COCO's results format.

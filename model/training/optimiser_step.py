@@ -50,7 +50,7 @@ def take_step(
     """
     progress = state.progress
     try:
-        terms, norm = _find_gradients(state, batches, config, dtype)
+        terms, norm = _set_gradients(state, batches, config, dtype)
     except NonFiniteLoss as error:
         raise NonFiniteLoss(
             f"step {progress.step + 1} (epoch {progress.epoch + 1}): {error}. Nothing of this step "
@@ -67,7 +67,7 @@ def take_step(
     return {**terms, "loss": loss, "gradient_norm": norm.item()}
 
 
-def _find_gradients(
+def _set_gradients(
     state: TrainingState, batches: list[MicroBatch], config: TrainConfig, dtype: torch.dtype
 ) -> tuple[dict[str, float], Tensor]:
     """Set the gradients, clipped; returns the loss terms and the norm before clipping.

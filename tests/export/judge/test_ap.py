@@ -5,11 +5,11 @@ from bundle.manifest import Bundle
 from engines.base import EngineInfo
 from export.judge.ap import (
     Measured,
-    agreement,
     compare,
     require_computable,
     require_judgeable,
     require_kept,
+    share_found_again,
 )
 from export.judge.refusal import Refused
 from model.evaluation.coco_metrics import Metrics
@@ -70,23 +70,23 @@ def test_a_model_that_finds_a_little_can_be_judged():
     ],
 )
 def test_a_detection_is_found_again_with_most_of_its_box_and_half_a_sure_score(changes, share):
-    assert agreement([detection(score=0.5)], [detection(**changes)]) == share
+    assert share_found_again([detection(score=0.5)], [detection(**changes)]) == share
 
 
 def test_a_detection_is_found_again_where_class_and_box_agree():
     sure = [detection(), detection(image_id=2), detection(category_id=2)]
     moved = detection(bbox=(11, 11, 40, 20), score=0.7)
 
-    assert agreement(sure, sure) == 1.0
-    assert agreement(sure, [moved]) == pytest.approx(1 / 3)
-    assert agreement(sure, [detection(bbox=(25, 10, 40, 20))]) == 0.0
-    assert agreement(sure, [detection(score=0.2)]) == 0.0
-    assert agreement(sure, []) == 0.0
+    assert share_found_again(sure, sure) == 1.0
+    assert share_found_again(sure, [moved]) == pytest.approx(1 / 3)
+    assert share_found_again(sure, [detection(bbox=(25, 10, 40, 20))]) == 0.0
+    assert share_found_again(sure, [detection(score=0.2)]) == 0.0
+    assert share_found_again(sure, []) == 0.0
 
 
 def test_detections_that_were_unsure_before_are_not_asked_for():
-    assert agreement([detection(), detection(score=0.4, image_id=2)], [detection()]) == 1.0
-    assert agreement([detection(score=0.4)], []) is None
+    assert share_found_again([detection(), detection(score=0.4, image_id=2)], [detection()]) == 1.0
+    assert share_found_again([detection(score=0.4)], []) is None
 
 
 def test_the_report_has_both_aps_what_ran_and_how_long():
