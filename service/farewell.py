@@ -75,8 +75,7 @@ async def wait_until_gone(
 
 def _is_idle(connection: Any) -> bool:
     """Whether a connection has no request to answer and no bytes that we have not read."""
-    is_busy = connection.cycle is not None and not connection.cycle.response_complete
-    if is_busy or connection.transport.is_closing():
+    if connection.cycle is not None and not connection.cycle.response_complete:
         return False
     unread = select.poll()
     unread.register(connection.transport.get_extra_info("socket").fileno(), select.POLLIN)

@@ -40,6 +40,16 @@ class Stage:
         bare = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/nonexistent"}
         return bare | {name: self.rewrite(value) for name, value in self.environment.items()}
 
+    def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run this machine's Python, with its packages, on the files of the image."""
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.folder("."),
+            env=self.variables(),
+            capture_output=True,
+            text=True,
+        )
+
 
 def instructions(text: str) -> list[tuple[str, str]]:
     """(KEYWORD, rest) of every instruction; comments left out, continued lines joined."""

@@ -118,13 +118,7 @@ def test_the_libraries_that_are_built_are_loaded_on_the_same_debian_that_they_we
 
 
 def test_the_image_detects_with_nothing_but_what_it_holds(image):
-    result = subprocess.run(
-        [sys.executable, "-m", "service.detect", "bundles/demo/samples"],
-        cwd=image.folder("."),
-        env=image.variables(),
-        capture_output=True,
-        text=True,
-    )
+    result = image.python("-m", "service.detect", "bundles/demo/samples")
 
     assert result.returncode == 0, result.stderr
     assert '"detections"' in result.stdout
@@ -141,13 +135,7 @@ def test_the_image_detects_with_nothing_but_what_it_holds(image):
 def test_the_image_has_what_tensorrt_needs_of_the_service(image):
     modules = [f"engines.gpu.{path.stem}" for path in image.folder("engines/gpu").glob("[!_]*.py")]
 
-    result = subprocess.run(
-        [sys.executable, "-c", f"import {', '.join(modules)}"],
-        cwd=image.folder("."),
-        env=image.variables(),
-        capture_output=True,
-        text=True,
-    )
+    result = image.python("-c", f"import {', '.join(modules)}")
 
     assert result.returncode == 0, result.stderr
 

@@ -1,8 +1,6 @@
 """The code that train.Dockerfile copies, alone in a folder, with the packages of the tests."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,13 +35,7 @@ for module in sys.argv[1:]:
 def test_the_image_holds_all_that_its_commands_need(image):
     modules = ["model.train", "model.evaluate", "model.weights", "export", "export.evaluate"]
 
-    result = subprocess.run(
-        [sys.executable, "-c", HELP, *modules],
-        cwd=image.folder("."),
-        env=image.variables(),
-        capture_output=True,
-        text=True,
-    )
+    result = image.python("-c", HELP, *modules)
 
     assert result.returncode == 0, result.stderr
     assert re.findall(r"^usage: python -m ([a-z.]+)", result.stdout, flags=re.M) == modules
@@ -55,13 +47,7 @@ def test_every_module_of_the_image_finds_what_it_imports(image):
         ".".join(path.relative_to(image.folder(".")).with_suffix("").parts) for path in files
     ]
 
-    result = subprocess.run(
-        [sys.executable, "-c", f"import {', '.join(modules)}"],
-        cwd=image.folder("."),
-        env=image.variables(),
-        capture_output=True,
-        text=True,
-    )
+    result = image.python("-c", f"import {', '.join(modules)}")
 
     assert result.returncode == 0, result.stderr
 

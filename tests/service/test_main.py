@@ -14,6 +14,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from service import farewell
 from service.__main__ import Server
 from service.app import create_app
 from service.settings import Settings, unknown_settings
@@ -204,6 +205,24 @@ async def test_no_client_is_let_in_only_to_be_cut_off_as_the_port_closes(fake_bu
     await serve_and_stop(listener, fake_bundle)
 
     assert len(refusals) == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who waits at a port")
+async def test_the_port_is_open_until_every_client_is_accepted() -> None:
+    listener = Listener()
+    accepted: list[socket.socket] = []
+    num_accepted: list[int] = []
+    listener.before_closing = lambda: num_accepted.append(len(accepted))
+    with listener.connect_to_it():
+        asyncio.get_running_loop().call_later(
+            2 * farewell.ACCEPT_S, lambda: accepted.append(listener.accept()[0])
+        )
+
+        await farewell.close_port([], [listener])
+
+    assert num_accepted == [1]
+    accepted[0].close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
