@@ -11,6 +11,7 @@ from model.configs import tiny
 from model.network.deformable_detr import DeformableDetr
 from model.network.ops import native_cuda
 from model.network.ops.ms_deform_attn import ms_deform_attn
+from model.network.ops.native_triton import TritonKernels, triton_kernels
 from model.network.ops.reference import ms_deform_attn_reference
 from model.training.optimiser_step import take_step
 from model.training.training_state import TrainingState
@@ -35,6 +36,14 @@ def _torch_gpu() -> None:
     if not torch.cuda.is_available():
         pytest.skip("left out, as PyTorch has no CUDA here: the operator in PyTorch, training")
     assert native_cuda.cuda_kernels() is not None, "no CUDA kernels: `make plugins` needs nvcc"
+
+
+@pytest.fixture(scope="module")
+def triton() -> TritonKernels:
+    kernels = triton_kernels()
+    if kernels is None:
+        pytest.skip("left out, as Triton or its C compiler is missing: the Triton kernels")
+    return kernels
 
 
 def call_of(case: OpCase, dtype: torch.dtype) -> Call:
@@ -79,6 +88,22 @@ def test_output_and_gradients_equal_the_reference(name: str, dtype: torch.dtype)
     results = results_of(call_of(TABLE[name], dtype))
 
     for result, expected in zip(results, exact(TABLE[name], dtype), strict=True):
+        assert_close(result, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", TABLE)
+def test_the_triton_kernels_equal_the_reference(
+    triton: TritonKernels, name: str, dtype: torch.dtype
+) -> None:
+    value, shapes, *others = call_of(TABLE[name], dtype)
+    flat = list(itertools.chain.from_iterable(shapes))
+
+    with torch.no_grad():
+        output = triton.forward(value, flat, *others)
+        gradients = triton.backward(gradient_of(output), value, flat, *others)
+
+    for result, expected in zip((output, *gradients), exact(TABLE[name], dtype), strict=True):
         assert_close(result, expected)
 
 
