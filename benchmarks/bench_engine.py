@@ -84,7 +84,9 @@ class Contestant:
         context = multiprocessing.get_context("spawn")
         self.name = name
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(theirs, name, task), daemon=True)
+        self._process = context.Process(
+            target=work, args=(theirs, name), kwargs={"task": task}, daemon=True
+        )
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process alone
         self._process.start()
         signal.signal(signal.SIGINT, handler)
@@ -190,13 +192,16 @@ def main() -> None:
     if args.throughput:
         names = [name for name in ENGINES | BATCHES if name.startswith("ours-")]
     needed = {name.split("-")[1] for name in names if name.startswith("ours-")}
-    for variant in args.variants:
-        make_bundles(args.bundles, variant, precisions=sorted(needed))
+    variants = [
+        variant
+        for variant in args.variants
+        if make_bundles(args.bundles, variant, precisions=sorted(needed))
+    ]
     os.environ.pop("OMP_WAIT_POLICY", None)  # peers run as they do by default
     FOLDER.mkdir(parents=True, exist_ok=True)
     log = FOLDER / time.strftime("samples-%Y%m%d-%H%M%S.jsonl")
     print_machine(args)
-    for variant in args.variants:
+    for variant in variants:
         for height, width in args.sizes:
             task = Task(variant, height, width, args.threads, args.bundles)
             measured, is_whole = run_rounds(task, [*names, *PEAKS], num_rounds=args.rounds, log=log)
