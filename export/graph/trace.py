@@ -108,7 +108,9 @@ def _trace(model: DetectionModel, min_side: int) -> ir.Model:
 
 
 def _export(module: nn.Module, args: tuple[Tensor, ...], **options: Any) -> ir.Model:
-    with torch.no_grad(), _quiet(), traced_once():
+    # Entries of the cache of fake tensors cost more than they save: nearly every size is another.
+    uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
+    with torch.no_grad(), _quiet(), traced_once(), uncached:
         program = torch.onnx.export(
             module,
             args,
