@@ -5,9 +5,10 @@ VENV = .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-# All cores compile the packages to byte code, where pip would use one, and leave out their tests.
-# Files that are not Python of this version, such as templates, are skipped.
-COMPILE = $(BIN)/python -m compileall -q -j 0 -x '/tests/' $(VENV)/lib >/dev/null 2>&1 || true
+# All cores compile the packages to byte code, where pip would use one, and leave out their tests and
+# Ray's reinforcement learning. Files that are not Python of this version, such as templates, are
+# skipped.
+COMPILE = $(BIN)/python -m compileall -q -j 0 -x '/(tests|rllib)/' $(VENV)/lib >/dev/null 2>&1 || true
 
 # Waiting threads of torch sleep instead of spinning: with other work on the cores, two spinning
 # threads train at a sixth of the speed.
@@ -45,11 +46,13 @@ taken = $(sort $(foreach goal,$(GOALS),$(shell \
 	sed -n 's/^$(goal):.*## //p' $(firstword $(MAKEFILE_LIST)) | grep -o '[[:upper:]_]*=' | tr -d '=')))
 lower = $(shell echo '$(1)' | tr '[:upper:]' '[:lower:]')
 as_settings = $(foreach name,$(1),$(call lower,$(name))=$($(name)))
+ifeq ($(MAKELEVEL),0) # where make calls itself, this has been done
 UNKNOWN := $(filter-out $(EVERYWHERE),$(given))
 UNKNOWN := $(if $(UNKNOWN),$(filter-out $(taken),$(UNKNOWN)))
 ifneq ($(UNKNOWN),)
 $(error unknown variable $(UNKNOWN)$(if $(filter SET,$(taken)),; use SET='$(call as_settings,$(UNKNOWN))'). \
 make $(GOALS) takes $(or $(taken),none). Write variables of the environment before make)
+endif
 endif
 
 # The native libraries are rebuilt when their sources or the installed packages change.
@@ -124,7 +127,9 @@ reproduce: $(VENV)/full.stamp $(NATIVE) ## AP of the published detectors on COCO
 
 # --- install
 
-install: $(VENV)/full.stamp $(NATIVE) ## install everything into .venv [PYTHON=]
+# The kernels are compiled while pip, which uses one core, installs the rest.
+install: ## install everything into .venv [PYTHON=]
+	@$(MAKE) --silent --no-print-directory --jobs=2 $(VENV)/full.stamp $(NATIVE)
 
 OLD_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
 
@@ -140,15 +145,15 @@ $(VENV)/pip.stamp:
 $(VENV)/service.stamp: pyproject.toml constraints.txt | $(VENV)/pip.stamp
 	@echo 'installing what serving needs into $(VENV)'
 	@$(PIP) --group service
+	@$(PIP) --no-deps --group headers
 	@$(COMPILE)
 	@touch $@
 
-$(VENV)/full.stamp: pyproject.toml constraints.txt | $(VENV)/pip.stamp
+$(VENV)/full.stamp: $(VENV)/service.stamp
 	@echo 'installing what training, export and tests need into $(VENV)'
 	@$(PIP) --group dev
-	@$(PIP) --no-deps --group headers
 	@$(COMPILE)
-	@touch $(VENV)/service.stamp $@
+	@touch $@
 
 # Looks again every time: a compiler may have been installed since.
 plugins: $(VENV)/service.stamp ## compile the native kernels into build/plugins

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,18 @@ def test_kernels_are_compiled_before_a_target_that_has_variables(
     words = make("train", "DATA=d", f"NATIVE={tmp_path}/build/plugins.stamp")
 
     assert words == ["", "-m", "plugins.build", "", "-m", "model.train", "--data", "d"]
+
+
+def test_what_is_installed_first_does_not_mind_the_variables_of_a_target(
+    make: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    shutil.copy(tmp_path / "python", tmp_path / "pip")
+    (tmp_path / "pip.stamp").touch()
+
+    words = make("bench-gpu", "ARGS=it", f"VENV={tmp_path}", f"NATIVE={tmp_path}/plugins.stamp")
+
+    assert words[-3:] == ["-m", "benchmarks.bench_gpu", "it"]
+    assert {"service", "headers", "dev", "plugins.build"} <= set(words)
 
 
 def test_one_path_may_have_spaces(make: Callable[..., list[str]], tmp_path: Path) -> None:
