@@ -49,8 +49,15 @@ CALLS = (*CASES, OpCase("two threads", heads=8, head_dim=32, points=4, queries=1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
-def test_sanitizers_find_nothing_in_any_case(sanitizers: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sanitizers", "calls"),
+    # Only a call on several threads can have a race.
+    [("address,undefined", CALLS), ("thread", CALLS[-1:])],
+    ids=["address,undefined", "thread"],
+)
+def test_sanitizers_find_nothing_in_any_case(
+    sanitizers: str, calls: tuple[OpCase, ...], tmp_path: Path
+) -> None:
     # Without inlining or optimisation, which would take minutes for so many checks.
     flags = ("-O0", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-DDETR_KERNEL=")
     sources = (DRIVER, OP / "bindings" / "c_api.cpp", *cpu_kernels())
@@ -59,11 +66,11 @@ def test_sanitizers_find_nothing_in_any_case(sanitizers: str, tmp_path: Path) ->
     subprocess.run([COMPILER, *flags, "-pthread", *objects, "-o", program], check=True)
 
     result = subprocess.run(
-        [program], input="\n".join(map(sizes, CALLS)), capture_output=True, text=True
+        [program], input="\n".join(map(sizes, calls)), capture_output=True, text=True
     )
 
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.splitlines() == [f"good {sizes(case)}" for case in CALLS]
+    assert result.stdout.splitlines() == [f"good {sizes(case)}" for case in calls]
 
 
 def test_no_function_is_shared_between_instruction_sets(tmp_path: Path) -> None:
