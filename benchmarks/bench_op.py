@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import cpu_name
-from model.network.ops import native
 from model.network.ops.ms_deform_attn import ms_deform_attn
 from model.network.ops.reference import ms_deform_attn_reference, sampling_locations
+from plugins import cpu_kernels
 
 PYRAMID = ((100, 134), (50, 67), (25, 34), (13, 17))  # an image of 800 x 1066
 NUM_POINTS = 4
@@ -94,7 +94,7 @@ CALLS = {
 
 def contestants(call: Call) -> Iterator[Contestant]:
     """Everything that can be timed on this machine."""
-    for instructions in reversed(native.instruction_sets()):
+    for instructions in reversed(cpu_kernels.instruction_sets()):
         for name, dtype in (("fp32", torch.float32), ("bf16 values", torch.bfloat16)):
             yield _native(call, instructions, f"native, {instructions}, {name}", dtype)
     value, shapes, *others = call
@@ -136,12 +136,12 @@ def _native(call: Call, instructions: str, name: str, dtype: torch.dtype) -> Con
     arguments = (value, call.flat_shapes(), points, offsets, logits)
 
     def forward() -> Tensor:
-        return native.forward(*arguments, kept_as=dtype, instructions=instructions)
+        return cpu_kernels.forward(*arguments, kept_as=dtype, instructions=instructions)
 
     output = forward()
 
     def backward() -> object:
-        return native.backward(output, *arguments, instructions=instructions)
+        return cpu_kernels.backward(output, *arguments, instructions=instructions)
 
     return Contestant(name, forward, backward if dtype == torch.float32 else None)
 

@@ -10,14 +10,14 @@ from engines.guard import guard
 
 logger = logging.getLogger(__name__)
 
-Runtime = Literal["openvino", "onnxruntime", "tensorrt", "onnxruntime-cuda"]
+Runtime = Literal["openvino", "onnxruntime", "tensorrt", "torch-cuda", "onnxruntime-cuda"]
 EngineName = Literal["auto", Runtime]
 
 
 class GpuOptions(NamedTuple):
-    """Options for TensorRT only."""
+    """Options of the engines on a GPU."""
 
-    may_build: bool = False  # a plan at start, if the bundle has none for this machine
+    may_build: bool = False  # TensorRT: a plan at start, if the bundle has none for this machine
     max_graphs: int = 16  # CUDA graphs kept
 
 
@@ -51,7 +51,7 @@ def open_engine(
         mode: how the threads share the work; see `Mode`. OpenVINO only.
         float_type: of what is not quantised in bf16 and int8; None for whichever is faster. It is
             fp32 where bf16 is not possible. OpenVINO only.
-        gpu: for TensorRT.
+        gpu: for TensorRT and torch-cuda.
 
     Raises:
         ValueError: the bundle does not load, or the engine cannot be imported; says what to do.
@@ -131,9 +131,21 @@ def _open_tensorrt(bundle: Bundle, options: _Options) -> Engine:
     )
 
 
+def _open_torch_cuda(bundle: Bundle, options: _Options) -> Engine:
+    try:
+        from engines.gpu.torch_cuda import open_on_gpu
+    except ImportError as error:
+        raise ValueError(
+            f"torch-cuda cannot be loaded ({error}); install what it needs with "
+            "`pip install --group torch-cuda`, or serve with another DETR_ENGINE"
+        ) from error
+    return open_on_gpu(bundle, max_graphs=options.gpu.max_graphs)
+
+
 _OPENERS: Mapping[Runtime, Callable[[Bundle, _Options], Engine]] = {
     "openvino": _open_openvino,
     "onnxruntime": _open_onnxruntime,
     "onnxruntime-cuda": _open_onnxruntime_cuda,
     "tensorrt": _open_tensorrt,
+    "torch-cuda": _open_torch_cuda,
 }

@@ -138,7 +138,8 @@ class Settings(BaseSettings):
         int,
         Field(
             ge=0,
-            description="Most CUDA graphs that TensorRT keeps, one per batch shape; 0 for none.",
+            description="Most CUDA graphs that TensorRT or torch-cuda keeps, one per batch shape; "
+            "0 for none.",
         ),
     ] = DEFAULT_GPU_OPTIONS.max_graphs
     max_connections: Annotated[

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from model.configs import tiny
 from model.network.deformable_detr import DeformableDetr
-from model.network.ops import native_cuda
 from model.network.ops.ms_deform_attn import ms_deform_attn
 from model.network.ops.native_triton import TritonKernels, triton_kernels
 from model.network.ops.reference import ms_deform_attn_reference
 from model.training.optimiser_step import take_step
 from model.training.training_state import TrainingState
+from plugins import cuda_kernels
 from tests.model.training.test_optimiser_step import make_batch
 from tests.ops.cases import PYRAMID, OpCase
 from tests.plugins.test_cuda_kernel import DTYPES, TABLE
@@ -35,7 +35,7 @@ def _torch_gpu() -> None:
     """A PyTorch with CUDA; without the kernels, tests fail."""
     if not torch.cuda.is_available():
         pytest.skip("left out, as PyTorch has no CUDA here: the operator in PyTorch, training")
-    assert native_cuda.cuda_kernels() is not None, "no CUDA kernels: `make plugins` needs nvcc"
+    assert cuda_kernels.cuda_kernels() is not None, "no CUDA kernels: `make plugins` needs nvcc"
 
 
 @pytest.fixture(scope="module")

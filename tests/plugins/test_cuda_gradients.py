@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.network.ops.native_cuda import CudaKernels
 from model.network.ops.reference import ms_deform_attn_reference
+from plugins.cuda_kernels import CudaKernels
 from tests.ops.cases import CASES, PYRAMID, OpCase
 from tests.ops.interpreted import InterpretedKernels
 from tests.plugins.emulated import BACKWARD, Call, gradients_program, library, needs_compiler

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.network.ops.native_cuda import dense_inputs
+from plugins.cuda_kernels import dense_inputs
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from model.network.ops import native, native_cuda, native_triton
+from model.network.ops import native_triton
 from model.network.ops.reference import ms_deform_attn_reference
+from plugins import cpu_kernels, cuda_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +60,9 @@ class Kernels(Protocol):
 def kernels_for(device_type: str, dtype: torch.dtype) -> Kernels | None:
     """The best kernels for values on this kind of device and of this type, if there are any."""
     if device_type == "cuda":
-        on_gpu = native_cuda.cuda_kernels() or native_triton.triton_kernels()
+        on_gpu = cuda_kernels.cuda_kernels() or native_triton.triton_kernels()
         return on_gpu if on_gpu is not None and on_gpu.supports(device_type, dtype) else None
-    return native if native.supports(device_type, dtype) else None
+    return cpu_kernels if cpu_kernels.supports(device_type, dtype) else None
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -73,9 +74,9 @@ def has_kernels(device_type: str, dtype: torch.dtype) -> bool:
 def _name_of(kernels: Kernels) -> str:
     if isinstance(kernels, native_triton.TritonKernels):
         return "Triton kernels, as there are no native ones; `make plugins` with nvcc builds them"
-    if isinstance(kernels, native_cuda.CudaKernels):
+    if isinstance(kernels, cuda_kernels.CudaKernels):
         return "native kernels, CUDA"
-    return f"native kernels, {native.instruction_sets()[-1]}"
+    return f"native kernels, {cpu_kernels.instruction_sets()[-1]}"
 
 
 @torch.library.custom_op("detr::ms_deform_attn", mutates_args=())

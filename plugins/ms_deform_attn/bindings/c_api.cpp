@@ -1,5 +1,5 @@
 // A plain C interface to the CPU kernels, for anything that can load a shared library; torch's side
-// of it is model/network/ops/native.py. No exception leaves it: a function returns 0, or 1 and
+// of it is plugins/cpu_kernels.py. No exception leaves it: a function returns 0, or 1 and
 // keeps a message.
 #include "../core/kernel_cpu.h"
 

@@ -1,5 +1,5 @@
 // A plain C interface to the CUDA kernels, for anything that can load a shared library; torch's
-// side of it is model/network/ops/native_cuda.py. A function returns 0, or the number of CUDA's
+// side of it is plugins/cuda_kernels.py. A function returns 0, or the number of CUDA's
 // error.
 #include "../core/kernel_cuda.h"
 

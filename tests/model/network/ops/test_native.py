@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.network.ops import native
 from model.network.ops.reference import ms_deform_attn_reference
+from plugins import cpu_kernels
 from tests.ops.cases import CASES, OpCase
 
 pytestmark = pytest.mark.skipif(
-    not native.instruction_sets(), reason="no native kernels: there was no C++ compiler"
+    not cpu_kernels.instruction_sets(), reason="no native kernels: there was no C++ compiler"
 )
 by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 by_instructions = pytest.mark.parametrize(
@@ -22,10 +22,10 @@ by_instructions = pytest.mark.parametrize(
         pytest.param(
             name,
             marks=pytest.mark.skipif(
-                name not in native.instruction_sets(), reason=f"this CPU has no {name}"
+                name not in cpu_kernels.instruction_sets(), reason=f"this CPU has no {name}"
             ),
         )
-        for name in native.INSTRUCTION_SETS
+        for name in cpu_kernels.INSTRUCTION_SETS
     ],
 )
 BLOCKS = next(case for case in CASES if case.name == "blocks of queries")
@@ -79,9 +79,11 @@ def native_gradients(
     case: OpCase, dtype: torch.dtype, instructions: str | None = None
 ) -> list[Tensor]:
     value, shapes, *others = case.inputs(dtype)
-    output = native.forward(value, flat(shapes), *others)
+    output = cpu_kernels.forward(value, flat(shapes), *others)
     gradient = output_gradient(output)
-    gradients = native.backward(gradient, value, flat(shapes), *others, instructions=instructions)
+    gradients = cpu_kernels.backward(
+        gradient, value, flat(shapes), *others, instructions=instructions
+    )
     return list(gradients)
 
 
@@ -90,7 +92,7 @@ def native_gradients(
 def test_outputs_are_those_of_the_reference(case: OpCase, instructions: str) -> None:
     value, shapes, *others = case.inputs()
 
-    output = native.forward(value, flat(shapes), *others, instructions=instructions)
+    output = cpu_kernels.forward(value, flat(shapes), *others, instructions=instructions)
 
     assert error(output, exact_output(case, torch.float32)) <= OUTPUT_ERROR
 
@@ -108,7 +110,7 @@ def test_gradients_are_those_of_the_reference(case: OpCase, instructions: str) -
 def test_float64_is_computed_in_float64(case: OpCase) -> None:
     value, shapes, *others = case.inputs(torch.float64)
 
-    output = native.forward(value, flat(shapes), *others)
+    output = cpu_kernels.forward(value, flat(shapes), *others)
 
     gradients = native_gradients(case, torch.float64)
     assert error(output, exact_output(case, torch.float64)) <= 1e-14
@@ -121,7 +123,7 @@ def test_bfloat16_loses_no_more_than_plain_pytorch_does(case: OpCase, instructio
     value, shapes, *others = case.inputs(torch.bfloat16)
     exact = exact_output(case, torch.bfloat16)
 
-    output = native.forward(value, flat(shapes), *others, instructions=instructions)
+    output = cpu_kernels.forward(value, flat(shapes), *others, instructions=instructions)
 
     plain = ms_deform_attn_reference(value, shapes, *others)
     assert output.dtype == torch.bfloat16
@@ -136,10 +138,10 @@ def test_values_that_bfloat16_holds_are_sampled_exactly(instructions: str) -> No
     special[0, 0] = torch.inf
     special[1, 0] = torch.nan
 
-    output = native.forward(value, flat(shapes), *others, instructions=instructions)
-    marked = native.forward(special, flat(shapes), *others, instructions=instructions)
+    output = cpu_kernels.forward(value, flat(shapes), *others, instructions=instructions)
+    marked = cpu_kernels.forward(special, flat(shapes), *others, instructions=instructions)
 
-    wide = native.forward(value.float(), flat(shapes), *others, instructions=instructions)
+    wide = cpu_kernels.forward(value.float(), flat(shapes), *others, instructions=instructions)
     torch.testing.assert_close(output, wide.bfloat16(), rtol=2**-8, atol=1e-6)
     assert marked[0].isinf().any() or marked[0].isnan().any()
     assert marked[1].isnan().any()
@@ -150,12 +152,12 @@ def test_values_that_bfloat16_holds_are_sampled_exactly(instructions: str) -> No
 def test_results_do_not_depend_on_the_number_of_threads(dtype: torch.dtype) -> None:
     case = replace(BLOCKS, queries=300)
     value, shapes, *others = case.inputs(dtype)
-    output = native.forward(value, flat(shapes), *others)
+    output = cpu_kernels.forward(value, flat(shapes), *others)
     gradients = native_gradients(case, dtype)
 
     torch.set_num_threads(1)
 
-    assert torch.equal(output, native.forward(value, flat(shapes), *others))
+    assert torch.equal(output, cpu_kernels.forward(value, flat(shapes), *others))
     assert all(map(torch.equal, gradients, native_gradients(case, dtype)))
 
 
@@ -167,10 +169,10 @@ def test_a_sample_that_is_nowhere_reads_as_zero(instructions: str, strange: floa
     outside[:, ::2, :, 1, 2, 0] = 1e4
     offsets[:, ::2, :, 1, 2, 0] = strange
 
-    output = native.forward(
+    output = cpu_kernels.forward(
         value, flat(shapes), reference, offsets, logits, instructions=instructions
     )
-    gradients = native.backward(
+    gradients = cpu_kernels.backward(
         output, value, flat(shapes), reference, offsets, logits, instructions=instructions
     )
 
@@ -184,7 +186,7 @@ def test_large_logits_do_not_overflow(instructions: str) -> None:
     value, shapes, reference, offsets, logits = BLOCKS.inputs()
     logits = logits * 1e4
 
-    output = native.forward(
+    output = cpu_kernels.forward(
         value, flat(shapes), reference, offsets, logits, instructions=instructions
     )
 
@@ -194,11 +196,13 @@ def test_large_logits_do_not_overflow(instructions: str) -> None:
 
 def test_gradients_of_reference_points_are_left_out_where_nobody_wants_them() -> None:
     value, shapes, *others = BLOCKS.inputs()
-    output = native.forward(value, flat(shapes), *others)
+    output = cpu_kernels.forward(value, flat(shapes), *others)
 
-    without = native.backward(output, value, flat(shapes), *others, with_reference_points=False)
+    without = cpu_kernels.backward(
+        output, value, flat(shapes), *others, with_reference_points=False
+    )
 
-    complete = native.backward(output, value, flat(shapes), *others)
+    complete = cpu_kernels.backward(output, value, flat(shapes), *others)
     assert without[1].numel() == 0
     assert all(torch.equal(without[i], complete[i]) for i in (0, 2, 3))
 
@@ -207,6 +211,6 @@ def test_a_call_that_makes_no_sense_is_refused_with_the_reason() -> None:
     value, shapes, *others = BLOCKS.inputs()
 
     with pytest.raises(ValueError, match="do not add up to the tokens"):
-        native.forward(value[:, 1:], flat(shapes), *others)
+        cpu_kernels.forward(value[:, 1:], flat(shapes), *others)
     with pytest.raises(ValueError, match="at least one pixel"):
-        native.forward(value, [0, 5, *flat(shapes)[2:]], *others)
+        cpu_kernels.forward(value, [0, 5, *flat(shapes)[2:]], *others)

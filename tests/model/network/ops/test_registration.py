@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.network.ops import native
 from model.network.ops.ms_deform_attn import ms_deform_attn
 from model.network.ops.registration import has_kernels
+from plugins import cpu_kernels
 from tests.ops.cases import CASES, OpCase
 
 ROOT = Path(__file__).parents[4]
 POINTS, BOXES = CASES[0], CASES[1]
 needs_kernels = pytest.mark.skipif(
-    not native.instruction_sets(), reason="no native kernels: there was no C++ compiler"
+    not cpu_kernels.instruction_sets(), reason="no native kernels: there was no C++ compiler"
 )
 points_and_boxes = pytest.mark.parametrize("case", [POINTS, BOXES], ids=lambda case: case.name)
 

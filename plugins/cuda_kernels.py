@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.network.ops.native import Params, shapes_of
 from plugins import library
+from plugins.cpu_kernels import Params, shapes_of
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # detr::DataType
 

@@ -1,0 +1,223 @@
+"""PyTorch on an NVIDIA GPU: the graph with the native operator, where there is no TensorRT.
+
+Memory for inputs and outputs is allocated at start, for the largest batch. Images are copied into
+pinned memory one by one, so that the GPU fetches one while the next is copied.
+"""
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bundle.layout import HALF_FORM, IMAGES, INPUTS, OUTPUTS, PADDING_MASK, PLUGIN_FORM
+from bundle.manifest import Bundle, TensorSpec
+from bundle.postprocess import RawOutput
+from bundle.tensorrt_plan import BatchShape, ShapeProfile, default_profiles, max_batch
+from engines.base import (
+    EngineFailure,
+    EngineInfo,
+    check_names,
+    choose_precision,
+    float_type_of,
+    reason,
+)
+from engines.gpu.tensorrt_tensors import dims_of
+from engines.gpu.torch_device import Cpu, Gpu, start_of
+from engines.gpu.torch_lanes import Lanes, Outputs
+from engines.gpu.torch_program import Known, Program
+from plugins import cuda_kernels, library
+
+logger = logging.getLogger(__name__)
+
+MIB = 1024 * 1024
+
+
+class TorchEngine:
+    """A bundle's graph in PyTorch, on one device."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        where: Gpu | Cpu,
+        *,
+        profiles: tuple[ShapeProfile, ...],
+        max_graphs: int,
+    ) -> None:
+        """Load the graph in the bundle's precision if it has one, else the one in float32.
+
+        Args:
+            where: the device.
+            profiles: the batches to be ready for.
+            max_graphs: most CUDA graphs kept; see `Lanes`.
+
+        Raises:
+            ValueError: the graph does not load or does not match the manifest.
+            torch.OutOfMemoryError: the device has too little memory.
+        """
+        manifest = bundle.manifest
+        form, precision = _form_and_precision(bundle)
+        self.name = manifest.name
+        self.max_batch_size = max_batch(profiles, manifest.preprocess)
+        self.largest_batches = tuple(profile.max for profile in profiles)
+        self.gpu_memory_bytes = 0
+        self.info = EngineInfo(
+            "torch-cuda", precision, float_type_of(precision), form, threads=1, streams=1
+        )
+        self._where = where
+        self._profiles = profiles
+        self._specs = {spec.name: spec for spec in (*manifest.inputs, *manifest.outputs)}
+        path = bundle.graph(form)
+        with where.working():
+            program = Program(path, where.device)
+            check_names(path, "inputs", specs=manifest.inputs, names=program.input_names)
+            check_names(path, "outputs", specs=manifest.outputs, names=program.output_names)
+            self._pinned = {
+                name: where.pinned(*self._size(spec)) for name, spec in self._specs.items()
+            }
+            self._inputs = {
+                name: torch.empty_like(self._pinned[name], device=where.device) for name in INPUTS
+            }
+        self._program = program
+        self._lanes = Lanes(self._compute, capture=where.capture, max_graphs=max_graphs)
+
+    def warm_up(self) -> None:
+        """Run every profile: its largest batch, and its usual one until that is captured."""
+        for profile in self._profiles:
+            for shape in (profile.max, profile.opt, profile.opt):
+                self._execute(np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.bool_))
+
+    @property
+    def num_graphs(self) -> int:
+        """The number of CUDA graphs kept now."""
+        return self._lanes.num_graphs
+
+    def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
+        """See `Engine.run`."""
+        shape = BatchShape(*padding_mask.shape)
+        if not any(shape.fits(largest) for largest in self.largest_batches):
+            sizes = [tuple(largest) for largest in self.largest_batches]
+            raise EngineFailure(f"expected a batch of at most one of {sizes}, got {tuple(shape)}")
+        try:
+            return self._execute(images, padding_mask)
+        except (RuntimeError, ValueError) as error:
+            raise EngineFailure(f"PyTorch failed on {images.shape}: {reason(error)}") from error
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._lanes.close()
+        self._pinned.clear()
+        self._inputs.clear()
+        del self._program
+
+    def _size(self, spec: TensorSpec) -> tuple[int, torch.dtype]:
+        """The most numbers that a tensor holds, and their type."""
+        dims = (dims_of(spec, largest) for largest in self.largest_batches)
+        return max(map(math.prod, dims)), getattr(torch, spec.dtype)
+
+    def _execute(
+        self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]
+    ) -> RawOutput:
+        shape = BatchShape(*padding_mask.shape)
+        with self._where.working():
+            try:
+                self._upload(IMAGES, images)
+                self._upload(PADDING_MASK, padding_mask)
+                answers = [
+                    self._download(name, output)
+                    for name, output in zip(OUTPUTS, self._lanes.run(shape), strict=True)
+                ]
+            finally:
+                self._where.wait()  # nothing may use the buffers any more
+        return RawOutput(*(answer.numpy().copy() for answer in answers))
+
+    def _upload(self, name: str, rows: npt.NDArray[Any]) -> None:
+        pinned = start_of(self._pinned[name], rows.shape)
+        on_device = start_of(self._inputs[name], rows.shape)
+        for source, target, row in zip(rows, on_device, pinned, strict=True):
+            row.numpy()[...] = source
+            target.copy_(row, non_blocking=True)
+
+    def _download(self, name: str, output: Tensor) -> Tensor:
+        """The tensor that will hold the output once the device has run."""
+        return start_of(self._pinned[name], output.shape).copy_(output, non_blocking=True)
+
+    def _compute(self, shape: BatchShape, known: Known) -> Outputs:
+        inputs = {
+            name: start_of(memory, dims_of(self._specs[name], shape))
+            for name, memory in self._inputs.items()
+        }
+        return self._program.run(inputs, known=known)
+
+
+def open_on_gpu(bundle: Bundle, *, max_graphs: int) -> TorchEngine:
+    """The engine on this machine's GPU, warmed up.
+
+    Raises:
+        ValueError: there is no GPU that PyTorch can use, its kernels are not built, or it has too
+            little memory; says what to do. Also raised as by `TorchEngine`.
+    """
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"PyTorch {torch.__version__} finds no GPU; check `nvidia-smi`, install a PyTorch "
+            "with CUDA (the name of one without ends in +cpu), start a container with `--gpus "
+            "all`, or serve with another DETR_ENGINE"
+        )
+    if cuda_kernels.cuda_kernels() is None:
+        raise ValueError(
+            f"expected {library.CUDA_KERNELS} in {library.FOLDER}; run `make plugins`, which needs "
+            "nvcc, or serve with another DETR_ENGINE"
+        )
+    gpu = Gpu()
+    before = gpu.memory_bytes()
+    try:
+        engine = TorchEngine(
+            bundle,
+            gpu,
+            profiles=default_profiles(bundle.manifest.preprocess),
+            max_graphs=max_graphs,
+        )
+        engine.warm_up()
+    except RuntimeError as error:
+        raise ValueError(_explain(error)) from error
+    engine.gpu_memory_bytes = max(0, gpu.memory_bytes() - before)
+    logger.info(
+        "%s holds %d MiB of the GPU; CUDA graphs: %d",
+        *(engine.name, engine.gpu_memory_bytes // MIB, engine.num_graphs),
+    )
+    return engine
+
+
+def open_on_cpu(bundle: Bundle) -> TorchEngine:
+    """The same program on the CPU, to be compared with others; slow in half precision.
+
+    Raises:
+        ValueError: as `TorchEngine`.
+    """
+    manifest = bundle.manifest
+    profiles = default_profiles(manifest.preprocess, manifest.max_batch_size)
+    return TorchEngine(bundle, Cpu(), profiles=profiles, max_graphs=0)
+
+
+def _form_and_precision(bundle: Bundle) -> tuple[str, str]:
+    manifest = bundle.manifest
+    if manifest.precision == "int8":
+        raise ValueError(
+            f"{bundle.directory}: torch-cuda does not compute in int8; export with PRECISION=fp16, "
+            "bf16 or fp32, or serve with another DETR_ENGINE"
+        )
+    if HALF_FORM in manifest.graphs:
+        return HALF_FORM, manifest.precision
+    return PLUGIN_FORM, choose_precision(manifest, ("fp32",))
+
+
+def _explain(error: RuntimeError) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"the GPU has too little memory: {reason(error)}; stop other programs on it, or serve "
+            "on a larger one"
+        )
+    return f"the graph does not run on this GPU: {reason(error)}"
