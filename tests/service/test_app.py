@@ -45,6 +45,23 @@ async def test_readiness_is_red_until_the_engine_is_warm(
     assert engine.is_closed
 
 
+async def test_a_service_that_is_stopped_while_it_loads_never_turns_green(
+    app: FastAPI, engine: FakeEngine
+) -> None:
+    engine.gate.shut()
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        stop_taking_requests(app)
+        engine.gate.open()
+        await app.state.startup
+        ready = await client.get("/readyz")
+
+    assert (ready.status_code, ready.json()) == (503, {"status": "draining"})
+
+
 async def test_a_stopping_service_is_red_but_answers(
     app: FastAPI, client: httpx.AsyncClient, png_bytes: bytes
 ) -> None:

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from bundle.manifest import Bundle
 from service.app import create_app
 from service.settings import Settings
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, Gate
 from tests.server_process import Process
 from tests.service.asking import begin_and_hold, code_of, message_of, running
 from tests.service.load import Load
@@ -238,6 +238,26 @@ async def test_an_engine_that_is_ready_after_the_stop_began_is_released(
 
     assert (answer.status_code, code_of(answer)) == (409, "reload_refused")
     assert are_closed == [False, True]
+
+
+@pytest.mark.anyio
+async def test_a_reload_that_hangs_does_not_outlive_the_service(settings: Settings) -> None:
+    opening = Gate()
+
+    def open_engine(*_: object) -> FakeEngine:
+        opening.pass_through()
+        return FakeEngine(max_batch_size=4)
+
+    app = create_app(settings.model_copy(update={"admin_key": SecretStr(KEY)}), open_engine)
+    async with running(app) as client:
+        opening.wait_for_arrival()
+        opening.shut()
+        reload = asyncio.ensure_future(client.post("/admin/reload", headers=HEADERS))
+        await asyncio.to_thread(opening.wait_for_arrival)
+
+    ended, _ = await asyncio.wait({reload}, timeout=1)
+    opening.open()
+    assert ended == {reload}
 
 
 @pytest.mark.anyio
