@@ -78,11 +78,17 @@ async def test_a_stopping_service_is_red_but_answers(
 async def test_the_end_of_the_lifespan_answers_what_was_admitted(
     app: FastAPI, engine: FakeEngine, png_bytes: bytes
 ) -> None:
+    is_released = asyncio.Event()
+
+    def release() -> None:
+        engine.gate.open()
+        is_released.set()
+
     async with running(app) as client:
         held = await begin_and_hold(client, engine, png_bytes)
-        asyncio.get_running_loop().call_later(0.05, engine.gate.open)
+        asyncio.get_running_loop().call_later(0.05, release)
 
-    assert held.done()
+    assert is_released.is_set()
     assert (await held).status_code == 200
 
 
