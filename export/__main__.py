@@ -10,16 +10,19 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from bundle.manifest import Precision
 from bundle.terminal import log_messages, printable
 from engines.base import EngineFailure
 from export.graph.tensorrt_plan import SHAPE_FORMAT, find_planner
-from export.stage import ended_by_ctrl_c
+from export.stage import ended_by_ctrl_c, stage
 from model.checkpoints.file_kind import require_checkpoint
 from model.data.data_set import add_val_fraction
 from model.data.layouts import require_split
+
+if TYPE_CHECKING:
+    from model.checkpoints.checkpoint_file import Checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,17 +34,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     log_messages()
     for ours in ("export", "model.data"):
         logging.getLogger(ours).setLevel(logging.INFO)
+    written: list[Path] = []
     try:
         with ended_by_ctrl_c():
-            _export(args)
+            _export(args, written)
     except (ValueError, OSError, EngineFailure) as error:
         print(printable(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
+        done = ", ".join(map(str, written)) or "nothing"
+        print(f"\nstopped; {done} {'were' if len(written) > 1 else 'was'} written", file=sys.stderr)
         return 130
-    print(f"{args.out}: try it with make serve BUNDLE={args.out}")
-    return 0
+    for out in written:
+        print(f"{out}: try it with make serve BUNDLE={out}")
+    return 0 if len(written) == len(args.precision) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,10 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--precision",
-        choices=get_args(Precision),
+        type=_precisions,
         default="fp32",
         help="default: fp32, exact; fp16 is for GPUs, and refused if it changes detections; bf16 "
-        "and int8 are refused if AP drops",
+        "and int8 are refused if AP drops; several, as in fp32,int8, are written to OUT-PRECISION "
+        "from one trace and compared",
     )
     parser.add_argument(
         "--data",
@@ -89,7 +96,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _export(args: argparse.Namespace) -> None:
+def _precisions(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in get_args(Precision):
+            known = ", ".join(get_args(Precision))
+            raise argparse.ArgumentTypeError(f"invalid choice: {name!r} (choose from {known})")
+    if len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"expected every precision once, got {text}")
+    return names
+
+
+def _export(args: argparse.Namespace, written: list[Path]) -> None:
+    """Export, and add every bundle that is in place to `written`."""
     require_checkpoint(args.checkpoint)
     if args.data is not None:
         require_split(args.data, "val", val_fraction=args.val_fraction)
@@ -102,16 +121,35 @@ def _export(args: argparse.Namespace) -> None:
     planner = None
     if args.runtime == "tensorrt":
         planner = find_planner(args.shapes, preprocess_of(checkpoint))
-    export_bundle(
-        checkpoint,
-        args.out,
-        precision=args.precision,
-        data_dir=args.data,
-        val_fraction=args.val_fraction,
-        name=args.name,
-        samples=args.samples,
-        planner=planner,
-    )
+    options = {
+        "data_dir": args.data,
+        "val_fraction": args.val_fraction,
+        "name": args.name,
+        "samples": args.samples,
+        "planner": planner,
+    }
+    if len(args.precision) > 1:
+        _export_several(checkpoint, args, written, options)
+        return
+    export_bundle(checkpoint, args.out, precision=args.precision[0], **options)
+    written.append(args.out)
+
+
+def _export_several(
+    checkpoint: "Checkpoint", args: argparse.Namespace, written: list[Path], options: dict[str, Any]
+) -> None:
+    """Export one precision after the other, and end with a table of them."""
+    from export.comparison import measure_speeds, table
+    from export.several import export_bundles
+
+    outcomes = []
+    for outcome in export_bundles(checkpoint, args.out, precisions=args.precision, **options):
+        outcomes.append(outcome)
+        if outcome.bundle is not None:
+            written.append(outcome.bundle.directory)
+    with stage("timing the bundles in turn"):
+        speeds = measure_speeds(outcomes)
+    print(table(outcomes, speeds))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ Trace, verify against PyTorch, write in the precision, build a plan, judge, repo
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -62,21 +62,37 @@ def export_bundle(
     data = RECIPES[precision].open_data(data_dir, checkpoint.classes, val_fraction=val_fraction)
     chosen = data.val if data_dir is not None else None
     sample_files = read_samples(checkpoint, samples, data=chosen)
+    with traced(checkpoint, beside=out, name=name, samples=sample_files) as (exact, report):
+        materials = exact._replace(data=data, planner=planner)
+        with staged(out) as directory:
+            return make_bundle(materials, directory, precision=precision, report=report).manifest
+
+
+@contextmanager
+def traced(
+    checkpoint: Checkpoint, *, beside: Path, name: str | None, samples: Mapping[str, bytes]
+) -> Iterator[tuple[Materials, dict[str, Any]]]:
+    """The float32 bundle of a checkpoint, verified, and its report; in a folder removed at the end.
+
+    Args:
+        beside: a bundle to be; the folder is made in the same one.
+        name, samples: see `write_exact`.
+
+    Raises:
+        ValueError: the checkpoint is inconsistent, or the graph differs from the model.
+    """
     model = DetectionModel(build_model(checkpoint), preprocess_of(checkpoint)).eval()
-    with (
-        staged(out) as directory,
-        TemporaryDirectory(prefix=".fp32.", dir=directory.parent) as scratch,
-    ):
+    folder = beside.resolve().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".fp32.", dir=folder) as scratch:
         with stage("tracing the model and writing its graphs"):
             exact = write_exact(
-                checkpoint, model, directory=Path(scratch), name=name, samples=sample_files
+                checkpoint, model, directory=Path(scratch), name=name, samples=samples
             )
         comparisons = verify_on_cpu(exact, model)
         exact = exact.with_manifest(batches=batches_allowed(comparisons))
         versions = exact.manifest.provenance["versions"]
-        report = {"comparisons": comparisons, "versions": versions}
-        materials = Materials(exact, data, planner, model)
-        return make_bundle(materials, directory, precision=precision, report=report).manifest
+        yield Materials(exact, model=model), {"comparisons": comparisons, "versions": versions}
 
 
 def make_bundle(

@@ -107,6 +107,10 @@ def test_several_paths_are_words_that_may_be_quoted_or_have_wildcards(
             ],
         ),
         (
+            ["export", "CHECKPOINT=a", "BUNDLE=b", "PRECISION=fp32,int8"],
+            ["", "-m", "export", "a", "--out", "b", "--precision", "fp32,int8"],
+        ),
+        (
             ["report", "DATA=my data", "OUT=my page.html"],
             ["", "-m", "model.data.check", "my data", "--report", "my page.html"],
         ),

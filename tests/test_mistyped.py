@@ -65,6 +65,7 @@ CASES = [
     (["export.published", "to_stage"], "invalid choice: 'to_stage'"),
     (["export.__main__", "none.safetensors", "--out", "x"], "no such checkpoint"),
     (["export.__main__", "a", "--out", "x", "--precision", "int9"], "invalid choice: 'int9'"),
+    (["export.__main__", "a", "--out", "x", "--precision", "fp32,fp32"], "every precision once"),
     (["export.__main__", "a", "--out", "x", "--runtime", "tensort"], "invalid choice: 'tensort'"),
     (["benchmarks.reproduce", "--variants", "to_stage"], "invalid choice: 'to_stage'"),
     (["benchmarks.reproduce", "--limit", "0"], "LIMIT= (--limit) must be at least 1, got 0"),

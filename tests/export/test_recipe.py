@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -19,10 +20,12 @@ from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from engines.load import open_engine
 from export import bundle_writer
 from export.__main__ import main
+from export.comparison import MIN_ROUNDS, measure_speeds, table
 from export.graph.calibration import NUM_IMAGES
 from export.judge.ap import MAX_AP_DROP, share_found_again
 from export.precisions import Data, Materials, open_splits
 from export.recipe import make_bundle, write_bundle
+from export.several import Outcome
 from model.config import Variant
 from model.data.digits import CLASSES, DigitsDataset, write_coco
 from model.evaluation.evaluation import evaluate
@@ -228,10 +231,10 @@ def test_ctrl_c_ends_the_command_and_nothing_is_left(checkpoint_of, tmp_path):
     assert names_in(tmp_path) == []
 
 
-def test_a_model_that_finds_nothing_is_refused_and_the_former_bundle_stays(
-    demo, exported, tmp_path, capsys, monkeypatch
-):
-    small, out = exported(Variant.TWO_STAGE), demo.directory
+@pytest.fixture
+def traced_before(exported, monkeypatch):
+    """A model that finds nothing; its trace, which takes a minute, is not repeated."""
+    small = exported(Variant.TWO_STAGE)
 
     def write_traced(_, directory):
         for file in (*small.manifest.graphs.values(), *WEIGHTS_FILES.values()):
@@ -239,16 +242,45 @@ def test_a_model_that_finds_nothing_is_refused_and_the_former_bundle_stays(
                 shutil.copy(small.directory / file, directory)
         return small.manifest.graphs
 
-    # It was traced before, which takes a minute.
     monkeypatch.setattr(bundle_writer, "export_graphs", lambda *_, **__: None)
     monkeypatch.setattr(bundle_writer, "write_graphs", write_traced)
+    return small
 
-    status = main([str(small.checkpoint), "--out", str(out), "--precision", "int8"])
 
+def test_a_precision_that_is_refused_leaves_the_others_and_its_former_bundle(
+    demo, traced_before, tmp_path, capsys, caplog
+):
+    former, other = demo.directory.rename(tmp_path / "m-int8"), tmp_path / "m-fp32"
+
+    status = main(
+        [str(traced_before.checkpoint), "--out", str(tmp_path / "m"), "--precision", "int8,fp32"]
+    )
+
+    head, _, int8, fp32, served = capsys.readouterr().out.splitlines()
     assert status == 1
-    assert "the AP in fp32 is 0.0" in capsys.readouterr().err
-    assert names_in(tmp_path) == ["fp32"]
-    assert Manifest.load(out).precision == "fp32"
+    assert names_in(tmp_path) == ["m-fp32", "m-int8"]
+    assert Manifest.load(former) == demo.manifest
+    assert Manifest.load(other).variant == "two_stage"
+    assert head.startswith("| precision | AP | ms per image |")
+    assert int8.startswith("| int8 |  |  |  |  |  | the AP in fp32 is 0.0")
+    assert re.match(r"\| fp32 \| 0\.0\d+ \| [\d.]+ \| [\d.]+-[\d.]+ \| fp32 \| [\d.]+ \|", fp32)
+    assert served.endswith(f"make serve BUNDLE={other}")
+    assert caplog.text.count("AP in fp32, images: 200") == 1
+
+
+def test_bundles_are_timed_in_turn_and_keep_nothing_that_was_compiled(demo, int8, tmp_path):
+    copy = Bundle.load(Path(shutil.copytree(int8.directory, tmp_path / "int8")))
+    outcomes = [Outcome("fp32", demo, 0.66), Outcome("int8", copy), Outcome("bf16", None)]
+
+    speeds = measure_speeds(outcomes)
+
+    assert [len(speed.seconds) >= MIN_ROUNDS for speed in speeds.values()] == [True, True]
+    assert {name: speed.runs_in for name, speed in speeds.items()} == {
+        "fp32": "fp32",
+        "int8": "int8",
+    }
+    assert "cache" not in names_in(demo.directory) + names_in(copy.directory)
+    assert len(table(outcomes, speeds).splitlines()) == 5
 
 
 def test_a_model_of_other_things_needs_data(checkpoint_of, tmp_path, capsys):
