@@ -52,34 +52,41 @@ class Matches(NamedTuple):
 
 
 def matching_cost(
-    logits: Tensor, boxes: Tensor, *, targets: PaddedTargets, config: LossConfig
+    logits: Tensor, boxes: Tensor, *, targets: PaddedTargets, image: int, config: LossConfig
 ) -> Tensor:
-    """Cost (T, B, N, G) of matching each prediction of a layer with each ground truth of its image.
+    """Cost (T, N, G) of matching each prediction of a layer with each ground truth of an image.
 
     Args:
         logits: (T, B, N, K) of T layers. boxes: (T, B, N, 4) normalised cxcywh.
+        image: which of the batch; G is its own count of ground truths, so nothing is padded.
 
     Source: arXiv:2010.04159, appendix A.2; class cost in its log-sigmoid form, which stays
     finite for any logit.
     """
-    num_layers, _, num_predictions, _ = logits.shape
-    index = targets.labels[None, :, None].expand(num_layers, -1, num_predictions, -1)
-    class_logits = logits.gather(-1, index)
-    probability = class_logits.sigmoid()
-    alpha, gamma = config.focal_alpha, config.focal_gamma
-    positive = alpha * (1 - probability) ** gamma * -F.logsigmoid(class_logits)
-    negative = (1 - alpha) * probability**gamma * -F.logsigmoid(-class_logits)
-    l1 = torch.cdist(boxes, targets.boxes[None].expand(num_layers, -1, -1, -1), p=1)
-    scale = targets.scale[:, None, None]
+    count = targets.counts[image]
+    labels, truths = targets.labels[image, :count], targets.boxes[image, :count]
+    scale = targets.scale[image]
+    own = boxes[:, image]
     _, giou = generalised_iou(
-        cxcywh_to_xyxy(boxes)[..., None, :] * scale,
-        cxcywh_to_xyxy(targets.boxes)[:, None] * scale,
+        cxcywh_to_xyxy(own)[:, :, None] * scale, cxcywh_to_xyxy(truths) * scale
     )
     return (
-        config.class_weight * (positive - negative)
-        + config.box_weight * l1
+        _class_cost(logits[:, image], labels, config)
+        + config.box_weight * torch.cdist(own, truths.expand(len(own), -1, -1), p=1)
         - config.giou_weight * giou
     )
+
+
+def _class_cost(logits: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
+    """(T, N, G) from logits (T, N, K) and labels (G,), each computed once per class or truth."""
+    has_fewer_classes = logits.shape[-1] < len(labels)
+    values = logits if has_fewer_classes else logits[..., labels]
+    probability = values.sigmoid()
+    alpha, gamma = config.focal_alpha, config.focal_gamma
+    positive = alpha * (1 - probability) ** gamma * -F.logsigmoid(values)
+    negative = (1 - alpha) * probability**gamma * -F.logsigmoid(-values)
+    cost = config.class_weight * (positive - negative)
+    return cost[..., labels] if has_fewer_classes else cost
 
 
 @torch.no_grad()
@@ -96,17 +103,28 @@ def match(
     Shapes as in `matching_cost`. min(N, repeats * G_b) pairs are made for image b: every ground
     truth may be matched `repeats` times.
     """
-    num_layers, batch = logits.shape[:2]
-    cost = matching_cost(logits, boxes, targets=targets, config=config)
-    cost = cost.nan_to_num(nan=IMPOSSIBLE, posinf=IMPOSSIBLE, neginf=-IMPOSSIBLE).cpu()
     columns: list[list[int]] = [[], [], [], []]
-    for layer in range(num_layers):
-        for image in range(batch):
-            count = targets.counts[image]
-            pairs = cost[layer, image, :, :count].repeat(1, repeats)
-            predictions, truths = linear_sum_assignment(pairs.numpy())
+    for image, costs in enumerate(_costs_on_host(logits, boxes, targets, config)):
+        for layer, cost in enumerate(costs):
+            predictions, truths = linear_sum_assignment(cost.repeat(1, repeats).numpy())
             columns[0] += [layer] * len(predictions)
             columns[1] += [image] * len(predictions)
             columns[2] += predictions.tolist()
-            columns[3] += (truths % max(count, 1)).tolist()
-    return Matches(*torch.tensor(columns, dtype=torch.int64, device=logits.device))
+            columns[3] += (truths % max(cost.shape[1], 1)).tolist()
+    in_order = sorted(zip(*columns, strict=True))
+    return Matches(*torch.tensor(in_order, dtype=torch.int64, device=logits.device).view(-1, 4).T)
+
+
+def _costs_on_host(
+    logits: Tensor, boxes: Tensor, targets: PaddedTargets, config: LossConfig
+) -> list[Tensor]:
+    """`matching_cost` of every image, finite; from a GPU, they are copied at once."""
+    costs = [
+        matching_cost(logits, boxes, targets=targets, image=image, config=config)
+        for image in range(len(targets.counts))
+    ]
+    flat = torch.cat([cost.flatten() for cost in costs]).nan_to_num_(
+        nan=IMPOSSIBLE, posinf=IMPOSSIBLE, neginf=-IMPOSSIBLE
+    )
+    parts = flat.cpu().split([cost.numel() for cost in costs])
+    return [part.view_as(cost) for part, cost in zip(parts, costs, strict=True)]

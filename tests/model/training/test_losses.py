@@ -76,13 +76,26 @@ def test_every_image_and_layer_gets_its_own_cheapest_match() -> None:
 
     matches = match(logits, boxes, targets=padded, config=CONFIG)
 
-    cost = matching_cost(logits, boxes, targets=padded, config=CONFIG)
-    for layer in range(2):
-        for image, target in enumerate(targets):
+    for image in range(3):
+        cost = matching_cost(logits, boxes, targets=padded, image=image, config=CONFIG)
+        for layer, own in enumerate(cost):
             chosen = (matches.layer == layer) & (matches.image == image)
-            own = cost[layer, image, :, : len(target["labels"])]
             best = own[linear_sum_assignment(own.numpy())].sum()
             assert own[matches.prediction[chosen], matches.truth[chosen]].sum() == best
+
+
+def test_the_cost_of_a_ground_truth_is_its_own_however_many_others_there_are() -> None:
+    outputs, many = _outputs(batch=1), _target(120)  # more than classes
+    few = {"labels": many["labels"][:2], "boxes": many["boxes"][:2], "size": many["size"]}
+    logits, boxes = outputs["pred_logits"].detach()[None], outputs["pred_boxes"].detach()[None]
+
+    costs = [
+        matching_cost(logits, boxes, targets=PaddedTargets.of([target]), image=0, config=CONFIG)
+        for target in (few, many)
+    ]
+
+    assert [cost.shape[-1] for cost in costs] == [2, 120]
+    assert torch.equal(costs[0], costs[1][..., :2])
 
 
 @pytest.mark.parametrize("logit", [-1e4, 40.0, 1e4])
