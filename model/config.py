@@ -240,6 +240,8 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     tf32: bool = False  # products of float32 may lose 13 bits of mantissa on a GPU
     compile_backbone: bool = False  # by torch.compile
+    # Also gets the values of all curves; its own environment variables configure it.
+    tracker: Literal["none", "wandb", "mlflow"] = "none"
     num_workers: int = 2
     num_threads: int | None = None  # of torch on a CPU; None leaves the choice to torch
     seed: int = 42

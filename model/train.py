@@ -32,6 +32,7 @@ from model.data.data_set import add_val_fraction
 from model.data.formats.source import Layout
 from model.data.layouts import find_run_layout
 from model.overrides import load_config
+from model.training.trackers import require_tracker
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, changes = load_config(args.config, args.set)
         if changes:
             log.info("%s: %s", args.config, ", ".join(changes))
+        require_tracker(config.tracker)
         layout = find_run_layout(config, args.data, val_fraction=args.val_fraction)
         if args.init is not None and not _is_started(args.out or _default_out(config)):
             require_checkpoint(args.init)

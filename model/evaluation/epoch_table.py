@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bundle.atomic import write_atomically
@@ -35,11 +35,18 @@ def append_epoch(path: Path, row: Mapping[str, float]) -> None:
     """
     rows = read_epochs(path) if path.exists() else []
     kept = [one for one in rows if one.get("epoch", math.inf) < row["epoch"]]
+    write_epochs(path, [*kept, row])
+
+
+def write_epochs(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Write a table with the columns of its last row; without rows, nothing."""
+    if not rows:
+        return
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(row), extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[-1]), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for one in [*kept, row]:
-        writer.writerow({name: _cell(value) for name, value in one.items()})
+    for row in rows:
+        writer.writerow({name: _cell(value) for name, value in row.items()})
     write_atomically(path, text.getvalue().encode())
 
 

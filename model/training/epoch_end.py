@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from bundle.detect import Predict
 from bundle.postprocess import RawOutput
@@ -29,6 +28,7 @@ from model.evaluation.results_page import (
 )
 from model.network.inference import DetectionModel, torch_predictor
 from model.training.best_epoch import count_epoch, drop_old_checkpoints, kept_name, shown_best
+from model.training.board import Board
 from model.training.epoch_record import EpochRecord, write_record
 from model.training.interrupt import StopRequest
 from model.training.run_directory import BEST, LAST
@@ -47,7 +47,7 @@ def end_epoch(
     *,
     run_time: RunTime,
     stop: StopRequest,
-    board: SummaryWriter | None,
+    board: Board | None,
     out_dir: Path,
 ) -> Metrics:
     """Evaluate the weights to keep, count the epoch, and write the checkpoints.

@@ -1,14 +1,12 @@
-"""The numbers of an epoch, for TensorBoard and for metrics.csv."""
+"""The numbers of an epoch, for the curves and for metrics.csv."""
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
 from model.evaluation.coco_metrics import Metrics
 from model.evaluation.epoch_table import CSV_FILE, append_epoch
-from model.training.board import record
+from model.training.board import Board, record
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,8 @@ class EpochRecord:
         }  # fmt: skip
 
 
-def write_record(entry: EpochRecord, out_dir: Path, *, board: SummaryWriter | None) -> None:
-    """Add the epoch to OUT/metrics.csv and to TensorBoard's curves, unless `board` is None.
+def write_record(entry: EpochRecord, out_dir: Path, *, board: Board | None) -> None:
+    """Add the epoch to OUT/metrics.csv and to the curves, unless `board` is None.
 
     Raises:
         ValueError: metrics.csv holds something else.

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -37,7 +36,7 @@ from model.network.deformable_detr import DeformableDetr
 from model.progress import progress_bar
 from model.training.batch_memory import Measure
 from model.training.best_epoch import shown_end
-from model.training.board import open_board, record
+from model.training.board import Board, open_board, record
 from model.training.epoch_end import end_epoch, report_last_epoch
 from model.training.fingerprint import run_fingerprint
 from model.training.frozen import freeze_parts
@@ -104,7 +103,11 @@ def train(
     model, dtype = _new_model(start.config, data, device)
     if start.saved is None and data.report is not None:
         in_main(report_before_training)(data.report, out_dir / DATA_PAGE, augmented=data.train)
-    with StopRequest() as stop, logging_redirect_tqdm(), open_board(out_dir, start.step) as board:
+    opened = open_board(
+        out_dir, start.step, tracker=config.tracker,
+        settings=run_fingerprint(start.config, data.summary),
+    )  # fmt: skip
+    with StopRequest() as stop, logging_redirect_tqdm(), opened as board:
         try:
             progress = _run(
                 model, data, start=start, init=init, dtype=dtype, clock=clock, stop=stop,
@@ -150,7 +153,7 @@ def _run(
     dtype: torch.dtype,
     clock: Clock,
     stop: StopRequest,
-    board: SummaryWriter | None,
+    board: Board | None,
     out_dir: Path,
 ) -> Progress:
     """Train and evaluate epoch after epoch until the run is over, saving after both."""
@@ -182,7 +185,7 @@ def train_epoch(
     run_time: RunTime,
     dtype: torch.dtype,
     stop: StopRequest,
-    board: SummaryWriter | None,
+    board: Board | None,
     save: Callable[[], None],
 ) -> None:
     """Take those of the current epoch's remaining steps that there is time for, then `save`.

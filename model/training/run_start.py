@@ -12,6 +12,7 @@ from model.data.loading import RunData, largest_images, parts_per_batch
 from model.distributed import alone, is_main, num_processes
 from model.training.batch_memory import Measure, plan_batch
 from model.training.best_checkpoint import recover_best
+from model.training.carried_curves import carry_curves
 from model.training.fingerprint import run_fingerprint, with_saved_batch
 from model.training.losses import require_class_weights
 from model.training.run_directory import STATE_FILE
@@ -75,6 +76,7 @@ def find_start(
     else:
         config = with_saved_batch(config, saved)
         recover_best(saved, out_dir=out_dir, state_path=path)
+        carry_curves(saved, out_dir=out_dir, state_path=path)
     parts_per_batch(config, num_processes())  # refuses steps that leave a process without images
     if saved is not None and init is not None:
         log.warning("ignoring INIT= (--init) %s: the weights come from %s", init, path)

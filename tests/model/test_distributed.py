@@ -17,9 +17,10 @@ from model.distributed import num_processes, process_index, sum_in_place
 from model.evaluation.evaluation import evaluate
 from model.network.backbone import BatchNorm2d
 from model.network.deformable_detr import DeformableDetr
-from model.network.inference import DetectionModel, torch_predictor
+from model.network.inference import DetectionModel
 from model.training.optimiser_step import take_step
 from model.training.training_state import TrainingState
+from model.training.validation_loss import ValidationLoss
 from tests.model.processes import run_together
 from tests.model.runs import assert_equal, write_images
 
@@ -91,13 +92,16 @@ def flatten(model: nn.Module) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in model.state_dict().values()])
 
 
-def evaluate_model(data: RunData) -> tuple[Any, Any, Any]:
+def evaluate_model(data: RunData) -> tuple[tuple[Any, Any, Any], float]:
+    """What an evaluation found, and the validation loss of the same forward passes."""
     config = CASES["refine"]
-    predict = torch_predictor(DetectionModel(start_model(config), config.preprocess))
+    model = DetectionModel(start_model(config), config.preprocess)
+    loss = ValidationLoss(model, config, ground_truth=data.val.ground_truth(), classes=data.classes)
     metrics = evaluate(
-        predict, data.val, preprocess=config.preprocess, classes=data.classes, batch_size=2
-    )
-    return metrics.defined, metrics.results, metrics.thresholds
+        loss.predict, data.val, preprocess=config.preprocess, classes=data.classes, batch_size=2,
+        follow=loss.add,
+    )  # fmt: skip
+    return (metrics.defined, metrics.results, metrics.thresholds), loss.total()
 
 
 def normalise_batch(part: slice) -> dict[str, torch.Tensor]:
@@ -175,12 +179,14 @@ def test_all_processes_have_the_same_weights_to_the_bit(together: list[Any]) -> 
         assert_equal(other, results[0])
 
 
-def test_an_evaluation_by_several_processes_is_the_same_to_the_bit(
+def test_several_processes_find_the_same_metrics_to_the_bit_and_the_loss_to_rounding(
     together: list[Any], data: RunData
 ) -> None:
-    expected = evaluate_model(data)
+    expected, loss = evaluate_model(data)
 
-    assert [evaluation for _, evaluation, _ in together] == [expected] * len(together)
+    found = [evaluation for _, evaluation, _ in together]
+    assert [metrics for metrics, _ in found] == [expected] * len(together)
+    assert [one for _, one in found] == pytest.approx([loss] * len(together), rel=1e-6)
 
 
 def test_batch_norm_has_the_statistics_of_all_processes(together: list[Any]) -> None:

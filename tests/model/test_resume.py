@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model.data.loading import open_data
+from model.training.carried_curves import carry_curves
 from model.training.loop import train
 from tests.model.runs import (
     PowerCut,
@@ -84,6 +86,24 @@ def test_resume_takes_a_state_from_elsewhere(
     train(config, data, out_dir=second, resume=str(first / "last.training.pt"))
 
     assert_equal(state_of(second), state_of(uninterrupted))
+    assert epochs_of(second) == epochs_of(uninterrupted)
+    curves = EventAccumulator(str(second / "tensorboard")).Reload()
+    assert [point.step for point in curves.Scalars("validation/loss")] == [2, 4, 6, 8]
+
+
+def test_a_state_of_an_earlier_epoch_takes_along_the_epochs_before_it_only(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    another = tmp_path / "metrics.csv"
+    another.write_text("epoch,loss\n1,7\n2,7\n3,7\n4,7\n")
+
+    carry_curves(
+        {"progress": {"epoch": 2}},
+        out_dir=tmp_path,
+        state_path=uninterrupted / "last.training.pt",
+    )
+
+    assert epochs_of(tmp_path) == epochs_of(uninterrupted)[:2]
 
 
 def test_more_workers_train_the_same_weights(
