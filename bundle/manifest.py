@@ -86,7 +86,7 @@ class Manifest(_Frozen):
     preprocess: Preprocess
     classes: tuple[ClassInfo, ...] = Field(min_length=1)
     num_detections: int = Field(ge=1)  # of the graph's top-k
-    max_batch_size: int = Field(default=8, ge=1)
+    max_batch_size: int = Field(default=8, ge=1, le=1024)  # every start runs one of this size
     # Which images may share a batch. "any": export found that padding changes no answer.
     batches: Batches = "equal_shapes"
     metrics: dict[str, float] = {}  # AP, AP50, ... on the validation set

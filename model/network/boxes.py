@@ -26,7 +26,7 @@ def generalised_iou(a: Tensor, b: Tensor, *, eps: float = 1e-6) -> tuple[Tensor,
 
     Source: Rezatofighi et al., arXiv:1902.09630; floors as in mmdetection.
     """
-    # By coordinate, so that the large tensors are contiguous: 14000 x 500 pairs take a third.
+    # By coordinate, so that the large tensors, of a number per pair of boxes, are contiguous.
     left_a, top_a, right_a, bottom_a = a.unbind(-1)
     left_b, top_b, right_b, bottom_b = b.unbind(-1)
     area_a = (right_a - left_a) * (bottom_a - top_a)

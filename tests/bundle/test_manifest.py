@@ -191,6 +191,7 @@ def test_another_format_version_is_refused(bundle: Path, content: str) -> None:
         ("classes", []),
         ("classes", [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]),
         ("max_batch_size", 0),
+        ("max_batch_size", 1_000_000),
         ("preprocess", {"short_side": 0}),
         ("preprocess", {"longest_side": 1}),
     ],
