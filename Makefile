@@ -151,7 +151,7 @@ $(VENV)/service.stamp: pyproject.toml constraints.txt | $(VENV)/pip.stamp
 
 $(VENV)/full.stamp: $(VENV)/service.stamp
 	@echo 'installing what training, export and tests need into $(VENV)'
-	@$(PIP) --group dev
+	@$(PIP) --no-warn-conflicts --group dev
 	@$(COMPILE)
 	@touch $@
 

@@ -1,5 +1,6 @@
 """What all tests share: fixed seeds, sample images, and a bundle that needs no training."""
 
+import gc
 import importlib
 import io
 import random
@@ -23,26 +24,45 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
-# Files whose tests take minutes. Begun last, one would keep a single process busy at the end.
+# Files whose tests take minutes, the longest first.
 LONGEST = (
-    "test_end_to_end.py",
-    "test_finetune_page.py",
     "test_tensorrt_plan.py",
-    "test_service_image.py",
     "test_ray.py",
     "test_recipe.py",
+    "test_broken_runs.py",
+    "test_service_image.py",
+    "test_finetune_page.py",
 )
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """If processes share the tests, long files come first; inside a file nothing changes."""
+    """If processes share the tests, each begins with long files; inside a file nothing changes.
+
+    Every process gets an equal part, one after the other. When it is done, it takes over the end of
+    another's part, which is why short tests come last.
+    """
     if not hasattr(config, "workerinput"):
         return
+    count = config.workerinput["workercount"]
+    by_path: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        by_path.setdefault(item.path, []).append(item)
     slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
-    ranks = {path: LONGEST.index(path.name) for path in slow if path.name in LONGEST}
-    last = len(LONGEST) + 1
-    items.sort(key=lambda item: ranks.get(item.path, last - (item.path in slow)))
+    long = sorted(slow, key=lambda path: (_rank(path), str(path)))
+    short = [item for item in items if item.path not in slow]
+    ordered: list[pytest.Item] = []
+    for number in range(count):
+        size = (len(items) - len(ordered)) // (count - number)
+        share = [item for path in long[number::count] for item in by_path[path]]
+        num_short = max(0, size - len(share))
+        ordered += share + short[:num_short]
+        short = short[num_short:]
+    items[:] = ordered
+
+
+def _rank(path: Path) -> int:
+    return LONGEST.index(path.name) if path.name in LONGEST else len(LONGEST)
 
 
 # Files whose tests only read the repository and start processes.
@@ -58,13 +78,23 @@ THIRD_PARTY = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection() -> None:
-    """Where coverage is measured, import the packages of others before, without measuring it."""
+    """Where coverage is measured, import the packages of others before, without measuring it.
+
+    Nearly all that is made from here to the end of the collection stays until the end.
+    """
+    gc.disable()
     tracer = sys.gettrace()
     if tracer is not None:
         sys.settrace(None)
         for name in THIRD_PARTY:
             importlib.import_module(name)
         sys.settrace(tracer)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector leave alone what is there before the first test."""
+    gc.freeze()
+    gc.enable()
 
 
 MEASURED_CASES = 3  # of every test in every process

@@ -11,7 +11,7 @@ from bundle.preprocess import BoolArray, Uint8Array
 from bundle.tensorrt_plan import ShapeProfile, default_profiles
 from engines.base import EngineFailure
 from engines.compiled_cache import keep_compiled
-from engines.cpu import openvino_engine
+from engines.cpu import openvino_compile
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
 from engines.load import EngineName, GpuOptions, open_engine
 from engines.self_check import WrongAnswers, require_known_answers, self_check
@@ -211,7 +211,7 @@ def test_a_compiled_graph_of_other_weights_in_the_cache_is_found_out(
         keep_compiled(bundle, name, key=key, export=lambda: memoryview(kept.read_bytes()))
 
     with monkeypatch.context() as patched:  # as if another process had written it, checksum and all
-        patched.setattr(openvino_engine, "keep_compiled", keep_other)
+        patched.setattr(openvino_compile, "keep_compiled", keep_other)
         open_engine(bundle, engine="openvino", threads=1).close()
 
     engine = open_engine(bundle, engine="openvino", threads=1)

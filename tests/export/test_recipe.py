@@ -248,9 +248,10 @@ def traced_before(exported, monkeypatch):
 
 
 def test_a_precision_that_is_refused_leaves_the_others_and_its_former_bundle(
-    demo, traced_before, tmp_path, capsys, caplog
+    demo, traced_before, tmp_path, capsys, caplog, monkeypatch
 ):
     former, other = demo.directory.rename(tmp_path / "m-int8"), tmp_path / "m-fp32"
+    monkeypatch.setattr("export.comparison.TIME_S", 0.0)
 
     status = main(
         [str(traced_before.checkpoint), "--out", str(tmp_path / "m"), "--precision", "int8,fp32"]
@@ -268,7 +269,10 @@ def test_a_precision_that_is_refused_leaves_the_others_and_its_former_bundle(
     assert caplog.text.count("AP in fp32, images: 200") == 1
 
 
-def test_bundles_are_timed_in_turn_and_keep_nothing_that_was_compiled(demo, int8, tmp_path):
+def test_bundles_are_timed_in_turn_and_keep_nothing_that_was_compiled(
+    demo, int8, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("export.comparison.TIME_S", 0.0)
     copy = Bundle.load(Path(shutil.copytree(int8.directory, tmp_path / "int8")))
     outcomes = [Outcome("fp32", demo, 0.66), Outcome("int8", copy), Outcome("bf16", None)]
 
