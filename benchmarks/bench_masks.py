@@ -20,7 +20,7 @@ from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import openvino as ov
@@ -63,7 +63,37 @@ class Run(NamedTuple):
     node_ms: dict[tuple[str, str], float]
 
 
-def compile_both(config: TrainConfig, threads: int) -> dict[str, ov.InferRequest]:
+class Profiled:
+    """A compiled model whose runs are measured.
+
+    For every node, OpenVINO reports the mean over all runs so far, of whatever size. From one mean
+    to the next follows what the last run took.
+    """
+
+    def __init__(self, request: ov.InferRequest) -> None:
+        self.request = request
+        self._num_runs = 0
+        self._total_ms: dict[tuple[str, str], float] = {}
+
+    def run(self, inputs: dict[str, np.ndarray[Any, Any]]) -> Run:
+        """Run the model once."""
+        start = time.process_time()
+        self.request.infer(inputs, share_inputs=True)
+        cpu_s = time.process_time() - start
+        self._num_runs += 1
+        before, self._total_ms = (
+            self._total_ms,
+            {
+                (node.node_type, node.node_name): node.real_time.total_seconds()
+                * 1e3
+                * self._num_runs
+                for node in self.request.get_profiling_info()
+            },
+        )
+        return Run(cpu_s, {key: ms - before.get(key, 0) for key, ms in self._total_ms.items()})
+
+
+def compile_both(config: TrainConfig, threads: int) -> dict[str, Profiled]:
     """The model as it is served, and without masks.
 
     Raises:
@@ -72,16 +102,17 @@ def compile_both(config: TrainConfig, threads: int) -> dict[str, ov.InferRequest
     torch.manual_seed(0)
     masked, unmasked = DeformableDetr(config.model), Unmasked(config.model)
     unmasked.load_state_dict(masked.state_dict())
-    requests = {}
+    models = {}
     for name, model in (("masked", masked), ("unmasked", unmasked)):
         print(f"tracing the {name} model", file=sys.stderr, flush=True)
         with TemporaryDirectory(prefix=f"{name}-") as directory:
-            requests[name] = _compile(_bundle(config, model, Path(directory)), threads)
-    one, other = (_same_nodes(request) for request in requests.values())
+            request = _compile(_bundle(config, model, Path(directory)), threads)
+        models[name] = Profiled(request)
+    one, other = (_same_nodes(model.request) for model in models.values())
     if one != other:
         raise ValueError(f"the graphs differ in nodes left out of the comparison: {one - other}, "
                          f"{other - one}")  # fmt: skip
-    return requests
+    return models
 
 
 def _compile(bundle: Bundle, threads: int) -> ov.InferRequest:
@@ -123,27 +154,20 @@ def _bundle(config: TrainConfig, model: DeformableDetr, directory: Path) -> Bund
 
 
 def measure(
-    requests: dict[str, ov.InferRequest], size: tuple[int, int], *, rounds: int
+    models: dict[str, Profiled], size: tuple[int, int], *, rounds: int
 ) -> dict[str, list[Run]]:
     """Every run, after one that is not counted; the order changes every round."""
     images = np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
     inputs = {IMAGES: images, PADDING_MASK: np.zeros((1, *size), bool)}
-    runs: dict[str, list[Run]] = {name: [] for name in requests}
-    names = list(requests)
+    runs: dict[str, list[Run]] = {name: [] for name in models}
+    names = list(models)
     for number in range(rounds + 1):
         for name in names:
-            start = time.process_time()
-            requests[name].infer(inputs, share_inputs=True)
-            cpu_s = time.process_time() - start
+            run = models[name].run(inputs)
             if number:
-                runs[name].append(Run(cpu_s, _node_ms(requests[name])))
+                runs[name].append(run)
         names.reverse()
     return runs
-
-
-def _node_ms(request: ov.InferRequest) -> dict[tuple[str, str], float]:
-    nodes = request.get_profiling_info()
-    return {(n.node_type, n.node_name): n.real_time.total_seconds() * 1e3 for n in nodes}
 
 
 def print_row(size: tuple[int, int], runs: dict[str, list[Run]]) -> None:
@@ -179,7 +203,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     config = CONFIGS[args.config]()
-    requests = compile_both(config, args.threads)
+    models = compile_both(config, args.threads)
     print(
         f"{today()}: {cpu_name()}, threads {args.threads}, load {os.getloadavg()[0]:.1f}; "
         f"{args.config}, rounds {args.rounds}, OpenVINO {version('openvino')}"
@@ -190,7 +214,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|")
     for size in SIZES:
-        print_row(size, measure(requests, size, rounds=args.rounds))
+        print_row(size, measure(models, size, rounds=args.rounds))
 
 
 if __name__ == "__main__":
