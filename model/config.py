@@ -145,6 +145,8 @@ class AugmentConfig:
     """Training augmentation; the defaults are the published recipe. Sizes in pixels."""
 
     flip_probability: float = 0.5
+    # Top and bottom change places; for images without an up and a down, as of a microscope.
+    vertical_flip_probability: float = 0.0
     short_sides: tuple[int, ...] = tuple(range(480, 801, 32))
     long_side: int = 1333
     crop_probability: float = 0.5
@@ -170,8 +172,8 @@ class AugmentConfig:
         _require_at_least(self, 1, "long_side", "crop_long_side")
         _require_at_least(self, 1, "paste_objects")
         _require_share(
-            self, "flip_probability", "crop_probability", "colour_jitter", "mosaic_probability",
-            "paste_probability",
+            self, "flip_probability", "vertical_flip_probability", "crop_probability",
+            "colour_jitter", "mosaic_probability", "paste_probability",
         )  # fmt: skip
         low, high = self.scale_jitter or (1.0, 1.0)
         _require(

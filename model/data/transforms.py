@@ -63,13 +63,15 @@ def largest_size(
 
 
 def augment_sample(sample: Sample, rng: np.random.Generator, *, config: AugmentConfig) -> Sample:
-    """Randomly flip, perhaps crop at one of three sizes, then resize; colours last.
+    """Randomly flip either way, perhaps crop at one of three sizes, then resize; colours last.
 
     Source: the training pipeline of DETR (arXiv:2005.12872, appendix A.4) with the sizes of
     `config`. Works for any image size: a crop is never larger than its image.
     """
     if rng.random() < config.flip_probability:
         sample = flip(sample)
+    if config.vertical_flip_probability and rng.random() < config.vertical_flip_probability:
+        sample = flip_vertically(sample)
     if rng.random() < config.crop_probability:
         short_side = int(rng.choice(config.crop_short_sides))
         sample = resize(sample, short_side, long_side=config.crop_long_side)
@@ -132,6 +134,13 @@ def flip(sample: Sample) -> Sample:
     boxes = sample.boxes_xyxy_px.copy()
     boxes[:, [0, 2]] = sample.image.shape[1] - boxes[:, [2, 0]]
     return Sample(np.ascontiguousarray(sample.image[:, ::-1]), boxes, sample.labels)
+
+
+def flip_vertically(sample: Sample) -> Sample:
+    """Mirror top and bottom."""
+    boxes = sample.boxes_xyxy_px.copy()
+    boxes[:, [1, 3]] = sample.image.shape[0] - boxes[:, [3, 1]]
+    return Sample(np.ascontiguousarray(sample.image[::-1]), boxes, sample.labels)
 
 
 def resize(sample: Sample, short_side: int, *, long_side: int) -> Sample:

@@ -15,6 +15,7 @@ from model.data.transforms import (
     augment_sample,
     crop,
     flip,
+    flip_vertically,
     jitter_colour,
     largest_size,
     make_transform,
@@ -87,22 +88,37 @@ def test_boxes_stay_inside_the_image_and_keep_their_labels(sample, seed):
     assert (result.boxes_xyxy_px[:, 2:] >= result.boxes_xyxy_px[:, :2]).all()
 
 
-@given(samples())
-def test_flipping_twice_gives_the_image_back(sample):
-    result = flip(flip(sample))
+@given(samples(), st.sampled_from([flip, flip_vertically]))
+def test_flipping_twice_gives_the_image_back(sample, flip_either_way):
+    result = flip_either_way(flip_either_way(sample))
 
     np.testing.assert_array_equal(result.image, sample.image)
     np.testing.assert_allclose(result.boxes_xyxy_px, sample.boxes_xyxy_px, atol=1e-5)
 
 
-def test_a_flipped_box_still_covers_the_same_pixels():
+@pytest.mark.parametrize(
+    ("probabilities", "corner"),
+    [((0, 0), (3, 2)), ((1, 0), (11, 2)), ((0, 1), (3, 5)), ((1, 1), (11, 5))],
+)
+def test_a_flipped_box_still_covers_the_same_pixels(probabilities, corner):
     image = np.zeros((10, 20, 3), dtype=np.uint8)
     image[2:5, 3:9] = 255
     boxes = np.array([[3, 2, 9, 5]], dtype=np.float32)
+    horizontal, vertical = probabilities
+    config = AugmentConfig(
+        flip_probability=horizontal,
+        vertical_flip_probability=vertical,
+        short_sides=(10,),
+        long_side=20,
+        crop_probability=0,
+    )
 
-    result = flip(Sample(image, boxes, np.array([0])))
+    result = augment_sample(
+        Sample(image, boxes, np.array([0])), np.random.default_rng(0), config=config
+    )
 
     x1, y1, x2, y2 = result.boxes_xyxy_px[0].astype(int)
+    assert (x1, y1) == corner
     assert (result.image[y1:y2, x1:x2] == 255).all()
     assert result.image.sum() == image.sum()
 
