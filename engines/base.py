@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,15 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release the runtime; `run` must not be called again."""
+
+
+@runtime_checkable
+class CapturesGraphs(Protocol):
+    """An engine that captures CUDA graphs."""
+
+    @property
+    def num_captures(self) -> int:
+        """How many it has captured since it was opened."""
 
 
 def check_names(

@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from bundle.manifest import Manifest
 from bundle.postprocess import RawOutput
-from engines.base import Engine, EngineFailure
+from engines.base import CapturesGraphs, Engine, EngineFailure
 
 
 class GuardedEngine:
@@ -18,6 +18,11 @@ class GuardedEngine:
         self.close = engine.close
         self._engine = engine
         self._num_classes = num_classes
+
+    @property
+    def num_captures(self) -> int:
+        """How many CUDA graphs the engine has captured."""
+        return self._engine.num_captures if isinstance(self._engine, CapturesGraphs) else 0
 
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
         """See `Engine.run`. There is a row for every image, and every label is one of a class.
@@ -51,7 +56,7 @@ class GuardedEngine:
         return output
 
 
-def guard(engine: Engine, manifest: Manifest) -> Engine:
+def guard(engine: Engine, manifest: Manifest) -> GuardedEngine:
     """The engine of a bundle, guarded; one that is already guarded is returned unchanged."""
     if isinstance(engine, GuardedEngine):
         return engine

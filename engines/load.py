@@ -19,6 +19,7 @@ class GpuOptions(NamedTuple):
 
     may_build: bool = False  # TensorRT: a plan at start, if the bundle has none for this machine
     max_graphs: int = 16  # CUDA graphs kept
+    device: int = 0  # the number of the GPU, of those that CUDA_VISIBLE_DEVICES allows
 
 
 class _Options(NamedTuple):
@@ -51,26 +52,26 @@ def open_engine(
         mode: how the threads share the work; see `Mode`. OpenVINO only.
         float_type: of what is not quantised in bf16 and int8; None for whichever is faster. It is
             fp32 where bf16 is not possible. OpenVINO only.
-        gpu: for TensorRT and torch-cuda.
+        gpu: for engines on a GPU.
 
     Raises:
         ValueError: the bundle does not load, or the engine cannot be imported; says what to do.
     """
-    name = _fastest_here(bundle) if engine == "auto" else engine
+    name = _fastest_here(bundle, gpu.device) if engine == "auto" else engine
     if mode == "throughput" and name != "openvino":
         logger.warning("%s has no throughput mode: all threads run one batch", name)
     opened = _OPENERS[name](bundle, _Options(threads, mode, float_type, gpu))
     return guard(opened, bundle.manifest)
 
 
-def _fastest_here(bundle: Bundle) -> Runtime:
+def _fastest_here(bundle: Bundle, device: int) -> Runtime:
     if bundle.manifest.tensorrt is not None:
         from engines.gpu.cuda import load_cuda
         from engines.gpu.tensorrt_runtime import load_tensorrt
 
         try:
             load_tensorrt()
-            load_cuda()
+            load_cuda(device)
         except ValueError as error:
             logger.warning("using the CPU instead of the bundle's TensorRT plan: %s", error)
         else:
@@ -109,7 +110,7 @@ def _open_onnxruntime(bundle: Bundle, options: _Options) -> Engine:
 def _open_onnxruntime_cuda(bundle: Bundle, options: _Options) -> Engine:
     from engines.gpu.onnxruntime_cuda import open_on_cuda
 
-    return open_on_cuda(bundle, options.threads)
+    return open_on_cuda(bundle, options.threads, device=options.gpu.device)
 
 
 def _open_tensorrt(bundle: Bundle, options: _Options) -> Engine:
@@ -118,7 +119,7 @@ def _open_tensorrt(bundle: Bundle, options: _Options) -> Engine:
     from engines.gpu.tensorrt_plans import find_plan
     from engines.gpu.tensorrt_runtime import load_tensorrt
 
-    trt, cuda = load_tensorrt(), load_cuda()
+    trt, cuda = load_tensorrt(), load_cuda(options.gpu.device)
     plan = find_plan(bundle, trt=trt, cuda=cuda, may_build=options.gpu.may_build)
     return TensorRTEngine(
         bundle.manifest,
@@ -139,7 +140,7 @@ def _open_torch_cuda(bundle: Bundle, options: _Options) -> Engine:
             f"torch-cuda cannot be loaded ({error}); install what it needs with "
             "`pip install --group torch-cuda`, or serve with another DETR_ENGINE"
         ) from error
-    return open_on_gpu(bundle, max_graphs=options.gpu.max_graphs)
+    return open_on_gpu(bundle, max_graphs=options.gpu.max_graphs, device=options.gpu.device)
 
 
 _OPENERS: Mapping[Runtime, Callable[[Bundle, _Options], Engine]] = {

@@ -18,6 +18,7 @@ from bundle.postprocess import ImageOutput
 from bundle.preprocess import Geometry, pad_batch
 from bundle.tiles import cut, merge
 from engines.base import Engine, EngineInfo
+from engines.guard import GuardedEngine
 from service.batching.batcher import BatchReport, DynamicBatcher, Patience
 from service.batching.ticket import Ticket
 from service.drift import count_found
@@ -75,6 +76,7 @@ class Detector:
         self._batcher: DynamicBatcher[Pixels, _Batch, ImageOutput] | None = None
         self._is_aborted = False
         self._failures_in_row = 0  # batches that failed as a whole
+        self._num_captures = 0  # of CUDA graphs, as far as they were counted
         self._probe: asyncio.Task[None] | None = None
 
     async def start(self, open_it: OpenEngine) -> None:
@@ -108,7 +110,7 @@ class Detector:
             parts=_parts,
             depth_of_all=self._depth_of_all,
             patience=Patience(factor, floor_s),
-            on_batch=self._record,
+            on_batch=partial(self._record, self._started.engine),
             on_hang=partial(self._on_failure, self),
         )
 
@@ -140,6 +142,7 @@ class Detector:
         engine, outcomes, _ = self._started
         self._metrics.engine.labels(self.name, *engine.info).set(1)
         self._metrics.gpu_memory.labels(self.name).set(engine.gpu_memory_bytes)
+        self._count_captures(engine)
         for error in Errors._fields:
             ratio = max(getattr(outcome.ratios, error) for outcome in outcomes)
             self._metrics.selftest_error.labels(self.name, error).set(ratio)
@@ -244,13 +247,19 @@ class Detector:
         )
         return batch
 
-    def _record(self, report: BatchReport) -> None:
+    def _record(self, engine: GuardedEngine, report: BatchReport) -> None:
         self._metrics.batch_size.labels(self.name).observe(report.size)
         self._metrics.batch_seconds.labels(self.name).observe(report.run_s)
         self._metrics.engine_failures.labels(self.name).inc(report.num_failed)
         for wait_s in report.waits_s:
             self._metrics.batch_wait_seconds.labels(self.name).observe(wait_s)
+        self._count_captures(engine)
         self._count_failures(report)
+
+    def _count_captures(self, engine: GuardedEngine) -> None:
+        num_captures = engine.num_captures
+        self._metrics.graph_captures.labels(self.name).inc(num_captures - self._num_captures)
+        self._num_captures = num_captures
 
     def _count_failures(self, report: BatchReport) -> None:
         """Test the engine after too many batches in a row failed as a whole."""

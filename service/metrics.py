@@ -133,6 +133,12 @@ class Metrics:
             "detr_gpu_memory_bytes", "GPU memory that the engine took at start.", ["model"]
         )
 
+        self.graph_captures = new.counter(
+            "detr_cuda_graph_captures",
+            "CUDA graphs captured; a steady rise means that there are more shapes than graphs.",
+            ["model"],
+        )
+
     def forget(self, model: str) -> None:
         """Remove the gauges of a model that is no longer served; its counters stay."""
         for gauge in (

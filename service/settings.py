@@ -142,6 +142,12 @@ class Settings(BaseSettings):
             "0 for none.",
         ),
     ] = DEFAULT_GPU_OPTIONS.max_graphs
+    device: Annotated[
+        int,
+        Field(
+            ge=0, description="Number of the GPU to use, of those that CUDA_VISIBLE_DEVICES allows."
+        ),
+    ] = DEFAULT_GPU_OPTIONS.device
     max_connections: Annotated[
         int,
         Field(

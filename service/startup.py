@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 from bundle.manifest import Bundle
 from engines.base import Engine, EngineFailure
-from engines.guard import guard
+from engines.guard import GuardedEngine, guard
 from engines.load import GpuOptions, open_engine
 from engines.self_check import Outcome, require_known_answers
 from service.settings import Settings
@@ -28,7 +28,7 @@ class CannotStart(Exception):
 class Started(NamedTuple):
     """An engine that may serve."""
 
-    engine: Engine
+    engine: GuardedEngine
     outcomes: Sequence[Outcome]  # of the known answers
     warm_up_s: float  # the longest run on them
 
@@ -44,7 +44,7 @@ def open_served(bundle: Bundle, settings: Settings) -> Engine:
         engine=settings.engine,
         threads=settings.engine_threads,
         mode=settings.engine_mode,
-        gpu=GpuOptions(settings.rebuild_engine, settings.cuda_graphs),
+        gpu=GpuOptions(settings.rebuild_engine, settings.cuda_graphs, settings.device),
     )
 
 

@@ -2,8 +2,9 @@
 
 It stands in for the module `cuda.bindings.runtime`. Memory of the GPU is memory of the host, filled
 with rubbish. Work put into a stream runs only when somebody waits for it, so that whoever reads a
-result too early, or overwrites or frees what is still in use, is found out by a `Misuse`. Errors
-that the real runtime would return are returned.
+result too early, or overwrites or frees what is still in use, is found out by a `Misuse`. So are
+two streams that use the same memory without one waiting for the other, and a thread that uses
+another GPU than the stream's. Errors that the real runtime would return are returned.
 """
 
 # ruff: noqa: N802, N815 - the names are those of the real module
@@ -11,8 +12,9 @@ that the real runtime would return are returned.
 import ctypes
 import functools
 import itertools
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +35,7 @@ class CudaErrorCode(IntEnum):
     cudaErrorMemoryAllocation = 2
     cudaErrorInsufficientDriver = 35
     cudaErrorNoDevice = 100
+    cudaErrorInvalidDevice = 101
     cudaErrorIllegalAddress = 700
     cudaErrorStreamCaptureInvalidated = 901
 
@@ -56,22 +59,32 @@ class Work:
 
     run: Callable[[], None]
     uses: tuple[object, ...] = ()
+    after: "Event | None" = None  # of another stream, as it was recorded when this was put
 
 
 @dataclass(eq=False)
 class Stream:
     number: int
+    device: int
     pending: list[Work] = field(default_factory=list)
     captured: list[Work] | None = None  # while capturing
+    num_done: int = 0
 
     def __int__(self) -> int:
         return self.number
 
+    def run_until(self, position: int) -> None:
+        """Run its work up to a position, counted from its first."""
+        while self.num_done < position:
+            self.num_done += 1
+            self.pending.pop(0).run()
+
 
 @dataclass(eq=False)
 class Event:
+    device: int
     stream: Stream | None = None
-    num_ahead: int = 0  # work in the stream when it was recorded
+    position: int = 0  # in the stream: how much work comes before
     is_destroyed: bool = False
 
 
@@ -108,24 +121,33 @@ def returns_code(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class FakeCuda:
-    """The module. `failures` names functions whose next call returns an error."""
+    """The module. `failures` names functions whose next call returns an error.
+
+    `meanwhile` is called once, by the next thread that waits for the GPU.
+    """
 
     cudaError_t = CudaErrorCode
     cudaStreamNonBlocking = 1
     cudaEventBlockingSync = 1
     cudaEventDisableTiming = 2
     cudaHostAllocDefault = 0
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+    cudaMemcpyKind = SimpleNamespace(
+        cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
+    )
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
-    def __init__(self, *, total_bytes: int = 1024 * MIB) -> None:
+    def __init__(self, *, total_bytes: int = 1024 * MIB, num_devices: int = 1) -> None:
         self.name, self.major, self.minor = b"NVIDIA Fake", 8, 6
+        self.num_devices = num_devices
+        self._current = threading.local()  # the number of a thread's GPU
         self.total_bytes = total_bytes
         self.used_bytes = 0
         self.blocks: list[Block] = []
         self.streams: list[Stream] = []
         self.live: set[object] = set()  # streams, events and graphs that are not destroyed
         self.failures: dict[str, CudaErrorCode] = {}
+        self.num_uploads = 0
+        self.meanwhile: Callable[[], None] | None = None
         self.is_lost = False  # as after an illegal access: nothing works any more
         self._numbers = itertools.count(1000)
 
@@ -158,6 +180,9 @@ class FakeCuda:
     def put(self, stream: int | Stream, work: Work) -> None:
         """Add work to a stream, or to what it captures."""
         found = self._stream(stream)
+        self._require_device(found)
+        if found.captured is None:
+            self._require_order(found, work)
         (found.pending if found.captured is None else found.captured).append(work)
 
     def is_capturing(self, stream: int | Stream) -> bool:
@@ -174,8 +199,14 @@ class FakeCuda:
         return CudaErrorCode.cudaSuccess, text.encode()
 
     @returns_code
+    def cudaGetDeviceCount(self) -> tuple[int]:
+        return (self.num_devices,)
+
+    @returns_code
     def cudaSetDevice(self, device: int) -> None:
-        assert device == 0
+        if device >= self.num_devices:
+            raise Failure(CudaErrorCode.cudaErrorInvalidDevice)
+        self._current.device = device
 
     @returns_code
     def cudaGetDeviceProperties(self, device: int) -> tuple[object]:
@@ -207,11 +238,12 @@ class FakeCuda:
     def cudaMemcpyAsync(
         self, target: int, source: int, num_bytes: int, kind: int, stream: Stream
     ) -> None:
-        kinds = ("device", "pinned") if kind == 1 else ("pinned", "device")
+        kinds = {1: ("device", "pinned"), 2: ("pinned", "device"), 3: ("device", "device")}[kind]
         ends = ((target, num_bytes, kinds[0]), (source, num_bytes, kinds[1]))
         to, of = (self.block_at(*end) for end in ends)
         before = ctypes.string_at(source, num_bytes) if kind == 1 else None
-        if before is None:
+        self.num_uploads += kind == 1
+        if kind == 2:
             ctypes.memset(target, RUBBISH, num_bytes)  # what it holds before the copy has ended
 
         def copy() -> None:
@@ -226,7 +258,7 @@ class FakeCuda:
 
     @returns_code
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Stream]:
-        stream = Stream(next(self._numbers))
+        stream = Stream(next(self._numbers), self.device)
         self.streams.append(stream)
         self.live.add(stream)
         return (stream,)
@@ -239,22 +271,34 @@ class FakeCuda:
 
     @returns_code
     def cudaEventCreateWithFlags(self, flags: int) -> tuple[Event]:
-        event = Event()
+        event = Event(self.device)
         self.live.add(event)
         return (event,)
 
     @returns_code
     def cudaEventRecord(self, event: Event, stream: Stream) -> None:
         self.refuse_capture()
-        event.stream, event.num_ahead = stream, len(stream.pending)
+        self._require_device(stream)
+        if event.device != stream.device:
+            raise Misuse("an event was recorded in a stream of another GPU")
+        event.stream, event.position = stream, stream.num_done + len(stream.pending)
 
     @returns_code
     def cudaEventSynchronize(self, event: Event) -> None:
         self.refuse_capture()
         if event.stream is not None:  # else nothing was recorded, and there is nothing to wait for
-            for _ in range(event.num_ahead):
-                event.stream.pending.pop(0).run()
-            event.num_ahead = 0
+            meanwhile, self.meanwhile = self.meanwhile, None
+            if meanwhile is not None:
+                meanwhile()
+            event.stream.run_until(event.position)
+
+    @returns_code
+    def cudaStreamWaitEvent(self, stream: Stream, event: Event, flags: int) -> None:
+        self.refuse_capture()
+        if event.stream is not None:
+            recorded = replace(event)
+            run = functools.partial(event.stream.run_until, event.position)
+            self.put(stream, Work(run, after=recorded))
 
     @returns_code
     def cudaEventDestroy(self, event: Event) -> None:
@@ -295,6 +339,26 @@ class FakeCuda:
             self.put(stream, Work(work.run, (*work.uses, graph)))
 
     # --- inside
+
+    @property
+    def device(self) -> int:
+        """The number of the calling thread's GPU."""
+        return getattr(self._current, "device", 0)
+
+    def _require_device(self, stream: Stream) -> None:
+        if stream.device != self.device:
+            raise Misuse(f"the thread uses GPU {self.device}, the stream is of {stream.device}")
+
+    def _require_order(self, stream: Stream, work: Work) -> None:
+        """Refuse work on what another stream may still be using."""
+        for other in self.streams:
+            for position, earlier in enumerate(other.pending, other.num_done):
+                is_shared = other is not stream and not set(work.uses).isdisjoint(earlier.uses)
+                if is_shared and not any(
+                    one.after and one.after.stream is other and one.after.position > position
+                    for one in stream.pending
+                ):
+                    raise Misuse("two streams use the same memory, and neither waits")
 
     def _stream(self, stream: int | Stream) -> Stream:
         found = next(one for one in self.streams if int(one) == int(stream))

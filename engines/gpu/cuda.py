@@ -24,7 +24,7 @@ class CudaError(RuntimeError):
 
 
 class Device(NamedTuple):
-    """The GPU of this process: the first that CUDA_VISIBLE_DEVICES allows."""
+    """A GPU."""
 
     name: str
     compute_capability: str  # "8.6"
@@ -33,10 +33,11 @@ class Device(NamedTuple):
 
 
 class Cuda:
-    """The CUDA runtime."""
+    """The CUDA runtime, and one GPU: the number `index` of those in CUDA_VISIBLE_DEVICES."""
 
-    def __init__(self, runtime: Any) -> None:
+    def __init__(self, runtime: Any, index: int = 0) -> None:
         self.runtime = runtime
+        self.index = index
 
     def call(self, function: str, *arguments: Any) -> Any:
         """Call a function of the binding; returns its result without the error code.
@@ -51,10 +52,14 @@ class Cuda:
             raise CudaError(function, code.name, description=text)
         return values[0] if len(values) == 1 else tuple(values)
 
+    def use(self) -> None:
+        """Make the GPU that of the calling thread; every thread begins with the first."""
+        self.call("cudaSetDevice", self.index)
+
     def device(self) -> Device:
         """The GPU, and how much of its memory is free now."""
-        self.call("cudaSetDevice", 0)
-        properties = self.call("cudaGetDeviceProperties", 0)
+        self.use()
+        properties = self.call("cudaGetDeviceProperties", self.index)
         free_bytes, total_bytes = self.call("cudaMemGetInfo")
         name = properties.name
         return Device(
@@ -107,18 +112,39 @@ class Graph:
         self._cuda.call("cudaGraphExecDestroy", self.handle)
 
 
+class Event:
+    """A point in a stream that threads and other streams can wait for.
+
+    A waiting thread sleeps. By default it would spin, on a core that decoding needs, to go on some
+    tens of microseconds sooner; the GPU does not wait for that, as the next batch is in its queue.
+    """
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        flags = cuda.runtime.cudaEventBlockingSync | cuda.runtime.cudaEventDisableTiming
+        self.handle = cuda.call("cudaEventCreateWithFlags", flags)
+
+    def synchronize(self) -> None:
+        """Sleep until the stream has got here; returns at once if it was never recorded.
+
+        Raises:
+            CudaError: something in the stream failed.
+        """
+        self._cuda.call("cudaEventSynchronize", self.handle)
+
+    def close(self) -> None:
+        """Destroy it."""
+        self._cuda.call("cudaEventDestroy", self.handle)
+
+
 class Stream:
     """A queue of GPU work that runs in order."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
-        runtime = cuda.runtime
-        self._stream = cuda.call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
-        # Waiting on such an event sleeps. By default, a thread waiting for the GPU spins on a core
-        # that the decoding threads need.
-        flags = runtime.cudaEventBlockingSync | runtime.cudaEventDisableTiming
+        self._stream = cuda.call("cudaStreamCreateWithFlags", cuda.runtime.cudaStreamNonBlocking)
         try:
-            self._done = cuda.call("cudaEventCreateWithFlags", flags)
+            self._done = Event(cuda)
         except CudaError:
             cuda.call("cudaStreamDestroy", self._stream)
             raise
@@ -133,6 +159,19 @@ class Stream:
         """Copy from the GPU into a contiguous array in pinned memory."""
         kind = self._cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._copy(target.ctypes.data, address, target.nbytes, kind)
+
+    def copy(self, target: int, source: int, *, num_bytes: int) -> None:
+        """Copy within the memory of the GPU."""
+        kind = self._cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._copy(target, source, num_bytes, kind)
+
+    def record(self, event: Event) -> None:
+        """Let an event stand for all work put into this stream so far."""
+        self._cuda.call("cudaEventRecord", event.handle, self._stream)
+
+    def wait_for(self, event: Event) -> None:
+        """Put a wait for an event, as it is recorded now, into this stream."""
+        self._cuda.call("cudaStreamWaitEvent", self._stream, event.handle, 0)
 
     def capture(self, enqueue: Callable[[], None]) -> Graph:
         """Record what `enqueue` puts into this stream, without running it.
@@ -163,12 +202,12 @@ class Stream:
         Raises:
             CudaError: something in it failed.
         """
-        self._cuda.call("cudaEventRecord", self._done, self._stream)
-        self._cuda.call("cudaEventSynchronize", self._done)
+        self.record(self._done)
+        self._done.synchronize()
 
     def close(self) -> None:
         """Destroy the stream, which must be empty."""
-        self._cuda.call("cudaEventDestroy", self._done)
+        self._done.close()
         self._cuda.call("cudaStreamDestroy", self._stream)
 
     def _abandon_capture(self) -> None:
@@ -183,14 +222,14 @@ class Stream:
         self._cuda.call("cudaMemcpyAsync", target, source, num_bytes, kind, self._stream)
 
 
-def load_cuda() -> Cuda:
-    """The CUDA runtime of this machine, checked to work.
+def load_cuda(index: int = 0) -> Cuda:
+    """The CUDA runtime of this machine, checked to work, with one of its GPUs.
 
     Raises:
-        ValueError: no Python binding, no driver or no GPU; says what to do.
+        ValueError: no Python binding, no driver or no such GPU; says what to do.
     """
     try:
-        cuda = Cuda(import_module("cuda.bindings.runtime"))
+        cuda = Cuda(import_module("cuda.bindings.runtime"), index)
     except (ImportError, OSError) as error:
         raise ValueError(
             f"the Python package cuda-bindings cannot be loaded ({error}); install it with "
@@ -199,13 +238,19 @@ def load_cuda() -> Cuda:
     try:
         cuda.device()
     except RuntimeError as error:
-        raise ValueError(_explain(error)) from error
+        raise ValueError(_explain(error, cuda)) from error
     return cuda
 
 
-def _explain(error: RuntimeError) -> str:
+def _explain(error: RuntimeError, cuda: Cuda) -> str:
     remedy = "check `nvidia-smi`; a container needs `--gpus all` and the NVIDIA container toolkit"
     name = error.name if isinstance(error, CudaError) else ""
+    if name == "cudaErrorInvalidDevice":
+        return (
+            f"expected DETR_DEVICE below {cuda.call('cudaGetDeviceCount')}, the number of GPUs "
+            f"that this process may use, got {cuda.index}; `nvidia-smi -L` lists those of the "
+            "machine, and CUDA_VISIBLE_DEVICES limits them"
+        )
     if name == "cudaErrorInsufficientDriver":
         return f"no NVIDIA driver, or one too old for this version of CUDA: {error}; {remedy}"
     if name == "cudaErrorNoDevice":

@@ -15,6 +15,7 @@ CUDA = Provider(
 )
 
 
-def open_on_cuda(bundle: Bundle, threads: int | None) -> OnnxRuntimeEngine:
+def open_on_cuda(bundle: Bundle, threads: int | None, *, device: int = 0) -> OnnxRuntimeEngine:
     """The standard graph with the CUDA provider. Raises ValueError like OnnxRuntimeEngine."""
-    return OnnxRuntimeEngine(bundle, threads=threads, providers=(CUDA,))
+    on_device = CUDA._replace(options=CUDA.options | {"device_id": str(device)})
+    return OnnxRuntimeEngine(bundle, threads=threads, providers=(on_device,))

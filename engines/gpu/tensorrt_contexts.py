@@ -2,7 +2,7 @@
 
 Every captured graph needs its own context, since changing the shape of a context invalidates its
 graph. After a change of shape, a context has to run once before it can be captured. All contexts
-share one block of memory for activations, as only one of them runs at a time.
+share one block of memory for activations, as they run one after the other, in one stream.
 """
 
 import logging
@@ -37,11 +37,14 @@ class _Lane:
 class Lanes:
     """The contexts of one engine, least recently used first.
 
+    There is at least one more than runs that others may be in, so the least recently used is idle.
+
     Args:
         trt, engine: the module and the engine.
         addresses: of every input and output on the GPU; the same for all shapes.
         activations: memory large enough for any profile.
         input_shapes: gives the shape of every input for a shape of the batch.
+        runs_at_once: how many runs may be in the stream at a time.
         max_graphs: most graphs kept; 0 for none.
     """
 
@@ -54,6 +57,7 @@ class Lanes:
         addresses: dict[str, int],
         activations: DeviceMemory,
         input_shapes: Callable[[BatchShape], dict[str, tuple[int, ...]]],
+        runs_at_once: int,
         max_graphs: int,
     ) -> None:
         self._trt = trt
@@ -62,10 +66,11 @@ class Lanes:
         self._addresses = addresses
         self._activations = activations
         self._input_shapes = input_shapes
-        self._uses_graphs = max_graphs > 0
+        self._max_graphs = max_graphs
         # All are created at start, so that serving takes no more memory than starting.
-        self._spare = [_Lane(self._new_context()) for _ in range(max(1, max_graphs))]
+        self._spare = [_Lane(self._new_context()) for _ in range(max(runs_at_once, max_graphs))]
         self._lanes: OrderedDict[tuple[int, BatchShape], _Lane] = OrderedDict()
+        self.num_captures = 0  # of graphs, since the start
 
     @property
     def num_graphs(self) -> int:
@@ -73,7 +78,7 @@ class Lanes:
         return sum(lane.graph is not None for lane in self._lanes.values())
 
     def enqueue(self, profile: int, shape: BatchShape) -> None:
-        """Put one inference into the stream, which must have finished all earlier work.
+        """Put one inference into the stream, behind at most `runs_at_once - 1` others.
 
         Raises:
             TensorRTError, CudaError: it could not be enqueued. Parts of it may still run.
@@ -85,7 +90,7 @@ class Lanes:
             self._bind(lane.context, profile, shape)
             self._enqueue_plain(lane.context)
             lane.is_ready = True
-        elif lane.graph is not None or (self._uses_graphs and self._capture(lane)):
+        elif lane.graph is not None or self._capture(lane):
             assert lane.graph is not None
             self._stream.launch(lane.graph)
         else:
@@ -130,10 +135,17 @@ class Lanes:
         require(self._trt, is_enqueued, call="execute_async_v3")
 
     def _capture(self, lane: _Lane) -> bool:
-        """Capture the lane's graph; if this engine cannot be captured, never try again."""
+        """Capture the lane's graph, if there may be one more.
+
+        If this engine cannot be captured, never try again.
+        """
+        if self.num_graphs >= self._max_graphs:
+            return False
         try:
             lane.graph = self._stream.capture(lambda: self._enqueue_plain(lane.context))
         except (CudaError, TensorRTError) as error:
             logger.warning("running without CUDA graphs: %s", error)
-            self._uses_graphs = False
-        return lane.graph is not None
+            self._max_graphs = 0
+            return False
+        self.num_captures += 1
+        return True

@@ -1,33 +1,40 @@
-"""TensorRT on an NVIDIA GPU: a plan, its buffers, and the one stream that everything runs in.
+"""TensorRT on an NVIDIA GPU: a plan, its buffers, and the stream that computes.
 
-All memory is allocated at start, for the largest batch of the profiles. An inference copies the
-images into pinned memory one by one, so that the GPU fetches one while the next is copied; then it
-launches the network and waits for its few outputs.
+All memory is allocated at start, for the largest batch of the profiles. Two threads may be in `run`
+at a time: while one batch is computed, the next one comes to the GPU in a stream of its own, and is
+launched behind it. It is then copied to where the network reads, which is the same for every batch,
+since a CUDA graph has the addresses in it.
 """
 
 import logging
 import math
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bundle.layout import IMAGES, OUTPUTS, PADDING_MASK, PLUGIN_FORM
-from bundle.manifest import Manifest, TensorSpec
+from bundle.layout import PLUGIN_FORM
+from bundle.manifest import Manifest
 from bundle.postprocess import RawOutput
 from bundle.tensorrt_plan import BatchShape, ShapeProfile, max_batch
 from engines.base import EngineFailure, EngineInfo, float_type_of
 from engines.gpu.cuda import MIB, Cuda, CudaError, Device, DeviceMemory, Stream
+from engines.gpu.tensorrt_buffers import Buffers
 from engines.gpu.tensorrt_contexts import Lanes
 from engines.gpu.tensorrt_runtime import REBUILD, TensorRTError, log_of, require
-from engines.gpu.tensorrt_tensors import Buffer, check_tensors, dims_of
+from engines.gpu.tensorrt_tensors import check_tensors, dims_of, largest_bytes
 
 logger = logging.getLogger(__name__)
 
 
 class TensorRTEngine:
     """A loaded plan, warmed up at every profile and ready to run."""
+
+    runs_at_once = 2
 
     def __init__(
         self,
@@ -58,6 +65,8 @@ class TensorRTEngine:
         self.largest_batches = tuple(profile.max for profile in profiles)
         self._profiles = profiles
         self._resources = ExitStack()
+        self._cuda = cuda
+        self._launching = Lock()  # held by the thread that puts a run into the stream
         device = cuda.device()
         try:
             self._load(manifest, plan, trt, cuda, max_graphs)
@@ -75,6 +84,11 @@ class TensorRTEngine:
             streams=1,
         )
 
+    @property
+    def num_captures(self) -> int:
+        """See `CapturesGraphs.num_captures`."""
+        return self._lanes.num_captures
+
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
         """See `Engine.run`."""
         shape = BatchShape(*padding_mask.shape)
@@ -87,7 +101,8 @@ class TensorRTEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         try:
-            self._resources.close()
+            with self._resources:
+                self._cuda.use()
         except CudaError as error:  # the GPU has failed; nothing more can be done
             logger.warning("the GPU did not release everything: %s", error)
 
@@ -106,34 +121,39 @@ class TensorRTEngine:
         runtime = trt.Runtime(log)
         engine = require(trt, runtime.deserialize_cuda_engine(plan), call="deserialize_cuda_engine")
         check_tensors(engine, manifest, profiles=self._profiles)
-        self._stream = Stream(cuda)
-        self._resources.callback(self._stream.close)
-        self._activations = DeviceMemory(cuda, engine.device_memory_size_v2)
-        self._resources.callback(self._activations.close)
+        kept = self._resources.enter_context
+        self._stream, self._copies = (kept(closing(Stream(cuda))) for _ in range(2))
+        self._activations = kept(closing(DeviceMemory(cuda, engine.device_memory_size_v2)))
         self._inputs, self._outputs = (
-            {spec.name: self._buffer(cuda, spec) for spec in specs}
+            {
+                spec.name: kept(closing(DeviceMemory(cuda, largest_bytes(spec, self._profiles))))
+                for spec in specs
+            }
             for specs in (manifest.inputs, manifest.outputs)
         )
-        buffers = self._inputs | self._outputs
-        self._io_bytes = sum(buffer.device.num_bytes for buffer in buffers.values())
+        self._io_bytes = sum(
+            memory.num_bytes for memory in (*self._inputs.values(), *self._outputs.values())
+        )
+        self._free: SimpleQueue[Buffers] = SimpleQueue()
+        for _ in range(self.runs_at_once):
+            buffers = Buffers(cuda, manifest, copies=self._copies, profiles=self._profiles)
+            self._free.put(kept(closing(buffers)))
+            self._io_bytes += buffers.num_bytes
         self._lanes = Lanes(
             trt,
             engine,
             stream=self._stream,
-            addresses={name: buffer.device.address for name, buffer in buffers.items()},
+            addresses={
+                name: memory.address for name, memory in (self._inputs | self._outputs).items()
+            },
             activations=self._activations,
             input_shapes=lambda shape: {
-                name: buffer.dims(shape) for name, buffer in self._inputs.items()
+                spec.name: dims_of(spec, shape) for spec in manifest.inputs
             },
+            runs_at_once=self.runs_at_once,
             max_graphs=max_graphs,
         )
         self._resources.callback(self._lanes.close)
-
-    def _buffer(self, cuda: Cuda, spec: TensorSpec) -> Buffer:
-        largest = max(math.prod(dims_of(spec, profile.max)) for profile in self._profiles)
-        buffer = Buffer(cuda, spec, num_elements=largest)
-        self._resources.callback(buffer.close)
-        return buffer
 
     def _warm_up(self) -> None:
         """Run every profile: its largest batch, and the one it is tuned for until captured."""
@@ -176,37 +196,33 @@ class TensorRTEngine:
         least = self._profiles[index].min
         batch, height, width = padding_mask.shape
         shape = BatchShape(batch, max(height, least.height), max(width, least.width))
+        self._cuda.use()
+        with self._taken() as buffers:
+            buffers.upload(images, padding_mask, shape=shape)
+            with self._launching:
+                buffers.deliver(self._stream, self._inputs, shape=shape)
+                self._lanes.enqueue(index, shape)
+                buffers.download(self._stream, self._outputs, shape=shape)
+            return buffers.wait()
+
+    @contextmanager
+    def _taken(self) -> Iterator[Buffers]:
+        """Buffers for one run; when they are given back, nothing uses them any more."""
+        buffers = self._free.get()
         try:
-            self._upload(IMAGES, images, shape, padding=0)
-            self._upload(PADDING_MASK, padding_mask, shape, padding=1)
-            self._lanes.enqueue(index, shape)
-            answers = [self._download(name, shape) for name in OUTPUTS]
-            self._stream.synchronize()
+            yield buffers
         except BaseException:
-            self._settle()
+            with self._launching:  # nothing may be recorded while another thread captures
+                for stream in (self._copies, self._stream):
+                    self._settle(stream)
             raise
-        return RawOutput(*(answer.copy() for answer in answers))
+        finally:
+            self._free.put(buffers)
 
-    def _upload(self, name: str, rows: npt.NDArray[Any], shape: BatchShape, padding: int) -> None:
-        buffer = self._inputs[name]
-        pinned = buffer.pinned(shape)
-        if rows.shape != pinned.shape:
-            pinned[...] = padding
-        for row, source in enumerate(rows):
-            pinned[row, : source.shape[0], : source.shape[1]] = source
-            self._stream.upload(buffer.device.address + row * pinned[row].nbytes, pinned[row])
-
-    def _download(self, name: str, shape: BatchShape) -> npt.NDArray[Any]:
-        """The array that will hold the output once the stream has run."""
-        buffer = self._outputs[name]
-        pinned = buffer.pinned(shape)
-        self._stream.download(pinned, buffer.device.address)
-        return pinned
-
-    def _settle(self) -> None:
-        """Wait until nothing uses the buffers any more, ignoring failures."""
+    def _settle(self, stream: Stream) -> None:
+        """Wait until a stream is empty, ignoring failures."""
         try:
-            self._stream.synchronize()
+            stream.synchronize()
         except CudaError as error:
             logger.warning("the GPU failed: %s", error)
 

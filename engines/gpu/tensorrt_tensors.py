@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from bundle.manifest import Manifest, TensorSpec
 from bundle.tensorrt_plan import BatchShape, ShapeProfile
-from engines.gpu.cuda import Cuda, CudaError, DeviceMemory, PinnedMemory
+from engines.gpu.cuda import Cuda, PinnedMemory
 from engines.gpu.tensorrt_runtime import REBUILD
 
 # TensorRT's names for numpy's types, the same in 10 and 11.
@@ -22,39 +22,35 @@ _DTYPES = {
 }
 
 
-class Buffer:
-    """One input or output: memory on the GPU, and pinned memory to copy from or to."""
+class PinnedTensor:
+    """Pinned memory of one input or output, large enough for every profile."""
 
-    def __init__(self, cuda: Cuda, spec: TensorSpec, *, num_elements: int) -> None:
+    def __init__(self, cuda: Cuda, spec: TensorSpec, *, profiles: tuple[ShapeProfile, ...]) -> None:
         self._spec = spec
         self._dtype = np.dtype(spec.dtype)
-        self.device = DeviceMemory(cuda, num_elements * self._dtype.itemsize)
-        try:
-            self._host = PinnedMemory(cuda, num_elements * self._dtype.itemsize)
-        except CudaError:
-            self.device.close()
-            raise
+        self._memory = PinnedMemory(cuda, largest_bytes(spec, profiles))
 
-    def dims(self, shape: BatchShape) -> tuple[int, ...]:
-        """The tensor's dimensions for this shape of the batch."""
-        return dims_of(self._spec, shape)
-
-    def pinned(self, shape: BatchShape) -> npt.NDArray[Any]:
-        """The start of the pinned memory, as a tensor for this shape of the batch."""
-        dims = self.dims(shape)
+    def array(self, shape: BatchShape) -> npt.NDArray[Any]:
+        """The start of the memory, as the tensor for this shape of the batch."""
+        dims = dims_of(self._spec, shape)
         num_bytes = math.prod(dims) * self._dtype.itemsize
-        return self._host.bytes[:num_bytes].view(self._dtype).reshape(dims)
+        return self._memory.bytes[:num_bytes].view(self._dtype).reshape(dims)
 
     def close(self) -> None:
-        """Free both."""
-        self._host.close()
-        self.device.close()
+        """Free it."""
+        self._memory.close()
 
 
 def dims_of(spec: TensorSpec, shape: BatchShape) -> tuple[int, ...]:
     """The dimensions of a tensor whose free ones are named batch, height and width."""
     sizes = shape._asdict()
     return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in spec.shape)
+
+
+def largest_bytes(spec: TensorSpec, profiles: tuple[ShapeProfile, ...]) -> int:
+    """The bytes of a tensor for the largest batch of the profiles."""
+    most = max(math.prod(dims_of(spec, profile.max)) for profile in profiles)
+    return most * np.dtype(spec.dtype).itemsize
 
 
 def check_tensors(engine: Any, manifest: Manifest, *, profiles: tuple[ShapeProfile, ...]) -> None:

@@ -95,6 +95,11 @@ class TorchEngine:
         """The number of CUDA graphs kept now."""
         return self._lanes.num_graphs
 
+    @property
+    def num_captures(self) -> int:
+        """See `CapturesGraphs.num_captures`."""
+        return self._lanes.num_captures
+
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
         """See `Engine.run`."""
         shape = BatchShape(*padding_mask.shape)
@@ -153,12 +158,12 @@ class TorchEngine:
         return self._program.run(inputs, known=known)
 
 
-def open_on_gpu(bundle: Bundle, *, max_graphs: int) -> TorchEngine:
-    """The engine on this machine's GPU, warmed up.
+def open_on_gpu(bundle: Bundle, *, max_graphs: int, device: int = 0) -> TorchEngine:
+    """The engine on one of this machine's GPUs, warmed up.
 
     Raises:
-        ValueError: there is no GPU that PyTorch can use, its kernels are not built, or it has too
-            little memory; says what to do. Also raised as by `TorchEngine`.
+        ValueError: there is no such GPU that PyTorch can use, its kernels are not built, or it has
+            too little memory; says what to do. Also raised as by `TorchEngine`.
     """
     if not torch.cuda.is_available():
         raise ValueError(
@@ -166,12 +171,17 @@ def open_on_gpu(bundle: Bundle, *, max_graphs: int) -> TorchEngine:
             "with CUDA (the name of one without ends in +cpu), start a container with `--gpus "
             "all`, or serve with another DETR_ENGINE"
         )
+    if device >= torch.cuda.device_count():
+        raise ValueError(
+            f"expected DETR_DEVICE below {torch.cuda.device_count()}, the number of GPUs that this "
+            f"process may use, got {device}; CUDA_VISIBLE_DEVICES limits them"
+        )
     if cuda_kernels.cuda_kernels() is None:
         raise ValueError(
             f"expected {library.CUDA_KERNELS} in {library.FOLDER}; run `make plugins`, which needs "
             "nvcc, or serve with another DETR_ENGINE"
         )
-    gpu = Gpu()
+    gpu = Gpu(device)
     before = gpu.memory_bytes()
     try:
         engine = TorchEngine(

@@ -42,12 +42,11 @@ class Cpu:
 
 
 class Gpu:
-    """The first GPU that CUDA_VISIBLE_DEVICES allows, and one stream of it."""
+    """A GPU, by its number of those that CUDA_VISIBLE_DEVICES allows, and one stream of it."""
 
-    device = torch.device("cuda", 0)
-
-    def __init__(self) -> None:
-        """Take the GPU, and let float32 be float32 on it for all of this process."""
+    def __init__(self, index: int = 0) -> None:
+        """Take the GPU, and let float32 be float32 on all GPUs for all of this process."""
+        self.device = torch.device("cuda", index)
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False

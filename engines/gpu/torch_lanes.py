@@ -64,6 +64,7 @@ class Lanes:
         self._uses_graphs = max_graphs > 0
         self._max_lanes = max(1, max_graphs)
         self._lanes: OrderedDict[BatchShape, _Lane] = OrderedDict()
+        self.num_captures = 0  # of graphs, since the start
 
     @property
     def num_graphs(self) -> int:
@@ -106,6 +107,7 @@ class Lanes:
         """Capture the lane's graph; if this program cannot be captured, never try again."""
         try:
             lane.graph = self._capture(lambda: self._compute(shape, lane.known))
+            self.num_captures += 1
         except RuntimeError as error:
             logger.warning("running without CUDA graphs: %s", error)
             self._uses_graphs = False

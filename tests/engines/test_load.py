@@ -95,6 +95,18 @@ def test_tensorrt_without_a_gpu_is_refused(toy_bundle: Path, trt: FakeTensorRT) 
         open_engine(Bundle.load(toy_bundle), engine="tensorrt")
 
 
+def test_the_plan_runs_on_the_gpu_that_is_asked_for(
+    planned: Callable[..., Path], cuda: FakeCuda
+) -> None:
+    cuda.num_devices = 3
+
+    engine = open_engine(Bundle.load(planned()), gpu=GpuOptions(device=2))
+
+    assert engine.info.runtime == "tensorrt"
+    assert {stream.device for stream in cuda.streams} == {2}
+    engine.close()
+
+
 def test_a_mode_that_an_engine_does_not_have_is_said(
     planned: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:

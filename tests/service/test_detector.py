@@ -79,6 +79,29 @@ async def test_a_request_that_fails_gives_its_places_back(app: FastAPI, jpeg_byt
     assert 'detr_queue_depth{model="toy"} 0.0' in metrics
 
 
+class CapturingEngine(FakeEngine):
+    """Captures a CUDA graph in every run."""
+
+    @property
+    def num_captures(self) -> int:
+        return len(self.batch_shapes)
+
+
+@pytest.mark.anyio
+async def test_captures_are_counted_from_the_start_on(fake_bundle: Path, jpeg_bytes: bytes) -> None:
+    engine = CapturingEngine()
+    counted = []
+
+    async with running(create_app(Settings(bundle=fake_bundle), lambda *_: engine)) as client:
+        for _ in range(2):
+            metrics = (await client.get("/metrics")).text
+            counted.append(f'captures_total{{model="toy"}} {float(engine.num_captures)}' in metrics)
+            await client.post("/detect", content=jpeg_bytes)
+
+    assert engine.num_captures > 2
+    assert counted == [True, True]
+
+
 @pytest.mark.parametrize(
     "provenance", [{}, {"weights": None}, {"weights": {"assumed": None}}, {"weights": "mine"}]
 )

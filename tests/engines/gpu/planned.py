@@ -23,13 +23,15 @@ SINGLE = ShapeProfile(
 )
 
 
-def load(directory: Path, trt: FakeTensorRT, *, max_graphs: int = 4) -> TensorRTEngine:
+def load(
+    directory: Path, trt: FakeTensorRT, *, max_graphs: int = 4, device: int = 0
+) -> TensorRTEngine:
     manifest = Manifest.load(directory)
     assert manifest.tensorrt is not None
     plan = (directory / "model.plan").read_bytes()
     profiles = manifest.tensorrt.profiles
     return TensorRTEngine(
-        manifest, plan, profiles=profiles, trt=trt, cuda=load_cuda(), max_graphs=max_graphs
+        manifest, plan, profiles=profiles, trt=trt, cuda=load_cuda(device), max_graphs=max_graphs
     )
 
 

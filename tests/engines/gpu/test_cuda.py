@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from engines.gpu.cuda import CudaError, DeviceMemory, PinnedMemory, Stream, load_cuda
+from engines.gpu.cuda import CudaError, DeviceMemory, Event, PinnedMemory, Stream, load_cuda
 from tests.fake_cuda import CudaErrorCode, FakeCuda, Misuse
 
 
@@ -91,6 +91,14 @@ def test_a_gpu_that_cannot_be_used_is_reported_with_what_to_check(
         load_cuda()
 
 
+def test_a_gpu_that_does_not_exist_is_refused_with_how_many_there_are(cuda: FakeCuda) -> None:
+    cuda.num_devices = 2
+
+    assert load_cuda(1).device().name == "NVIDIA Fake"
+    with pytest.raises(ValueError, match=r"expected DETR_DEVICE below 2, .*, got 2; `nvidia-smi"):
+        load_cuda(2)
+
+
 def test_a_driver_library_that_is_missing_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("Failed to dlopen libcuda.so.1")
@@ -102,6 +110,35 @@ def test_a_driver_library_that_is_missing_is_reported(monkeypatch: pytest.Monkey
 
 
 # --- what the fake finds out
+
+
+def test_two_streams_that_use_the_same_memory_without_waiting_are_found_out(
+    cuda: FakeCuda,
+) -> None:
+    runtime = load_cuda()
+    first, second, arrived = Stream(runtime), Stream(runtime), Event(runtime)
+    there, other, here = (
+        DeviceMemory(runtime, 8),
+        DeviceMemory(runtime, 8),
+        PinnedMemory(runtime, 8),
+    )
+    first.upload(there.address, here.bytes)
+
+    with pytest.raises(Misuse, match="two streams use the same memory, and neither waits"):
+        second.copy(other.address, there.address, num_bytes=8)
+
+    first.record(arrived)
+    second.wait_for(arrived)
+    second.copy(other.address, there.address, num_bytes=8)
+
+
+def test_a_thread_that_uses_another_gpu_is_found_out(cuda: FakeCuda) -> None:
+    cuda.num_devices = 2
+    stream, there = Stream(load_cuda(1)), DeviceMemory(load_cuda(1), 8)
+    load_cuda(0)
+
+    with pytest.raises(Misuse, match="the thread uses GPU 0, the stream is of 1"):
+        stream.copy(there.address, there.address, num_bytes=8)
 
 
 def test_freeing_memory_in_use_is_found_out(cuda: FakeCuda) -> None:

@@ -47,7 +47,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> type[GpuSession]:
 
 
 def open_demo(**changes: Any) -> OnnxRuntimeEngine:
-    return open_on_cuda(Bundle.load(DEMO).with_manifest(**changes), 2)
+    return open_on_cuda(Bundle.load(DEMO).with_manifest(**changes), 2, device=1)
 
 
 def test_a_package_without_the_provider_is_told_which_to_install() -> None:
@@ -74,6 +74,7 @@ def test_cuda_runs_the_standard_graph_without_rounding_float32(gpu: type[GpuSess
     assert session.model == str(DEMO / "model.onnx")
     assert list(session.providers) == ["CUDAExecutionProvider"]
     assert session.providers["CUDAExecutionProvider"]["use_tf32"] == "0"
+    assert session.providers["CUDAExecutionProvider"]["device_id"] == "1"
     assert engine.info[:4] == ("onnxruntime CUDAExecutionProvider", "fp32", "fp32", "standard")
 
 

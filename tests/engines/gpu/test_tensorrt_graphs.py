@@ -20,6 +20,7 @@ def test_a_shape_has_its_graph_from_the_second_run_on(
     batch = batch_of((50, 70))
 
     assert [graphs_after(engine, cuda, batch) for _ in range(3)] == [2, 3, 3]  # 2 from warm-up
+    assert engine.num_captures == 3
     engine.close()
 
 
@@ -35,10 +36,21 @@ def test_graphs_and_contexts_are_bounded(bundle: Path, trt: FakeTensorRT, cuda: 
             engine.run(*batch_of((50, width)))
 
     assert cuda.num_graphs == len(trt.contexts) == 3
+    assert engine.num_captures == 2 + 5
     engine.close()
 
 
-def test_without_graphs_one_context_runs_everything(
+def test_one_graph_is_one(bundle: Path, trt: FakeTensorRT, cuda: FakeCuda) -> None:
+    engine = load(bundle, trt, max_graphs=1)
+    for _ in range(3):
+        engine.run(*batch_of((50, 40)))
+        engine.run(*batch_of((50, 50)))
+
+    assert cuda.num_graphs == 1
+    engine.close()
+
+
+def test_without_graphs_a_context_for_each_run_at_once_runs_everything(
     bundle: Path, trt: FakeTensorRT, cuda: FakeCuda, oracle: OnnxRuntimeEngine
 ) -> None:
     engine = load(bundle, trt, max_graphs=0)
@@ -47,7 +59,7 @@ def test_without_graphs_one_context_runs_everything(
     for batch in batches:
         assert_alike(engine.run(*batch), oracle.run(*batch))
 
-    assert (cuda.num_graphs, len(trt.contexts)) == (0, 1)
+    assert (cuda.num_graphs, len(trt.contexts)) == (0, 2)
     engine.close()
 
 

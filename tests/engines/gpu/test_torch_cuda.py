@@ -21,7 +21,7 @@ from engines.gpu import torch_cuda
 from engines.gpu.torch_cuda import TorchEngine, open_on_cpu
 from engines.gpu.torch_device import Cpu
 from engines.guard import guard
-from engines.load import open_engine
+from engines.load import GpuOptions, open_engine
 from engines.self_check import require_known_answers
 from export.graph.half_precision import add_half_graph
 from export.judge.verify import difference
@@ -197,6 +197,16 @@ def test_without_kernels_for_the_gpu_it_says_what_to_do(
 
     with pytest.raises(ValueError, match=r"libms_deform_attn_cuda\.so .* run `make plugins`"):
         open_engine(demo, engine="torch-cuda")
+
+
+def test_a_gpu_that_does_not_exist_is_refused(
+    demo: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    with pytest.raises(ValueError, match=r"expected DETR_DEVICE below 2, .*, got 2; CUDA_VISIBLE"):
+        open_engine(demo, engine="torch-cuda", gpu=GpuOptions(device=2))
 
 
 @pytest.mark.parametrize("package", ["torch", "onnx_ir"])
