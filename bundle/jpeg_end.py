@@ -6,18 +6,16 @@ is completed in several ways: if no block of the image is missing, all decode to
 
 import hashlib
 import io
-import re
-from collections.abc import Iterator
 from itertools import pairwise
 
 from PIL import Image
 
+from bundle.jpeg_segments import SCAN, segments
+
 _STRIP_PX = 64
 END = b"\xff\xd9"
 _FRAMES = range(0xC0, 0xC3)  # baseline, extended, progressive
-_SCAN = 0xDA
 _COEFFICIENTS = 64  # in a block
-_NEXT_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")  # except those inside the data of a scan
 # Blocks are also missing if a file is truncated before a restart marker. A decoder resumes at any
 # restart marker but the two after the one it expects, so one of the 8 takes effect early enough.
 _FILLINGS = (
@@ -59,24 +57,13 @@ def _has_every_scan(data: bytes) -> bool:
     Layout of the segments: https://www.w3.org/Graphics/JPEG/itu-t81.pdf, B.2.2 and B.2.3.
     """
     missing: set[tuple[int, int]] | None = None
-    for marker, content in _segments(data):
+    for marker, content in segments(data):
         if marker in _FRAMES and len(content) > 5:
             ids = content[6::3]
             missing = {(one, place) for one in ids for place in range(_COEFFICIENTS)}
-        elif marker == _SCAN and missing is not None and len(content) >= 4:
+        elif marker == SCAN and missing is not None and len(content) >= 4:
             first, last, precision = content[-3], content[-2], content[-1] & 0x0F
             if precision == 0:
                 ids = content[1:-3:2]
                 missing -= {(one, place) for one in ids for place in range(first, last + 1)}
     return missing == set()
-
-
-def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and content of every complete segment; the data of scans is skipped."""
-    position = 2  # after the start marker
-    while found := _NEXT_MARKER.search(data, position):
-        start = found.end() + 2
-        position = found.end() + int.from_bytes(data[found.end() : start])
-        if not start <= position <= len(data):
-            return
-        yield found[1][0], data[start:position]

@@ -4,7 +4,6 @@ This is the only preprocessing at inference: the service, the command line and b
 call it. Normalisation happens inside the graph, which takes uint8.
 """
 
-import io
 import re
 import struct
 import zlib
@@ -17,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from cv2.typing import MatLike
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
+from bundle.file_pieces import FileInPieces, PieceCounter
 from bundle.image_formats import describe_content
 from bundle.jpeg_end import complete_jpeg
+from bundle.jpeg_segments import MOST_SCANS, has_too_many_scans
 from bundle.sixteen_bit import (
     is_deep_colour,
     is_mixed_up,
@@ -34,6 +35,8 @@ MAX_PIXELS = 100_000_000  # 300 MB once decoded; a decompression bomb claims mor
 # Pillow's own limit only warns up to twice its value, and a warning filter is state of the whole
 # process. `_open` reads the size from the header and refuses, so Pillow's check is switched off.
 Image.MAX_IMAGE_PIXELS = None
+# Of the text in a PNG, which nobody reads here; Pillow would expand 60 kB to 64 MiB.
+PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20
 # One image is resized by one thread; several images are decoded side by side. OpenCV's own pool
 # would fight with those threads, and hangs in forked data loader workers.
 cv2.setNumThreads(0)
@@ -262,12 +265,17 @@ def _sniff_format(data: bytes, formats: Sequence[str]) -> str:
 
 
 def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
-    image: Image.Image = Image.open(io.BytesIO(data), formats=[image_format])
+    image: Image.Image = Image.open(FileInPieces(data), formats=[image_format])
     width, height = image.size
     if width * height > max_pixels:
         raise UndecodableImage(
             f"expected at most {max_pixels:,} pixels, got {width} x {height} = "
             f"{width * height:,}; send a smaller image"
+        )
+    if image_format == "JPEG" and has_too_many_scans(data):
+        raise UndecodableImage(
+            f"expected a JPEG image of at most {MOST_SCANS} scans, got more, each of which goes "
+            "through the whole image; save it again"
         )
     if is_mixed_up(image):
         raise UndecodableImage(
@@ -350,7 +358,9 @@ def _orientation(image: Image.Image, data: bytes) -> int:
 def _png_exif(data: bytes) -> bytes:
     """The first EXIF chunk, which may follow the pixels, where Pillow's header does not reach."""
     position = 8  # of a chunk: length, type, content, checksum
+    counter = PieceCounter(len(data))
     while position + 8 <= len(data):
+        counter.count()
         (length,) = struct.unpack_from(">I", data, position)
         if data[position + 4 : position + 8] == b"eXIf":
             return data[position + 8 : position + 8 + length]

@@ -20,6 +20,7 @@ Parsed = TypeVar("Parsed")
 _SHAPE = f'{{"{FILE_FIELDS[0]}": ["<base64>"]}}'
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]{0,20}://", re.IGNORECASE)
 _DATA_URI = re.compile(r"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
+_SPACES = string.whitespace.encode()
 _STEP = 1 << 20  # characters decoded at a time: Python's lock is held meanwhile
 _MAX_VALUES = 10_000  # far above any honest body; parsing millions would delay everyone
 
@@ -89,19 +90,25 @@ def decode_base64(text: object, subject: str) -> bytes:
         raise InvalidRequest(f"{subject}: expected base64 text, got {kind_of(text)}")
     prefix = _DATA_URI.match(text)
     encoded = text[prefix.end() :] if prefix else text
-    if any(space in encoded for space in string.whitespace):  # 12 times as fast as a pattern
-        encoded = "".join(encoded.split())
     try:
-        if 0 <= encoded.find("=") < len(encoded) - 2:
-            raise ValueError("padding before the end")
-        return b"".join(
-            base64.b64decode(encoded[start : start + _STEP], validate=True)
-            for start in range(0, len(encoded), _STEP)
-        )
+        return b"".join(_decode(encoded))
     except (binascii.Error, ValueError) as error:
         raise InvalidImage(
             f"{subject}: expected the file's content as base64 text, got {encoded[:40]!r}: {error}"
         ) from error
+
+
+def _decode(encoded: str) -> Iterator[bytes]:
+    """The bytes of base64 text, step by step; split at its spaces, it could take a gigabyte."""
+    left = b""
+    for start in range(0, len(encoded), _STEP):
+        digits = left + encoded[start : start + _STEP].encode("ascii").translate(None, _SPACES)
+        end = max(0, len(digits) - 1) // 4 * 4  # the last digits may have padding
+        if b"=" in digits[:end]:
+            raise ValueError("padding before the end")
+        yield base64.b64decode(digits[:end], validate=True)
+        left = digits[end:]
+    yield base64.b64decode(left, validate=True)
 
 
 def kind_of(value: object) -> str:

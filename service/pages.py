@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
+from starlette.types import Receive, Scope, Send
 
 from service.errors import NotFound
 from service.exchange import model_of
@@ -27,6 +28,18 @@ _POLICY = (
 )
 
 
+class WholeFile(FileResponse):
+    """A file without its ranges, which nobody needs of files this small: Starlette's own answers to
+    impossible ranges are plain text.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the file."""
+        self.headers["Accept-Ranges"] = "none"
+        headers = [header for header in scope["headers"] if header[0] != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
+
+
 @router.get("/")
 async def index() -> FileResponse:
     """The page for trying the model on an image."""
@@ -44,7 +57,7 @@ async def asset(name: str) -> FileResponse:
     """A script, style sheet or icon of the two pages."""
     if name not in _ASSETS:
         raise NotFound(f"the page has no file {name[:100]!r}")
-    return FileResponse(_ASSETS[name], headers={"Cache-Control": "no-cache"})
+    return WholeFile(_ASSETS[name], headers={"Cache-Control": "no-cache"})
 
 
 @router.get("/samples/{name:path}")
@@ -54,7 +67,7 @@ async def sample(request: Request, name: str, *, model: str | None = None) -> Fi
     path = f"samples/{name}"
     if path not in bundle.manifest.samples:
         raise NotFound(f"the bundle has no {path[:100]!r}; GET /model lists its samples")
-    return FileResponse(bundle.directory / path)
+    return WholeFile(bundle.directory / path)
 
 
 def _html(name: str, more_styles: str) -> FileResponse:
@@ -63,4 +76,4 @@ def _html(name: str, more_styles: str) -> FileResponse:
         "Referrer-Policy": "no-referrer",
         "Cache-Control": "no-cache",
     }
-    return FileResponse(_PAGE / name, headers=headers)
+    return WholeFile(_PAGE / name, headers=headers)

@@ -180,6 +180,56 @@ def test_a_bomb_in_a_text_chunk_is_not_a_bomb(kind: bytes) -> None:
         decode_image(data)
 
 
+def jpeg(*, before: bytes = b"", behind: bytes = b"", cut: int = 2) -> bytes:
+    """A JPEG with bytes behind its start marker and behind its pixels, without its last bytes."""
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    return data[:2] + before + data[2 : len(data) - cut] + behind
+
+
+EMPTY_SEGMENT = b"\xff\xfe\x00\x02"
+LIKE_SCANS = b"\xff\xfe\x01\x92" + b"\xff\xda" * 200  # the content of one segment
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        jpeg(before=EMPTY_SEGMENT * 10_000),
+        jpeg(before=b"\xff" * 10_000),
+        jpeg(before=EMPTY_SEGMENT + b"\0" * 10_000),
+        jpeg(behind=EMPTY_SEGMENT * 10_001, cut=20),
+        jpeg(behind=LIKE_SCANS + EMPTY_SEGMENT * 10_001),
+        png(5, 7, bytes(112), depth=8, colour=2, extra=[(b"prIv", b"")] * 10_000),
+        png(5, 7, bytes(112), depth=8, colour=2, extra=[(b"IDAT", b"")] * 10_000),
+    ],
+    ids=["segments", "fill", "junk", "truncated", "scans", "chunks", "pixels"],
+)
+def test_a_file_of_very_many_pieces_is_refused(data: bytes) -> None:
+    with pytest.raises(UndecodableImage, match="far more pieces"):
+        decode_image(data)
+
+
+def test_a_file_of_many_pieces_is_decoded() -> None:
+    segments = jpeg(before=EMPTY_SEGMENT * 2000, cut=0)
+    chunks = png(5, 7, bytes(112), depth=8, colour=2, extra=[(b"prIv", b"")] * 2000)
+
+    assert decode_image(segments).shape == (8, 8, 3)
+    assert decode_image(chunks).shape == (7, 5, 3)
+
+
+@pytest.mark.parametrize("read", [decode_image, read_header])
+def test_a_jpeg_of_very_many_scans_is_refused(read: Callable[[bytes], object]) -> None:
+    """Each takes 36 bytes, and as long as all pixels of the image."""
+    data = jpeg(cut=0)
+    last_scan = data[data.rindex(b"\xff\xda") : -2]
+
+    assert read_header(jpeg(before=LIKE_SCANS, cut=0)).size == (8, 8)
+    assert read_header(data[:-2] + last_scan * 90).size == (8, 8)
+    with pytest.raises(UndecodableImage, match="at most 100 scans"):
+        read(data[:-2] + last_scan * 100)
+
+
 @pytest.mark.parametrize("read", [decode_image, read_header])
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_samples_of_32_bits_are_refused(read: Callable[..., object], dtype: type) -> None:

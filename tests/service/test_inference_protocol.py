@@ -236,6 +236,20 @@ def test_very_many_tensors_are_refused_without_a_model_of_each(where: str, value
     assert most_bytes < 20_000 * 300
 
 
+def test_texts_for_pixels_take_no_memory_for_the_longest_in_every_place() -> None:
+    values = ["a" * 100_000, *["b"] * 400]
+    body = json.dumps({"inputs": [pixels_of(values, [1, 1, 3])]}).encode()
+    _, (tensor,) = read_infer_request(body, None)
+    tracemalloc.start()
+
+    with pytest.raises(InvalidRequest, match=r"whole numbers in 0\.\.255"):
+        tensor.pixels()
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert most_bytes < 100_000
+
+
 def binary_request(size: object, *, datatype: str = "UINT8") -> bytes:
     name, shape = ("pixels", [1, 1, 3]) if datatype == "UINT8" else ("image", [1])
     head = {"name": name, "datatype": datatype, "shape": shape,
@@ -255,6 +269,7 @@ def binary_request(size: object, *, datatype: str = "UINT8") -> bytes:
         (binary_request(5, datatype="BYTES"), b"\x09\0\0\0a", None, "element 0 is longer"),
         (binary_request(3), b"abc", "-1", "Inference-Header-Content-Length"),
         (binary_request(3), b"abc", "9999", "Inference-Header-Content-Length"),
+        (binary_request(3), b"abc", "9" * 5000, "Inference-Header-Content-Length"),
         (binary_request(3), b"abc", "5", "the JSON body cannot be read"),
     ],
 )

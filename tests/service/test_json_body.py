@@ -112,6 +112,18 @@ def test_a_name_of_any_length_takes_no_memory_but_its_own() -> None:
     assert most_bytes < 5 * len(name)
 
 
+def test_base64_text_takes_no_memory_for_each_of_its_spaces() -> None:
+    text = "QU JD\n" * 200_000
+
+    tracemalloc.start()
+    data = decode_base64(text, "image 0")
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert data == b"ABC" * 200_000
+    assert most_bytes < 5 * len(text)
+
+
 @pytest.mark.anyio
 async def test_bodies_are_parsed_one_after_another() -> None:
     """In one thread: side by side, a client's bodies would hold several times their memory."""

@@ -233,6 +233,15 @@ async def test_samples_are_served_and_nothing_else_of_the_bundle(
         assert code_of(await client.get(path)) == "not_found"
 
 
+@pytest.mark.parametrize("wanted", ["bytes=0-1", "bytes=9-1", "bytes=99999999-"])
+async def test_files_are_sent_whole(client: httpx.AsyncClient, wanted: str) -> None:
+    response = await client.get("/samples/1.png", headers={"Range": wanted})
+
+    assert response.status_code == 200
+    assert response.headers["Accept-Ranges"] == "none"
+    assert response.content == (await client.get("/samples/1.png")).content
+
+
 @pytest.mark.parametrize("path", ["/", "/docs"])
 async def test_pages_load_nothing_from_elsewhere(client: httpx.AsyncClient, path: str) -> None:
     response = await client.get(path)
