@@ -22,6 +22,7 @@ class MockEngine:
     info = EngineInfo("mock", "fp32", "fp32", STANDARD_FORM, threads=1, streams=1)
     largest_batches = ()
     gpu_memory_bytes = 0
+    runs_at_once = 1
 
     def __init__(
         self,

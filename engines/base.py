@@ -36,12 +36,13 @@ class EngineInfo(NamedTuple):
 
 
 class Engine(Protocol):
-    """A loaded graph. Only one thread calls `run` at a time."""
+    """A loaded graph."""
 
     name: str
     info: EngineInfo
     max_batch_size: int
     gpu_memory_bytes: int  # that it took at start
+    runs_at_once: int  # how many threads may call `run` at a time
 
     @property
     def largest_batches(self) -> Sequence[BatchShape]:

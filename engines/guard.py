@@ -15,6 +15,7 @@ class GuardedEngine:
         self.name, self.info = engine.name, engine.info
         self.max_batch_size, self.largest_batches = engine.max_batch_size, engine.largest_batches
         self.gpu_memory_bytes = engine.gpu_memory_bytes
+        self.runs_at_once = engine.runs_at_once
         self.close = engine.close
         self._engine = engine
         self._num_classes = num_classes

@@ -108,6 +108,7 @@ class Detector:
             max_batch_size=self.max_batch_size,
             max_queue=self._settings.max_queue,
             parts=_parts,
+            runs_at_once=self._started.engine.runs_at_once,
             depth_of_all=self._depth_of_all,
             patience=Patience(factor, floor_s),
             on_batch=partial(self._record, self._started.engine),

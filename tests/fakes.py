@@ -60,6 +60,7 @@ class FakeEngine:
     info = EngineInfo("fake", "fp32", "fp32", "standard", threads=2, streams=1)
     largest_batches = ()
     gpu_memory_bytes = 0
+    runs_at_once = 1
 
     def __init__(self, max_batch_size: int = 8) -> None:
         self.max_batch_size = max_batch_size

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
+from fnmatch import fnmatch
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -27,6 +28,12 @@ def import_table(heading: str) -> dict[str, list[set[str]]]:
 # What each package may import: of ours, and of others. A new dependency gets its name there.
 PACKAGES = {
     name: (ours, others) for name, (ours, others, _) in import_table("Who may import whom").items()
+}
+# Others that only some files of a package may import: (package, name) -> a pattern of their paths.
+RESTRICTED = {
+    (pattern.split("/")[0], name): pattern
+    for names, pattern in re.findall(r"([^;|]+) in `([\w/*]+)` only", ARCHITECTURE)
+    for name in re.findall(r"`(\w+)`", names)
 }
 # What a folder may import of its own package; the files above the folders may import all of it.
 FOLDERS = {name: ours for name, (ours,) in import_table("Inside a package").items()}
@@ -167,12 +174,17 @@ def forbidden_imports(path: Path) -> list[str]:
         name
         for name in imports(path)
         if name.split(".")[0] not in allowed
+        or not fnmatch(relative(path), RESTRICTED.get((package, name.split(".")[0]), "*"))
         or (is_within(name, package) and not any(is_within(name, place) for place in places))
     ]
 
 
 def test_a_module_imports_only_what_its_package_may():
     assert found_in(SOURCES, forbidden_imports) == {}
+
+
+def test_of_the_engines_only_one_may_import_torch():
+    assert RESTRICTED["engines", "torch"] == "engines/gpu/torch_*"
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -347,7 +359,8 @@ def test_public_functions_take_keywords_after_their_second_parameter():
     paths = [
         path
         for path in SOURCES
-        if path.parent.name != "ops" and path.stem not in ("cpu_kernels", "cuda_kernels")
+        if path.parent.name != "ops"
+        and path.stem not in ("cpu_kernels", "cuda_kernels", "triton_kernels", "triton_source")
     ]
 
     assert found_in(paths, positional_functions) == {}

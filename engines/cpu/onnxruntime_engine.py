@@ -51,6 +51,7 @@ class OnnxRuntimeEngine:
 
     largest_batches = ()
     gpu_memory_bytes = 0  # ONNX Runtime does not report it, and takes more as needed
+    runs_at_once = 1
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ class OpenVinoEngine:
 
     largest_batches = ()
     gpu_memory_bytes = 0
+    runs_at_once = 1
 
     def __init__(
         self,

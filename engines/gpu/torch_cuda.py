@@ -1,19 +1,22 @@
 """PyTorch on an NVIDIA GPU: the graph with the native operator, where there is no TensorRT.
 
-Memory for inputs and outputs is allocated at start, for the largest batch. Images are copied into
-pinned memory one by one, so that the GPU fetches one while the next is copied.
+Memory for inputs and outputs is allocated at start, for the largest batch, and twice: while a batch
+runs, the next one is brought to the GPU. The threads that call `run` do the latter and wait for the
+outputs. One more thread starts everything that is computed, since the handles of cuBLAS and cuDNN
+are made for each thread, in its first run, and none may be made while a graph is captured.
 """
 
 import logging
 import math
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bundle.layout import HALF_FORM, IMAGES, INPUTS, OUTPUTS, PADDING_MASK, PLUGIN_FORM
+from bundle.layout import HALF_FORM, INPUTS, OUTPUTS, PLUGIN_FORM
 from bundle.manifest import Bundle, TensorSpec
 from bundle.postprocess import RawOutput
 from bundle.tensorrt_plan import BatchShape, ShapeProfile, default_profiles, max_batch
@@ -26,10 +29,12 @@ from engines.base import (
     reason,
 )
 from engines.gpu.tensorrt_tensors import dims_of
-from engines.gpu.torch_device import Cpu, Gpu, start_of
+from engines.gpu.torch_buffers import Buffers, Size
+from engines.gpu.torch_device import Cpu, Device, Gpu, start_of
 from engines.gpu.torch_lanes import Lanes, Outputs
 from engines.gpu.torch_program import Known, Program
-from plugins import cuda_kernels, library
+from plugins import library
+from plugins.gpu_kernels import describe, gpu_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +44,12 @@ MIB = 1024 * 1024
 class TorchEngine:
     """A bundle's graph in PyTorch, on one device."""
 
+    runs_at_once = 2
+
     def __init__(
         self,
         bundle: Bundle,
-        where: Gpu | Cpu,
+        where: Device,
         *,
         profiles: tuple[ShapeProfile, ...],
         max_graphs: int,
@@ -50,7 +57,6 @@ class TorchEngine:
         """Load the graph in the bundle's precision if it has one, else the one in float32.
 
         Args:
-            where: the device.
             profiles: the batches to be ready for.
             max_graphs: most CUDA graphs kept; see `Lanes`.
 
@@ -71,18 +77,23 @@ class TorchEngine:
         self._profiles = profiles
         self._specs = {spec.name: spec for spec in (*manifest.inputs, *manifest.outputs)}
         path = bundle.graph(form)
-        with where.working():
+        with where.computing():
             program = Program(path, where.device)
             check_names(path, "inputs", specs=manifest.inputs, names=program.input_names)
             check_names(path, "outputs", specs=manifest.outputs, names=program.output_names)
-            self._pinned = {
-                name: where.pinned(*self._size(spec)) for name, spec in self._specs.items()
-            }
+            sizes = {name: self._size(spec) for name, spec in self._specs.items()}
             self._inputs = {
-                name: torch.empty_like(self._pinned[name], device=where.device) for name in INPUTS
+                name: torch.empty(sizes[name][0], dtype=sizes[name][1], device=where.device)
+                for name in INPUTS
             }
+            self._free: SimpleQueue[Buffers] = SimpleQueue()
+            for _ in range(self.runs_at_once):
+                self._free.put(Buffers(where, sizes))
         self._program = program
-        self._lanes = Lanes(self._compute, capture=where.capture, max_graphs=max_graphs)
+        self._lanes = Lanes(
+            self._compute, capture=where.capture, wait=where.wait, max_graphs=max_graphs
+        )
+        self._launcher = ThreadPoolExecutor(1, thread_name_prefix="torch-cuda")
 
     def warm_up(self) -> None:
         """Run every profile: its largest batch, and its usual one until that is captured."""
@@ -113,49 +124,45 @@ class TorchEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._lanes.close()
-        self._pinned.clear()
+        self._launcher.submit(self._lanes.close).result()
+        self._launcher.shutdown()
+        while not self._free.empty():
+            self._free.get()
         self._inputs.clear()
         del self._program
 
-    def _size(self, spec: TensorSpec) -> tuple[int, torch.dtype]:
-        """The most numbers that a tensor holds, and their type."""
+    def _size(self, spec: TensorSpec) -> Size:
         dims = (dims_of(spec, largest) for largest in self.largest_batches)
         return max(map(math.prod, dims)), getattr(torch, spec.dtype)
 
     def _execute(
         self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]
     ) -> RawOutput:
-        shape = BatchShape(*padding_mask.shape)
-        with self._where.working():
-            try:
-                self._upload(IMAGES, images)
-                self._upload(PADDING_MASK, padding_mask)
-                answers = [
-                    self._download(name, output)
-                    for name, output in zip(OUTPUTS, self._lanes.run(shape), strict=True)
-                ]
-            finally:
-                self._where.wait()  # nothing may use the buffers any more
-        return RawOutput(*(answer.numpy().copy() for answer in answers))
+        buffers = self._free.get()
+        try:
+            buffers.upload((images, padding_mask))
+            self._launcher.submit(self._launch, buffers, BatchShape(*padding_mask.shape)).result()
+            return buffers.wait()
+        except BaseException:
+            self._launcher.submit(self._where.wait).result()  # until nothing uses the buffers
+            raise
+        finally:
+            self._free.put(buffers)
 
-    def _upload(self, name: str, rows: npt.NDArray[Any]) -> None:
-        pinned = start_of(self._pinned[name], rows.shape)
-        on_device = start_of(self._inputs[name], rows.shape)
-        for source, target, row in zip(rows, on_device, pinned, strict=True):
-            row.numpy()[...] = source
-            target.copy_(row, non_blocking=True)
+    def _launch(self, buffers: Buffers, shape: BatchShape) -> None:
+        """Compute what is in the buffers; returns before that is done."""
+        with self._where.computing():
+            buffers.deliver(self._inputs_of(shape))
+            buffers.download(dict(zip(OUTPUTS, self._lanes.run(shape), strict=True)))
 
-    def _download(self, name: str, output: Tensor) -> Tensor:
-        """The tensor that will hold the output once the device has run."""
-        return start_of(self._pinned[name], output.shape).copy_(output, non_blocking=True)
-
-    def _compute(self, shape: BatchShape, known: Known) -> Outputs:
-        inputs = {
+    def _inputs_of(self, shape: BatchShape) -> dict[str, Tensor]:
+        return {
             name: start_of(memory, dims_of(self._specs[name], shape))
             for name, memory in self._inputs.items()
         }
-        return self._program.run(inputs, known=known)
+
+    def _compute(self, shape: BatchShape, known: Known) -> Outputs:
+        return self._program.run(self._inputs_of(shape), known=known)
 
 
 def open_on_gpu(bundle: Bundle, *, max_graphs: int, device: int = 0) -> TorchEngine:
@@ -176,10 +183,11 @@ def open_on_gpu(bundle: Bundle, *, max_graphs: int, device: int = 0) -> TorchEng
             f"expected DETR_DEVICE below {torch.cuda.device_count()}, the number of GPUs that this "
             f"process may use, got {device}; CUDA_VISIBLE_DEVICES limits them"
         )
-    if cuda_kernels.cuda_kernels() is None:
+    kernels = gpu_kernels()
+    if kernels is None:
         raise ValueError(
-            f"expected {library.CUDA_KERNELS} in {library.FOLDER}; run `make plugins`, which needs "
-            "nvcc, or serve with another DETR_ENGINE"
+            f"expected {library.CUDA_KERNELS} in {library.FOLDER}, or Triton and a C compiler; run "
+            "`make plugins`, which needs nvcc, install triton, or serve with another DETR_ENGINE"
         )
     gpu = Gpu(device)
     before = gpu.memory_bytes()
@@ -195,8 +203,8 @@ def open_on_gpu(bundle: Bundle, *, max_graphs: int, device: int = 0) -> TorchEng
         raise ValueError(_explain(error)) from error
     engine.gpu_memory_bytes = max(0, gpu.memory_bytes() - before)
     logger.info(
-        "%s holds %d MiB of the GPU; CUDA graphs: %d",
-        *(engine.name, engine.gpu_memory_bytes // MIB, engine.num_graphs),
+        "%s holds %d MiB of the GPU; CUDA graphs: %d; multi-scale deformable attention: %s",
+        *(engine.name, engine.gpu_memory_bytes // MIB, engine.num_graphs, describe(kernels)),
     )
     return engine
 

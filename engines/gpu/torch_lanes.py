@@ -49,6 +49,7 @@ class Lanes:
         compute: puts a run of one shape into the current stream, and returns its outputs.
         capture: captures what a function puts there, without running it. Raises RuntimeError if
             that is not possible.
+        wait: waits until nothing runs, so that a graph may be destroyed.
         max_graphs: most graphs kept; 0 for none.
     """
 
@@ -57,10 +58,12 @@ class Lanes:
         compute: Callable[[BatchShape, Known], Outputs],
         *,
         capture: Callable[[Callable[[], Outputs]], Captured],
+        wait: Callable[[], None],
         max_graphs: int,
     ) -> None:
         self._compute = compute
         self._capture = capture
+        self._wait = wait
         self._uses_graphs = max_graphs > 0
         self._max_lanes = max(1, max_graphs)
         self._lanes: OrderedDict[BatchShape, _Lane] = OrderedDict()
@@ -72,7 +75,7 @@ class Lanes:
         return sum(lane.graph is not None for lane in self._lanes.values())
 
     def run(self, shape: BatchShape) -> Outputs:
-        """The outputs of one run, which must be read before the next one.
+        """The outputs of one run, which must be read by what is put into the stream next.
 
         Raises:
             RuntimeError: torch or CUDA failed.
@@ -98,6 +101,8 @@ class Lanes:
     def _lane(self, shape: BatchShape) -> _Lane:
         if shape not in self._lanes and len(self._lanes) >= self._max_lanes:
             _, oldest = self._lanes.popitem(last=False)
+            if oldest.graph is not None:
+                self._wait()
             oldest.close()
         lane = self._lanes.setdefault(shape, _Lane())
         self._lanes.move_to_end(shape)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bundle.layout import OPERATOR
-from plugins import cpu_kernels, cuda_kernels
+from plugins import cpu_kernels
+from plugins.gpu_kernels import gpu_kernels
 
 Ints = Sequence[int]
 
@@ -51,16 +52,16 @@ def _attend(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """Multi-scale deformable attention by the native kernels; see the README of the operator.
+    """Multi-scale deformable attention; see the README of the operator.
 
     Raises:
         ValueError: there are no kernels for this device.
     """
     call = (value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
     if value.is_cuda:
-        on_gpu = cuda_kernels.cuda_kernels()
+        on_gpu = gpu_kernels()
         if on_gpu is None:
-            raise ValueError("no CUDA kernels: run `make plugins`, which needs nvcc")
+            raise ValueError("no kernels for a GPU: run `make plugins`, which needs nvcc")
         return on_gpu.forward(*call)
     # The CPU's kernels have no float16, and sample what they read in float32.
     return cpu_kernels.forward(*call, kept_as=torch.float32)

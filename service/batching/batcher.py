@@ -65,6 +65,8 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         max_batch_size: most items in one batch.
         max_queue: most items admitted and not yet started.
         parts: splits a batch into its items, as views of it; without it, the items are kept too.
+        runs_at_once: how many threads may be in `run` at a time; 2 if the engine can take in a
+            batch while it runs the one before.
         depth_of_all: counts such items in all batchers that share max_queue; by default its own.
         patience: how long one run of the engine may take.
         on_batch: called on the event loop after every batch.
@@ -80,6 +82,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         max_batch_size: int,
         max_queue: int,
         parts: Callable[[Batch], Sequence[Item]] | None = None,
+        runs_at_once: int = 1,
         depth_of_all: Callable[[], int] | None = None,
         patience: Patience = DEFAULT_PATIENCE,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
@@ -98,11 +101,12 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
             assemble,
             run,
             parts=parts,
-            on_start=self._expect_end,
+            runs_at_once=runs_at_once,
+            on_start=self._begin,
             on_end=self._finish,
             clock=clock,
         )
-        self._runs: list[Run[Item, Result]] = []  # the running batch, then the staged one
+        self._runs: list[Run[Item, Result]] = []  # the running batch, then the next one
         self._returns = Returns()
         self._wait: asyncio.TimerHandle | None = None  # for clients that should come back
         self._is_closing = False
@@ -178,7 +182,9 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         now = self._clock()
         wait_s = 0.0
         for run in self._runs:
-            elapsed_s = 0.0 if run.started_at is None else now - run.started_at
+            elapsed_s = 0.0
+            if run is self._runs[0] and run.started_at is not None:
+                elapsed_s = now - run.started_at
             wait_s += max(0.0, self._run_times.expect(len(run.entries)) - elapsed_s)
         num_batches_ahead = self._queue.num_ahead(client, count) // self._max_batch_size
         return wait_s + num_batches_ahead * self._run_times.expect(self._max_batch_size)
@@ -255,8 +261,15 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         saved_s = self._run_times.fixed_s - self._assembly_times.expect(self._max_batch_size)
         return max(self._returns.delay_s, saved_s / 2) if self._returns.delay_s < saved_s else 0.0
 
+    def _begin(self, run: Run[Item, Result]) -> None:
+        """Follow a run that the engine works on; one behind another is followed later."""
+        if run is self._runs[0]:
+            self._expect_end(run)
+
     def _expect_end(self, run: Run[Item, Result]) -> None:
         """Time the next batch to be ready when this one should end; set the alarm for a hang."""
+        if run.alarm is not None:  # its start was noticed twice
+            return
         run_s = self._run_times.expect(len(run.entries))
         self._wind(run, self._patience.limit_s(run_s), _ALARM_STEPS)
         lead_s = LEAD * self._assembly_times.expect(self._max_batch_size)
@@ -283,6 +296,8 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         if run.alarm is not None:
             run.alarm.cancel()
         self._runs.remove(run)
+        if self._runs and self._runs[0].started_at is not None:
+            self._begin(self._runs[0])
         if run.entries:
             self._returns.answer(len(run.entries), run.entries[0].bucket, now=self._clock())
         self._pump()  # first, because the engine is free

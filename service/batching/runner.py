@@ -1,7 +1,9 @@
-"""Batches on their way through the engine: assembled in one thread, run in another."""
+"""Batches on their way through the engine: assembled in one thread, run in one or more others."""
 
 import asyncio
+import itertools
 import logging
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,10 +33,14 @@ class Run(Generic[Item, Result]):
 
 
 class Runner(Generic[Item, Batch, Result]):
-    """Two threads, so that a batch can be assembled while the one before it runs.
+    """Threads, so that a batch can be assembled while the one before it runs.
 
     They only read whether a request is still alive, and mark its items as started; `on_start` and
     `on_end` are called on the event loop.
+
+    Args:
+        runs_at_once: how many batches the engine takes at a time, each in a thread; the second
+            one is prepared by it while the first one runs.
     """
 
     def __init__(
@@ -43,6 +49,7 @@ class Runner(Generic[Item, Batch, Result]):
         run: Callable[[Batch], Sequence[Result]],
         *,
         parts: Callable[[Batch], Sequence[Item]] | None,
+        runs_at_once: int,
         on_start: Callable[[Run[Item, Result]], None],
         on_end: Callable[[Run[Item, Result]], None],
         clock: Callable[[], float],
@@ -54,7 +61,12 @@ class Runner(Generic[Item, Batch, Result]):
         self._on_end = on_end
         self._clock = clock
         self._assembler = ThreadPoolExecutor(1, thread_name_prefix="assemble")
-        self._engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        # One executor for each, in turn, so that `close` can wait for all of them.
+        self._engines = [
+            ThreadPoolExecutor(1, thread_name_prefix="engine") for _ in range(runs_at_once)
+        ]
+        self._next_engine = itertools.cycle(self._engines)
+        self._ended_at = -math.inf  # the last run
 
     def submit(self, run: Run[Item, Result]) -> None:
         """Assemble the batch now, and run it as soon as the engine is free."""
@@ -62,14 +74,14 @@ class Runner(Generic[Item, Batch, Result]):
 
     async def close(self) -> None:
         """Finish what was submitted and stop the threads."""
-        for executor in (self._assembler, self._engine):
+        for executor in (self._assembler, *self._engines):
             last = executor.submit(lambda: None)
             executor.shutdown(wait=False)
             await asyncio.wrap_future(last)
 
     def abandon(self) -> None:
         """Start nothing more, and do not wait for the threads."""
-        for executor in (self._assembler, self._engine):
+        for executor in (self._assembler, *self._engines):
             executor.shutdown(wait=False, cancel_futures=True)
 
     def _assemble_then_execute(
@@ -78,7 +90,7 @@ class Runner(Generic[Item, Batch, Result]):
         started = self._clock()
         batch = self._try_assemble(run.entries)
         run.assembly_s = self._clock() - started
-        self._engine.submit(self._execute, run, batch, loop)
+        next(self._next_engine).submit(self._execute, run, batch, loop)
 
     def _execute(
         self, run: Run[Item, Result], batch: Batch | None, loop: asyncio.AbstractEventLoop
@@ -91,7 +103,10 @@ class Runner(Generic[Item, Batch, Result]):
             batch = self._try_assemble(alive)
         loop.call_soon_threadsafe(self._on_start, run)
         run.outcomes = self._outcomes(alive, batch)
-        run.run_s = self._clock() - run.started_at
+        now = self._clock()
+        # Until then, the engine was busy with the batch before.
+        run.started_at = max(run.started_at, self._ended_at)
+        run.run_s, self._ended_at = now - run.started_at, now
         loop.call_soon_threadsafe(self._on_end, run)
 
     def _try_assemble(self, entries: list[Entry[Item, Result]]) -> Batch | None:

@@ -67,7 +67,7 @@ class PaddingCounts:
 
     def __init__(self, right: OnnxRuntimeEngine, max_batch_size: int) -> None:
         self.name, self.info, self.close = right.name, right.info, right.close
-        self.max_batch_size, self.gpu_memory_bytes = max_batch_size, 0
+        self.max_batch_size, self.gpu_memory_bytes, self.runs_at_once = max_batch_size, 0, 1
         self.largest_batches = ()
         self.shapes: list[tuple[int, ...]] = []
         self._right = right

@@ -1,4 +1,5 @@
-// Runs the calls of the operator in a file on a GPU and writes their outputs to another.
+// Runs the calls of the operator in a file on a GPU and writes their outputs to another. Computes
+// their gradients as well, in both modes, for a sanitizer to watch.
 //
 //     run_cases INPUT OUTPUT
 #include "../plugins/emulator/cases.h"
@@ -26,12 +27,17 @@ void check(cudaError_t error, const char* what)
 class OnDevice
 {
 public:
-    OnDevice(const emulator::Buffer& host, size_t shift = 0)
-        : mHost(host)
+    explicit OnDevice(size_t size, size_t shift = 0)
+        : mSize(size)
     {
-        check(cudaMalloc(&mMemory, shift + host.size + (host.size == 0)), "cudaMalloc");
+        check(cudaMalloc(&mMemory, shift + size + (size == 0)), "cudaMalloc");
         data = static_cast<char*>(mMemory) + shift;
-        check(cudaMemcpy(data, host.data, host.size, cudaMemcpyHostToDevice), "upload");
+    }
+
+    explicit OnDevice(const emulator::Buffer& host, size_t shift = 0)
+        : OnDevice(host.size, shift)
+    {
+        check(cudaMemcpy(data, host.data, mSize, cudaMemcpyHostToDevice), "upload");
     }
 
     OnDevice(const OnDevice&) = delete;
@@ -42,17 +48,37 @@ public:
         check(cudaFree(mMemory), "cudaFree");
     }
 
-    void download() const
+    void download(const emulator::Buffer& host) const
     {
-        check(cudaMemcpy(mHost.data, data, mHost.size, cudaMemcpyDeviceToHost), "download");
+        check(cudaMemcpy(host.data, data, mSize, cudaMemcpyDeviceToHost), "download");
     }
 
     char* data;
 
 private:
-    const emulator::Buffer& mHost;
+    size_t mSize;
     void* mMemory = nullptr;
 };
+
+// The gradients of a call whose output has itself as its gradient.
+void runGradients(const emulator::Case& call, const detr::MSDeformAttnParams& params,
+    bool isDeterministic)
+{
+    const size_t numValues = call.b * call.s * call.m * call.d;
+    const OnDevice value(numValues * sizeof(float)), references(call.m * call.referencePoints.size);
+    const OnDevice offsets(call.samplingOffsets.size), logits(call.attentionLogits.size);
+    const OnDevice fixedPoint(numValues * sizeof(unsigned long long)), largest(sizeof(float));
+    const float bound = 1.0f;
+    check(cudaMemcpy(largest.data, &bound, sizeof(bound), cudaMemcpyHostToDevice), "upload");
+    const detr::MSDeformAttnCudaGradients gradients{params.output,
+        reinterpret_cast<float*>(value.data), reinterpret_cast<float*>(references.data),
+        offsets.data, logits.data,
+        isDeterministic ? reinterpret_cast<unsigned long long*>(fixedPoint.data) : nullptr,
+        reinterpret_cast<const float*>(largest.data)};
+    check(detr::launchMSDeformAttnBackward(params, gradients, call.type(), nullptr),
+        "launch of gradients");
+    check(cudaDeviceSynchronize(), "kernel of gradients");
+}
 
 void run(const emulator::Header& h, const emulator::Case& call)
 {
@@ -65,7 +91,9 @@ void run(const emulator::Header& h, const emulator::Case& call)
         output.data};
     check(detr::launchMSDeformAttn(params, call.type(), nullptr), "launch");
     check(cudaDeviceSynchronize(), "kernel");
-    output.download();
+    output.download(call.output);
+    runGradients(call, params, false);
+    runGradients(call, params, true);
 }
 
 } // namespace

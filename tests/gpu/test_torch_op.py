@@ -10,11 +10,11 @@ from torch import Tensor
 from model.configs import tiny
 from model.network.deformable_detr import DeformableDetr
 from model.network.ops.ms_deform_attn import ms_deform_attn
-from model.network.ops.native_triton import TritonKernels, triton_kernels
 from model.network.ops.reference import ms_deform_attn_reference
 from model.training.optimiser_step import take_step
 from model.training.training_state import TrainingState
 from plugins import cuda_kernels
+from plugins.triton_kernels import TritonKernels, triton_kernels
 from tests.model.training.test_optimiser_step import make_batch
 from tests.ops.cases import PYRAMID, OpCase
 from tests.plugins.test_cuda_kernel import DTYPES, TABLE

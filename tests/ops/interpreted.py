@@ -44,12 +44,12 @@ def _interpret(
     block: int, is_deterministic: bool, name: str, inputs: tuple[Any, ...], options: dict[str, bool]
 ) -> Any:
     """In the other process: what a method of the kernels returns."""
-    from model.network.ops import triton_kernels
-    from model.network.ops.native_triton import TritonKernels
+    from plugins import triton_source
+    from plugins.triton_kernels import TritonKernels
 
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(is_deterministic)
-    kernels = TritonKernels(triton_kernels, device_type="cpu", block=block)
+    kernels = TritonKernels(triton_source, device_type="cpu", block=block)
     return getattr(kernels, name)(*inputs, **options)
 
 

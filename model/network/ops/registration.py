@@ -12,9 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from model.network.ops import native_triton
 from model.network.ops.reference import ms_deform_attn_reference
-from plugins import cpu_kernels, cuda_kernels
+from plugins import cpu_kernels
+from plugins.cuda_kernels import CudaKernels
+from plugins.gpu_kernels import describe, gpu_kernels
+from plugins.triton_kernels import TritonKernels
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ class Kernels(Protocol):
 def kernels_for(device_type: str, dtype: torch.dtype) -> Kernels | None:
     """The best kernels for values on this kind of device and of this type, if there are any."""
     if device_type == "cuda":
-        on_gpu = cuda_kernels.cuda_kernels() or native_triton.triton_kernels()
+        on_gpu = gpu_kernels()
         return on_gpu if on_gpu is not None and on_gpu.supports(device_type, dtype) else None
     return cpu_kernels if cpu_kernels.supports(device_type, dtype) else None
 
@@ -72,10 +74,8 @@ def has_kernels(device_type: str, dtype: torch.dtype) -> bool:
 
 
 def _name_of(kernels: Kernels) -> str:
-    if isinstance(kernels, native_triton.TritonKernels):
-        return "Triton kernels, as there are no native ones; `make plugins` with nvcc builds them"
-    if isinstance(kernels, cuda_kernels.CudaKernels):
-        return "native kernels, CUDA"
+    if isinstance(kernels, CudaKernels | TritonKernels):
+        return describe(kernels)
     return f"native kernels, {cpu_kernels.instruction_sets()[-1]}"
 
 

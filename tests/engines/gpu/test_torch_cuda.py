@@ -3,9 +3,10 @@
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from engines.self_check import require_known_answers
 from export.graph.half_precision import add_half_graph
 from export.judge.verify import difference
 from plugins import cpu_kernels
+from tests.engines.gpu.late_device import LateDevice
 
 pytestmark = pytest.mark.skipif(
     not cpu_kernels.instruction_sets(), reason="no native kernels: there was no C++ compiler"
@@ -83,17 +85,6 @@ def test_it_finds_what_onnx_runtime_finds(
     assert [part.dtype for part in found] == [part.dtype for part in expected]
     apart = difference(expected, found)
     assert (apart.score_error < 1e-4, apart.box_error < 1e-5) == (True, True), apart
-
-
-def test_shapes_in_turn_do_not_mix(engine: Engine) -> None:
-    batches = [batch_of((64, 96)), batch_of((96, 64)), batch_of((64, 96), (64, 96))]
-    first = [engine.run(*batch) for batch in batches]
-
-    again = [engine.run(*batch) for batch in batches]
-
-    for one, other in zip(first, again, strict=True):
-        for part, same in zip(one, other, strict=True):
-            np.testing.assert_array_equal(part, same)
 
 
 def test_it_gives_the_known_answers_and_says_what_it_is(engine: Engine, demo: Bundle) -> None:
@@ -178,6 +169,61 @@ def test_what_torch_raises_is_an_engine_failure_and_the_next_batch_runs(
     assert len(engine.run(*batch_of((64, 64))).scores) == 1
 
 
+@pytest.fixture
+def late() -> LateDevice:
+    return LateDevice()
+
+
+@pytest.fixture
+def late_engine(demo: Bundle, late: LateDevice) -> Iterator[TorchEngine]:
+    engine = TorchEngine(demo, late, profiles=(SMALL,), max_graphs=0)
+    yield engine
+    late.gate.open()
+    engine.close()
+    assert late.is_idle
+
+
+def test_nothing_is_read_before_it_is_there_nor_overwritten_before_it_is_read(
+    engine: Engine, late_engine: TorchEngine
+) -> None:
+    batches = [batch_of((64, 96)), batch_of((96, 64)), batch_of((64, 96), (80, 96))] * 2
+
+    for batch in batches:
+        for found, right in zip(late_engine.run(*batch), engine.run(*batch), strict=True):
+            np.testing.assert_array_equal(found, right)
+
+
+def test_a_batch_is_brought_to_the_device_while_another_one_runs(
+    engine: Engine, late_engine: TorchEngine, late: LateDevice
+) -> None:
+    batches = [batch_of((64, 96)), batch_of((96, 64)), batch_of((64, 64))]
+    late.gate.shut()
+    with ThreadPoolExecutor(len(batches)) as pool:
+        runs = [pool.submit(late_engine.run, *batch) for batch in batches]
+        for _ in range(late_engine.runs_at_once):
+            late.gate.wait_for_arrival()
+
+        assert late.num_uploads == late_engine.runs_at_once == 2
+        late.gate.open()
+        outputs = [run.result() for run in runs]
+
+    for output, batch in zip(outputs, batches, strict=True):
+        for found, right in zip(output, engine.run(*batch), strict=True):
+            np.testing.assert_array_equal(found, right)
+    assert len(late.launchers - {threading.get_ident()}) == 1  # this one loaded the weights
+
+
+def test_buffers_of_a_batch_that_failed_are_used_again_only_when_its_copies_have_ended(
+    late_engine: TorchEngine, late: LateDevice
+) -> None:
+    late.is_broken = True
+    for _ in range(late_engine.runs_at_once + 1):
+        with pytest.raises(EngineFailure, match="cannot compute"):
+            late_engine.run(*batch_of((64, 64)))
+
+        assert late.is_idle
+
+
 def out_of_memory(*_: object, **__: object) -> None:
     raise torch.OutOfMemoryError("no memory")
 
@@ -193,9 +239,12 @@ def test_without_kernels_for_the_gpu_it_says_what_to_do(
     demo: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch_cuda, "cuda_kernels", SimpleNamespace(cuda_kernels=lambda: None))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch_cuda, "gpu_kernels", lambda: None)
 
-    with pytest.raises(ValueError, match=r"libms_deform_attn_cuda\.so .* run `make plugins`"):
+    with pytest.raises(
+        ValueError, match=r"libms_deform_attn_cuda\.so .* or Triton .*`make plugins`"
+    ):
         open_engine(demo, engine="torch-cuda")
 
 

@@ -50,7 +50,10 @@ def graphs() -> FakeGraphs:
 
 
 def lanes_of(graphs: FakeGraphs, max_graphs: int) -> Lanes:
-    return Lanes(graphs.compute, capture=graphs.capture, max_graphs=max_graphs)
+    def wait() -> None:
+        graphs.log.append("wait")
+
+    return Lanes(graphs.compute, capture=graphs.capture, wait=wait, max_graphs=max_graphs)
 
 
 def test_a_shape_is_captured_at_its_second_run_and_then_launched(graphs: FakeGraphs) -> None:
@@ -63,7 +66,7 @@ def test_a_shape_is_captured_at_its_second_run_and_then_launched(graphs: FakeGra
     assert lanes.num_graphs == 1
 
 
-def test_the_shape_that_was_not_used_for_longest_makes_room(graphs: FakeGraphs) -> None:
+def test_the_least_recently_used_shape_makes_room_once_it_does_not_run(graphs: FakeGraphs) -> None:
     lanes = lanes_of(graphs, 2)
     for shape in (ONE, ONE, TWO, TWO, ONE):
         lanes.run(shape)
@@ -71,7 +74,7 @@ def test_the_shape_that_was_not_used_for_longest_makes_room(graphs: FakeGraphs) 
     lanes.run(THREE)
     lanes.run(ONE)
 
-    assert graphs.log[-3:] == ["close 2", "compute 3", "replay 1"]
+    assert graphs.log[-4:] == ["wait", "close 2", "compute 3", "replay 1"]
 
 
 def test_without_graphs_nothing_is_captured(graphs: FakeGraphs) -> None:

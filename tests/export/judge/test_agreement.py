@@ -127,6 +127,7 @@ class SwervingEngine:
 
     largest_batches = ()
     gpu_memory_bytes = 0
+    runs_at_once = 1
 
     def __init__(self, bundle, num_wrong):
         self.engine = OnnxRuntimeEngine(bundle)

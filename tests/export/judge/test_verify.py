@@ -32,6 +32,7 @@ class TorchEngine:
     max_batch_size = 8
     largest_batches = ()
     gpu_memory_bytes = 0
+    runs_at_once = 1
 
     def __init__(self, model, num_wrong=0, shift=0.0):
         self.predict = torch_predictor(model)

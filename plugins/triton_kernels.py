@@ -189,10 +189,10 @@ def triton_kernels() -> TritonKernels | None:
     try:
         import triton
 
-        from model.network.ops import triton_kernels as kernels
+        from plugins import triton_source
 
         triton.runtime.driver.active.get_current_target()  # compiles its launcher with a C compiler
     except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
         logger.info("multi-scale deformable attention: no Triton kernels: %s", error)
         return None
-    return TritonKernels(kernels)
+    return TritonKernels(triton_source)

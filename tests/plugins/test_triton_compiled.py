@@ -47,9 +47,9 @@ def compiled(name: str, capability: int) -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from model.network.ops import triton_kernels
+    from plugins import triton_source
 
-    kernel = getattr(triton_kernels, name)
+    kernel = getattr(triton_source, name)
     types = {argument: type_of(argument) for argument in kernel.arg_names}
     places = {argument: (place,) for place, argument in enumerate(types)}
     constants = {places[argument]: CONSTANTS[argument] for argument in types.keys() & CONSTANTS}
