@@ -12,14 +12,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tests.plugins.emulated import CORE, KERNEL, Call, outputs
+from tests.plugins.emulated import BACKWARD, CORE, KERNEL, Call, outputs
 
 SOURCE = Path(__file__).parent / "run_cases.cu"
 FOUND = 9  # exit status where the sanitizer found something
 
 
 def build_program(directory: Path, *, gpu: str = "native") -> Path:
-    """The program that runs calls from a file, for a GPU: this machine's, or "sm_90", ...
+    """The program that runs calls and their gradients, for a GPU: this machine's, or "sm_90", ...
 
     Raises:
         AssertionError: there is no nvcc, or it failed; says which.
@@ -28,7 +28,7 @@ def build_program(directory: Path, *, gpu: str = "native") -> Path:
     assert nvcc, "nvcc is not on the path; it comes with the CUDA toolkit"
     program = directory / "run_cases"
     options = ["-std=c++17", "-O3", "-lineinfo", f"--gpu-architecture={gpu}", "-I", str(CORE)]
-    command = [nvcc, *options, str(KERNEL), str(SOURCE), "-o", str(program)]
+    command = [nvcc, *options, str(KERNEL), str(BACKWARD), str(SOURCE), "-o", str(program)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return program

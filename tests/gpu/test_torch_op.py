@@ -13,7 +13,8 @@ from model.network.ops.ms_deform_attn import ms_deform_attn
 from model.network.ops.reference import ms_deform_attn_reference
 from model.training.optimiser_step import take_step
 from model.training.training_state import TrainingState
-from plugins import cuda_kernels
+from plugins.cuda_kernels import CudaKernels, cuda_kernels
+from plugins.gpu_kernels import gpu_kernels
 from plugins.triton_kernels import TritonKernels, triton_kernels
 from tests.model.training.test_optimiser_step import make_batch
 from tests.ops.cases import PYRAMID, OpCase
@@ -32,18 +33,21 @@ FLOAT32_ERROR = 5e-6
 
 @pytest.fixture(scope="module")
 def _torch_gpu() -> None:
-    """A PyTorch with CUDA; without the kernels, tests fail."""
+    """A PyTorch with CUDA, and kernels that it runs: native ones, or those in Triton."""
     if not torch.cuda.is_available():
         pytest.skip("left out, as PyTorch has no CUDA here: the operator in PyTorch, training")
-    assert cuda_kernels.cuda_kernels() is not None, "no CUDA kernels: `make plugins` needs nvcc"
+    if gpu_kernels() is None:
+        pytest.skip("left out, without nvcc and without Triton: the operator in PyTorch, training")
 
 
-@pytest.fixture(scope="module")
-def triton() -> TritonKernels:
-    kernels = triton_kernels()
-    if kernels is None:
-        pytest.skip("left out, as Triton or its C compiler is missing: the Triton kernels")
-    return kernels
+@pytest.fixture(scope="module", params=["CUDA", "Triton"])
+def kernels(request: pytest.FixtureRequest) -> CudaKernels | TritonKernels:
+    """Each kind of kernels."""
+    if request.param == "CUDA":
+        native = cuda_kernels()
+        return native or pytest.skip("left out, as `make plugins` found no nvcc: the CUDA kernels")
+    in_triton = triton_kernels()
+    return in_triton or pytest.skip("left out, without Triton or a C compiler: the Triton kernels")
 
 
 def call_of(case: OpCase, dtype: torch.dtype) -> Call:
@@ -84,24 +88,15 @@ def assert_close(result: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", TABLE)
-def test_output_and_gradients_equal_the_reference(name: str, dtype: torch.dtype) -> None:
-    results = results_of(call_of(TABLE[name], dtype))
-
-    for result, expected in zip(results, exact(TABLE[name], dtype), strict=True):
-        assert_close(result, expected)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", TABLE)
-def test_the_triton_kernels_equal_the_reference(
-    triton: TritonKernels, name: str, dtype: torch.dtype
+def test_output_and_gradients_equal_the_reference(
+    kernels: CudaKernels | TritonKernels, name: str, dtype: torch.dtype
 ) -> None:
     value, shapes, *others = call_of(TABLE[name], dtype)
     flat = list(itertools.chain.from_iterable(shapes))
 
     with torch.no_grad():
-        output = triton.forward(value, flat, *others)
-        gradients = triton.backward(gradient_of(output), value, flat, *others)
+        output = kernels.forward(value, flat, *others)
+        gradients = kernels.backward(gradient_of(output), value, flat, *others)
 
     for result, expected in zip((output, *gradients), exact(TABLE[name], dtype), strict=True):
         assert_close(result, expected)
