@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 from bundle.manifest import Bundle
 from export.published import main, published_bundle
 from model.checkpoints.checkpoint_file import load_checkpoint
+from model.checkpoints.published_urls import digest_prefix, published_url
 from tests.data.parity.make_checkpoint import checkpoint
 from tests.file_server import Server
 
@@ -35,18 +38,45 @@ def export(toy_bundle: Path, exports: list[str]) -> Callable[[Path, Path], None]
     return export
 
 
-def test_a_published_detector_becomes_a_bundle_once(
-    tmp_path: Path, server: Server, export: Callable[[Path, Path], None], exports: list[str]
+def test_a_published_detector_becomes_a_bundle_once_with_progress(
+    tmp_path: Path,
+    server: Server,
+    export: Callable[[Path, Path], None],
+    exports: list[str],
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    caplog.set_level("INFO", "export")
     url = server.put(checkpoint("twostage", "mmdet2"))
 
     first = published_bundle(url, tmp_path / "two_stage.safetensors", export=export)
+    told = [record.message for record in caplog.records if record.levelname == "INFO"]
+    bar = capsys.readouterr().err
+    caplog.clear()
     second = published_bundle(url, tmp_path / "two_stage.safetensors", export=export)
 
     assert first == second == tmp_path / f"two_stage-{url[-12:-4]}"
     assert Bundle.load(first).directory == first
     assert exports == ["two_stage"]
     assert len(server.requests) == 1
+    assert [message.split()[0] for message in told] == ["downloading", "exporting"]
+    assert f"{url.rsplit('/', 1)[1]}: 100%" in bar
+    assert (caplog.messages, capsys.readouterr().err) == ([], "")
+
+
+def test_the_second_start_needs_no_network_and_no_pytorch(tmp_path: Path, toy_bundle: Path) -> None:
+    directory = tmp_path / f"two_stage-{digest_prefix(published_url('two_stage'))}"
+    shutil.copytree(toy_bundle, directory)
+    program = (
+        "import sys; from export.published import main; "
+        f"status = main(['two_stage', '--out', {str(tmp_path)!r}, '--base-url', 'http://[::1]:1']);"
+        "sys.exit(status or 'torch' in sys.modules)"
+    )
+
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"{directory}\n"
 
 
 def test_other_weights_of_the_variant_become_another_bundle(
