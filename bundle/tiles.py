@@ -56,13 +56,23 @@ def cut(size: tuple[int, int], tile_px: int | None) -> list[Window]:
     ]
 
 
+def num_windows(size: tuple[int, int], tile_px: int | None) -> int:
+    """How many windows `cut` would make, at once even if it is millions."""
+    height, width = size
+    if tile_px is None or max(size) <= tile_px:
+        return 1
+    return 1 + (_num_steps(height, tile_px) + 1) * (_num_steps(width, tile_px) + 1)
+
+
 def _starts(length: int, tile_px: int) -> list[int]:
     """Where tiles begin: evenly spaced, so that neighbours overlap by at least `OVERLAP`."""
+    num_steps = _num_steps(length, tile_px)
     room = length - tile_px
-    if room <= 0:
-        return [0]
-    num_steps = -(-room // max(1, int(tile_px * (1 - OVERLAP))))
-    return [step * room // num_steps for step in range(num_steps + 1)]
+    return [step * room // num_steps for step in range(num_steps + 1)] if num_steps else [0]
+
+
+def _num_steps(length: int, tile_px: int) -> int:
+    return -(-max(0, length - tile_px) // max(1, int(tile_px * (1 - OVERLAP))))
 
 
 def merge(windows: Sequence[Window], outputs: Sequence[ImageOutput]) -> ImageOutput:

@@ -12,7 +12,7 @@ from service.errors import MalformedBody, TooManyImages
 from service.settings import Settings
 
 _MAX_COUNTED = 1000  # files are counted up to here, for the message about too many
-_MAX_FIELDS = 1000  # image_ids may be repeated, once per image
+_MAX_FIELDS = 100  # image_ids may be repeated, once per image; parsing thousands delays everyone
 _FIELD_BYTES = 64 * 1024  # of one field that is not a file
 _CHARSETS = {"utf-8", "ascii", "iso8859-1"}  # by the names of Python's codecs
 _PIECE_BYTES = 4096  # smaller ones are joined
@@ -30,7 +30,7 @@ async def read_form(request: Request, settings: Settings) -> FormData:
         request.headers,
         request.stream(),
         max_files=max(settings.max_images, _MAX_COUNTED),
-        max_fields=_MAX_FIELDS,
+        max_fields=max(settings.max_images, _MAX_FIELDS),
         max_part_size=_FIELD_BYTES,
     )
     try:

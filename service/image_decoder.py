@@ -22,7 +22,7 @@ from bundle.preprocess import (
     read_header,
     resized_size,
 )
-from bundle.tiles import cut
+from bundle.tiles import cut, num_windows
 from engines.cores import allowed_cores
 from service.body_limits import client_body_bytes
 from service.client_memory import ClientMemory
@@ -137,7 +137,7 @@ class ImageDecoder:
         if tile_px is None:
             return len(uploads)
         headers = await asyncio.to_thread(self._read_headers, uploads)
-        num_parts = sum(len(cut(header.size, tile_px)) for header in headers)
+        num_parts = sum(num_windows(header.size, tile_px) for header in headers)
         if num_parts > max(len(uploads), self._settings.max_images):
             raise too_many_tiles(len(uploads), num_parts, settings=self._settings)
         return num_parts

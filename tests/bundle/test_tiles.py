@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bundle.detect import detect
 from bundle.postprocess import ImageOutput, RawOutput
 from bundle.preprocess import Preprocess
-from bundle.tiles import Window, cut, merge
+from bundle.tiles import Window, cut, merge, num_windows
 
 SIZE = (100, 160)  # height, width
 WHOLE, LEFT, RIGHT = cut(SIZE, 100)
@@ -46,10 +46,15 @@ def test_the_tiles_of_these_tests_share_40_columns() -> None:
     assert [LEFT, RIGHT] == [(0, 0, 100, 100), (0, 60, 100, 160)]
 
 
+def test_tiles_are_counted_without_being_made() -> None:
+    assert num_windows((10**12, 10**12), 64) > 10**20
+
+
 @given(st.integers(1, 700), st.integers(1, 700), st.integers(64, 300))
 def test_tiles_cover_the_image_and_overlap_by_a_quarter(height: int, width: int, tile: int) -> None:
     whole, *tiles = cut((height, width), tile)
 
+    assert num_windows((height, width), tile) == 1 + len(tiles)
     covered = np.zeros((height, width), np.bool_)
     for top, left, bottom, right in tiles:
         covered[top:bottom, left:right] = True

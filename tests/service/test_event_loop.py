@@ -61,6 +61,16 @@ async def test_thousands_of_detections_are_selected_counted_and_written_off_the_
     assert threading.main_thread() not in threads
 
 
+async def test_metrics_are_written_off_the_loop(client: httpx.AsyncClient, watch: Watch) -> None:
+    threads = watch(routes, "generate_latest")
+
+    response = await client.get("/metrics")
+
+    assert response.status_code == 200
+    assert len(threads) == 1
+    assert threading.main_thread() not in threads
+
+
 async def test_tensors_in_json_are_written_off_the_loop(
     client: httpx.AsyncClient, png_bytes: bytes, watch: Watch
 ) -> None:

@@ -98,6 +98,15 @@ async def test_ids_without_end_are_counted_and_take_no_memory_but_their_own(
     assert most_bytes < 30_000 * 40
 
 
+async def test_a_form_of_very_many_fields_is_refused(client: httpx.AsyncClient) -> None:
+    field = b'--b\r\nContent-Disposition: form-data; name="image_ids"\r\n\r\n1\r\n'
+
+    response = await client.post("/detect", content=field * 101 + b"--b--\r\n", headers=FORM)
+
+    assert (response.status_code, code_of(response)) == (400, "malformed_body")
+    assert "Too many fields" in message_of(response)
+
+
 async def test_text_in_place_of_a_file_is_explained(client: httpx.AsyncClient) -> None:
     body = b'--b\r\nContent-Disposition: form-data; name="images"\r\n\r\nphoto.jpg\r\n--b--\r\n'
 
