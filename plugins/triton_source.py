@@ -201,7 +201,7 @@ def _write_locations(
     WITH_REFERENCE: tl.constexpr,
 ):
     """The gradients of offsets and reference points, from the `change` per pixel, (x, y)."""
-    element, is_sample, levels, spot, offset, extent = samples
+    element, is_sample, levels, offset, extent = samples
     level, height, width, _ = levels
     across = change[0] * width.to(tl.float32)[None, :]  # per unit of the map
     down = change[1] * height.to(tl.float32)[None, :]
@@ -219,9 +219,8 @@ def _write_locations(
             tl.store(target, tl.sum(tl.where(here, across, 0.0), axis=1), mask=exists)
             tl.store(target + 1, tl.sum(tl.where(here, down, 0.0), axis=1), mask=exists)
             if REFERENCE_DIM == 4:
-                moved = here & spot[4]  # an offset that leads nowhere may be NaN
-                wider = tl.where(moved, across * offset[0] * SCALE, 0.0)
-                higher = tl.where(moved, down * offset[1] * SCALE, 0.0)
+                wider = tl.where(here, across * offset[0] * SCALE, 0.0)
+                higher = tl.where(here, down * offset[1] * SCALE, 0.0)
                 tl.store(target + 2, tl.sum(wider, axis=1), mask=exists)
                 tl.store(target + 3, tl.sum(higher, axis=1), mask=exists)
 
@@ -277,6 +276,6 @@ def backward_kernel(
     change = (change_x * weight, change_y * weight)
     _write_locations(
         reference_gradient_ptr, offsets_gradient_ptr, change, row, exists,
-        (element, is_sample, levels, spot, offset, extent),
+        (element, is_sample, levels, offset, extent),
         NUM_LEVELS, REFERENCE_DIM, SCALE, WITH_REFERENCE,
     )  # fmt: skip

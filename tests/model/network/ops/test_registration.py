@@ -1,17 +1,23 @@
 """`detr::ms_deform_attn` in torch: its gradient, and what happens without kernels."""
 
 import itertools
+import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+import plugins
+from model.network.ops import registration
 from model.network.ops.ms_deform_attn import ms_deform_attn
 from model.network.ops.registration import has_kernels
-from plugins import cpu_kernels
+from plugins import cpu_kernels, cuda_kernels, library, triton_kernels
+from plugins.triton_kernels import TritonKernels
 from tests.ops.cases import CASES, OpCase
 
 ROOT = Path(__file__).parents[4]
@@ -138,6 +144,45 @@ def test_autocast_trains_through_the_operator() -> None:
     assert projected.dtype == output.dtype == torch.bfloat16
     assert projection.grad is not None
     assert projection.grad.isfinite().all()
+
+
+@pytest.fixture
+def _gpu_without_nvcc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine with a GPU and Triton, as far as the search for kernels can tell."""
+    found = (cuda_kernels.cuda_kernels, triton_kernels.triton_kernels, registration.say_once)
+    driver = SimpleNamespace(active=SimpleNamespace(get_current_target=lambda: None))
+    triton = SimpleNamespace(runtime=SimpleNamespace(driver=driver))
+    source = SimpleNamespace(forward_kernel={(4,): lambda *tensors, **options: None})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(library, "find", lambda name: None)
+    monkeypatch.setitem(sys.modules, "triton", triton)
+    monkeypatch.setattr(plugins, "triton_source", source, raising=False)
+    for function in found:
+        function.cache_clear()
+    yield
+    for function in found:
+        function.cache_clear()
+
+
+@pytest.mark.usefixtures("_gpu_without_nvcc")
+def test_without_nvcc_a_gpu_runs_triton_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernels = registration.kernels_for("cuda", torch.float32)
+    assert isinstance(kernels, TritonKernels)
+    assert registration.kernels_for("cuda", torch.float64) is None
+    # There is no tensor on a GPU here, so one on the CPU is computed by the same kernels.
+    monkeypatch.setattr(registration, "kernels_for", lambda *_: kernels)
+    value, shapes, *others = POINTS.inputs()
+
+    with caplog.at_level(logging.INFO):
+        outputs = [ms_deform_attn(value, shapes, *others) for _ in range(2)]
+
+    assert [output.shape for output in outputs] == [(2, 5, 8)] * 2
+    assert caplog.messages == [
+        "multi-scale deformable attention: Triton kernels, as there are no native ones; `make "
+        "plugins` with nvcc builds them"
+    ]
 
 
 WITHOUT_LIBRARY = """
