@@ -79,11 +79,13 @@ def test_every_compose_service_is_confined(name):
 def test_the_services_are_reachable_from_this_machine_only_until_told_otherwise():
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
 
-    assert published.keys() == {"service", "service-gpu", "proxy", "prometheus", "grafana"}
+    assert published.keys() == {
+        *("service", "service-gpu", "service-torch", "proxy", "prometheus", "grafana")
+    }
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
 
 
-@pytest.mark.parametrize("name", ["service", "replica", "service-gpu"])
+@pytest.mark.parametrize("name", ["service", "replica", "service-gpu", "service-torch"])
 def test_compose_gives_the_service_settings_that_it_has(name):
     # What compose makes of ${NAME:-default} where NAME is not set.
     given = {name.lower().removeprefix("detr_"): re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
@@ -102,7 +104,7 @@ def test_the_service_on_a_gpu_may_write_only_to_the_cache_of_its_bundle():
     assert cache == f"{host_folder}/{CACHE_FOLDER}:/bundle/{CACHE_FOLDER}"
 
 
-@pytest.mark.parametrize("name", ["service-gpu", "train"])
+@pytest.mark.parametrize("name", ["service-gpu", "service-torch", "train"])
 def test_compose_reserves_a_gpu(name):
     (device,) = SERVICES[name]["deploy"]["resources"]["reservations"]["devices"]
 
