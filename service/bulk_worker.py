@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from bundle.detect import Found
 from bundle.manifest import Bundle
-from bundle.postprocess import to_detections
+from bundle.postprocess import RawOutput, to_detections
 from bundle.preprocess import Geometry, Uint8Array, decode_image, pad_batch, prepare
 from engines.base import Engine, EngineFailure
 from engines.guard import guard
@@ -71,6 +71,13 @@ class Prepared(NamedTuple):
     error: str | None = None
 
 
+class _Running(NamedTuple):
+    """A batch in the engine."""
+
+    together: list[Prepared]
+    output: Future[RawOutput]
+
+
 def part_name(chunk_index: int) -> str:
     """The file of a chunk's results, in the folder `PARTS`."""
     return f"{chunk_index:06d}.parquet"
@@ -101,6 +108,7 @@ class Worker:
         self._engine = guard(open_it(bundle, threads=num_threads), bundle.manifest)
         require_known_answers(self._engine, bundle)
         self._decoders = ThreadPoolExecutor(num_threads)
+        self._engine_thread = ThreadPoolExecutor(1)
         self._num_ahead = 2 * self._engine.max_batch_size + num_threads
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
@@ -121,19 +129,34 @@ class Worker:
         )
 
     def _rows(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
+        """The results of a chunk, in any order.
+
+        While the engine runs one batch, the next is assembled and the one before written down.
+        """
+        running: _Running | None = None
+        for together in self._batches(chunk):
+            if together[0].image is None:
+                yield _row(together[0])
+                continue
+            following = self._begin(together)
+            if running is not None:
+                yield from self._end(running)
+            running = following
+        if running is not None:
+            yield from self._end(running)
+
+    def _batches(self, chunk: Chunk) -> Iterator[list[Prepared]]:
+        """Images that run together; those that could not be read are alone."""
         waiting: dict[Hashable, list[Prepared]] = defaultdict(list)
         for one in self._ahead(chunk):
             if one.image is None:
-                yield _row(one)
+                yield [one]
                 continue
-            together = waiting[bucket_of(one.image, self._manifest)]
-            together.append(one)
-            if len(together) == self._engine.max_batch_size:
-                yield from self._run(together)
-                together.clear()
-        for together in waiting.values():
-            if together:
-                yield from self._run(together)
+            bucket = bucket_of(one.image, self._manifest)
+            waiting[bucket].append(one)
+            if len(waiting[bucket]) == self._engine.max_batch_size:
+                yield waiting.pop(bucket)
+        yield from waiting.values()
 
     def _ahead(self, chunk: Chunk) -> Iterator[Prepared]:
         """The images of a chunk; the next ones are decoded while one is run."""
@@ -152,22 +175,26 @@ class Worker:
             return Prepared(source, None, None, str(error))
         return Prepared(source, *prepare(image, self._manifest.preprocess))
 
-    def _run(self, together: list[Prepared]) -> Iterator[dict[str, Any]]:
-        """Run one batch; if the engine fails on it, its images one by one."""
+    def _begin(self, together: list[Prepared]) -> _Running:
         images = [one.image for one in together if one.image is not None]
+        batch = pad_batch(images, self._manifest.preprocess.min_side)
+        return _Running(together, self._engine_thread.submit(self._engine.run, *batch))
+
+    def _end(self, running: _Running) -> Iterator[dict[str, Any]]:
+        """The results of one batch; if the engine failed on it, its images are run one by one."""
+        together, output = running
         try:
-            batch = pad_batch(images, self._manifest.preprocess.min_side)
-            outputs = self._engine.run(*batch).rows()
+            outputs = output.result().rows()
         except EngineFailure as error:
             if len(together) == 1:
                 yield _row(together[0]._replace(error=str(error)))
                 return
             for one in together:
-                yield from self._run([one])
+                yield from self._end(self._begin([one]))
             return
-        for one, output in zip(together, outputs, strict=True):
+        for one, found in zip(together, outputs, strict=True):
             assert one.geometry is not None
-            yield _row(one, self._result(one.source, Found(output, one.geometry)))
+            yield _row(one, self._result(one.source, Found(found, one.geometry)))
 
     def _result(self, source: Source, found: Found) -> ImageResult:
         detections = to_detections(

@@ -14,6 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[impor
 
 import service.detect
 from bundle.manifest import Bundle
+from bundle.preprocess import pad_batch
 from service import bulk_worker
 from service.bulk import detect_all, main, make_job, write_coco
 from service.bulk_images import Chunk, files_in, find_chunks, open_place, sources
@@ -76,6 +77,31 @@ def test_every_image_has_its_detections_or_an_error(toy_bundle, photos, tmp_path
     assert (found["5.png"]["width"], found["5.png"]["height"]) == (128, 96)
     assert found["5.png"]["detections"] == json.loads(alone.read_text())["results"][0]["detections"]
     assert found["5.png"]["detections"]
+
+
+def test_the_next_batch_is_assembled_while_one_runs(
+    fake_bundle, photos, out, monkeypatch: pytest.MonkeyPatch
+):
+    engine, assembled = FakeEngine(max_batch_size=1), []
+
+    def pad(images: Any, min_side: int) -> Any:
+        assembled.append(len(images))
+        if len(assembled) == 2:
+            engine.gate.open()  # until then, the first batch does not end
+        return pad_batch(images, min_side)
+
+    def run(job: Job, folder: str, chunks: Sequence[Chunk]) -> Iterator[dict[str, int]]:
+        worker = Worker(job, folder, num_threads=1, open_it=lambda *_, **__: engine)
+        engine.gate.shut()
+        monkeypatch.setattr(bulk_worker, "pad_batch", pad)
+        worker.work_on(chunks[0])
+        yield {"images": 2}
+
+    with pytest.raises(FileNotFoundError):  # of the other chunks
+        bulk(fake_bundle, photos, out, run=run)
+
+    assert assembled == [1, 1]
+    assert [row["error"] for row in rows(out)] == [None, None]
 
 
 def test_a_parquet_file_brings_bytes_names_and_ids(toy_bundle, png_bytes, tmp_path, out):
