@@ -95,7 +95,6 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.detr.ms_deform_attn.default: _attention_node,
     _aten.lift_fresh_copy.default: _same,
     _aten.detach_.default: _same,
-    _aten.dropout.default: _same,  # in evaluation
     _aten.to.dtype: _cast,
     _aten.batch_norm.default: _batch_norm,
     _aten.__and__.Tensor: _and,

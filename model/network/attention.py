@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.network.dropout import dropout
 from model.network.ops.ms_deform_attn import ms_deform_attn
 
 
@@ -108,6 +109,6 @@ class SelfAttention(nn.Module):
         if parts is not None:
             is_other = parts[:, None, :, None] != parts[:, None, None, :]  # (B, 1, Q, Q)
             scores = scores.masked_fill(is_other, -math.inf)
-        weights = F.dropout(scores.softmax(-1), self.dropout, self.training)  # (B, M, Q, Q)
+        weights = dropout(scores.softmax(-1), self.dropout, training=self.training)  # (B, M, Q, Q)
         output: Tensor = self.out_proj((weights @ v).transpose(1, 2).flatten(-2))
         return output

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.distributed import num_processes, sum_with_gradient
+from model.network.convolution import Conv2d
 from model.network.padding import valid_cells, zero_padding
 from model.network.recompute import run_layer
 
@@ -109,7 +110,7 @@ class Bottleneck(nn.Module):
         out_channels = width * self.EXPANSION
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = BatchNorm2d(width, trained=train_bn)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.conv2 = Conv2d(width, width, 3, stride, 1, bias=False)
         self.bn2 = BatchNorm2d(width, trained=train_bn)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = BatchNorm2d(out_channels, trained=train_bn)
@@ -136,9 +137,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, width: int, *, stride: int, train_bn: bool) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
+        self.conv1 = Conv2d(in_channels, width, 3, stride, 1, bias=False)
         self.bn1 = BatchNorm2d(width, trained=train_bn)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.conv2 = Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = BatchNorm2d(width, trained=train_bn)
         self.downsample = _shortcut(in_channels, width, stride=stride, train_bn=train_bn)
 
@@ -182,7 +183,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.recomputes = recomputes and not train_bn  # a second run would count in its statistics
-        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.conv1 = Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = BatchNorm2d(width, trained=train_bn)
         channels = width
         make, stage_channels = BLOCKS[block], []

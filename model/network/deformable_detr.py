@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig, Variant
 from model.network.backbone import ResNet
+from model.network.convolution import Conv2d
 from model.network.padding import halved_masks, nearest_masks, valid_cells, zero_padding
 from model.network.position_encoding import encode_pixels
 from model.network.pyramid import Pyramid, build_pyramid
@@ -57,7 +58,7 @@ class InputProjection(nn.Module):
     def __init__(self, in_channels: int, hidden_dim: int, *, kernel_size: int, bias: bool) -> None:
         super().__init__()
         stride, padding = (1, 0) if kernel_size == 1 else (2, 1)
-        self.conv = nn.Conv2d(in_channels, hidden_dim, kernel_size, stride, padding, bias=bias)
+        self.conv = Conv2d(in_channels, hidden_dim, kernel_size, stride, padding, bias=bias)
         self.norm = GroupNorm(NUM_GROUPS, hidden_dim)
         nn.init.xavier_uniform_(self.conv.weight)
         if self.conv.bias is not None:

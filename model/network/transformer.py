@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.network.attention import MSDeformAttn, SelfAttention
 from model.network.boxes import inverse_sigmoid
+from model.network.dropout import Dropout
 from model.network.pyramid import Pyramid
 from model.network.recompute import run_layer
 
@@ -21,7 +22,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.linear1 = nn.Linear(hidden_dim, ffn_dim)
         self.linear2 = nn.Linear(ffn_dim, hidden_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
 
@@ -50,7 +51,7 @@ class EncoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(config.hidden_dim)
         self.ffn = FeedForward(config.hidden_dim, config.ffn_dim, dropout=config.dropout)
         self.norm2 = nn.LayerNorm(config.hidden_dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, tokens: Tensor, position: Tensor, reference_points: Tensor, pyramid: Pyramid
@@ -102,7 +103,7 @@ class DecoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(config.hidden_dim)
         self.ffn = FeedForward(config.hidden_dim, config.ffn_dim, dropout=config.dropout)
         self.norm3 = nn.LayerNorm(config.hidden_dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self,
