@@ -19,6 +19,7 @@ def count_epoch(progress: Progress, config: TrainConfig, *, entry: EpochRecord) 
     best = progress.best_value
     is_best = best is None or math.isnan(value) or sign * value > sign * best
     progress.epoch, progress.step_in_epoch, progress.loss_sum = entry.epoch, 0, 0.0
+    progress.part_seconds = {}
     if is_best:
         progress.best_epoch = entry.epoch
         progress.best_value = best if math.isnan(value) else value

@@ -34,6 +34,7 @@ from model.training.interrupt import StopRequest
 from model.training.run_directory import BEST, LAST
 from model.training.run_time import RunTime
 from model.training.schedule import learning_rate
+from model.training.step_times import shown_shares
 from model.training.training_state import TrainingState
 from model.training.validation_loss import ValidationLoss
 
@@ -79,6 +80,7 @@ def end_epoch(
         training_loss=progress.mean_loss,
         validation_loss=loss.total(),
         metrics=metrics,
+        part_seconds=progress.part_seconds,
     )
     is_best = count_epoch(progress, config, entry=entry)
     _log_epoch(entry, run_time)
@@ -141,6 +143,7 @@ def _log_epoch(entry: EpochRecord, run_time: RunTime) -> None:
         *(run_time.epoch_name(entry.epoch), _shown(entry.metrics), shown_best(progress, config)),
         *(entry.training_loss, entry.validation_loss, timedelta(seconds=round(entry.seconds))),
     )
+    log.info("time of the steps: %s", shown_shares(entry.part_seconds))
     if by_class := _shown_classes(entry.class_ap):
         log.info("AP by class: %s", by_class)
     if run_time.is_out_of_patience:

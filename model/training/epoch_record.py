@@ -1,7 +1,8 @@
 """The numbers of an epoch, for the curves and for metrics.csv."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from model.evaluation.coco_metrics import Metrics
@@ -16,6 +17,7 @@ class EpochRecord:
     Attributes:
         seconds: of the whole run so far.
         learning_rate: of the last step. training_loss: the mean over the epoch's steps.
+        part_seconds: of the epoch's steps, by part (`step_times.PARTS`).
     """
 
     epoch: int
@@ -25,6 +27,7 @@ class EpochRecord:
     training_loss: float
     validation_loss: float
     metrics: Metrics
+    part_seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def class_ap(self) -> dict[str, float]:
@@ -37,6 +40,7 @@ class EpochRecord:
             "epoch": self.epoch, "step": self.step, "seconds": round(self.seconds, 1),
             "learning_rate": self.learning_rate, "training_loss": self.training_loss,
             "validation_loss": self.validation_loss, **self.metrics.numbers,
+            **{f"{part}_s": round(seconds, 3) for part, seconds in self.part_seconds.items()},
             **{f"AP {name}": ap for name, ap in self.class_ap.items()},
         }  # fmt: skip
 
@@ -53,6 +57,7 @@ def write_record(entry: EpochRecord, out_dir: Path, *, board: Board | None) -> N
     values = {**entry.metrics.numbers, "loss": entry.validation_loss}
     record(board, "validation", values=_defined(values), step=entry.step)
     record(board, "validation AP by class", values=_defined(entry.class_ap), step=entry.step)
+    record(board, "seconds of an epoch", values=entry.part_seconds, step=entry.step)
     append_epoch(out_dir / CSV_FILE, entry.row())
 
 

@@ -50,6 +50,7 @@ from model.training.run_time import Clock, RunTime
 from model.training.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
 from model.training.starting_weights import Fetch, load_starting_weights
 from model.training.state_file import StateFile
+from model.training.step_times import StepTimes
 from model.training.training_state import Progress, TrainingState
 
 SAVE_INTERVAL_S = 600.0  # a crash loses at most this much work
@@ -201,6 +202,7 @@ def train_epoch(
     num_steps = steps_per_epoch(len(data.train), config)
     state.model.train()
     run_time.count()
+    times = StepTimes(next(state.model.parameters()).device)
     saved_at = progress.seconds
     with (
         _saved_if_others_fail(state, stop, save),
@@ -212,14 +214,15 @@ def train_epoch(
         for batches in steps:
             if run_time.is_over:
                 break
+            times.lap("loading")
             factor = schedule_factor(
                 progress.step, num_steps, config=config, used_share=run_time.used_share
             )
             set_learning_rate(state.optimizer, factor)
             with saved_if_memory_runs_out(state, save):
-                values = take_step(state, batches, config=config, dtype=dtype)
+                values = take_step(state, batches, config=config, dtype=dtype, lap=times.lap)
 
-            run_time.count_step()
+            run_time.count_step(times.take())
             values["learning_rate"] = config.learning_rate * factor
             _show_step(bar, values, run_time, num_steps)
             if progress.step % SCALAR_STEPS == 0:
@@ -231,6 +234,7 @@ def train_epoch(
             if progress.seconds - saved_at > SAVE_INTERVAL_S:
                 save()
                 saved_at = progress.seconds
+            times.start()
     save()
 
 

@@ -23,6 +23,7 @@ from model.network.inference import normalise
 from model.training.denoising import add_noise
 from model.training.losses import LossNormalisers, compute_losses, loss_names, loss_normalisers
 from model.training.non_finite import NonFiniteLoss, first_bad_tensor
+from model.training.step_times import Lap, ignore
 from model.training.training_state import TrainingState
 
 # Of training without loss scaling.
@@ -34,12 +35,18 @@ class _ScaleTooLarge(Exception):
 
 
 def take_step(
-    state: TrainingState, batches: list[MicroBatch], *, config: TrainConfig, dtype: torch.dtype
+    state: TrainingState,
+    batches: list[MicroBatch],
+    *,
+    config: TrainConfig,
+    dtype: torch.dtype,
+    lap: Lap = ignore,
 ) -> dict[str, float]:
     """Update the weights with one effective batch; learning rates are already set.
 
     Args:
         batches: this process's share, run one after another. Those of all processes count as one.
+        lap: is told when a part of the step ends.
 
     Returns:
         Every weighted loss term, their sum as "loss", and "gradient_norm" before clipping.
@@ -50,7 +57,7 @@ def take_step(
     """
     progress = state.progress
     try:
-        terms, norm = _set_gradients(state, batches, config, dtype)
+        terms, norm = _set_gradients(state, batches, config, dtype, lap)
     except NonFiniteLoss as error:
         raise NonFiniteLoss(
             f"step {progress.step + 1} (epoch {progress.epoch + 1}): {error}. Nothing of this step "
@@ -64,11 +71,16 @@ def take_step(
     progress.step_in_epoch += 1
     loss = sum(terms.values())
     progress.loss_sum += loss
+    lap("optimiser")
     return {**terms, "loss": loss, "gradient_norm": norm.item()}
 
 
 def _set_gradients(
-    state: TrainingState, batches: list[MicroBatch], config: TrainConfig, dtype: torch.dtype
+    state: TrainingState,
+    batches: list[MicroBatch],
+    config: TrainConfig,
+    dtype: torch.dtype,
+    lap: Lap,
 ) -> tuple[dict[str, float], Tensor]:
     """Set the gradients, clipped; returns the loss terms and the norm before clipping.
 
@@ -80,7 +92,7 @@ def _set_gradients(
         try:
             with _buffers_kept_on_failure(state.model):
                 terms = accumulate_gradients(
-                    state.model, batches, config=config, dtype=dtype, scaler=state.scaler
+                    state.model, batches, config=config, dtype=dtype, scaler=state.scaler, lap=lap
                 )
                 return terms, _clip_gradients(state, batches, config, dtype)
         except _ScaleTooLarge:
@@ -127,6 +139,7 @@ def accumulate_gradients(
     config: TrainConfig,
     dtype: torch.dtype,
     scaler: torch.amp.GradScaler = UNSCALED,
+    lap: Lap = ignore,
 ) -> dict[str, float]:
     """Add up the gradients of a batch that comes in parts, and return its loss terms.
 
@@ -150,9 +163,10 @@ def accumulate_gradients(
         if not batch[2]:
             _follow_statistics(model, batch, config)
             continue
-        terms = _loss_terms(model, batch, config, dtype, normalisers)
+        terms = _loss_terms(model, batch, config, dtype, normalisers, lap)
         values = torch.stack([terms[name] for name in names])
         scaler.scale(values.sum()).backward()
+        lap("backward")
         total.copy_(values.detach())
     terms_of_all = totals.sum(0)
     sum_gradients(model, terms_of_all)
@@ -200,6 +214,7 @@ def _loss_terms(
     config: TrainConfig,
     dtype: torch.dtype,
     normalisers: LossNormalisers | None = None,
+    lap: Lap = ignore,
 ) -> dict[str, Tensor]:
     device = next(model.parameters()).device
     images, padding_mask = (part.to(device, non_blocking=True) for part in batch[:2])
@@ -218,9 +233,12 @@ def _loss_terms(
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         pixels = normalise(images, padding_mask, preprocess=config.preprocess)
         outputs = model(pixels, padding_mask, noisy)
-    return compute_losses(
+    lap("forward")
+    terms = compute_losses(
         outputs, targets, config=config.loss, normalisers=normalisers, noisy=noisy
     )
+    lap("loss")
+    return terms
 
 
 def _diagnose(

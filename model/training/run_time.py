@@ -1,7 +1,7 @@
 """How long a run has taken, and when to end a run whose time is limited."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -36,9 +36,12 @@ class RunTime:
         self.progress.seconds += seconds
         return seconds
 
-    def count_step(self) -> None:
-        """Count the time of the step that has just ended."""
+    def count_step(self, part_seconds: Mapping[str, float]) -> None:
+        """Count the time of the step that has just ended, also by part."""
         self.progress.step_seconds += self.count()
+        parts = self.progress.part_seconds
+        for part, seconds in part_seconds.items():
+            parts[part] = parts.get(part, 0.0) + seconds
 
     def count_evaluation(self) -> None:
         """Count the time of the evaluation that has just ended."""

@@ -23,6 +23,8 @@ class Progress:
     start_seconds: float = 0.0  # before step 1: loading or pre-training the first weights
     seconds: float = 0.0  # since then, over all sessions
     step_seconds: float = 0.0  # of these, in steps
+    # Of the current epoch's steps, by part (`step_times.PARTS`).
+    part_seconds: dict[str, float] = field(default_factory=dict)
     evaluation_seconds: float = 0.0  # of the longest evaluation
     loss_sum: float = 0.0  # of the steps of the current epoch
     best_epoch: int = 0  # counted from 1; 0 before the first evaluation

@@ -132,7 +132,8 @@ def epochs_of(out_dir: Path) -> list[dict[str, str]]:
     with (out_dir / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     for row in rows:
-        del row["seconds"]
+        for name in [name for name in row if name == "seconds" or name.endswith("_s")]:
+            del row[name]
     return rows
 
 

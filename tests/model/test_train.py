@@ -17,6 +17,7 @@ import model.evaluate
 from model.checkpoints.checkpoint_file import load_checkpoint
 from model.configs import finetune, tiny
 from model.data.loading import open_data
+from model.evaluation.epoch_table import read_epochs
 from model.train import main
 from model.training.loop import train
 from tests.model.html_page import read_page
@@ -90,7 +91,11 @@ def test_every_epoch_is_in_the_table_and_in_tensorboard(uninterrupted: Path) -> 
     assert [value for _, value in curve] == pytest.approx(
         [float(row["validation_loss"]) for row in rows], rel=1e-4
     )
-    assert "validation AP by class/class 5" in events.Tags()["scalars"]
+    assert {"validation AP by class/class 5", "seconds of an epoch/loss"} <= set(
+        events.Tags()["scalars"]
+    )
+    last = read_epochs(uninterrupted / "metrics.csv")[-1]
+    assert 0 < last["loss_s"] < last["forward_s"] + last["backward_s"] < last["seconds"]
 
 
 def test_a_run_ends_early_and_keeps_its_last_checkpoints(

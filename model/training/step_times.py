@@ -1,0 +1,72 @@
+"""How the time of training is divided among the parts of its steps."""
+
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+# In the order of a step. "loading" is the time that a step waits for its images.
+PARTS = ("loading", "forward", "loss", "backward", "optimiser")
+Lap = Callable[[str], None]  # is told the part that has just ended
+
+
+class StepTimes:
+    """Adds up seconds by part, from one call to the next.
+
+    A GPU works behind the program, so its queue notes the time when it gets there.
+
+    Args:
+        clock: seconds since some moment, on a CPU.
+    """
+
+    def __init__(
+        self, device: torch.device, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._is_gpu = device.type == "cuda"
+        self._clock = clock
+        self._marks: list[tuple[str | None, float | torch.cuda.Event]] = []
+        self.start()
+
+    def start(self) -> None:
+        """The next part begins now; the time since the last one belongs to no part."""
+        self._mark(None)
+
+    def lap(self, part: str) -> None:
+        """A part, of `PARTS`, has just ended, and the next one begins."""
+        self._mark(part)
+
+    def take(self) -> dict[str, float]:
+        """The seconds of every part since the last call. On a GPU, waits for the last part."""
+        seconds = dict.fromkeys(PARTS, 0.0)
+        for (_, before), (part, now) in zip(self._marks, self._marks[1:], strict=False):
+            if part is not None:
+                seconds[part] += _elapsed_s(before, now)
+        self._marks = self._marks[-1:]
+        return seconds
+
+    def _mark(self, part: str | None) -> None:
+        if not self._is_gpu:
+            self._marks.append((part, self._clock()))
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._marks.append((part, event))
+
+
+def _elapsed_s(before: float | torch.cuda.Event, now: float | torch.cuda.Event) -> float:
+    if isinstance(before, torch.cuda.Event):
+        assert isinstance(now, torch.cuda.Event)
+        now.synchronize()
+        return float(before.elapsed_time(now)) / 1e3
+    assert not isinstance(now, torch.cuda.Event)
+    return now - before
+
+
+def ignore(part: str) -> None:
+    """A `Lap` that measures nothing."""
+
+
+def shown_shares(seconds: Mapping[str, float]) -> str:
+    """The share of every part, as text."""
+    total = sum(seconds.values()) or 1.0
+    return ", ".join(f"{part} {value / total:.0%}" for part, value in seconds.items())
