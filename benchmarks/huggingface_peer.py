@@ -38,13 +38,18 @@ _RESNET_NAMES = (
 )
 
 
-def build_peer(variant: Variant) -> DeformableDetrForObjectDetection:
-    """The model of a variant, in evaluation mode, with the same random weights every time."""
+def build_peer(variant: Variant, **settings: Any) -> DeformableDetrForObjectDetection:
+    """The model of a variant, in evaluation mode, with the same random weights every time.
+
+    Args:
+        settings: fields of its configuration that differ from the defaults.
+    """
     config = DeformableDetrConfig(
         backbone_config=ResNetConfig(out_features=["stage2", "stage3", "stage4"]),
         with_box_refine=variant is not Variant.BASE,
         two_stage=variant is Variant.TWO_STAGE,
         num_labels=NUM_CLASSES,
+        **settings,
     )
     torch.manual_seed(0)
     model = DeformableDetrForObjectDetection(config).eval()
@@ -57,6 +62,23 @@ def build_peer(variant: Variant) -> DeformableDetrForObjectDetection:
             elif tensor.ndim == 1:
                 tensor.mul_(1 + NOISE_STD * torch.rand_like(tensor))
                 tensor.add_(NOISE_STD * torch.rand_like(tensor))
+    return model
+
+
+def build_training_peer(variant: Variant, *, dropout: float) -> DeformableDetrForObjectDetection:
+    """The model in training mode, with the loss of every decoder layer.
+
+    As published, dropout is everywhere, and all stages but the first are trained; by default, this
+    version drops nothing within layers, and freezes the whole of its own ResNet.
+    """
+    model = build_peer(
+        variant,
+        auxiliary_loss=True,
+        dropout=dropout, attention_dropout=dropout, activation_dropout=dropout,
+    ).train()  # fmt: skip
+    for name, parameter in model.named_parameters():
+        if "backbone" in name:
+            parameter.requires_grad_(re.search(r"stages\.[123]\.", name) is not None)
     return model
 
 
