@@ -114,7 +114,7 @@ evaluate: $(VENV)/full.stamp $(NATIVE) ## COCO AP of CHECKPOINT= or BUNDLE=, the
 
 export: CHECKPOINT = runs/demo/best.safetensors
 export: BUNDLE = runs/demo/bundle
-export: $(VENV)/full.stamp $(NATIVE) ## turn a checkpoint into a bundle [CHECKPOINT= BUNDLE= PRECISION=fp32|fp16|bf16|int8, or several: fp32,int8 DATA= VAL_FRACTION= RUNTIME=tensorrt SHAPES= ARGS=]
+export: $(VENV)/full.stamp $(NATIVE) ## turn a checkpoint into a bundle [CHECKPOINT= BUNDLE= PRECISION=fp32|fp16|bf16|int8|fp8, or several: fp32,int8 DATA= VAL_FRACTION= RUNTIME=tensorrt SHAPES= ARGS=]
 	$(BIN)/python -m export $(call quote,$(CHECKPOINT)) --out $(call quote,$(BUNDLE)) \
 	$(call option,PRECISION,precision) $(call option,DATA,data) $(call option,VAL_FRACTION,val-fraction) $(call option,RUNTIME,runtime) $(if $(SHAPES),--shapes $(SHAPES)) $(ARGS)
 

@@ -65,6 +65,7 @@ TOLERANCES: Final[dict[str, Errors]] = {
     "fp16": Errors(score=0.05, shift=0.08, box_px=0.5, lost=0.05),
     "bf16": Errors(score=0.05, shift=0.08, box_px=0.5, lost=0.05),
     "int8": Errors(score=0.07, shift=0.08, box_px=1.0, lost=0.1),
+    "fp8": Errors(score=0.07, shift=0.08, box_px=1.0, lost=0.1),
 }
 
 
@@ -80,6 +81,7 @@ REACHES: Final[dict[str, Reach]] = {
     "fp16": Reach(logit=0.25, box_px=2.0),
     "bf16": Reach(logit=0.25, box_px=2.0),
     "int8": Reach(logit=0.35, box_px=2.0),
+    "fp8": Reach(logit=0.35, box_px=2.0),
 }
 
 

@@ -31,7 +31,7 @@ from bundle.validation import describe_faults
 FORMAT_VERSION: Final = 3
 REMEDY = "rebuild the bundle with `make export`"
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 Batches = Literal["any", "equal_shapes"]
 
 

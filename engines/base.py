@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from bundle.layout import HALF_FORM
 from bundle.manifest import REMEDY, Manifest, TensorSpec
 from bundle.postprocess import RawOutput
 from bundle.tensorrt_plan import BatchShape
@@ -29,7 +30,7 @@ class EngineInfo(NamedTuple):
 
     runtime: str
     precision: str  # what it computes in; fp32 if the bundle's is not possible or slower here
-    float_type: str  # of what is not quantised: that of the precision, unless it is int8
+    float_type: str  # of what is not quantised: that of the precision, unless that is of 8 bits
     graph: str  # the form of the graph; see `bundle.layout`
     threads: int  # in total
     streams: int  # parts of a batch that run in parallel
@@ -85,9 +86,11 @@ def choose_precision(manifest: Manifest, possible: Collection[str]) -> str:
     return "fp32"
 
 
-def float_type_of(precision: str) -> str:
-    """What a graph of this precision computes floats in, unless the engine chooses."""
-    return "fp32" if precision == "int8" else precision
+def float_type_of(precision: str, graph: str) -> str:
+    """What a graph of this precision and form computes floats in, unless the engine chooses."""
+    if precision not in ("int8", "fp8"):
+        return precision
+    return "fp16" if graph == HALF_FORM else "fp32"
 
 
 def reason(error: Exception) -> str:

@@ -68,15 +68,16 @@ def _parser() -> argparse.ArgumentParser:
         "--precision",
         type=_precisions,
         default="fp32",
-        help="default: fp32, exact; fp16 is for GPUs, and refused if it changes detections; bf16 "
-        "and int8 are refused if AP drops; several, as in fp32,int8, are written to OUT-PRECISION "
-        "from one trace and compared",
+        help="default: fp32, exact; fp16 is for GPUs, and refused if it changes detections; bf16, "
+        "int8 and fp8, which is for TensorRT, are refused if AP drops; several, as in fp32,int8, "
+        "are written to OUT-PRECISION from one trace and compared",
     )
     parser.add_argument(
         "--data",
         type=Path,
-        help="directory of a data set: its split train calibrates int8; its split val is used to "
-        "measure AP, to test fp16 and for samples; default: the demo's, for fp16 photographs",
+        help="directory of a data set: its split train calibrates int8 and fp8; its split val is "
+        "used to measure AP, to test fp16 and for samples; default: the demo's, for fp16 "
+        "photographs",
     )
     add_val_fraction(parser)
     parser.add_argument(

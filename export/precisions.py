@@ -18,8 +18,9 @@ from bundle.preprocess import Uint8Array
 from export.bundle_writer import sample_images
 from export.graph import calibration
 from export.graph.half_precision import add_half_graph
-from export.graph.int8 import quantise
+from export.graph.quantisation import FP8, INT8, EightBits, quantise
 from export.graph.tensorrt_plan import Planner, open_plan
+from export.graph.trace import Graphs, write_graphs
 from export.judge import agreement, ap
 from export.judge.verify import batches_allowed, photographs, verify
 from export.stage import stage
@@ -28,12 +29,13 @@ from model.data.evaluation_data import EvaluationData, open_evaluation_data, req
 from model.network.inference import DetectionModel
 
 NUM_AGREEMENT_IMAGES = 16  # of a data set
+FP8_CAPABILITY = (8, 9)  # Ada; also Hopper and Blackwell
 
 
 class Data(NamedTuple):
     """Data sets, opened before any slow step; None if a recipe does not need one."""
 
-    train: EvaluationData | None = None  # int8 is calibrated on it
+    train: EvaluationData | None = None  # int8 and fp8 are calibrated on it
     val: EvaluationData | None = None  # a precision is judged on it
 
 
@@ -126,7 +128,7 @@ def _agreement_images(bundle: Bundle, data: EvaluationData | None) -> list[Uint8
     return [*sample_images(bundle), *photos, *mirrored]
 
 
-# --- bf16 and int8: judged by AP, as they are served
+# --- bf16, int8 and fp8: judged by AP, as they are served
 
 
 def open_splits(
@@ -156,11 +158,20 @@ def _write_bf16(copy: Bundle, materials: Materials) -> Bundle:
 
 def _write_int8(copy: Bundle, materials: Materials) -> Bundle:
     """Write int8 where it pays; in a plan, the rest is float16."""
+    write_graphs(_quantise(copy, materials, INT8), copy.directory)
+    return copy if materials.planner is None else add_half_graph(copy, "fp16")
+
+
+def _write_fp8(copy: Bundle, materials: Materials) -> Bundle:
+    """Write fp8 where it pays, and float16 elsewhere, for a plan; the other graphs stay float32."""
+    return add_half_graph(copy, "fp16", model=_quantise(copy, materials, FP8).plugin)
+
+
+def _quantise(copy: Bundle, materials: Materials, kind: EightBits) -> Graphs:
     train = materials.data.train
     assert train is not None
     with stage(f"calibrating on {min(calibration.NUM_IMAGES, len(train))} images"):
-        quantised = quantise(copy, train)
-    return quantised if materials.planner is None else add_half_graph(quantised, "fp16")
+        return quantise(copy, train, kind)
 
 
 def _judge_ap(made: Bundle, materials: Materials) -> Verdict:
@@ -186,4 +197,19 @@ RECIPES: Mapping[Precision, Recipe] = {
         _judge_ap,
         "PRECISION=bf16 or fp32, or with a train split that is more like the val split",
     ),
+    "fp8": Recipe(open_splits, _write_fp8, _judge_ap, "PRECISION=fp16"),
 }
+
+
+def require_possible(precision: Precision, planner: Planner | None) -> None:
+    """Raise ValueError if no bundle of a precision can be made on this machine."""
+    if precision != "fp8":
+        return
+    if planner is None:
+        raise ValueError("only TensorRT computes in fp8; export with RUNTIME=tensorrt")
+    gpu = planner.cuda.device()
+    if tuple(map(int, gpu.compute_capability.split("."))) < FP8_CAPABILITY:
+        raise ValueError(
+            f"fp8 needs a GPU of compute capability {'.'.join(map(str, FP8_CAPABILITY))} or newer, "
+            f"{gpu.name} has {gpu.compute_capability}; export with PRECISION=int8 or fp16"
+        )

@@ -20,7 +20,7 @@ from export.graph.tensorrt_plan import Planner, add_plan, open_plan
 from export.judge.answers import engines_on_cpu, judge_answers
 from export.judge.refusal import Refused
 from export.judge.verify import batches_allowed, verify
-from export.precisions import RECIPES, Materials
+from export.precisions import RECIPES, Materials, require_possible
 from export.stage import stage
 from model.checkpoints.checkpoint_file import Checkpoint, build_model
 from model.network.inference import DetectionModel
@@ -59,6 +59,7 @@ def export_bundle(
         In all cases `out` is left as it was.
     """
     require_replaceable(out)
+    require_possible(precision, planner)
     data = RECIPES[precision].open_data(data_dir, checkpoint.classes, val_fraction=val_fraction)
     chosen = data.val if data_dir is not None else None
     sample_files = read_samples(checkpoint, samples, data=chosen)

@@ -12,7 +12,7 @@ from engines.base import EngineFailure
 from export.bundle_writer import read_samples
 from export.graph.tensorrt_plan import Planner
 from export.judge import ap
-from export.precisions import RECIPES, Materials
+from export.precisions import RECIPES, Materials, require_possible
 from export.recipe import make_bundle, traced
 from model.checkpoints.checkpoint_file import Checkpoint
 
@@ -63,6 +63,7 @@ def export_bundles(
     """
     for precision in precisions:
         require_replaceable(directory_of(out, precision))
+        require_possible(precision, planner)
     data = {
         precision: RECIPES[precision].open_data(
             data_dir, checkpoint.classes, val_fraction=val_fraction

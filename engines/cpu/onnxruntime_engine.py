@@ -87,7 +87,7 @@ class OnnxRuntimeEngine:
             precision = choose_precision(manifest, ("fp32", "int8"))
         runtime = "onnxruntime" if on_cpu else f"onnxruntime {providers[0].name}"
         self.info = EngineInfo(
-            runtime, precision, float_type_of(precision), graph, threads, streams=1
+            runtime, precision, float_type_of(precision, graph), graph, threads, streams=1
         )
 
     def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:

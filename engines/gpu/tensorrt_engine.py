@@ -79,7 +79,7 @@ class TensorRTEngine:
             raise
         self._measure_memory(before=device, now=cuda.device())
         self.info = EngineInfo(
-            *("tensorrt", manifest.precision, float_type_of(manifest.precision), graph),
+            *("tensorrt", manifest.precision, float_type_of(manifest.precision, graph), graph),
             threads=1,
             streams=1,
         )

@@ -71,7 +71,7 @@ class TorchEngine:
         self.largest_batches = tuple(profile.max for profile in profiles)
         self.gpu_memory_bytes = 0
         self.info = EngineInfo(
-            "torch-cuda", precision, float_type_of(precision), form, threads=1, streams=1
+            "torch-cuda", precision, float_type_of(precision, form), form, threads=1, streams=1
         )
         self._where = where
         self._profiles = profiles
@@ -222,10 +222,10 @@ def open_on_cpu(bundle: Bundle) -> TorchEngine:
 
 def _form_and_precision(bundle: Bundle) -> tuple[str, str]:
     manifest = bundle.manifest
-    if manifest.precision == "int8":
+    if manifest.precision in ("int8", "fp8"):
         raise ValueError(
-            f"{bundle.directory}: torch-cuda does not compute in int8; export with PRECISION=fp16, "
-            "bf16 or fp32, or serve with another DETR_ENGINE"
+            f"{bundle.directory}: torch-cuda does not compute in {manifest.precision}; export with "
+            "PRECISION=fp16, bf16 or fp32, or serve with another DETR_ENGINE"
         )
     if HALF_FORM in manifest.graphs:
         return HALF_FORM, manifest.precision

@@ -80,13 +80,18 @@ def write_half(model: ir.Model, precision: str) -> None:
     passes.RemoveUnusedNodesPass()(model)
 
 
-def add_half_graph(bundle: Bundle, precision: str) -> Bundle:
+def add_half_graph(bundle: Bundle, precision: str, *, model: ir.Model | None = None) -> Bundle:
     """Write a half-precision copy of the plugin graph beside it, with its own weights.
+
+    Args:
+        precision: "fp16" or "bf16".
+        model: the graph to be in half precision, which is changed; by default the plugin graph.
 
     Raises:
         ValueError: a weight is too large, or the graph is not valid ONNX.
     """
-    model = ir.load(bundle.graph(PLUGIN_FORM))
+    if model is None:
+        model = ir.load(bundle.graph(PLUGIN_FORM))
     write_half(model, precision)
     path = bundle.directory / GRAPH_FILES[HALF_FORM]
     ir.save(

@@ -1,16 +1,24 @@
 import logging
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bundle.layout import GRAPH_FILES
 from bundle.manifest import Manifest
+from bundle.preprocess import Preprocess
 from bundle.tensorrt_plan import default_profiles
 from engines.gpu import tensorrt_builder
 from engines.gpu.tensorrt_builder import BuildOptions, build_plan
+from export.graph.tensorrt_plan import choose_profiles
+from plugins import library
 from tests.fake_tensorrt import FakeTensorRT
 from tests.tensorrt_rtx import run_with_tensorrt_rtx
 from tests.toy_bundle import make_toy_bundle
+
+PAGE = Path(__file__).parents[3] / "docs" / "tensorrt.md"
 
 
 def options_for(directory: Path, **others: Any) -> BuildOptions:
@@ -56,6 +64,40 @@ def test_the_plugin_is_loaded_and_not_embedded(
 
     assert trt.builds[0].plugins_to_serialize == []
     assert [creator.name for creator in trt.registry.all_creators] == ["MSDeformAttn"]
+
+
+def test_the_documented_trtexec_command_sets_what_the_builder_sets(
+    toy_bundle: Path, trt: FakeTensorRT, tmp_path: Path
+) -> None:
+    (command,) = re.findall(r"^trtexec (.*?[^\\])$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    options = [part.partition("=")[::2] for part in command.replace("\\\n", "").split()]
+    profiles = choose_profiles(["8x800x1333", "8x1333x800"], Preprocess(min_side=128))
+    plugin = tmp_path / Path(dict(options)["--dynamicPlugins"]).name
+    plugin.write_text("MSDeformAttn")
+    build_plan(
+        trt,
+        toy_bundle / "model.onnx",
+        inputs=Manifest.load(toy_bundle).inputs,
+        options=BuildOptions(profiles, plugin),
+    )
+
+    (config,) = trt.builds
+    about_shapes = [option for option in options if re.match("--(profile|...Shapes)", option[0])]
+    assert about_shapes == list(shape_options(config.profiles))
+    assert ("--noTF32", "") in options
+    assert ("--stronglyTyped", "") in options  # which the fake builder insists on
+    assert "--setPluginsToSerialize" not in dict(options)
+    assert plugin.name == library.TENSORRT_PLUGIN
+    assert Path(dict(options)["--onnx"]).name in GRAPH_FILES.values()
+
+
+def shape_options(profiles: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """The profiles of a build as options of trtexec."""
+    for index, shapes in enumerate(profiles):
+        yield "--profile", str(index)
+        for place, name in enumerate(("--minShapes", "--optShapes", "--maxShapes")):
+            sizes = ("x".join(map(str, dims[place])) for dims in shapes.values())
+            yield name, ",".join(map(":".join, zip(shapes, sizes, strict=True)))
 
 
 def test_the_workspace_is_limited_where_a_limit_is_given(

@@ -16,7 +16,7 @@ from engines.load import open_engine
 from export.__main__ import main
 from export.graph.half_precision import write_half
 from export.graph.tensorrt_plan import choose_profiles, find_planner
-from export.precisions import Data, Materials
+from export.precisions import Data, Materials, require_possible
 from export.recipe import make_bundle, write_bundle
 from model.config import Variant
 from model.data.digits import DigitsDataset
@@ -164,6 +164,17 @@ def test_shapes_are_of_use_with_tensorrt_only(tmp_path, capsys):
     assert "SHAPES= (--shapes) needs RUNTIME=tensorrt" in capsys.readouterr().err
 
 
+def test_fp8_is_refused_where_it_cannot_be_computed(trt):
+    planner = find_planner([], PUBLISHED)
+
+    with pytest.raises(ValueError, match="only TensorRT computes in fp8; export with RUNTIME=tens"):
+        require_possible("fp8", None)
+    with pytest.raises(ValueError, match=r"capability 8\.9 or newer, NVIDIA Fake has 8\.6; export"):
+        require_possible("fp8", planner)
+    trt.cuda.minor = 9
+    require_possible("fp8", planner)
+
+
 # --- the plan in the bundle
 
 
@@ -223,8 +234,11 @@ def test_a_float16_bundle_is_served_from_its_plan(trt, demo, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["int8", "bf16"])
-def test_ap_is_that_of_the_plan(trt, demo, tmp_path, precision):
+@pytest.mark.parametrize(
+    ("precision", "float_type"), [("int8", "fp16"), ("fp8", "fp16"), ("bf16", "bf16")]
+)
+def test_ap_is_that_of_the_plan(trt, demo, tmp_path, precision, float_type):
+    trt.cuda.major, trt.cuda.minor = 9, 0
     exact = Bundle.load(demo)
     planner = find_planner([], exact.manifest.preprocess)
     data = Data(DigitsDataset("train", num_images=8), DigitsDataset("val", num_images=20))
@@ -237,6 +251,7 @@ def test_ap_is_that_of_the_plan(trt, demo, tmp_path, precision):
     assert report["fp32"]["engine"]["runtime"] != "tensorrt"
     assert report[precision]["engine"]["runtime"] == "tensorrt"
     assert report[precision]["engine"]["precision"] == precision
+    assert report[precision]["engine"]["float_type"] == float_type
     assert manifest.precision == precision
     assert manifest.tensorrt is not None
     assert manifest.tensorrt.graph == "tensorrt"
@@ -303,12 +318,13 @@ def test_the_whole_model_is_built(exported, tmp_path, variant):
 @needs_rtx
 @needs_compiler
 @pytest.mark.slow
-def test_int8_is_built_with_float32_and_with_float16_around_it(demo, tmp_path):
-    directory = tmp_path / "int8"
-    directory.mkdir()
-    data = Data(DigitsDataset("train", num_images=4))
-    write_bundle(Materials(Bundle.load(demo), data), directory, precision="int8").save()
+def test_int8_and_fp8_are_built_with_float16_around_them(demo, tmp_path):
+    materials = Materials(Bundle.load(demo), Data(DigitsDataset("train", num_images=4)))
+    for precision in ("int8", "fp8"):
+        (tmp_path / precision).mkdir()
+        write_bundle(materials, tmp_path / precision, precision=precision).save()
 
-    sizes = build(directory, tmp_path, [("plugin", "fp32", "8.6"), ("plugin", "fp16", "12.0")])
+    sizes = build(tmp_path / "int8", tmp_path, [("plugin", "fp16", "8.6")])
+    sizes += build(tmp_path / "fp8", tmp_path, [("tensorrt", "fp32", "12.0")])
 
     assert min(sizes) > 1_000_000

@@ -5,9 +5,21 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from bundle.layout import GRAPH_FILES
-from export.graph.int8 import Reader, plan_int8, write_int8
+from bundle.known_answers import TOLERANCES, errors, read_known_answers
+from bundle.layout import GRAPH_FILES, INPUTS
+from bundle.manifest import Bundle
+from bundle.postprocess import RawOutput
+from bundle.preprocess import pad_batch
+from export.graph.quantisation import (
+    FP8,
+    INT8,
+    Reader,
+    plan_quantisation,
+    quantise,
+    write_quantised,
+)
 from export.graph.trace import Graphs
+from model.data.digits import DigitsDataset
 
 DEMO = Path(__file__).parents[3] / "bundles" / "demo"
 
@@ -63,12 +75,24 @@ def make_graphs():
 
 
 def run(model, images, *outputs):
+    """Run a graph with the simplest optimisations of ONNX Runtime.
+
+    From the next level on, ONNX Runtime 1.32 computes graphs in fp8 wrongly.
+    """
     graph = ir.to_proto(model)
     graph.graph.output.extend(
         ir.to_proto(ir.val(name, type=ir.TensorType(ir.DataType.FLOAT))) for name in outputs
     )
-    session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        graph.SerializeToString(), basic(), providers=["CPUExecutionProvider"]
+    )
     return session.run(["scores", *outputs], {"images": images})
+
+
+def basic():
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return options
 
 
 def some_images():
@@ -83,12 +107,16 @@ def exact():
 @pytest.fixture
 def rounded():
     """The same graphs in int8, by the ranges of `some_images`."""
+    return rounded_to(INT8)
+
+
+def rounded_to(kind):
     graphs = make_graphs()
-    plan = plan_int8(graphs.plugin.graph)
+    plan = plan_quantisation(graphs.plugin.graph)
     names = list(plan.activations)
     activations = run(graphs.standard, some_images(), *names)[1:]
     ranges = {name: np.abs(x).max() for name, x in zip(names, activations, strict=True)}
-    write_int8(graphs, plan, ranges=ranges)
+    write_quantised(graphs, plan, ranges=ranges, kind=kind)
     return graphs
 
 
@@ -101,20 +129,20 @@ def nodes(model, op_type):
 
 
 def test_layers_before_attention_are_int8_but_the_one_that_reads_the_image(exact):
-    plan = plan_int8(exact.plugin.graph)
+    plan = plan_quantisation(exact.plugin.graph)
 
     assert plan.layers == ["shortcut", "branch", "second_branch", "projected"]
 
 
 def test_what_follows_attention_stays_float(exact):
-    plan = plan_int8(exact.plugin.graph)
+    plan = plan_quantisation(exact.plugin.graph)
 
     assert "scores" not in plan.layers
     assert "sum" not in plan.activations
 
 
 def test_what_is_added_to_a_convolution_is_read_in_int8_and_other_sums_are_float(exact):
-    readers = plan_int8(exact.plugin.graph).activations
+    readers = plan_quantisation(exact.plugin.graph).activations
 
     assert readers["shortcut"] == [Reader("first", 1)]
     assert readers["first_relu"] == [Reader("second_branch", 0), Reader("second", 0)]
@@ -129,6 +157,36 @@ def test_int8_changes_the_output_by_its_rounding(exact, rounded):
 
     error = np.abs(found - expected).max() / np.abs(expected).max()
     assert 1e-3 < error < 0.05  # found: 0.030
+
+
+def test_fp8_changes_the_output_by_its_rounding(exact):
+    (expected,) = run(exact.standard, some_images())
+
+    (found,) = run(rounded_to(FP8).standard, some_images())
+
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    assert 1e-2 < error < 0.15  # found: 0.105
+
+
+def test_fp8_has_a_single_scale_for_a_tensor_that_float16_holds_exactly(exact):
+    before, after = constants(exact.standard), constants(rounded_to(FP8).standard)
+
+    scales = {name: value.numpy() for name, value in after.items() if name.endswith(".scale")}
+    assert {"shortcut_weight.scale", "stem_relu.scale"} < scales.keys()
+    for name, scale in scales.items():
+        assert (scale.shape, np.float16(scale)) == ((), scale), name
+    values = after["twin_weight.fp8"].numpy().astype(np.float32)
+    scale = scales["twin_weight.scale"]
+    assert 224 <= np.abs(values).max() <= 448
+    np.testing.assert_allclose(values * scale, before["twin_weight"].numpy(), rtol=0.0625)
+
+
+def test_fp8_of_tiny_numbers_has_a_scale_that_float16_holds(exact):
+    plan = plan_quantisation(exact.plugin.graph)
+
+    write_quantised(exact, plan, ranges=dict.fromkeys(plan.activations, 1e-6), kind=FP8)
+
+    assert constants(exact.standard)["tokens.scale"].numpy() == 2.0**-14
 
 
 def test_both_forms_share_their_weights_and_equal_layers_theirs(rounded):
@@ -170,13 +228,31 @@ def test_what_is_rounded_has_its_type(rounded):
         assert types["DequantizeLinear"] is ir.DataType.FLOAT
 
 
-def test_an_activation_that_is_always_zero_stays_zero(exact):
-    plan = plan_int8(exact.plugin.graph)
+@pytest.mark.parametrize("kind", [INT8, FP8], ids=lambda kind: kind.name)
+def test_an_activation_that_is_always_zero_stays_zero(exact, kind):
+    plan = plan_quantisation(exact.plugin.graph)
 
-    write_int8(exact, plan, ranges=dict.fromkeys(plan.activations, 0.0))
+    write_quantised(exact, plan, ranges=dict.fromkeys(plan.activations, 0.0), kind=kind)
 
     (found,) = run(exact.standard, np.zeros((1, 3, 4, 4), np.float32))
     assert np.isfinite(found).all()
+
+
+def test_the_demo_in_fp8_gives_its_known_answers():
+    bundle = Bundle.load(DEMO)
+    graphs = quantise(bundle, DigitsDataset("train", num_images=6), FP8)
+    graph = ir.to_proto(graphs.standard).SerializeToString()
+    options = basic()
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(DEMO)
+    )
+    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    for answer in read_known_answers(DEMO):
+        batch = pad_batch([answer.image], bundle.manifest.preprocess.min_side)
+        output = session.run(None, dict(zip(INPUTS, batch, strict=True)))
+        (found,) = RawOutput(*output).rows()
+        assert errors(answer, found, precision="fp8").is_within(TOLERANCES["fp8"])
 
 
 def test_no_int8_layer_is_read_by_a_sum_and_by_something_else():
@@ -184,6 +260,6 @@ def test_no_int8_layer_is_read_by_a_sum_and_by_something_else():
     graph = ir.load(DEMO / GRAPH_FILES["plugin"]).graph
     values = {value.name: value for node in graph for value in node.outputs}
 
-    for name in plan_int8(graph).layers:
+    for name in plan_quantisation(graph).layers:
         readers = [reader.op_type for reader in values[name].consumers()]
         assert len(readers) == 1 or not any(kind.startswith("Reduce") for kind in readers)

@@ -1,23 +1,26 @@
-"""Writes int8 into the ONNX graphs: QuantizeLinear and DequantizeLinear where it pays.
+"""Writes int8 or fp8 into the ONNX graphs: QuantizeLinear and DequantizeLinear where it pays.
 
 The flow of data decides what is quantised; names and places in the graph do not matter. A *learned
 layer* is a Conv or MatMul with constant weights.
 
 | rule | because |
 |---|---|
-| int8: learned layers that a `value` of MSDeformAttn depends on: backbone, neck, encoder and \
+| 8 bits: learned layers that a `value` of MSDeformAttn depends on: backbone, neck, encoder and \
 value projections | they run over maps and tokens, and do nearly all multiplications |
 | float: all other layers: the decoder, the heads, what ranks proposals | they run over a few \
 hundred queries, and directly give scores, boxes and reference points |
 | float: the convolution that reads the image | its three channels do not fill int8's dot \
 products, so int8 would save no time, and its rounding would affect everything |
-| int8: what a convolution's output is added to | the convolution then adds it in registers and \
-writes int8 itself |
+| 8 bits: what a convolution's output is added to | the convolution then adds it in registers and \
+writes 8 bits itself |
 | float: all other sums, normalisation, softmax, positions, MSDeformAttn | they are cheap, or no \
 runtime has them in int8 |
 
-Weights have a scale per output channel, activations a single one. Every zero point is 0, because
-TensorRT accepts no other, and biases are float, because it does not accept int32.
+Every zero point is 0, because TensorRT accepts no other, and biases are float, because it does not
+accept int32. In int8, weights have a scale per output channel, activations a single one. In fp8
+(E4M3), which only TensorRT computes in, every tensor has a single scale: with one per channel,
+TensorRT multiplies in float16. It is a power of two, so float16 holds it exactly, and no fp8 loses
+a digit by it.
 """
 
 from collections import defaultdict
@@ -25,21 +28,34 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from bundle.layout import OPERATOR, PLUGIN_FORM, STANDARD_FORM
 from bundle.manifest import Bundle
 from export.graph.calibration import measure_ranges
-from export.graph.trace import Graphs, write_graphs
+from export.graph.trace import Graphs
 from model.data.evaluation_data import EvaluationData
 
 OUTPUT_AXIS = {"Conv": 0, "MatMul": 1}  # of the weights of layers that can be quantised
-LARGEST = 127  # -128 is not used, so that the range is symmetric
+SMALLEST_SCALE = 2.0**-14  # in fp8: the smallest normal float16
 MIN_CHANNELS = 4  # that a layer reads: one instruction adds up this many products
 VALUE = 0  # index among the inputs of MSDeformAttn
 
 FLOAT = ir.DataType.FLOAT
+
+
+class EightBits(NamedTuple):
+    """A type of 8 bits, and the largest number of it that is used."""
+
+    name: str
+    dtype: ir.DataType
+    largest: float
+
+
+INT8 = EightBits("int8", ir.DataType.INT8, 127)  # without -128, so that the range is symmetric
+FP8 = EightBits("fp8", ir.DataType.FLOAT8E4M3FN, 448)
 
 
 class Reader(NamedTuple):
@@ -50,24 +66,24 @@ class Reader(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What becomes int8, by the names of tensors, which both forms of a graph share.
+    """What becomes 8 bits, by the names of tensors, which both forms of a graph share.
 
-    activations: name -> the inputs that read it in int8. layers: names of the outputs of the layers
-    whose weights become int8.
+    activations: name -> the inputs that read it in 8 bits. layers: names of the outputs of the
+    layers whose weights become 8 bits.
     """
 
     activations: dict[str, list[Reader]]
     layers: list[str]
 
 
-def quantise(bundle: Bundle, images: EvaluationData) -> Bundle:
-    """Change both forms of a bundle's graph to int8, calibrated on images.
+def quantise(bundle: Bundle, images: EvaluationData, kind: EightBits) -> Graphs:
+    """Both forms of a bundle's graph in 8 bits, calibrated on images.
 
     Raises:
         ValueError: see `measure_ranges`.
     """
     graphs = _read_graphs(bundle)
-    plan = plan_int8(graphs.plugin.graph)
+    plan = plan_quantisation(graphs.plugin.graph)
     ranges = measure_ranges(
         bundle.graph(STANDARD_FORM),
         list(plan.activations),
@@ -75,12 +91,11 @@ def quantise(bundle: Bundle, images: EvaluationData) -> Bundle:
         preprocess=bundle.manifest.preprocess,
         batch_size=bundle.manifest.max_batch_size,
     )
-    write_int8(graphs, plan, ranges=ranges)
-    write_graphs(graphs, bundle.directory)
-    return bundle
+    write_quantised(graphs, plan, ranges=ranges, kind=kind)
+    return graphs
 
 
-def plan_int8(plugin: ir.Graph) -> Plan:
+def plan_quantisation(plugin: ir.Graph) -> Plan:
     """Apply the rules at the top to a graph in plugin form."""
     layers = _layers_before_values(plugin)
     activations: dict[str, list[Reader]] = defaultdict(list)
@@ -94,24 +109,26 @@ def plan_int8(plugin: ir.Graph) -> Plan:
     return Plan(dict(activations), [_name(layer.outputs[0]) for layer in layers])
 
 
-def write_int8(graphs: Graphs, plan: Plan, *, ranges: Mapping[str, float]) -> None:
+def write_quantised(
+    graphs: Graphs, plan: Plan, *, ranges: Mapping[str, float], kind: EightBits
+) -> None:
     """Apply a plan to both forms of a graph, which keep sharing their weights.
 
     Args:
-        ranges: name of every activation in the plan -> largest magnitude that int8 must represent.
+        ranges: name of every activation in the plan -> largest magnitude to be represented.
     """
     weights: dict[str, _Rounded] = {}
     for model in graphs:
         graph = model.graph
         values = {_name(value): value for node in graph for value in node.outputs}
         for name, readers in plan.activations.items():
-            restored = _round_activation(graph, values[name], ranges[name])
+            restored = _round_activation(graph, values[name], ranges[name], kind)
             for reader in readers:
                 _producer(values[reader.output]).replace_input_with(reader.place, restored)
         for exact, layers in _by_weights([_producer(values[name]) for name in plan.layers]).items():
             name, axis = _name(exact), OUTPUT_AXIS[layers[0].op_type]
             if name not in weights:
-                weights[name] = _round_weights(exact, axis)
+                weights[name] = _round_weights(exact, axis, kind)
             inputs = [_constant(graph, tensor) for tensor in weights[name]]
             restore = _node("DequantizeLinear", inputs, f"{name}.rounded", FLOAT, axis=axis)
             graph.insert_before(graph[0], restore)
@@ -134,8 +151,8 @@ def _read_graphs(bundle: Bundle) -> Graphs:
 
 
 class _Rounded(NamedTuple):
-    values: ir.TensorProtocol  # int8
-    scale: ir.TensorProtocol  # (output channels,) float32
+    values: ir.TensorProtocol
+    scale: ir.TensorProtocol  # (output channels,) in int8, () in fp8; float32
 
 
 def _layers_before_values(graph: ir.Graph) -> list[ir.Node]:
@@ -181,30 +198,46 @@ def _by_weights(layers: Sequence[ir.Node]) -> dict[ir.Value, list[ir.Node]]:
     return groups
 
 
-def _round_activation(graph: ir.Graph, exact: ir.Value, largest: float) -> ir.Value:
-    """The activation after rounding to int8; one that is always zero stays zero."""
+def _round_activation(
+    graph: ir.Graph, exact: ir.Value, largest: float, kind: EightBits
+) -> ir.Value:
+    """The activation after rounding to 8 bits; one that is always zero stays zero."""
     name = _name(exact)
-    scale = np.array(largest / LARGEST if largest else 1.0, np.float32)
+    scale = _scale(np.array(largest), kind)
     step = _constant(graph, ir.tensor(scale, name=f"{name}.scale"))
-    zero = _constant(graph, ir.tensor(np.array(0, np.int8), name=f"{name}.zero"))
-    round_ = _node("QuantizeLinear", [exact, step, zero], f"{name}.int8", ir.DataType.INT8)
+    nothing = np.array(0, kind.dtype.numpy())
+    zero = _constant(graph, ir.tensor(nothing, dtype=kind.dtype, name=f"{name}.zero"))
+    round_ = _node("QuantizeLinear", [exact, step, zero], f"{name}.{kind.name}", kind.dtype)
     inputs = [round_.outputs[0], step, zero]
     restore = _node("DequantizeLinear", inputs, f"{name}.rounded", FLOAT)
     graph.insert_after(_producer(exact), [round_, restore])
     return restore.outputs[0]
 
 
-def _round_weights(weights: ir.Value, axis: int) -> _Rounded:
+def _round_weights(weights: ir.Value, axis: int, kind: EightBits) -> _Rounded:
     assert weights.const_value is not None
     exact = weights.const_value.numpy()
-    others = tuple(other for other in range(exact.ndim) if other != axis)
-    largest = np.abs(exact).max(axis=others, keepdims=True)
-    scale = np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(LARGEST)
-    values = np.rint(exact / scale).astype(np.int8)
+    if kind is INT8:
+        others = tuple(other for other in range(exact.ndim) if other != axis)
+        scale = _scale(np.abs(exact).max(axis=others, keepdims=True), kind)
+        values, scale = np.rint(exact / scale), scale.ravel()
+    else:
+        scale = _scale(np.abs(exact).max(), kind)
+        values = exact / scale
     return _Rounded(
-        ir.tensor(values, name=f"{weights.name}.int8"),
-        ir.tensor(scale.ravel(), name=f"{weights.name}.scale"),
+        ir.tensor(
+            values.astype(kind.dtype.numpy()), dtype=kind.dtype, name=f"{weights.name}.{kind.name}"
+        ),
+        ir.tensor(scale, name=f"{weights.name}.scale"),
     )
+
+
+def _scale(largest: npt.NDArray[np.floating], kind: EightBits) -> npt.NDArray[np.float32]:
+    """What one of the type stands for, so that the largest magnitudes can be represented."""
+    scale = np.where(largest > 0, largest, kind.largest) / kind.largest
+    if kind is INT8:
+        return np.asarray(scale, np.float32)
+    return np.asarray(np.maximum(np.exp2(np.ceil(np.log2(scale))), SMALLEST_SCALE), np.float32)
 
 
 def _node(
