@@ -17,10 +17,11 @@ writes 8 bits itself |
 runtime has them in int8 |
 
 Every zero point is 0, because TensorRT accepts no other, and biases are float, because it does not
-accept int32. In int8, weights have a scale per output channel, activations a single one. In fp8
-(E4M3), which only TensorRT computes in, every tensor has a single scale: with one per channel,
-TensorRT multiplies in float16. It is a power of two, so float16 holds it exactly, and no fp8 loses
-a digit by it.
+accept int32. In int8, weights have a scale per output channel, activations a single one. Weights
+go to 64 only: a CPU without VNNI multiplies them by numbers of up to 255 and adds two products in
+16 bits, where more would saturate. In fp8 (E4M3), which only TensorRT computes in, every tensor has
+a single scale: with one per channel, TensorRT multiplies in float16. It is a power of two, so
+float16 holds it exactly, and no fp8 loses a digit by it.
 """
 
 from collections import defaultdict
@@ -47,15 +48,17 @@ FLOAT = ir.DataType.FLOAT
 
 
 class EightBits(NamedTuple):
-    """A type of 8 bits, and the largest number of it that is used."""
+    """A type of 8 bits, and the largest numbers of it that are used."""
 
     name: str
     dtype: ir.DataType
-    largest: float
+    largest: float  # activation
+    largest_weight: float
 
 
-INT8 = EightBits("int8", ir.DataType.INT8, 127)  # without -128, so that the range is symmetric
-FP8 = EightBits("fp8", ir.DataType.FLOAT8E4M3FN, 448)
+# Without -128, so that the range is symmetric; 2 * 255 * 64 is less than 2**15.
+INT8 = EightBits("int8", ir.DataType.INT8, 127, 64)
+FP8 = EightBits("fp8", ir.DataType.FLOAT8E4M3FN, 448, 448)
 
 
 class Reader(NamedTuple):
@@ -203,7 +206,7 @@ def _round_activation(
 ) -> ir.Value:
     """The activation after rounding to 8 bits; one that is always zero stays zero."""
     name = _name(exact)
-    scale = _scale(np.array(largest), kind)
+    scale = _scale(np.array(largest), kind.largest, kind)
     step = _constant(graph, ir.tensor(scale, name=f"{name}.scale"))
     nothing = np.array(0, kind.dtype.numpy())
     zero = _constant(graph, ir.tensor(nothing, dtype=kind.dtype, name=f"{name}.zero"))
@@ -219,10 +222,10 @@ def _round_weights(weights: ir.Value, axis: int, kind: EightBits) -> _Rounded:
     exact = weights.const_value.numpy()
     if kind is INT8:
         others = tuple(other for other in range(exact.ndim) if other != axis)
-        scale = _scale(np.abs(exact).max(axis=others, keepdims=True), kind)
+        scale = _scale(np.abs(exact).max(axis=others, keepdims=True), kind.largest_weight, kind)
         values, scale = np.rint(exact / scale), scale.ravel()
     else:
-        scale = _scale(np.abs(exact).max(), kind)
+        scale = _scale(np.abs(exact).max(), kind.largest_weight, kind)
         values = exact / scale
     return _Rounded(
         ir.tensor(
@@ -232,9 +235,11 @@ def _round_weights(weights: ir.Value, axis: int, kind: EightBits) -> _Rounded:
     )
 
 
-def _scale(largest: npt.NDArray[np.floating], kind: EightBits) -> npt.NDArray[np.float32]:
-    """What one of the type stands for, so that the largest magnitudes can be represented."""
-    scale = np.where(largest > 0, largest, kind.largest) / kind.largest
+def _scale(
+    largest: npt.NDArray[np.floating], number: float, kind: EightBits
+) -> npt.NDArray[np.float32]:
+    """What one of the type stands for, so that `number` stands for the largest magnitudes."""
+    scale = np.where(largest > 0, largest, number) / number
     if kind is INT8:
         return np.asarray(scale, np.float32)
     return np.asarray(np.maximum(np.exp2(np.ceil(np.log2(scale))), SMALLEST_SCALE), np.float32)
