@@ -19,7 +19,9 @@ FOUND = 9  # exit status where the sanitizer found something
 
 
 def build_program(directory: Path, *, gpu: str = "native") -> Path:
-    """The program that runs calls and their gradients, for a GPU: this machine's, or "sm_90", ...
+    """The program that runs calls and their gradients; a warning of nvcc is an error.
+
+    It is for a GPU: this machine's, or "sm_90", or "compute_90" without machine code.
 
     Raises:
         AssertionError: there is no nvcc, or it failed; says which.
@@ -28,6 +30,7 @@ def build_program(directory: Path, *, gpu: str = "native") -> Path:
     assert nvcc, "nvcc is not on the path; it comes with the CUDA toolkit"
     program = directory / "run_cases"
     options = ["-std=c++17", "-O3", "-lineinfo", f"--gpu-architecture={gpu}", "-I", str(CORE)]
+    options += ["--Werror=all-warnings"]
     command = [nvcc, *options, str(KERNEL), str(BACKWARD), str(SOURCE), "-o", str(program)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
