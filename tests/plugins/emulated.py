@@ -5,6 +5,7 @@ Compiled programs are kept in build/tests, and compiled again when a source chan
 
 import hashlib
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -81,6 +82,15 @@ def _made(name: str, command: list[str], inputs: Iterable[Path]) -> Path:
     return target
 
 
+def barriers(source: Path) -> list[tuple[str, int]]:
+    """Every barrier in a file of kernels: its name and line."""
+    return [
+        (name, number)
+        for number, line in enumerate(source.read_text().splitlines(), start=1)
+        for name in re.findall(r"__sync\w+", line)
+    ]
+
+
 def program(*, kernel: Path = KERNEL, sanitize: bool = False) -> Path:
     """The program that runs calls from a file, with this source of the kernels."""
     sanitizers = SANITIZERS if sanitize else ()
@@ -88,9 +98,9 @@ def program(*, kernel: Path = KERNEL, sanitize: bool = False) -> Path:
     return build("run_cases", sources, [*FLAGS, *INCLUDES, *sanitizers], sanitizers)
 
 
-def library(*, backward: Path = BACKWARD) -> Path:
-    """The library that PyTorch loads, for tensors of this CPU, with this source of gradients."""
-    sources = [KERNEL, backward, CORE / "shapes_cuda.cu", BINDINGS / "cuda_c_api.cpp"]
+def library() -> Path:
+    """The library that PyTorch loads, for tensors of this CPU."""
+    sources = [KERNEL, BACKWARD, CORE / "shapes_cuda.cu", BINDINGS / "cuda_c_api.cpp"]
     sources += [EMULATOR / "fibres.cpp", EMULATOR / "set_order.cpp"]
     link = ["-shared", "-Wl,-z,defs"]
     return build("libms_deform_attn_cuda.so", sources, [*FLAGS, *INCLUDES], link)
@@ -172,12 +182,18 @@ def run(
     *,
     kernel: str = "fused",
     order: str = "forward",
+    without_line: int = 0,
 ) -> Run:
-    """Run calls with the program at `path`; `directory` takes the files."""
+    """Run calls with the program at `path`; `directory` takes the files.
+
+    The barrier on line `without_line` of the kernels' source is left out.
+    """
     source, target = directory / "calls", directory / "outputs"
     source.write_bytes(b"".join(call.to_bytes() for call in calls))
     result = subprocess.run(
-        [str(path), kernel, order, str(source), str(target)], capture_output=True, text=True
+        [str(path), kernel, order, str(without_line), str(source), str(target)],
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr
     return Run(outputs(calls, target.read_bytes()), result.stdout.splitlines())

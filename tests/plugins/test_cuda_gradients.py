@@ -15,7 +15,14 @@ from model.network.ops.reference import ms_deform_attn_reference
 from plugins.cuda_kernels import CudaKernels
 from tests.ops.cases import CASES, PYRAMID, OpCase
 from tests.ops.interpreted import InterpretedKernels
-from tests.plugins.emulated import BACKWARD, Call, gradients_program, library, needs_compiler
+from tests.plugins.emulated import (
+    BACKWARD,
+    Call,
+    barriers,
+    gradients_program,
+    library,
+    needs_compiler,
+)
 
 pytestmark = needs_compiler
 
@@ -53,9 +60,10 @@ def kernels(path: Path) -> CudaKernels:
 
 
 @pytest.fixture
-def threads_in_order(path: Path) -> Iterator[None]:
+def _threads_in_order(path: Path) -> Iterator[None]:
     yield
     set_order(path, is_forward=True)
+    leave_out(path, 0)
 
 
 @pytest.fixture
@@ -68,6 +76,11 @@ def _deterministic() -> Iterator[None]:
 def set_order(path: Path, *, is_forward: bool) -> None:
     """Whether threads run first to last or last to first between barriers."""
     ctypes.CDLL(str(path)).setOrder(int(is_forward))
+
+
+def leave_out(path: Path, line: int) -> None:
+    """Let threads no longer wait at the barrier on a line of a source, or at all again if 0."""
+    ctypes.CDLL(str(path)).leaveOut(line)
 
 
 def flat(shapes: list[tuple[int, int]]) -> list[int]:
@@ -130,7 +143,7 @@ def test_deterministic_gradients_equal_the_reference(
     assert all(map(is_rounded_once, results, exact(TABLE[name], dtype)))
 
 
-@pytest.mark.usefixtures("threads_in_order")
+@pytest.mark.usefixtures("_threads_in_order")
 @pytest.mark.parametrize("is_deterministic", [False, True])
 def test_the_order_of_threads_changes_no_bit_in_deterministic_mode_only(
     kernels: CudaKernels, path: Path, is_deterministic: bool
@@ -251,23 +264,16 @@ def float32_only(directory: Path, source: str) -> Path:
     return copy
 
 
-def mutated(directory: Path, barrier: str, occurrence: int) -> Path:
-    """The library without one barrier."""
-    parts = BACKWARD.read_text().split(barrier)
-    changed = barrier.join(parts[: occurrence + 1]) + barrier.join(parts[occurrence + 1 :])
-    return library(backward=float32_only(directory, changed))
-
-
-# The second __syncwarp() is not among them: it orders memory only. Threads have already met at the
-# shuffles before it.
+# The third of four barriers is not among them: it orders memory only. Threads have already met at
+# the shuffles before it.
+@pytest.mark.usefixtures("_threads_in_order")
 @pytest.mark.parametrize(
-    ("barrier", "occurrence"), [("__syncthreads();", 0), ("__syncwarp();", 0), ("__syncwarp();", 2)]
+    ("barrier", "line"), [found for i, found in enumerate(barriers(BACKWARD)) if i != 2]
 )
 def test_a_barrier_that_is_missing_is_noticed(
-    tmp_path: Path, barrier: str, occurrence: int
+    kernels: CudaKernels, path: Path, barrier: str, line: int
 ) -> None:
-    path = mutated(tmp_path, barrier, occurrence)
-    kernels = CudaKernels(path, device_type="cpu")
+    leave_out(path, line)
     case = TABLE["more samples than a chunk"]
 
     rights: list[bool] = []
@@ -296,7 +302,6 @@ def test_nothing_is_touched_outside_of_the_tensors(tmp_path: Path) -> None:
 
 
 def test_every_barrier_is_known() -> None:
-    source = BACKWARD.read_text()
+    names = [name for name, _ in barriers(BACKWARD)]
 
-    assert source.count("__syncthreads();") == 1
-    assert source.count("__syncwarp();") == 3
+    assert names == ["__syncthreads", "__syncwarp", "__syncwarp", "__syncwarp"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.network.ops.reference import ms_deform_attn_reference
 from tests.ops.cases import CASES, OpCase
-from tests.plugins.emulated import KERNEL, TAPS, Call, needs_compiler, program, run
+from tests.plugins.emulated import KERNEL, TAPS, Call, barriers, needs_compiler, program, run
 
 pytestmark = needs_compiler
 
@@ -123,40 +123,22 @@ def test_the_sanitizers_see_a_read_outside_of_value(tmp_path: Path) -> None:
         run(unbound, [wrong], tmp_path)
 
 
-def mutated(directory: Path, old: str, new: str, occurrence: int = 0) -> Path:
-    """A copy of the kernels with one occurrence of a text replaced."""
-    parts = KERNEL.read_text().split(old)
-    changed = old.join(parts[: occurrence + 1]) + new + old.join(parts[occurrence + 1 :])
-    path = directory / KERNEL.name
-    path.write_text(changed)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("barrier", "occurrence"),
-    [("__syncwarp();", 0), *(("__syncthreads();", index) for index in range(3))],
-)
-def test_a_barrier_that_is_missing_is_noticed(
-    tmp_path: Path, barrier: str, occurrence: int
-) -> None:
+@pytest.mark.parametrize(("barrier", "line"), barriers(KERNEL))
+def test_a_barrier_that_is_missing_is_noticed(directory: Path, barrier: str, line: int) -> None:
     calls = [Call.of(TABLE[name], torch.float32)
              for name in ("published sizes", "more samples than a chunk")]  # fmt: skip
-    path = program(kernel=mutated(tmp_path, barrier, ";", occurrence))
+
+    made = [
+        run(program(), calls, directory, order=order, without_line=line).outputs for order in ORDERS
+    ]
 
     wrong = [
         not (output.double() - exact(call)).abs().max() <= FLOAT32_ERROR  # also where it is NaN
-        for order in ORDERS
-        for output, call in zip(run(path, calls, tmp_path, order=order).outputs, calls, strict=True)
+        for outputs in made
+        for output, call in zip(outputs, calls, strict=True)
     ]
 
     assert any(wrong)
-
-
-def test_every_barrier_is_taken_away_once() -> None:
-    source = KERNEL.read_text()
-
-    assert source.count("__syncwarp();") == 1
-    assert source.count("__syncthreads();") == 3
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -34,7 +34,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def emulated() -> list[str]:
-    return [str(program()), "fused", "forward"]
+    return [str(program()), "fused", "forward", "0"]
 
 
 @needs_compiler
@@ -79,6 +79,6 @@ def test_a_sanitizer_that_is_missing_is_named(
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 def test_the_program_for_a_gpu_compiles(tmp_path: Path) -> None:
-    built = build_program(tmp_path, gpu="sm_90")
+    built = build_program(tmp_path, gpu="compute_90")  # machine code: test_cuda_compiled.py
 
     assert built.stat().st_size > 0

@@ -78,15 +78,9 @@ T atomicAdd(T* target, T x)
     return before;
 }
 
-inline void __syncthreads()
-{
-    emulator::waitFor(emulator::Barrier::kBlock);
-}
-
-inline void __syncwarp()
-{
-    emulator::waitFor(emulator::Barrier::kWarp);
-}
+// Barriers know their line, so that a test can take one away: see emulator::leaveOut.
+#define __syncthreads() emulator::waitFor(emulator::Barrier::kBlock, __LINE__)
+#define __syncwarp() emulator::waitFor(emulator::Barrier::kWarp, __LINE__)
 
 // The value of another lane of the warp, or the lane's own if `source` is outside its part.
 template <typename T>

@@ -42,6 +42,7 @@ unsigned current;
 ucontext_t scheduler;
 const std::function<void()>* currentBody;
 Order currentOrder = Order::kForward;
+int lineLeftOut = 0;
 const void* schedulerStack;
 size_t schedulerStackBytes;
 
@@ -135,6 +136,11 @@ void setOrder(Order order)
     currentOrder = order;
 }
 
+void leaveOut(int line)
+{
+    lineLeftOut = line;
+}
+
 void runBlock(unsigned numThreads, const std::function<void(unsigned)>& enter,
     const std::function<void()>& body)
 {
@@ -170,9 +176,12 @@ void runBlock(unsigned numThreads, const std::function<void(unsigned)>& enter,
     }
 }
 
-void waitFor(Barrier barrier)
+void waitFor(Barrier barrier, int line)
 {
-    leave(barrier == Barrier::kWarp ? State::kAtWarpBarrier : State::kAtBlockBarrier);
+    if (line != lineLeftOut)
+    {
+        leave(barrier == Barrier::kWarp ? State::kAtWarpBarrier : State::kAtBlockBarrier);
+    }
 }
 
 int lane()
@@ -190,7 +199,7 @@ uint32_t exchange(unsigned mask, uint32_t value, int source)
     const unsigned self = current;
     const int turn = fibres[self].numShuffles++ % 2;
     fibres[self].handedOver[turn] = value;
-    waitFor(Barrier::kWarp);
+    leave(State::kAtWarpBarrier);
     return fibres[self - static_cast<unsigned>(lane()) + static_cast<unsigned>(source)]
         .handedOver[turn];
 }

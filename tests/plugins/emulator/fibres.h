@@ -25,13 +25,16 @@ enum class Order
 
 void setOrder(Order order);
 
+// Later launches do not wait at barriers on this line of their source; 0 is no line.
+void leaveOut(int line);
+
 // Runs `body` once per thread; `enter` is called with the thread's number whenever it starts or
 // resumes. Ends the process with a message if threads wait for each other for ever.
 void runBlock(unsigned numThreads, const std::function<void(unsigned)>& enter,
     const std::function<void()>& body);
 
 // For a running fibre: waits until its whole warp or block has reached this barrier.
-void waitFor(Barrier barrier);
+void waitFor(Barrier barrier, int line);
 
 // For a running fibre: its place in its warp.
 int lane();

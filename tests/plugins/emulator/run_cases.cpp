@@ -1,8 +1,8 @@
 // Runs the calls of the operator in a file and writes their outputs to another.
 //
-//     run_cases fused|per_channel forward|backward INPUT OUTPUT
+//     run_cases fused|per_channel forward|backward LINE INPUT OUTPUT
 //
-// Prints one line per call: the launch's grid and what it returned.
+// The kernels run without the barrier on this line of their source, unless it is 0. Prints one line per call: the launch's grid and what it returned.
 #include "cases.h"
 #include "cuda_runtime.h"
 
@@ -15,16 +15,17 @@ extern "C" cudaError_t detrLaunchPerChannel(
 
 int main(int argc, char** argv)
 {
-    if (argc != 5)
+    if (argc != 6)
     {
-        std::fprintf(stderr, "expected four arguments\n");
+        std::fprintf(stderr, "expected five arguments\n");
         return EXIT_FAILURE;
     }
     const bool isFused = std::string(argv[1]) == "fused";
     emulator::setOrder(std::string(argv[2]) == "forward" ? emulator::Order::kForward
                                                          : emulator::Order::kBackward);
-    std::ifstream input(argv[3], std::ios::binary);
-    std::ofstream output(argv[4], std::ios::binary);
+    emulator::leaveOut(std::atoi(argv[3]));
+    std::ifstream input(argv[4], std::ios::binary);
+    std::ofstream output(argv[5], std::ios::binary);
     emulator::Header h;
     while (input.read(reinterpret_cast<char*>(&h), sizeof(h)))
     {

@@ -1,7 +1,12 @@
-// Sets the order in which threads of later launches run, when the kernels are loaded as a library.
+// Sets how later launches run, when the kernels are loaded as a library: see fibres.h.
 #include "fibres.h"
 
 extern "C" __attribute__((visibility("default"))) void setOrder(int isForward)
 {
     emulator::setOrder(isForward != 0 ? emulator::Order::kForward : emulator::Order::kBackward);
+}
+
+extern "C" __attribute__((visibility("default"))) void leaveOut(int line)
+{
+    emulator::leaveOut(line);
 }
