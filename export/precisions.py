@@ -171,7 +171,7 @@ def _quantise(copy: Bundle, materials: Materials, kind: EightBits) -> Graphs:
     train = materials.data.train
     assert train is not None
     with stage(f"calibrating on {min(calibration.NUM_IMAGES, len(train))} images"):
-        return quantise(copy, train, kind)
+        return quantise(copy, train, kind=kind)
 
 
 def _judge_ap(made: Bundle, materials: Materials) -> Verdict:

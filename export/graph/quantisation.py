@@ -79,7 +79,7 @@ class Plan(NamedTuple):
     layers: list[str]
 
 
-def quantise(bundle: Bundle, images: EvaluationData, kind: EightBits) -> Graphs:
+def quantise(bundle: Bundle, images: EvaluationData, *, kind: EightBits) -> Graphs:
     """Both forms of a bundle's graph in 8 bits, calibrated on images.
 
     Raises:

@@ -245,7 +245,7 @@ def test_an_activation_that_is_always_zero_stays_zero(exact, kind):
 
 def test_the_demo_in_fp8_gives_its_known_answers():
     bundle = Bundle.load(DEMO)
-    graphs = quantise(bundle, DigitsDataset("train", num_images=6), FP8)
+    graphs = quantise(bundle, DigitsDataset("train", num_images=6), kind=FP8)
     graph = ir.to_proto(graphs.standard).SerializeToString()
     options = basic()
     options.add_session_config_entry(
