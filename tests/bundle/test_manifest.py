@@ -186,7 +186,7 @@ def test_another_format_version_is_refused(bundle: Path, content: str) -> None:
     [
         ("unknown_field", 1),
         ("runtime", "onnxruntime"),
-        ("precision", "fp8"),
+        ("precision", "fp4"),
         ("variant", "other"),
         ("classes", []),
         ("classes", [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]),
