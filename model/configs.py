@@ -133,29 +133,9 @@ def small() -> TrainConfig:
 def bccd() -> TrainConfig:
     """Blood cells in microscope images (BCCD: 205 images, 3 classes), from scratch on a CPU."""
     return replace(
-        base(),
+        small(),
         name="bccd",
-        model=ModelConfig(
-            variant=Variant.TWO_STAGE,
-            hidden_dim=64,
-            num_heads=4,
-            num_levels=3,
-            num_points=2,
-            num_encoder_layers=1,
-            num_decoder_layers=3,
-            ffn_dim=256,
-            dropout=0.0,
-            num_queries=60,
-            backbone_width=16,
-            backbone_blocks=(1, 1, 1, 1),
-            frozen_stages=-1,
-            train_batch_norm=True,
-            train_padding="exact",
-            query_content="memory",
-            denoising_queries=60,
-        ),
-        loss=LossConfig(classification="varifocal", encoder_matches=4),
-        preprocess=Preprocess(short_side=240, long_side=400),
+        model=replace(small().model, denoising_queries=60),
         # Cells have no up and no down. Scaled images are never larger than those of inference, so
         # batches need little padding, which costs as much as images do.
         augment=AugmentConfig(
@@ -165,15 +145,10 @@ def bccd() -> TrainConfig:
             crop_probability=0.0,
             scale_jitter=(0.8, 1.3),
         ),
-        backbone_init="random",
         epochs=100,
         batch_size=4,
-        accumulation_steps=1,
         learning_rate=1.5e-3,
-        backbone_lr_factor=1.0,
-        schedule="cosine",
         warmup_steps=200,
-        clip_norm=1.0,
         ema_decay=0.995,
         num_workers=1,
         num_threads=1,  # as in `demo`
