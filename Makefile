@@ -71,7 +71,7 @@ shown = $(if $(is_silent),,printf '%s\n' '$(subst ','\'',$(1))';) $(1)
 if_killed = || { status=$$?; [ $$status -ne 137 ] || echo 'killed, most often because memory ran out: \
 the same command continues from the last save; a new run with SET=batch_size=auto takes what fits' >&2; exit $$status; }
 
-.PHONY: help serve detect train report evaluate export weights reproduce install plugins browser peers triton test test-fast test-gpu bench-gpu lint check lock clean
+.PHONY: help serve detect train report evaluate export weights reproduce install plugins browser peers triton test coverage test-fast test-gpu bench-gpu lint check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -204,11 +204,14 @@ SIDE_BY_SIDE = --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxproce
 
 # Each process computes on one thread of PyTorch: a second one takes a seventh more CPU time. Byte code
 # is kept, or every process would compile the repository and pytest's assertions again.
-# Only a run of all tests must reach the coverage that pyproject.toml asks for. Slow tests,
-# those of the repository itself and the later cases of a test run without measuring it
-# (tests/conftest.py).
-test: install browser peers ## run all tests and measure their coverage, or run some [ARGS=]
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE) --cov)
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test: install browser peers ## run all tests, or some [ARGS=]
+	$(PYTEST) $(or $(ARGS),$(SIDE_BY_SIDE))
+
+# Apart, because measuring makes Python code twice as slow.
+coverage: install browser peers ## run all tests and measure their coverage
+	$(PYTEST) $(SIDE_BY_SIDE) --cov
 
 test-fast: install ## run the tests that take less than ten seconds each [ARGS=]
 	$(BIN)/python -m pytest -m 'not slow and not gpu' $(ARGS)

@@ -1,11 +1,9 @@
 """What all tests share: fixed seeds, sample images, and a bundle that needs no training."""
 
 import gc
-import importlib
 import io
 import random
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -65,59 +63,16 @@ def _rank(path: Path) -> int:
     return LONGEST.index(path.name) if path.name in LONGEST else len(LONGEST)
 
 
-# Files whose tests only read the repository and start processes.
-RUN_NOTHING_HERE = ("test_conventions.py", "test_docs.py", "test_makefile.py")
-
-
-# What takes long to import, twice as long where coverage is measured.
-THIRD_PARTY = (
-    *("torch._dynamo", "torch.onnx", "torch.utils.tensorboard", "scipy.optimize", "onnxscript"),
-    *("sympy", "onnxruntime", "openvino", "fastapi", "hypothesis", "kubernetes_validate"),
-)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection() -> None:
-    """Where coverage is measured, import the packages of others before, without measuring it.
-
-    Nearly all that is made from here to the end of the collection stays until the end.
-    """
+    """Nearly all that is made from here to the end of the collection stays until the end."""
     gc.disable()
-    tracer = sys.gettrace()
-    if tracer is not None:
-        sys.settrace(None)
-        for name in THIRD_PARTY:
-            importlib.import_module(name)
-        sys.settrace(tracer)
 
 
 def pytest_collection_finish() -> None:
     """Let the garbage collector leave alone what is there before the first test."""
     gc.freeze()
     gc.enable()
-
-
-MEASURED_CASES = 3  # of every test in every process
-_cases_run: Counter[str] = Counter()
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Measure the coverage of some cases of the tests that have something to cover.
-
-    Measuring doubles the time of a test. Slow tests, and the later cases of a test, are left out.
-    """
-    test, _, _ = item.nodeid.partition("[")
-    _cases_run[test] += 1
-    tracer = sys.gettrace()
-    if (
-        item.get_closest_marker("slow") is not None
-        or item.path.name in RUN_NOTHING_HERE
-        or _cases_run[test] > MEASURED_CASES
-    ):
-        sys.settrace(None)
-    yield
-    sys.settrace(tracer)
 
 
 @pytest.fixture(autouse=True)
