@@ -210,15 +210,7 @@ class Detector:
             stopwatch.add(Stage.INFER, ticket.run_s)
         self._metrics.images.labels(self.name).inc(len(uploads))
         # In a thread: it takes up to tens of milliseconds, while others would wait for the loop.
-        found = await asyncio.to_thread(_join, geometries, outputs, tile_px)
-        await asyncio.to_thread(
-            count_found,
-            self._metrics,
-            [one.output for one in found],
-            model=self.name,
-            classes=self.manifest.classes,
-        )
-        return found
+        return await asyncio.to_thread(self._join_and_count, geometries, outputs, tile_px)
 
     async def close(self) -> None:
         """Refuse new requests, finish admitted ones, release the engine; `abort` cuts it short."""
@@ -237,6 +229,18 @@ class Detector:
         if self._batcher is None:
             raise NotReady("the model is still loading; try again soon", retry_after_s=1)
         return self._batcher
+
+    def _join_and_count(
+        self, geometries: Sequence[Geometry], outputs: Sequence[ImageOutput], tile_px: int | None
+    ) -> list[Found]:
+        found = _join(geometries, outputs, tile_px)
+        count_found(
+            self._metrics,
+            [one.output for one in found],
+            model=self.name,
+            classes=self.manifest.classes,
+        )
+        return found
 
     # --- batching
 

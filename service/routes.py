@@ -1,7 +1,7 @@
 """The routes of the HTTP API: detection, health, metrics, the model."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
 
@@ -72,16 +72,14 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
         request, images.uploads, model=model, stopwatch=stopwatch, tile_px=query.tile
     )
     # In threads: for thousands of detections it takes tens of milliseconds, with nms_iou seconds.
-    with stopwatch.stage(Stage.POST):
-        detections = await asyncio.to_thread(
-            _select, found, query, detector.manifest, most_detections
-        )
-    with stopwatch.stage(Stage.ENCODE):
-        if image_format is None:
-            response = await asyncio.to_thread(
-                _as_json, detector, images, found, detections, query.format
-            )
-        else:
+    select = partial(_select, found, query, detector.manifest, most_detections)
+    if image_format is None:
+        write = partial(_as_json, detector, images, found, output_format=query.format)
+        response = await asyncio.to_thread(_select_and_write, select, write, stopwatch)
+    else:
+        with stopwatch.stage(Stage.POST):
+            detections = await asyncio.to_thread(select)
+        with stopwatch.stage(Stage.ENCODE):
             draw = partial(
                 render,
                 detections=detections[0],
@@ -201,6 +199,17 @@ def _select(
     ]
 
 
+def _select_and_write(
+    select: Callable[[], list[Detections]],
+    write: Callable[[list[Detections]], Response],
+    stopwatch: Stopwatch,
+) -> Response:
+    with stopwatch.stage(Stage.POST):
+        detections = select()
+    with stopwatch.stage(Stage.ENCODE):
+        return write(detections)
+
+
 def _wanted_image(accept: str, num_images: int) -> ImageFormat | None:
     """The image type that the Accept header prefers over JSON, if any; ties go to the first."""
     best_type, best_quality = "application/json", 0.0
@@ -239,6 +248,7 @@ def _as_json(
     images: Images,
     found: list[Found],
     detections: list[Detections],
+    *,
     output_format: OutputFormat,
 ) -> Response:
     results = [
