@@ -85,7 +85,7 @@ def open_ours(task: Task) -> tuple[Step, int]:
     def step() -> dict[str, float]:
         times = task.times()
         take_step(state, [batch], config=config, dtype=torch.float32, lap=times.lap)
-        return times.take()
+        return times.take_all()
 
     return step, sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -130,7 +130,7 @@ def open_huggingface(task: Task) -> tuple[Step, int]:
         optimizer.step()
         optimizer.zero_grad()
         times.lap("optimiser")
-        return times.take()
+        return times.take_all()
 
     return step, sum(p.numel() for p in parameters)
 

@@ -17,8 +17,11 @@ def normalise(images: Tensor, padding_mask: Tensor, *, preprocess: Preprocess) -
 
     Padding is zero *after* normalisation, as in training.
     """
-    mean = torch.tensor(preprocess.mean, device=images.device)[:, None, None]
-    std = torch.tensor(preprocess.std, device=images.device)[:, None, None]
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std)
+    )
+    if images.device.type != "cpu":  # an exported graph would keep the copies
+        mean, std = (values.to(images.device, non_blocking=True) for values in (mean, std))
     # Here a runtime transposes the pixels (as floats, since TensorRT cannot transpose bytes) and
     # then computes along rows. PyTorch moves nothing: channels stay last in memory, even through
     # where(), which makes convolutions faster.

@@ -20,13 +20,20 @@ class NoisyObjects(NamedTuple):
         labels: (B, N) int64, some of them wrong.
         boxes: (B, N, 4) float32, normalised cxcywh, away from the true ones.
         groups: (B, N) int64, from 0; each has every object once near and once far. -1: empty slot.
-        truth: (B, N) int64, the object to be found; -1 for far copies and empty slots.
+        truth: (B, N) int64, the object to be found; -1 for far copies and empty slots. It stays
+            on the host, which makes the pairs.
     """
 
     labels: Tensor
     boxes: Tensor
     groups: Tensor
     truth: Tensor
+
+    def to(self, device: torch.device) -> "NoisyObjects":
+        """What the model reads, on its device; nothing waits for it."""
+        read = (self.labels, self.boxes, self.groups)
+        labels, boxes, groups = (part.to(device, non_blocking=True) for part in read)
+        return NoisyObjects(labels, boxes, groups, self.truth)
 
 
 def query_parts(
@@ -37,8 +44,7 @@ def query_parts(
     Args:
         groups: (B, N), of `NoisyObjects`. Each empty slot is a part of its own.
     """
-    counts = torch.tensor([num_matched, num_one_to_many], device=groups.device)
-    kinds = torch.tensor([MATCHED, ONE_TO_MANY], device=groups.device)
-    first = kinds.repeat_interleave(counts).expand(batch_size, -1)
+    index = torch.arange(num_matched + num_one_to_many, device=groups.device)
+    first = torch.where(index < num_matched, MATCHED, ONE_TO_MANY).expand(batch_size, -1)
     alone = -1 - torch.arange(groups.shape[1], device=groups.device)
     return torch.cat((first, torch.where(groups >= 0, groups + FIRST_GROUP, alone)), dim=1)

@@ -27,10 +27,10 @@ def add_noise(
 ) -> NoisyObjects:
     """The objects of every image, once near their place and once far from it, in every group.
 
-    The random numbers are those of torch on a CPU, image by image.
+    On the host, with the random numbers of torch there, image by image.
 
     Args:
-        targets: labels (G,) and boxes (G, 4) normalised cxcywh of every image.
+        targets: labels (G,) and boxes (G, 4) normalised cxcywh of every image, on the host.
         num_queries: how many an image has for this, unless a single group needs more.
     """
     slots = [_slots(target, num_queries, num_classes, config) for target in targets]
@@ -47,7 +47,7 @@ def _slots(
     target: dict[str, Any], num_queries: int, num_classes: int, config: LossConfig
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Labels, boxes, groups and truth of an image; in every group, near copies, then far ones."""
-    device, count = target["labels"].device, len(target["labels"])
+    count = len(target["labels"])
     repeats = num_groups(count, num_queries=num_queries)
     order = torch.arange(count).repeat(2 * repeats)  # (n,)
     groups = torch.arange(repeats).repeat_interleave(2 * count)
@@ -55,12 +55,11 @@ def _slots(
     noise = torch.rand(len(order), 10)
     is_wrong = noise[:, 0] < config.denoising_label_noise
     others = (noise[:, 1] * num_classes).long().clamp(max=num_classes - 1)
-    labels = torch.where(is_wrong, others, target["labels"].cpu()[order])
+    labels = torch.where(is_wrong, others, target["labels"][order])
     signs = torch.where(noise[:, 2:6] < 0.5, -1.0, 1.0)
     shift = config.denoising_box_noise * signs * (noise[:, 6:] + is_far[:, None])
-    boxes = _shift_corners(target["boxes"].cpu()[order], shift)
-    truth = torch.where(is_far, -1, order)
-    return tuple(x.to(device) for x in (labels, boxes, groups, truth))  # type: ignore[return-value]
+    boxes = _shift_corners(target["boxes"][order], shift)
+    return labels, boxes, groups, torch.where(is_far, -1, order)
 
 
 def _shift_corners(boxes: Tensor, shift: Tensor) -> Tensor:

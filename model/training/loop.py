@@ -235,6 +235,7 @@ def train_epoch(
                 save()
                 saved_at = progress.seconds
             times.start()
+    run_time.count_parts(times.take_all())
     save()
 
 

@@ -14,7 +14,7 @@ from model.network.boxes import cxcywh_to_xyxy, generalised_iou
 from model.network.queries import PADDING_LOGIT
 from model.network.query_parts import NoisyObjects
 from model.training.denoising import num_groups
-from model.training.matcher import Matches, PaddedTargets, match
+from model.training.matcher import Matches, PaddedTargets, Predictions, match
 
 Targets = list[dict[str, Any]]
 TERMS = ("loss_cls", "loss_bbox", "loss_iou")
@@ -105,23 +105,31 @@ def compute_losses(
         normalisers = _normalisers_of(outputs, targets, config, noisy)
     padded = PaddedTargets.of(targets)
     layers = _layers(outputs)
-    decoder = _losses(layers, padded, config, normalisers.decoder)
+    parts = {"decoder": _stack(layers, padded)}
+    if "enc_outputs" in outputs:
+        objects = replace(padded, labels=torch.zeros_like(padded.labels))  # all of class 0
+        parts["encoder"] = _stack([outputs["enc_outputs"]], objects, config.encoder_matches)
+    if "one_to_many" in outputs:
+        several = _layers(outputs["one_to_many"])
+        parts["one_to_many"] = _stack(several, padded, config.one_to_many_matches)
+    matches = dict(zip(parts, match(list(parts.values()), config=config), strict=True))
+
+    found = _matched_losses(parts["decoder"], matches["decoder"], config, normalisers.decoder)
     prefixes = [*(f"d{i}." for i in range(len(layers) - 1)), ""]
     losses = {
         f"{prefix}{name}": values[i]
         for i, prefix in enumerate(prefixes)
-        for name, values in decoder.items()
+        for name, values in found.items()
     }
-    if "enc_outputs" in outputs:
-        encoder = _encoder_losses(outputs["enc_outputs"], padded, config, normalisers.encoder)
-        losses |= {f"enc_{name}": values[0] for name, values in encoder.items()}
-    if "one_to_many" in outputs:
-        found = _losses(
-            _layers(outputs["one_to_many"]),
-            padded,
-            config,
-            normalisers.one_to_many,
-            repeats=config.one_to_many_matches,
+    if "encoder" in parts:  # its head only tells objects from background
+        unweighted = replace(config, class_weights=())
+        found = _matched_losses(
+            parts["encoder"], matches["encoder"], unweighted, normalisers.encoder
+        )
+        losses |= {f"enc_{name}": values[0] for name, values in found.items()}
+    if "one_to_many" in parts:
+        found = _matched_losses(
+            parts["one_to_many"], matches["one_to_many"], config, normalisers.one_to_many
         )
         weight = config.one_to_many_weight
         losses |= {f"one_to_many_{name}": weight * values.sum() for name, values in found.items()}
@@ -152,18 +160,12 @@ def _layers(outputs: dict[str, Any]) -> list[dict[str, Tensor]]:
     return [*outputs["aux_outputs"], outputs]
 
 
-def _encoder_losses(
-    outputs: dict[str, Tensor], targets: PaddedTargets, config: LossConfig, normaliser: float
-) -> dict[str, Tensor]:
-    """The terms, each (1,), of the encoder head, which only tells objects from background."""
-    objects = replace(targets, labels=torch.zeros_like(targets.labels))  # all of class 0
-    return _losses(
-        [outputs],
-        objects,
-        replace(config, class_weights=()),
-        normaliser,
-        repeats=config.encoder_matches,
-    )
+def _stack(
+    layers: list[dict[str, Tensor]], targets: PaddedTargets, repeats: int = 1
+) -> Predictions:
+    logits = torch.stack([layer["pred_logits"] for layer in layers]).float()
+    boxes = torch.stack([layer["pred_boxes"] for layer in layers]).float()
+    return Predictions(logits, boxes, targets, repeats)
 
 
 def _denoising_losses(
@@ -174,45 +176,23 @@ def _denoising_losses(
     normalisers: LossNormalisers,
 ) -> dict[str, Tensor]:
     """The terms of noisy objects: near copies are matched to their object, far ones to none."""
-    logits, boxes = _stack(_layers(outputs))
+    found = _stack(_layers(outputs), targets)
     # The focal loss of this logit is 0: empty slots do not count.
-    logits = logits.masked_fill((noisy.groups < 0)[None, ..., None], PADDING_LOGIT)
-    image, slot = (noisy.truth >= 0).nonzero(as_tuple=True)
-    num_layers = len(logits)
-    layer = torch.arange(num_layers, device=image.device).repeat_interleave(len(image))
-    truth = noisy.truth[image, slot]
-    matches = Matches(layer, *(index.repeat(num_layers) for index in (image, slot, truth)))
-    return _matched_losses(logits, boxes, matches, targets, config, normalisers.denoising)
-
-
-def _losses(
-    layers: list[dict[str, Tensor]],
-    targets: PaddedTargets,
-    config: LossConfig,
-    normaliser: float,
-    *,
-    repeats: int = 1,
-) -> dict[str, Tensor]:
-    """The three weighted terms, each (T,), of T layers with predictions of one shape."""
-    logits, boxes = _stack(layers)
-    matches = match(logits, boxes, targets=targets, config=config, repeats=repeats)
-    return _matched_losses(logits, boxes, matches, targets, config, normaliser)
-
-
-def _stack(layers: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Logits (T, B, N, K) and boxes (T, B, N, 4) in float32 of T layers."""
-    logits = torch.stack([layer["pred_logits"] for layer in layers]).float()
-    return logits, torch.stack([layer["pred_boxes"] for layer in layers]).float()
+    is_empty = (noisy.groups < 0)[None, ..., None]
+    found = found._replace(logits=found.logits.masked_fill(is_empty, PADDING_LOGIT))
+    image, slot = (noisy.truth >= 0).nonzero(as_tuple=True)  # on the host
+    num_layers = len(found.logits)
+    layer = torch.arange(num_layers).repeat_interleave(len(image))
+    repeated = torch.stack((image, slot, noisy.truth[image, slot])).repeat(1, num_layers)
+    pairs = torch.cat((layer[None], repeated)).to(found.logits.device, non_blocking=True)
+    return _matched_losses(found, Matches(*pairs), config, normalisers.denoising)
 
 
 def _matched_losses(
-    logits: Tensor,
-    boxes: Tensor,
-    matches: Matches,
-    targets: PaddedTargets,
-    config: LossConfig,
-    normaliser: float,
+    predictions: Predictions, matches: Matches, config: LossConfig, normaliser: float
 ) -> dict[str, Tensor]:
+    """The three weighted terms, each (T,), of T layers."""
+    logits, boxes, targets, _ = predictions
     matched = boxes[matches.layer, matches.image, matches.prediction]  # (n, 4)
     wanted = targets.boxes[matches.image, matches.truth]
     scale = targets.scale[matches.image]
@@ -222,7 +202,8 @@ def _matched_losses(
     labels = targets.labels[matches.image, matches.truth]
     quality = iou.detach().clamp(min=0) if config.classification == "varifocal" else 1.0
     class_targets[matches.layer, matches.image, matches.prediction, labels] = quality
-    positive_weights = logits.new_tensor(config.class_weights or 1.0)  # (K,) or one for all
+    positive_weights = torch.tensor(config.class_weights or 1.0)  # (K,) or one for all
+    positive_weights = positive_weights.to(logits.device, non_blocking=True)
 
     nothing = boxes.sum(dim=(1, 2, 3)) * 0  # keeps the graph connected where nothing matched
     l1 = nothing.index_add(0, matches.layer, (matched - wanted).abs().sum(-1))

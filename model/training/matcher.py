@@ -1,5 +1,6 @@
 """Hungarian matching of predictions to ground truth, for every layer and image at once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -42,6 +43,20 @@ class PaddedTargets:
         )
 
 
+class Predictions(NamedTuple):
+    """What T layers predicted, and what it is matched to.
+
+    Attributes:
+        logits: (T, B, N, K) float32. boxes: (T, B, N, 4) float32, normalised cxcywh.
+        repeats: how often each ground truth may be matched.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    targets: PaddedTargets
+    repeats: int = 1
+
+
 class Matches(NamedTuple):
     """Matched pairs: int64 indices (n,) of layer, image, prediction and ground truth."""
 
@@ -51,27 +66,24 @@ class Matches(NamedTuple):
     truth: Tensor
 
 
-def matching_cost(
-    logits: Tensor, boxes: Tensor, *, targets: PaddedTargets, image: int, config: LossConfig
-) -> Tensor:
+def matching_cost(predictions: Predictions, *, image: int, config: LossConfig) -> Tensor:
     """Cost (T, N, G) of matching each prediction of a layer with each ground truth of an image.
 
     Args:
-        logits: (T, B, N, K) of T layers. boxes: (T, B, N, 4) normalised cxcywh.
         image: which of the batch; G is its own count of ground truths, so nothing is padded.
 
     Source: arXiv:2010.04159, appendix A.2; class cost in its log-sigmoid form, which stays
     finite for any logit.
     """
+    targets, own = predictions.targets, predictions.boxes[:, image]
     count = targets.counts[image]
     labels, truths = targets.labels[image, :count], targets.boxes[image, :count]
     scale = targets.scale[image]
-    own = boxes[:, image]
     _, giou = generalised_iou(
         cxcywh_to_xyxy(own)[:, :, None] * scale, cxcywh_to_xyxy(truths) * scale
     )
     return (
-        _class_cost(logits[:, image], labels, config)
+        _class_cost(predictions.logits[:, image], labels, config)
         + config.box_weight * torch.cdist(own, truths.expand(len(own), -1, -1), p=1)
         - config.giou_weight * giou
     )
@@ -90,41 +102,41 @@ def _class_cost(logits: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
 
 
 @torch.no_grad()
-def match(
-    logits: Tensor,
-    boxes: Tensor,
-    *,
-    targets: PaddedTargets,
-    config: LossConfig,
-    repeats: int = 1,
-) -> Matches:
-    """The cheapest one-to-one assignment within every layer and image.
+def match(parts: Sequence[Predictions], *, config: LossConfig) -> list[Matches]:
+    """The cheapest one-to-one assignment within every layer and image, for each of the parts.
 
-    Shapes as in `matching_cost`. min(N, repeats * G_b) pairs are made for image b: every ground
-    truth may be matched `repeats` times.
+    min(N, repeats * G_b) pairs are made for image b. A GPU is waited for once, for the costs of
+    all parts.
     """
+    found = [
+        _assign(costs, repeats=part.repeats)
+        for part, costs in zip(parts, _costs_on_host(parts, config), strict=True)
+    ]
+    pairs = torch.cat(found).to(parts[0].logits.device, non_blocking=True)
+    return [Matches(*rows.T) for rows in pairs.split([len(rows) for rows in found])]
+
+
+def _assign(costs: list[Tensor], *, repeats: int) -> Tensor:
+    """Pairs (n, 4), in order, with the columns of `Matches`, for costs (T, N, G) by image."""
     columns: list[list[int]] = [[], [], [], []]
-    for image, costs in enumerate(_costs_on_host(logits, boxes, targets, config)):
-        for layer, cost in enumerate(costs):
+    for image, layers in enumerate(costs):
+        for layer, cost in enumerate(layers):
             predictions, truths = linear_sum_assignment(cost.repeat(1, repeats).numpy())
             columns[0] += [layer] * len(predictions)
             columns[1] += [image] * len(predictions)
             columns[2] += predictions.tolist()
             columns[3] += (truths % max(cost.shape[1], 1)).tolist()
-    in_order = sorted(zip(*columns, strict=True))
-    return Matches(*torch.tensor(in_order, dtype=torch.int64, device=logits.device).view(-1, 4).T)
+    return torch.tensor(sorted(zip(*columns, strict=True)), dtype=torch.int64).view(-1, 4)
 
 
-def _costs_on_host(
-    logits: Tensor, boxes: Tensor, targets: PaddedTargets, config: LossConfig
-) -> list[Tensor]:
-    """`matching_cost` of every image, finite; from a GPU, they are copied at once."""
+def _costs_on_host(parts: Sequence[Predictions], config: LossConfig) -> list[list[Tensor]]:
+    """By part, `matching_cost` of every image, finite; from a GPU, they are copied at once."""
     costs = [
-        matching_cost(logits, boxes, targets=targets, image=image, config=config)
-        for image in range(len(targets.counts))
+        [matching_cost(part, image=image, config=config) for image in range(part.logits.shape[1])]
+        for part in parts
     ]
-    flat = torch.cat([cost.flatten() for cost in costs]).nan_to_num_(
+    flat = torch.cat([cost.flatten() for part in costs for cost in part]).nan_to_num_(
         nan=IMPOSSIBLE, posinf=IMPOSSIBLE, neginf=-IMPOSSIBLE
     )
-    parts = flat.cpu().split([cost.numel() for cost in costs])
-    return [part.view_as(cost) for part, cost in zip(parts, costs, strict=True)]
+    pieces = iter(flat.cpu().split([cost.numel() for part in costs for cost in part]))
+    return [[next(pieces).view_as(cost) for cost in part] for part in costs]

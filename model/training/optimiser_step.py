@@ -1,8 +1,10 @@
 """One optimiser step over one effective batch."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +30,16 @@ from model.training.training_state import TrainingState
 
 # Of training without loss scaling.
 UNSCALED = torch.amp.GradScaler("cpu", enabled=False)
+
+
+class LossTerms(NamedTuple):
+    """The loss terms of a step, in the order of `loss_names`, on the device.
+
+    parts: (P, T), of each forward pass of this process. total: (T,), of those of all processes.
+    """
+
+    parts: Tensor
+    total: Tensor
 
 
 class _ScaleTooLarge(Exception):
@@ -57,7 +69,7 @@ def take_step(
     """
     progress = state.progress
     try:
-        terms, norm = _set_gradients(state, batches, config, dtype, lap)
+        values = _set_gradients(state, batches, config, dtype, lap)
     except NonFiniteLoss as error:
         raise NonFiniteLoss(
             f"step {progress.step + 1} (epoch {progress.epoch + 1}): {error}. Nothing of this step "
@@ -69,10 +81,9 @@ def take_step(
         state.average.update(progress.step + 1)
     progress.step += 1
     progress.step_in_epoch += 1
-    loss = sum(terms.values())
-    progress.loss_sum += loss
+    progress.loss_sum += values["loss"]
     lap("optimiser")
-    return {**terms, "loss": loss, "gradient_norm": norm.item()}
+    return values
 
 
 def _set_gradients(
@@ -81,8 +92,8 @@ def _set_gradients(
     config: TrainConfig,
     dtype: torch.dtype,
     lap: Lap,
-) -> tuple[dict[str, float], Tensor]:
-    """Set the gradients, clipped; returns the loss terms and the norm before clipping.
+) -> dict[str, float]:
+    """Set the gradients, clipped; returns what `take_step` does.
 
     If the gradients of a scaled loss overflow, the scale is halved and the same batch is run again.
     """
@@ -94,24 +105,43 @@ def _set_gradients(
                 terms = accumulate_gradients(
                     state.model, batches, config=config, dtype=dtype, scaler=state.scaler, lap=lap
                 )
-                return terms, _clip_gradients(state, batches, config, dtype)
+                norm = _clip_gradients(state, config)
+                return _read_finite(terms, norm, state, batches, config, dtype)
         except _ScaleTooLarge:
             state.scaler.update()
 
 
-def _clip_gradients(
-    state: TrainingState, batches: list[MicroBatch], config: TrainConfig, dtype: torch.dtype
-) -> Tensor:
+def _clip_gradients(state: TrainingState, config: TrainConfig) -> Tensor:
     """Clip the gradients, freed of the loss scale, and return their norm before."""
     state.scaler.unscale_(state.optimizer)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-    if not torch.isfinite(norm):
+    return nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+
+
+def _read_finite(
+    terms: LossTerms,
+    norm: Tensor,
+    state: TrainingState,
+    batches: list[MicroBatch],
+    config: TrainConfig,
+    dtype: torch.dtype,
+) -> dict[str, float]:
+    """The figures of a step, before it changes a weight: they must be finite.
+
+    Beside the matching of each forward pass, this is where the host waits for a GPU.
+    """
+    *values, gradient_norm = torch.cat((terms.total, norm[None])).tolist()
+    diagnose = partial(_diagnose, model=state.model, config=config, dtype=dtype)
+    if not all(map(math.isfinite, values)):
+        bad = [batch for part, batch in zip(terms.parts.tolist(), batches, strict=True)
+               if not all(map(math.isfinite, part))]  # fmt: skip
+        raise agreed(NonFiniteLoss(diagnose("loss", batches=bad[:1])))
+    if not math.isfinite(gradient_norm):
         if state.scaler.is_enabled() and state.scaler.get_scale() > 1:
             raise _ScaleTooLarge
-        text = _diagnose("gradient", state.model, batches, config, dtype)
-        raise agreed(NonFiniteLoss(text))
-    return norm
+        raise agreed(NonFiniteLoss(diagnose("gradient", batches=batches)))
+    named = dict(zip(loss_names(config.model), values, strict=True))
+    return {**named, "loss": sum(values), "gradient_norm": gradient_norm}
 
 
 @contextmanager
@@ -140,7 +170,7 @@ def accumulate_gradients(
     dtype: torch.dtype,
     scaler: torch.amp.GradScaler = UNSCALED,
     lap: Lap = ignore,
-) -> dict[str, float]:
+) -> LossTerms:
     """Add up the gradients of a batch that comes in parts, and return its loss terms.
 
     The loss is divided by the matched pairs of all parts of all processes, and gradients and terms
@@ -170,11 +200,7 @@ def accumulate_gradients(
         total.copy_(values.detach())
     terms_of_all = totals.sum(0)
     sum_gradients(model, terms_of_all)
-    if not torch.isfinite(terms_of_all).all():
-        bad = [batch for total, batch in zip(totals, batches, strict=True)
-               if not torch.isfinite(total).all()]  # fmt: skip
-        raise agreed(NonFiniteLoss(_diagnose("loss", model, bad[:1], config, dtype)))
-    return dict(zip(names, terms_of_all.tolist(), strict=True))
+    return LossTerms(totals, terms_of_all)
 
 
 def _follow_statistics(model: DeformableDetr, batch: MicroBatch, config: TrainConfig) -> None:
@@ -182,7 +208,7 @@ def _follow_statistics(model: DeformableDetr, batch: MicroBatch, config: TrainCo
     if not config.model.train_batch_norm:
         return
     device = next(model.parameters()).device
-    images, padding_mask = (part.to(device) for part in batch[:2])
+    images, padding_mask = (part.to(device, non_blocking=True) for part in batch[:2])
     maps = model.backbone(normalise(images, padding_mask, preprocess=config.preprocess))
     total = torch.stack([values.sum() for values in maps]).sum()
     if total.requires_grad:
@@ -225,11 +251,11 @@ def _loss_terms(
     noisy = None
     if num_queries := config.model.denoising_queries:
         noisy = add_noise(
-            targets,
+            batch[2],
             num_queries=num_queries,
             num_classes=config.model.num_classes,
             config=config.loss,
-        )
+        ).to(device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         pixels = normalise(images, padding_mask, preprocess=config.preprocess)
         outputs = model(pixels, padding_mask, noisy)
@@ -243,6 +269,7 @@ def _loss_terms(
 
 def _diagnose(
     what: str,
+    *,
     model: DeformableDetr,
     batches: list[MicroBatch],
     config: TrainConfig,

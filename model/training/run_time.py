@@ -39,6 +39,10 @@ class RunTime:
     def count_step(self, part_seconds: Mapping[str, float]) -> None:
         """Count the time of the step that has just ended, also by part."""
         self.progress.step_seconds += self.count()
+        self.count_parts(part_seconds)
+
+    def count_parts(self, part_seconds: Mapping[str, float]) -> None:
+        """Count the time of parts of steps, which that of whole steps already includes."""
         parts = self.progress.part_seconds
         for part, seconds in part_seconds.items():
             parts[part] = parts.get(part, 0.0) + seconds

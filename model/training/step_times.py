@@ -36,13 +36,24 @@ class StepTimes:
         self._mark(part)
 
     def take(self) -> dict[str, float]:
-        """The seconds of every part since the last call. On a GPU, waits for the last part."""
+        """The seconds of every part since the last call.
+
+        Nothing waits for a GPU: a part that it has not ended yet counts in a later call.
+        """
         seconds = dict.fromkeys(PARTS, 0.0)
-        for (_, before), (part, now) in zip(self._marks, self._marks[1:], strict=False):
+        while len(self._marks) > 1 and _is_reached(self._marks[1][1]):
+            (_, before), (part, now) = self._marks[:2]
             if part is not None:
                 seconds[part] += _elapsed_s(before, now)
-        self._marks = self._marks[-1:]
+            del self._marks[0]
         return seconds
+
+    def take_all(self) -> dict[str, float]:
+        """As `take`, once a GPU has ended all parts."""
+        moment = self._marks[-1][1]
+        if isinstance(moment, torch.cuda.Event):
+            moment.synchronize()
+        return self.take()
 
     def _mark(self, part: str | None) -> None:
         if not self._is_gpu:
@@ -53,10 +64,13 @@ class StepTimes:
         self._marks.append((part, event))
 
 
+def _is_reached(moment: float | torch.cuda.Event) -> bool:
+    return not isinstance(moment, torch.cuda.Event) or moment.query()
+
+
 def _elapsed_s(before: float | torch.cuda.Event, now: float | torch.cuda.Event) -> float:
     if isinstance(before, torch.cuda.Event):
         assert isinstance(now, torch.cuda.Event)
-        now.synchronize()
         return float(before.elapsed_time(now)) / 1e3
     assert not isinstance(now, torch.cuda.Event)
     return now - before

@@ -197,3 +197,22 @@ def test_a_training_step_is_that_of_a_cpu(
         assert terms[DEVICE]["gradient_norm"] == pytest.approx(
             terms["cpu"]["gradient_norm"], rel=1e-2
         )
+
+
+def test_a_training_step_waits_for_its_matching_and_its_figures() -> None:
+    config = replace(tiny(), ema_decay=0.9)
+    state = TrainingState.start(DeformableDetr(config.model).to(DEVICE).train(), config)
+    images, padding_mask, targets = make_batch(0, 4)
+    pinned = [{k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in t.items()}
+              for t in targets]  # fmt: skip
+    batch = images.pin_memory(), padding_mask.pin_memory(), pinned
+    take_step(state, [batch], config=config, dtype=torch.float32)  # the first one also loads code
+
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="synchronizing CUDA operation") as waits:
+            take_step(state, [batch], config=config, dtype=torch.float32)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+    assert len(waits) == 2

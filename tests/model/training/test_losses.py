@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 from model.config import LossConfig
 from model.training.losses import compute_losses, loss_normalisers, require_class_weights
-from model.training.matcher import Matches, PaddedTargets, match, matching_cost
+from model.training.matcher import Matches, PaddedTargets, Predictions, match, matching_cost
 
 CONFIG = LossConfig()
 
@@ -35,8 +35,13 @@ def _target(num_boxes: int, seed: int = 0) -> dict:
 
 
 def _match(outputs: dict, targets: list[dict], repeats: int = 1) -> Matches:
-    logits, boxes = outputs["pred_logits"][None], outputs["pred_boxes"][None]
-    return match(logits, boxes, targets=PaddedTargets.of(targets), config=CONFIG, repeats=repeats)
+    [matches] = match([_predictions(outputs, targets, repeats)], config=CONFIG)
+    return matches
+
+
+def _predictions(outputs: dict, targets: list[dict], repeats: int = 1) -> Predictions:
+    logits, boxes = (outputs[name].detach()[None] for name in ("pred_logits", "pred_boxes"))
+    return Predictions(logits, boxes, PaddedTargets.of(targets), repeats)
 
 
 def test_no_ground_truth_trains_the_background_only() -> None:
@@ -72,25 +77,38 @@ def test_every_image_and_layer_gets_its_own_cheapest_match() -> None:
     outputs, targets = _outputs(batch=3), [_target(4), _target(0), _target(2, seed=5)]
     logits = torch.stack((outputs["pred_logits"], outputs["pred_logits"].flip(1))).detach()
     boxes = torch.stack((outputs["pred_boxes"], outputs["pred_boxes"].flip(1))).detach()
-    padded = PaddedTargets.of(targets)
+    predictions = Predictions(logits, boxes, PaddedTargets.of(targets))
 
-    matches = match(logits, boxes, targets=padded, config=CONFIG)
+    [matches] = match([predictions], config=CONFIG)
 
     for image in range(3):
-        cost = matching_cost(logits, boxes, targets=padded, image=image, config=CONFIG)
+        cost = matching_cost(predictions, image=image, config=CONFIG)
         for layer, own in enumerate(cost):
             chosen = (matches.layer == layer) & (matches.image == image)
             best = own[linear_sum_assignment(own.numpy())].sum()
             assert own[matches.prediction[chosen], matches.truth[chosen]].sum() == best
 
 
+def test_parts_that_are_matched_together_are_matched_as_each_alone() -> None:
+    targets = [_target(3), _target(0)]
+    parts = [
+        _predictions(_outputs(queries=6), targets),
+        _predictions(_outputs(queries=9, classes=5, seed=1), targets, 2),
+    ]
+
+    together = match(parts, config=CONFIG)
+
+    for part, matches in zip(parts, together, strict=True):
+        [alone] = match([part], config=CONFIG)
+        assert all(map(torch.equal, matches, alone))
+
+
 def test_the_cost_of_a_ground_truth_is_its_own_however_many_others_there_are() -> None:
     outputs, many = _outputs(batch=1), _target(120)  # more than classes
     few = {"labels": many["labels"][:2], "boxes": many["boxes"][:2], "size": many["size"]}
-    logits, boxes = outputs["pred_logits"].detach()[None], outputs["pred_boxes"].detach()[None]
 
     costs = [
-        matching_cost(logits, boxes, targets=PaddedTargets.of([target]), image=0, config=CONFIG)
+        matching_cost(_predictions(outputs, [target]), image=0, config=CONFIG)
         for target in (few, many)
     ]
 

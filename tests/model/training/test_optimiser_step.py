@@ -9,6 +9,7 @@ import torch
 from model.config import LossConfig, ModelConfig, TrainConfig, Variant
 from model.configs import tiny
 from model.network.deformable_detr import DeformableDetr
+from model.training.losses import loss_names
 from model.training.non_finite import NonFiniteLoss
 from model.training.optimiser_step import accumulate_gradients, take_step
 from model.training.precision import compile_backbone, forward_dtype
@@ -41,10 +42,17 @@ def make_batch(first: int, size: int):
     return torch.stack(images), torch.zeros(size, 48, 64, dtype=torch.bool), targets
 
 
+def loss_terms(
+    model: DeformableDetr, batches, config: TrainConfig, dtype: torch.dtype
+) -> dict[str, float]:
+    terms = accumulate_gradients(model, batches, config=config, dtype=dtype)
+    return dict(zip(loss_names(config.model), terms.total.tolist(), strict=True))
+
+
 def gradients(config: TrainConfig, batches) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     model = DeformableDetr(config.model).train()
-    terms = accumulate_gradients(model, batches, config=config, dtype=torch.float32)
+    terms = loss_terms(model, batches, config, torch.float32)
     return terms, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -148,8 +156,8 @@ def test_bfloat16_gives_nearly_the_loss_of_float32() -> None:
     torch.manual_seed(0)
     model = DeformableDetr(config.model).train()
 
-    exact = accumulate_gradients(model, [make_batch(0, 4)], config=config, dtype=torch.float32)
-    rounded = accumulate_gradients(model, [make_batch(0, 4)], config=config, dtype=torch.bfloat16)
+    exact = loss_terms(model, [make_batch(0, 4)], config, torch.float32)
+    rounded = loss_terms(model, [make_batch(0, 4)], config, torch.bfloat16)
 
     assert rounded == pytest.approx(exact, rel=0.05)
     assert model.class_heads[0].weight.dtype == torch.float32
@@ -206,8 +214,8 @@ def test_float16_gives_nearly_the_loss_of_float32() -> None:
     torch.manual_seed(0)
     model = DeformableDetr(config.model).train()
 
-    exact = accumulate_gradients(model, [make_batch(0, 4)], config=config, dtype=torch.float32)
-    rounded = accumulate_gradients(model, [make_batch(0, 4)], config=config, dtype=torch.float16)
+    exact = loss_terms(model, [make_batch(0, 4)], config, torch.float32)
+    rounded = loss_terms(model, [make_batch(0, 4)], config, torch.float16)
 
     assert rounded == pytest.approx(exact, rel=0.01)
 
