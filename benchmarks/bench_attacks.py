@@ -9,6 +9,8 @@ import argparse
 import http.client
 import io
 import multiprocessing
+import re
+import selectors
 import socket
 import statistics
 import tempfile
@@ -29,6 +31,7 @@ HOST = "127.0.0.1"
 OTHER = ("127.0.0.2", 0)  # the address of the client that is not the attacker
 ENGINE = ("32", "8", "16")  # ms of a batch, ms of each image, images in a batch
 PATIENCE_S = 2.0
+FLOOD_S = 5.0
 BODY = (
     b"POST /detect HTTP/1.1\r\nContent-Length: 33000000\r\n"
     b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
@@ -91,6 +94,42 @@ def pictures_beside_bodies(port: int) -> None:
         large_pictures(port)
 
 
+def many_requests(port: int) -> None:
+    """500 connections that each ask again as soon as they have an answer."""
+    _ask_again_and_again(port, b"/healthz", num_clients=500)
+
+
+def descriptions(port: int) -> None:
+    """50 connections that ask for the API's description again and again."""
+    _ask_again_and_again(port, b"/openapi.json", num_clients=50)
+
+
+def _ask_again_and_again(port: int, path: bytes, *, num_clients: int) -> None:
+    request = b"GET %s HTTP/1.1\r\n\r\n" % path
+    end = time.monotonic() + FLOOD_S
+    with ExitStack() as stack, selectors.DefaultSelector() as selector:
+        for _ in range(num_clients):
+            client = socket.create_connection((HOST, port), timeout=PATIENCE_S)
+            stack.enter_context(client).sendall(request)
+            selector.register(client, selectors.EVENT_READ, 0)
+        while time.monotonic() < end:
+            for key, _ in selector.select(PATIENCE_S):
+                assert isinstance(key.fileobj, socket.socket)
+                data = key.fileobj.recv(1 << 20)
+                num_left = key.data or _length_of(data)
+                num_left -= len(data)
+                if num_left <= 0:
+                    key.fileobj.sendall(request)
+                selector.modify(key.fileobj, selectors.EVENT_READ, max(num_left, 0))
+
+
+def _length_of(answer: bytes) -> int:
+    """How long an answer is, from its beginning."""
+    head, _, _ = answer.partition(b"\r\n\r\n")
+    found = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+    return len(head) + 4 + int(found[1]) if found else 0
+
+
 def idle_connections(port: int) -> None:
     """2,000 connections that send nothing, or as many as this process may open."""
     with ExitStack() as stack, suppress(OSError):
@@ -104,6 +143,8 @@ ATTACKS: tuple[Callable[[int], None], ...] = (
     unfinished_bodies,
     large_pictures,
     pictures_beside_bodies,
+    many_requests,
+    descriptions,
     idle_connections,
 )
 

@@ -4,9 +4,9 @@ Exit status: 0 after SIGTERM or Ctrl-C, 1 if it could not start or could not go 
 """
 
 if __name__ == "__main__":  # before the imports that take long
-    from bundle.ctrl_c import end_at_ctrl_c
+    from service import early_signals
 
-    end_at_ctrl_c()
+    early_signals.heed()
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from bundle.terminal import printable
-from service import farewell
+from service import early_signals, farewell
 from service.app import create_app, stop_taking_requests
 from service.errors import NotReady
 from service.http_protocol import bounded_protocol
@@ -75,6 +75,7 @@ class Server(uvicorn.Server):
         is_main = threading.current_thread() is threading.main_thread()
         for number, handler in zip(SIGNALS, handlers if is_main else (), strict=is_main):
             loop.add_signal_handler(number, handler)
+        early_signals.let_through()
         yield
 
     def _stop(self) -> None:
@@ -134,8 +135,7 @@ def serve(settings: Settings, open_engine: OpenEngine = open_served) -> int:
     set_up_logging(settings.log_level, log_format=settings.log_format)
     for fault in unknown_settings():
         logger.warning("%s", fault)
-    for number in (signal.SIGTERM, signal.SIGINT):  # until the server runs
-        signal.signal(number, lambda *_: sys.exit(0))
+    early_signals.heed()  # until the server runs
     try:
         app = create_app(
             settings, open_engine, on_failure=lambda: setattr(server, "should_exit", True)

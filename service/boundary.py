@@ -69,9 +69,16 @@ class Boundary:
         headers = Headers(scope=scope)
         given_id = headers.get(REQUEST_ID, "")
         request_id = given_id if _SAFE_ID.fullmatch(given_id) else uuid.uuid4().hex
+        # Asked for before it is sent; if it is not, what comes next may be it or another request.
+        is_body_due = _asks_before_its_body(headers)
         log_fields: dict[str, Any] = {}
         scope.setdefault("state", {})["log_fields"] = log_fields
         status = 0
+
+        async def receive_noted() -> Message:
+            nonlocal is_body_due
+            is_body_due = False
+            return await receive()
 
         async def send_marked(message: Message) -> None:
             nonlocal status
@@ -80,12 +87,13 @@ class Boundary:
                 marked = MutableHeaders(scope=message)
                 marked[REQUEST_ID] = request_id
                 marked["X-Content-Type-Options"] = "nosniff"
-                if getattr(scope["app"].state, "is_stopping", False):
-                    marked["Connection"] = "close"  # the next request belongs to another process
+                # When stopping, the next request belongs to another process.
+                if is_body_due or getattr(scope["app"].state, "is_stopping", False):
+                    marked["Connection"] = "close"
             await send(message)
 
         try:
-            with limited_body(scope, receive, limits=self._limits) as receive_limited:
+            with limited_body(scope, receive_noted, limits=self._limits) as receive_limited:
                 await self._app(scope, receive_limited, send_marked)
         except Exception:
             logger.exception("request %s failed", request_id)
@@ -124,6 +132,12 @@ class Boundary:
                     scope["method"], path, status, started, seconds, headers, fields, stopwatch
                 )
             )
+
+
+def _asks_before_its_body(headers: Headers) -> bool:
+    """Whether a client sends the body only if it is asked to."""
+    has_body = "content-length" in headers or "transfer-encoding" in headers
+    return has_body and headers.get("expect", "").lower() == "100-continue"
 
 
 def _without_trailing_slash(scope: Scope) -> Scope:

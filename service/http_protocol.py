@@ -9,7 +9,7 @@ import uuid
 from enum import Enum
 from functools import partial
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -27,6 +27,7 @@ from service.errors import (
     TooManyConnections,
 )
 from service.metrics import Metrics
+from service.request_head import head_fault
 from service.settings import Settings
 from service.turns import Turns
 
@@ -76,7 +77,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._silent_bytes = 0  # since the parser's last callback
         self._fault: ServiceError | None = None  # why a callback stopped the parser
         self._is_refused = False  # further bytes are discarded
-        self._is_answering_on = False  # a request that starts now was sent before the last answer
+        self._is_resuming = False  # the parser is told again what it knows of the request
         self._awaits_turn = False
         self._answered: RequestResponseCycle | None = None  # the first of pipelined requests
         self._stall_timer: asyncio.TimerHandle | None = None
@@ -207,16 +208,36 @@ class BoundedProtocol(HttpToolsProtocol):
         self._silent_bytes += len(data)
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            return  # no other protocol is supported: answer the request as plain HTTP
+        except httptools.HttpParserUpgrade as upgrade:
+            self._resume(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self._refuse(self._fault or MalformedRequest(f"expected HTTP/1.1, got: {error}"))
             return
         if self._silent_bytes > self._settings.max_header_bytes:
             self._refuse(self._too_large())
 
+    def _resume(self, data: memoryview) -> None:
+        """Go on with HTTP/1.1 behind the headers of a request that asks for another protocol.
+
+        No other is supported, so the request is answered as if it did not ask. httptools would
+        skip its body and take that for the next request; a new parser expects the body.
+        """
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        framing = [
+            b"%s: %s\r\n" % header
+            for header in self.headers
+            if header[0] in (b"content-length", b"transfer-encoding")
+        ]
+        self._is_resuming = True
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % b"".join(framing))
+        self._is_resuming = False
+        self._parse(data)
+
     def on_message_begin(self) -> None:
         """The first byte of a request."""
+        if self._is_resuming:
+            return
         super().on_message_begin()
         self._reading = Reading.HEADERS
         self._header_bytes = 0
@@ -224,27 +245,36 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         """A part of the path and the query."""
-        self._count(len(url))
-        super().on_url(url)
+        if not self._is_resuming:
+            self._count(len(url))
+            super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer of a chunked body."""
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
+        if not self._is_resuming:
+            self._count(len(name) + len(value))
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The headers are complete, so the request can be answered."""
-        super().on_headers_complete()  # raises for an invalid path
+        if self._is_resuming:
+            return
+        fault = head_fault(
+            self.parser.get_method(),
+            self.url,
+            version=self.parser.get_http_version(),
+            headers=self.headers,
+        )
+        if fault is not None:
+            self._stop_parsing(MalformedRequest(fault))
+        super().on_headers_complete()
         self._reading = Reading.BODY
         self._unset_keepalive_if_required()
         self._note_wait()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._awaits_turn = self._is_answering_on
-        if self._awaits_turn:
-            self._turns.add(partial(self._start_now, cycle, app), self.loop)
-        else:
-            self._start_now(cycle, app)
+        self._awaits_turn = True
+        self._turns.add(partial(self._start_now, cycle, app), client=self.host, loop=self.loop)
 
     def _start_now(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if not self.transport.is_closing():
@@ -260,6 +290,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The last byte of a request."""
+        if self.parser.should_upgrade():
+            return  # not yet: see `_resume`
         self._reading = Reading.NOTHING
         self._silent_bytes = 0
         super().on_message_complete()
@@ -267,21 +299,22 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The answer is sent; continue with the next request."""
-        self._is_answering_on = True
         super().on_response_complete()
         if not self.transport.is_closing():
             if not self.pipeline:
                 self._parse_held()
                 self.flow.resume_reading()
             self._note_wait()
-        self._is_answering_on = False
 
     def _count(self, num_bytes: int) -> None:
         self._silent_bytes = 0
         self._header_bytes += num_bytes
         if self._header_bytes > self._settings.max_header_bytes:
-            self._fault = self._too_large()
-            raise self._fault  # stops the parser
+            self._stop_parsing(self._too_large())
+
+    def _stop_parsing(self, fault: ServiceError) -> NoReturn:
+        self._fault = fault
+        raise fault
 
     def _too_large(self) -> HeadersTooLarge:
         return HeadersTooLarge(

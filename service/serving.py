@@ -67,6 +67,8 @@ class Serving:
         self.models = [ServedModel(place, shared) for place in settings.bundle_places]
         self._turn = asyncio.Lock()
         self._reloads: set[asyncio.Task[ModelRef]] = set()
+        self._waiting: dict[ServedModel, asyncio.Task[ModelRef]] = {}  # reloads yet to begin
+        self._is_reload_due = False  # once the models are loaded
         metrics.ready.set_function(lambda: self.state is State.READY)
 
     @property
@@ -97,25 +99,34 @@ class Serving:
             self._fail(str(error))
         if self.state is State.LOADING:
             self.state = State.READY
+            if self._is_reload_due:
+                self.reload_all()
 
     def begin_reload(self, name: str | None = None) -> asyncio.Task[ModelRef]:
         """Replace a served bundle with the one now in its directory.
 
         The new bundle is checked, opened, tested and warmed up while the old one keeps serving; if
-        that fails, the old one stays. Reloads run one after another. The task ends when the old
-        detector has answered its requests, and returns the model that serves then. It raises
-        ReloadRefused, after logging it, if nothing can be reloaded.
+        that fails, the old one stays. Reloads run one after another; one that has yet to begin
+        stands for all that are asked for until then. The task ends when the old detector has
+        answered its requests, and returns the model that serves then. It raises ReloadRefused,
+        after logging it, if nothing can be reloaded.
 
         Raises:
             UnknownModel: no model has that name.
         """
-        task = asyncio.create_task(self._reload(self.model(name)))
-        self._reloads.add(task)
-        task.add_done_callback(self._end_reload)
+        model = self.model(name)
+        task = self._waiting.get(model)
+        if task is None:
+            task = self._waiting[model] = asyncio.create_task(self._reload(model))
+            self._reloads.add(task)
+            task.add_done_callback(self._end_reload)
         return task
 
     def reload_all(self) -> None:
-        """Begin to reload all models, one after another."""
+        """Begin to reload all models, one after another, or as soon as they are loaded."""
+        self._is_reload_due = self.state is State.LOADING
+        if self._is_reload_due:
+            return
         for name in self.names:
             self.begin_reload(name)
 
@@ -134,6 +145,7 @@ class Serving:
         self.drain()
         for task in self._reloads:
             task.cancel()
+        self._waiting.clear()
         await asyncio.gather(*(model.close() for model in self.models))
         if self.state is not State.FAILED:
             self.state = State.CLOSED
@@ -141,6 +153,7 @@ class Serving:
 
     async def _reload(self, model: ServedModel) -> ModelRef:
         async with self._turn:
+            self._waiting.pop(model, None)
             name = model.name
             try:
                 self._require_ready()

@@ -1,30 +1,39 @@
-"""Turns of pipelined requests: one is started at a time, however many connections send them.
+"""Turns of requests: one is started at a time, of each client in turn.
 
-Otherwise the event loop would start one on every connection before it looks at other clients.
+Otherwise the event loop would start one on every connection before it looks at other clients, and
+a client with a thousand connections would keep everyone else waiting for a thousand answers.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
 
 
 class Turns:
-    """Calls that wait until the event loop has looked at everything else. Belongs to the loop."""
+    """Calls of which each iteration of the event loop makes one. Belongs to the loop."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: OrderedDict[Hashable, deque[Callable[[], None]]] = OrderedDict()
+        self._is_taken = False  # in this iteration
 
-    def add(self, call: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
-        """Call it in a later iteration of the loop, after those added before it."""
-        self._waiting.append(call)
-        if len(self._waiting) == 1:
-            loop.call_soon(self._take_one, loop)
+    def add(
+        self, call: Callable[[], None], *, client: Hashable, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """Call it now, or once it is its turn: after those of this client that were added before.
+
+        Between two calls of one client, every other one that waits has a turn.
+        """
+        self._waiting.setdefault(client, deque()).append(call)
+        if not self._is_taken:
+            self._take_one(loop)
 
     def _take_one(self, loop: asyncio.AbstractEventLoop) -> None:
-        call = self._waiting[0]
-        try:
-            call()
-        finally:
-            self._waiting.popleft()
-            if self._waiting:
-                loop.call_soon(self._take_one, loop)
+        self._is_taken = bool(self._waiting)
+        if not self._is_taken:
+            return
+        loop.call_soon(self._take_one, loop)
+        client, calls = self._waiting.popitem(last=False)
+        call = calls.popleft()
+        if calls:
+            self._waiting[client] = calls
+        call()

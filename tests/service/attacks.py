@@ -22,6 +22,12 @@ class Answer(NamedTuple):
     status: int
     code: str | None  # of our JSON errors
     headers: str
+    body: str
+
+    @property
+    def message(self) -> str:
+        """Of our JSON errors."""
+        return str(json.loads(self.body)["error"]["message"])
 
 
 class Target:
@@ -90,10 +96,24 @@ def trickle(client: socket.socket, start: bytes, more: bytes, every_s: float) ->
 
 def read_answer(client: socket.socket) -> Answer:
     """All that comes until the connection is closed, as one answer."""
-    data = read_all(client).decode()
-    head, _, body = data.partition("\r\n\r\n")
-    code = json.loads(body)["error"]["code"] if body.startswith('{"error"') else None
-    return Answer(int(head.split()[1]), code, head)
+    return _answer(*read_all(client).partition(b"\r\n\r\n")[::2])
+
+
+def split_answers(data: bytes) -> list[Answer]:
+    """The answers that came one after another, each with its length."""
+    answers = []
+    while data:
+        head, _, rest = data.partition(b"\r\n\r\n")
+        found = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+        length = int(found[1]) if found else 0
+        answers.append(_answer(head, rest[:length]))
+        data = rest[length:]
+    return answers
+
+
+def _answer(head: bytes, body: bytes) -> Answer:
+    code = json.loads(body)["error"]["code"] if body.startswith(b'{"error"') else None
+    return Answer(int(head.split()[1]), code, head.decode(), body.decode())
 
 
 def read_all(client: socket.socket) -> bytes:

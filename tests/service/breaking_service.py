@@ -1,8 +1,11 @@
 """The service with an engine that breaks: python -m tests.service.breaking_service FAULT."""
 
+import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -56,12 +59,23 @@ def exit_at_start() -> FakeEngine:
     raise SystemExit("a runtime that cannot be loaded")
 
 
+@cache
+def hang_up() -> None:
+    os.kill(os.getpid(), signal.SIGHUP)
+
+
+def hang_up_at_start() -> FakeEngine:
+    hang_up()  # the first time
+    return FakeEngine()
+
+
 ENGINES: dict[str, Callable[[], FakeEngine]] = {
     "none": FakeEngine,
     "hangs": lambda: BreakingEngine(hang),
     "fails": lambda: BreakingEngine(fail),
     "hangs-at-start": hang_at_start,
     "exits-at-start": exit_at_start,
+    "hangs-up-at-start": hang_up_at_start,
     "hangs-at-end": StuckEngine,
 }
 

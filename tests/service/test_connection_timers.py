@@ -1,4 +1,4 @@
-"""Which timers a connection has running, without a clock: a loop that only keeps them."""
+"""Which timers a connection has, and when its request starts: a loop that only keeps them."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -17,6 +17,9 @@ from service.turns import Turns
 SETTINGS = Settings(
     header_timeout_s=11, keep_alive_timeout_s=22, write_timeout_s=33, _env_file=None
 )
+
+
+Connect = Callable[["Wire"], BoundedProtocol]
 
 
 class Timer:
@@ -40,12 +43,24 @@ class KeptTimers:
 
     def __init__(self) -> None:
         self.timers: list[Timer] = []
+        self.started: list[str] = []  # the clients whose requests were
+        self._soon: list[Callable[[], None]] = []
 
     def call_later(self, seconds: float, call: Callable[..., None], *args: Any) -> Timer:
         self.timers.append(Timer(seconds, lambda: call(*args)))
         return self.timers[-1]
 
+    def call_soon(self, call: Callable[..., None], *args: Any) -> None:
+        self._soon.append(lambda: call(*args))
+
+    def iterate(self) -> None:
+        """Make the calls that are due in the next iteration."""
+        calls, self._soon = self._soon, []
+        for call in calls:
+            call()
+
     def create_task(self, work: Coroutine[Any, Any, None]) -> "KeptTimers":
+        self.started.append(work.cr_frame.f_locals["self"].scope["client"][0])  # type: ignore[attr-defined]
         work.close()
         return self
 
@@ -60,7 +75,8 @@ class KeptTimers:
 class Wire:
     """A transport that remembers what was written."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "a") -> None:
+        self.host = host
         self.written = b""
         self.is_closed = False
         self.is_aborted = False
@@ -83,8 +99,8 @@ class Wire:
     def is_closing(self) -> bool:
         return self.is_closed
 
-    def get_extra_info(self, name: str) -> None:
-        return None
+    def get_extra_info(self, name: str) -> tuple[str, int] | None:
+        return (self.host, 0) if name == "peername" else None
 
     def set_write_buffer_limits(self, high: int) -> None:
         assert high == 0  # every byte that is not sent is to be reported
@@ -99,19 +115,52 @@ def loop() -> KeptTimers:
 
 
 @pytest.fixture
-def connection(loop: KeptTimers) -> BoundedProtocol:
-    made = BoundedProtocol(
-        settings=SETTINGS,
-        metrics=Metrics(),
-        table=ConnectionTable(10),
-        turns=Turns(),
-        config=Config(app=FastAPI(), log_config=None),
-        server_state=ServerState(),
-        app_state={},
-        _loop=loop,
-    )
-    made.connection_made(Wire())  # type: ignore[arg-type]
-    return made
+def connect(loop: KeptTimers) -> Connect:
+    turns, metrics = Turns(), Metrics()
+
+    def connect(wire: Wire) -> BoundedProtocol:
+        made = BoundedProtocol(
+            settings=SETTINGS,
+            metrics=metrics,
+            table=ConnectionTable(10),
+            turns=turns,
+            config=Config(app=FastAPI(), log_config=None),
+            server_state=ServerState(),
+            app_state={},
+            _loop=loop,
+        )
+        made.connection_made(wire)  # type: ignore[arg-type]
+        return made
+
+    return connect
+
+
+@pytest.fixture
+def connection(connect: Connect) -> BoundedProtocol:
+    return connect(Wire())
+
+
+def test_a_client_with_many_connections_lets_others_have_their_turn(
+    connect: Connect, loop: KeptTimers
+) -> None:
+    for host in ("a", "a", "a", "a", "b"):
+        connect(Wire(host)).data_received(b"GET /healthz HTTP/1.1\r\n\r\n")
+    at_once = list(loop.started)
+    for _ in range(4):
+        loop.iterate()
+
+    assert at_once == ["a"]
+    assert loop.started == ["a", "a", "b", "a", "a"]
+
+
+def test_a_request_whose_client_has_gone_is_not_started(connect: Connect, loop: KeptTimers) -> None:
+    for host in ("a", "b"):
+        wire = Wire(host)
+        connect(wire).data_received(b"GET /healthz HTTP/1.1\r\n\r\n")
+    wire.close()
+    loop.iterate()
+
+    assert loop.started == ["a"]
 
 
 def test_the_headers_have_a_time_from_their_first_byte(

@@ -7,11 +7,21 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.attacks import Target, flood, many, read_all, read_answer, trickle
+from tests.service.attacks import (
+    Answer,
+    Target,
+    flood,
+    many,
+    read_all,
+    read_answer,
+    split_answers,
+    trickle,
+)  # fmt: skip
 
 POST = b"POST /detect HTTP/1.1\r\nHost: a\r\n"
 FORM = b"Content-Type: multipart/form-data; boundary=b\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+HEALTHZ = b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +36,13 @@ def target(start: Callable[..., Any]) -> Target:
             log_level="debug",
         )
     )
+
+
+def ask(target: Target, data: bytes) -> list[Answer]:
+    """Every answer to what is sent on one connection, until it is closed."""
+    with target.connect() as client:
+        client.sendall(data)
+        return split_answers(read_all(client))
 
 
 @pytest.mark.parametrize(
@@ -162,6 +179,119 @@ def test_what_is_not_http_is_answered_in_json_and_counted(
     assert (answer.status, answer.code) == (400, "malformed_request")
     assert "x-request-id: " in answer.headers.lower()
     assert target.metric(counter) == before + 1
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (b"CONNECT a:443 HTTP/1.1", "got CONNECT a:443;"),
+        (b"CONNECT /detect HTTP/1.1", "got CONNECT /detect;"),
+        (b"GET http://a HTTP/1.1", "got GET http://a;"),
+        (b"GET http://[::1 HTTP/1.1", "got GET http://[::1;"),
+        (b"GET http://a:99999999/healthz HTTP/1.1", "99999999"),
+        (b"GET http:///healthz HTTP/1.1", "got GET http:///healthz;"),
+        (b"GET ftp://a/healthz HTTP/1.1", "got GET ftp://a/healthz;"),
+        (b"DESCRIBE rtsp://a RTSP/1.0", "got DESCRIBE rtsp://a;"),
+        (b"OPTIONS * HTTP/1.1", "got OPTIONS *;"),
+        (b"GET http://%s HTTP/1.1" % (b"a" * 1000), "aaa...;"),
+        (b"GET healthz HTTP/1.1", "url"),
+        (b"GET /\x01 HTTP/1.1", "url"),
+        (b"GET /healthz?\xff HTTP/1.1", "url"),
+        (b"GET /health z HTTP/1.1", "Expected HTTP/"),
+        (b"GET /healthz", "got HTTP/0.9"),
+        (b"GET /healthz HTTP/2.0", "got HTTP/2.0"),
+        (b"PRI * HTTP/2.0", "HTTP/2"),
+        (b"FETCH /healthz HTTP/1.1", "Invalid method"),
+    ],
+)
+def test_what_is_wrong_with_the_first_line_is_said(target: Target, line: bytes, found: str) -> None:
+    answers = ask(target, line + b"\r\nHost: a\r\n\r\n" + HEALTHZ)
+
+    assert [(one.status, one.code) for one in answers] == [(400, "malformed_request")]
+    assert found in answers[0].message
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        b"Content-Length: 5\r\nContent-Length: 5",
+        b"Content-Length: 5, 5",
+        b"Content-Length: -5",
+        b"Content-Length: +5",
+        b"Content-Length: 0x5",
+        b"Content-Length: 99999999999999999999",
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 5",
+        b"Transfer-Encoding : chunked",
+        b"Transfer-Encoding: xchunked",
+        b"Transfer-Encoding: identity",
+        b"Transfer-Encoding: gzip, chunked",
+        b"Transfer-Encoding: chunked, gzip",
+        b"Transfer-Encoding:\r\n chunked",
+        b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 5\r\nContent-Length: 5",
+        b"A: b\nTransfer-Encoding: chunked",
+        b"A b: c",
+        b"A: \0",
+    ],
+)
+def test_where_a_body_ends_is_never_guessed(target: Target, framing: bytes) -> None:
+    answers = ask(target, POST + framing + b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n" + HEALTHZ)
+
+    assert [(one.status, one.code) for one in answers] == [(400, "malformed_request")]
+
+
+@pytest.mark.parametrize(
+    "chunk", [b"-5", b"+5", b"0x5", b"5 ", b" 5", b"5\n", b"5;a\n", b"fffffffffffffffff"]
+)
+def test_the_size_of_a_chunk_is_never_guessed(target: Target, chunk: bytes) -> None:
+    answers = ask(target, CHUNKED + chunk + b"\r\nhello\r\n0\r\n\r\n" + HEALTHZ)
+
+    assert [(one.status, one.code) for one in answers] == [(400, "malformed_request")]
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket", b"TLS/1.0"])
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_the_body_of_a_request_for_another_protocol_is_its_body(
+    target: Target, png_bytes: bytes, protocol: bytes, is_chunked: bool
+) -> None:
+    upgrade = POST + b"Connection: Upgrade\r\nUpgrade: %s\r\n" % protocol
+    framed = CHUNKED.removeprefix(POST) + b"%x\r\n%s\r\n0\r\n\r\n" % (len(png_bytes), png_bytes)
+    plain = b"Content-Length: %d\r\n\r\n%s" % (len(png_bytes), png_bytes)
+
+    answers = ask(target, upgrade + (framed if is_chunked else plain) + HEALTHZ)
+
+    assert [one.status for one in answers] == [200, 200]
+    assert answers[0].body.startswith('{"results":[{')
+    assert answers[1].body == '{"status":"ok"}'
+
+
+@pytest.mark.parametrize("path", [b"/healthz", b"/nothing"])
+def test_a_request_is_not_smuggled_in_a_body(target: Target, path: bytes) -> None:
+    head = b"GET %s HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n" % path
+    hidden = b"GET /model HTTP/1.1\r\n\r\n" * 100
+
+    answers = ask(target, head + b"Content-Length: %d\r\n\r\n%s" % (len(hidden), hidden) + HEALTHZ)
+
+    assert len(answers) == 2
+    assert answers[1].body == '{"status":"ok"}'
+
+
+@pytest.mark.parametrize(
+    ("begin", "status"),
+    [
+        (b"POST /nothing HTTP/1.1\r\nContent-Length: 50", 404),
+        (b"POST /nothing HTTP/1.1\r\nTransfer-Encoding: chunked", 404),
+        (b"POST /detect HTTP/1.1\r\nContent-Length: 999999999", 413),
+        (b"GET /healthz HTTP/1.1\r\nContent-Length: 50", 200),
+    ],
+)
+def test_a_body_that_was_announced_and_not_asked_for_ends_the_connection(
+    target: Target, begin: bytes, status: int
+) -> None:
+    answers = ask(target, begin + b"\r\nExpect: 100-continue\r\n\r\n" + HEALTHZ)
+
+    assert [one.status for one in answers] == [status]
+    assert "connection: close" in answers[0].headers.lower()
 
 
 @pytest.mark.parametrize("path", [b"/healthz", b"/healthz/", b"/docs"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import re
 import shutil
 import signal
@@ -270,15 +271,38 @@ async def test_reloads_run_one_after_another(settings: Settings, fake_bundle: Pa
             both_at_once.wait(timeout=0.3)
         return FakeEngine(max_batch_size=4)
 
+    app = create_app(settings, open_engine)
+    async with running(app):
+        both_at_once.reset()
+        first = app.state.serving.begin_reload()
+        await asyncio.sleep(0)  # it begins
+        second = app.state.serving.begin_reload()
+        await asyncio.gather(first, second)
+
+    assert first is not second
+    assert meetings == []
+
+
+@pytest.mark.anyio
+async def test_a_reload_that_has_yet_to_begin_stands_for_all_that_are_asked_for(
+    settings: Settings,
+) -> None:
+    num_opened = itertools.count()
+
+    def open_engine(*_: object) -> FakeEngine:
+        next(num_opened)
+        return FakeEngine(max_batch_size=4)
+
     app = create_app(settings.model_copy(update={"admin_key": SecretStr(KEY)}), open_engine)
     async with running(app) as client:
-        both_at_once.reset()
+        app.state.serving.begin_reload()
+        await asyncio.sleep(0)  # it begins
         answers = await asyncio.gather(
-            *(client.post("/admin/reload", headers=HEADERS) for _ in range(2))
+            *(client.post("/admin/reload", headers=HEADERS) for _ in range(20))
         )
 
-    assert [answer.status_code for answer in answers] == [200, 200]
-    assert meetings == []
+    assert [answer.status_code for answer in answers] == [200] * 20
+    assert next(num_opened) == 3  # at the start, and in two reloads
 
 
 @pytest.mark.slow
