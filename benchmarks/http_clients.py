@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 BOUNDARY = b"bench"
 HOST = "127.0.0.1"
-WARM_UP_S = 1.0
+WARM_UP_S = 3.0  # until a server has learnt what it can about the load
 PATIENCE_S = 20.0  # after an open loop, for answers that are still due
 
 
@@ -32,7 +32,7 @@ class Sample(NamedTuple):
 
 
 class Tally:
-    """Counts what comes back; the first second is a warm-up."""
+    """Counts what comes back; the first seconds are a warm-up."""
 
     def __init__(self, seconds: float) -> None:
         self.started = time.perf_counter() + WARM_UP_S

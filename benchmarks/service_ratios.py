@@ -10,7 +10,7 @@ from benchmarks.mock_engine import FIXED_MS, IMAGE_MS, MAX_BATCH_SIZE, PREPROCES
 from bundle.preprocess import decode_image, prepare
 from engines.cores import allowed_cores
 
-REST_S = 0.002  # that a lone request may take beyond decoding and the engine
+REST_S = 0.002  # that a request may take beyond decoding and the engine
 
 
 def print_ratios(samples: Mapping[int, Sequence[Sample]], jpeg: bytes) -> None:
@@ -33,9 +33,9 @@ def print_ratios(samples: Mapping[int, Sequence[Sample]], jpeg: bytes) -> None:
     rest_ms = lone_ms - 1e3 * decode_s - engine_ms
     print(
         "\nThe best schedule waits for all clients and runs them together, or runs two groups in "
-        f"turn, whichever is faster. The clients of a batch are back {1e3 * REST_S:g} ms after all "
-        f"their images could be decoded on {allowed_cores()} cores; one that runs the first of "
-        "them earlier may do better."
+        f"turn, whichever is faster. The clients of a batch are back once {allowed_cores()} cores "
+        f"have decoded their images and worked {1e3 * REST_S:g} ms more on each; a schedule that "
+        "runs the first of them earlier may do better."
         f"\nA lone request: {lone_ms:.1f} ms = {1e3 * decode_s:.1f} to decode and resize + "
         f"{engine_ms:.1f} in the engine + {rest_ms:.1f} (<= {1e3 * REST_S:g})"
     )
@@ -54,4 +54,4 @@ def decode_seconds(jpeg: bytes) -> float:
 def best_schedule(num_clients: int, decode_s: float) -> float:
     """Images/s of the best schedule for clients in a closed loop, which knows when each returns."""
     num_decoded = max(1.0, num_clients / allowed_cores())
-    return best_per_s(num_clients, return_s=num_decoded * decode_s + REST_S)
+    return best_per_s(num_clients, return_s=num_decoded * (decode_s + REST_S))

@@ -23,12 +23,8 @@ from bundle.file_pieces import FileInPieces, PieceCounter
 from bundle.image_formats import describe_content
 from bundle.jpeg_end import complete_jpeg
 from bundle.jpeg_segments import MOST_SCANS, has_too_many_scans
-from bundle.sixteen_bit import (
-    is_deep_colour,
-    is_mixed_up,
-    scale_colour,
-    scale_grey,
-)
+from bundle.sixteen_bit import is_deep_colour, is_mixed_up
+from bundle.to_rgb import STRIP_PIXELS, to_rgb
 
 MAX_PIXELS = 100_000_000  # 300 MB once decoded; a decompression bomb claims more in its header
 
@@ -78,7 +74,7 @@ _UPRIGHT: dict[int, Callable[[MatLike], MatLike]] = {
     8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 _LOST_BLOCKS = re.compile("premature end of data segment|found marker")  # libjpeg's warnings
-_STRIP_PIXELS = 1 << 20  # converted at a time, so that a large image is in memory only once
+_SHORT_BYTES = 4096  # of a header without thumbnails, profiles and much EXIF
 
 Uint8Array = npt.NDArray[np.uint8]
 BoolArray = npt.NDArray[np.bool_]
@@ -152,7 +148,7 @@ def decode_image(
         pixels = _faultless_jpeg(image, data)
         if pixels is None:
             image = _load(image, data, image_format, max_pixels)
-            pixels = _to_rgb(image, data)
+            pixels = to_rgb(image, data)
         orientation = _orientation(image, data)
         image.close()  # its pixels
     if orientation in _UPRIGHT:
@@ -179,6 +175,17 @@ def read_header(
     stored = ImageHeader((image.height, image.width), orientation)
     # Swapping twice changes nothing.
     return ImageHeader(stored.stored_size, orientation, num_bytes)
+
+
+def read_short_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageHeader | None:
+    """As `read_header`, in less than a millisecond, for a JPEG whose header takes up to 4 KiB.
+
+    Otherwise, or if anything is wrong with it, None.
+    """
+    try:
+        return read_header(data[:_SHORT_BYTES], ("JPEG",), max_pixels=max_pixels)
+    except (UnsupportedImage, UndecodableImage):
+        return None
 
 
 @contextmanager
@@ -241,8 +248,10 @@ def pad_batch_to(
     """Stack images (h, w, 3) uint8, each padded with zeros to a height and width.
 
     Returns:
-        See `pad_batch`.
+        See `pad_batch`. A lone image that needs no padding is not copied.
     """
+    if [image.shape[:2] for image in images] == [(height, width)]:
+        return images[0][np.newaxis], np.zeros((1, height, width), np.bool_)
     batch = np.zeros((len(images), height, width, 3), np.uint8)
     padding_mask = np.ones((len(images), height, width), np.bool_)
     for row, image in enumerate(images):
@@ -303,7 +312,7 @@ def _decoding_bytes(image: Image.Image, data: bytes) -> int:
     else:
         bytes_per_pixel = 4 if image.mode in ("1", "L", "P") else 7
     num_pixels = image.width * image.height
-    strip_bytes = 16 * min(num_pixels, _STRIP_PIXELS)
+    strip_bytes = 16 * min(num_pixels, STRIP_PIXELS)
     return num_pixels * bytes_per_pixel + strip_bytes
 
 
@@ -366,27 +375,3 @@ def _png_exif(data: bytes) -> bytes:
             return data[position + 8 : position + 8 + length]
         position += length + 12
     return b""
-
-
-def _to_rgb(image: Image.Image, data: bytes) -> Uint8Array:
-    if image.mode.startswith("I;16"):  # 16-bit grey: Pillow's convert would clip it at 255
-        image = scale_grey(image)
-    elif image.format in ("PNG", "TIFF"):
-        image = scale_colour(image, data)
-    elif image.format == "BMP" and image.mode == "RGBA" and not image.getchannel("A").getbbox():
-        image = image.convert("RGB")  # programs that draw no transparency leave alpha 0
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    num_rows = max(1, _STRIP_PIXELS // image.width)
-    for top in range(0, image.height, num_rows):
-        strip = image.crop((0, top, image.width, min(top + num_rows, image.height)))
-        pixels[top : top + num_rows] = np.asarray(_strip_to_rgb(strip))
-    return pixels
-
-
-def _strip_to_rgb(strip: Image.Image) -> Image.Image:
-    if strip.has_transparency_data:
-        strip = strip.convert("RGBA")
-        white = Image.new("RGB", strip.size, "white")
-        white.paste(strip, mask=strip)
-        return white
-    return strip if strip.mode == "RGB" else strip.convert("RGB")

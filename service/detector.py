@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from service.uploads import Upload
 logger = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
+Answer = TypeVar("Answer")
 
 
 class _Batch(NamedTuple):
@@ -173,13 +174,16 @@ class Detector:
         uploads: Sequence[Upload],
         stopwatch: Stopwatch,
         *,
+        answer: Callable[[list[Found]], Answer],
         client: Hashable = None,
         tile_px: int | None = None,
         num_parts: int | None = None,
-    ) -> list[Found]:
+    ) -> Answer:
         """Run the model on the images of one request; clients take turns.
 
         Args:
+            answer: makes what is returned of what was found; called in a thread, since it may take
+                tens of milliseconds, while others would wait for the event loop.
             tile_px: side of the tiles that larger images are cut into; each counts as an image.
             num_parts: the number of parts if there are tiles: see `ImageDecoder.count_parts`.
 
@@ -209,8 +213,8 @@ class Detector:
             stopwatch.add(Stage.QUEUE, ticket.wait_s, ended_ago_s=ticket.run_s)
             stopwatch.add(Stage.INFER, ticket.run_s)
         self._metrics.images.labels(self.name).inc(len(uploads))
-        # In a thread: it takes up to tens of milliseconds, while others would wait for the loop.
-        return await asyncio.to_thread(self._join_and_count, geometries, outputs, tile_px)
+        found = partial(self._join_and_count, geometries, outputs, tile_px)
+        return await asyncio.to_thread(lambda: answer(found()))
 
     async def close(self) -> None:
         """Refuse new requests, finish admitted ones, release the engine; `abort` cuts it short."""

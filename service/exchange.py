@@ -6,7 +6,9 @@ from typing import TypeVar
 from fastapi.responses import Response
 from starlette.requests import ClientDisconnect, Request
 
+from bundle.detect import Found
 from service.boundary import answer_unless_gone
+from service.detector import Detector
 from service.errors import ClientGone
 from service.metrics import Metrics, Stage, Stopwatch
 from service.served_model import Answered, ServedModel
@@ -15,6 +17,7 @@ from service.settings import Settings
 from service.uploads import Upload
 
 Sent = TypeVar("Sent")
+Answer = TypeVar("Answer")
 
 
 def model_of(request: Request, name: str | None = None) -> ServedModel:
@@ -67,11 +70,15 @@ async def run_images(
     request: Request,
     uploads: Sequence[Upload],
     *,
+    answer: Callable[[Detector, list[Found]], Answer],
     model: ServedModel,
     stopwatch: Stopwatch,
     tile_px: int | None = None,
-) -> Answered:
+) -> Answered[Answer]:
     """Run the detector on the images; says which detector it was.
+
+    Args:
+        answer: see `Detector.detect`; it also gets the detector.
 
     Raises:
         ClientGone: the client disconnected; the images are not run.
@@ -79,7 +86,9 @@ async def run_images(
     """
     request.state.log_fields["images"] = len(uploads)
     request.state.settle_body(sum(upload.num_bytes for upload in uploads))
-    work = model.detect(uploads, stopwatch, client=client_of(request), tile_px=tile_px)
+    work = model.detect(
+        uploads, stopwatch, answer=answer, client=client_of(request), tile_px=tile_px
+    )
     return await answer_unless_gone(request, work)
 
 

@@ -20,6 +20,7 @@ from bundle.preprocess import (
     decode_image,
     prepare,
     read_header,
+    read_short_header,
     resized_size,
 )
 from bundle.tiles import cut, num_windows
@@ -96,7 +97,7 @@ class ImageDecoder:
             Overloaded: see `refuse_if_late` and `ClientMemory.promised`.
             DeadlineExceeded: see `DecodePool.run`.
         """
-        headers = await asyncio.to_thread(self._read_headers, uploads)
+        headers = await self._read_headers(uploads)
         self.refuse_if_late(client, sum(header.decoding_bytes for header in headers))
         jobs = [
             Job(partial(self._prepare, upload, preprocess, tile_px), header.decoding_bytes)
@@ -136,7 +137,7 @@ class ImageDecoder:
         """
         if tile_px is None:
             return len(uploads)
-        headers = await asyncio.to_thread(self._read_headers, uploads)
+        headers = await self._read_headers(uploads)
         num_parts = sum(num_windows(header.size, tile_px) for header in headers)
         if num_parts > max(len(uploads), self._settings.max_images):
             raise too_many_tiles(len(uploads), num_parts, settings=self._settings)
@@ -152,7 +153,7 @@ class ImageDecoder:
         Raises:
             Overloaded, DeadlineExceeded: as for `prepared`; the deadline starts again.
         """
-        (header,) = await asyncio.to_thread(self._read_headers, [upload])
+        (header,) = await self._read_headers([upload])
 
         def decode_and_work() -> Outcome:
             return work(self._decode(upload))
@@ -169,13 +170,13 @@ class ImageDecoder:
         """Start no more decoding."""
         self._pool.shutdown()
 
-    def _read_headers(self, uploads: Sequence[Upload]) -> list[ImageHeader]:
-        headers = []
-        for index, upload in enumerate(uploads):
-            try:
-                header = self._header(upload)
-            except ValueError as error:
-                raise _translate(error, index, uploads) from error
+    async def _read_headers(self, uploads: Sequence[Upload]) -> list[ImageHeader]:
+        """In a thread, unless the headers are short: then the way there would take longer."""
+        short = [self._short_header(upload) for upload in uploads]
+        headers = [header for header in short if header is not None]
+        if len(headers) < len(uploads):
+            headers = await asyncio.to_thread(self._read_any_headers, uploads)
+        for index, header in enumerate(headers):
             if header.decoding_bytes > self._pool.largest_job_bytes:
                 height, width = header.size
                 raise ImageTooLarge(
@@ -184,6 +185,15 @@ class ImageDecoder:
                     f"pixels that take {header.decoding_bytes // MIB} MiB; send a smaller image, "
                     "or raise the service's DETR_DECODE_MEMORY_BYTES"
                 )
+        return headers
+
+    def _read_any_headers(self, uploads: Sequence[Upload]) -> list[ImageHeader]:
+        headers = []
+        for index, upload in enumerate(uploads):
+            try:
+                header = self._header(upload)
+            except ValueError as error:
+                raise _translate(error, index, uploads) from error
             headers.append(header)
         return headers
 
@@ -197,6 +207,11 @@ class ImageDecoder:
                 f"{len(uploads)}); send fewer or smaller ones at a time, or raise the "
                 "service's DETR_CLIENT_MEMORY_BYTES"
             )
+
+    def _short_header(self, upload: Upload) -> ImageHeader | None:
+        if isinstance(upload.data, bytes):
+            return read_short_header(upload.data, max_pixels=self._settings.max_pixels)
+        return self._header(upload)
 
     def _header(self, upload: Upload) -> ImageHeader:
         if isinstance(upload.data, bytes):

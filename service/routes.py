@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import TypeAdapter
 
 from bundle.detect import Found
-from bundle.manifest import ClassInfo, Manifest
+from bundle.manifest import ClassInfo
 from bundle.postprocess import Detections, to_detections
 from service.description import ANSWERS, BINARY, DETECT_BODY, error_responses
 from service.detector import Detector
@@ -68,21 +68,21 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     stopwatch = Stopwatch()
     images = await read_request(request, read_images, model=model, stopwatch=stopwatch)
     image_format = _wanted_image(request.headers.get("accept", ""), len(images.uploads))
-    detector, found = await run_images(
-        request, images.uploads, model=model, stopwatch=stopwatch, tile_px=query.tile
+    run = partial(
+        run_images, request, images.uploads, model=model, stopwatch=stopwatch, tile_px=query.tile
     )
-    # In threads: for thousands of detections it takes tens of milliseconds, with nms_iou seconds.
-    select = partial(_select, found, query, detector.manifest, most_detections)
+    select = partial(_select, query=query, most_detections=most_detections, stopwatch=stopwatch)
     if image_format is None:
-        write = partial(_as_json, detector, images, found, output_format=query.format)
-        response = await asyncio.to_thread(_select_and_write, select, write, stopwatch)
+        write = partial(
+            _as_json, select, images=images, output_format=query.format, stopwatch=stopwatch
+        )
+        detector, response = await run(answer=write)
     else:
-        with stopwatch.stage(Stage.POST):
-            detections = await asyncio.to_thread(select)
+        detector, (detections,) = await run(answer=select)
         with stopwatch.stage(Stage.ENCODE):
             draw = partial(
                 render,
-                detections=detections[0],
+                detections=detections,
                 classes=detector.manifest.classes,
                 image_format=image_format,
             )
@@ -183,31 +183,26 @@ def find_labels(names: Sequence[str], classes: Sequence[ClassInfo]) -> set[int] 
 
 
 def _select(
-    found: Sequence[Found], query: DetectQuery, manifest: Manifest, most_detections: int | None
-) -> list[Detections]:
-    labels_kept = find_labels(query.classes, manifest.classes)
-    lowest_scores = manifest.lowest_scores(query.threshold)
-    return [
-        to_detections(
-            *one,
-            threshold=lowest_scores,
-            top_k=most_detections,
-            labels_kept=labels_kept,
-            nms_iou=query.nms_iou,
-        )
-        for one in found
-    ]
-
-
-def _select_and_write(
-    select: Callable[[], list[Detections]],
-    write: Callable[[list[Detections]], Response],
+    detector: Detector,
+    found: Sequence[Found],
+    *,
+    query: DetectQuery,
+    most_detections: int | None,
     stopwatch: Stopwatch,
-) -> Response:
+) -> list[Detections]:
     with stopwatch.stage(Stage.POST):
-        detections = select()
-    with stopwatch.stage(Stage.ENCODE):
-        return write(detections)
+        labels_kept = find_labels(query.classes, detector.manifest.classes)
+        lowest_scores = detector.manifest.lowest_scores(query.threshold)
+        return [
+            to_detections(
+                *one,
+                threshold=lowest_scores,
+                top_k=most_detections,
+                labels_kept=labels_kept,
+                nms_iou=query.nms_iou,
+            )
+            for one in found
+        ]
 
 
 def _wanted_image(accept: str, num_images: int) -> ImageFormat | None:
@@ -244,28 +239,31 @@ def _most_detections(query: DetectQuery, detector: Detector) -> int | None:
 
 
 def _as_json(
+    select: Callable[[Detector, list[Found]], list[Detections]],
     detector: Detector,
-    images: Images,
     found: list[Found],
-    detections: list[Detections],
     *,
+    images: Images,
     output_format: OutputFormat,
+    stopwatch: Stopwatch,
 ) -> Response:
-    results = [
-        ImageResult.from_detections(
-            one,
-            image_id=image_id,
-            file_name=upload.file_name,
-            size=geometry.original,
-            classes=detector.manifest.classes,
-        )
-        for one, image_id, upload, (_, geometry) in zip(
-            detections, images.image_ids, images.uploads, found, strict=True
-        )
-    ]
-    if output_format is OutputFormat.COCO:
-        content = _COCO_LIST.dump_json(coco_results(results))
-    else:
-        answer = DetectResponse(results=results, model=detector.model_ref)
-        content = answer.model_dump_json().encode()
-    return Response(content, media_type="application/json")
+    detections = select(detector, found)
+    with stopwatch.stage(Stage.ENCODE):
+        results = [
+            ImageResult.from_detections(
+                one,
+                image_id=image_id,
+                file_name=upload.file_name,
+                size=geometry.original,
+                classes=detector.manifest.classes,
+            )
+            for one, image_id, upload, (_, geometry) in zip(
+                detections, images.image_ids, images.uploads, found, strict=True
+            )
+        ]
+        if output_format is OutputFormat.COCO:
+            content = _COCO_LIST.dump_json(coco_results(results))
+        else:
+            answer = DetectResponse(results=results, model=detector.model_ref)
+            content = answer.model_dump_json().encode()
+        return Response(content, media_type="application/json")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, NamedTuple
 
 from fastapi import APIRouter, Request
@@ -9,9 +10,11 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.datastructures import FormData, UploadFile
 
+from bundle.detect import Found
 from bundle.manifest import ClassInfo
 from bundle.postprocess import Detections, to_detections
 from service.description import BINARY
+from service.detector import Detector
 from service.errors import InvalidRequest, NoImage
 from service.exchange import model_of, read_request, run_images, tell_times
 from service.form import read_form
@@ -96,17 +99,10 @@ async def detection(request: Request) -> Response:
     started_s = time.perf_counter()
     stopwatch = Stopwatch()
     sent = await read_request(request, _read, model=model, stopwatch=stopwatch)
-    detector, (found,) = await run_images(request, [sent.upload], model=model, stopwatch=stopwatch)
-    with stopwatch.stage(Stage.POST):
-        detections = to_detections(
-            *found, threshold=detector.manifest.lowest_scores(sent.threshold)
-        )
-    with stopwatch.stage(Stage.ENCODE):
-        answer = Predictions(
-            predictions=_predictions(detections, detector.manifest.classes),
-            duration=round((time.perf_counter() - started_s) * 1e3),
-        )
-        response = Response(answer.model_dump_json(), media_type="application/json")
+    write = partial(_as_json, threshold=sent.threshold, started_s=started_s, stopwatch=stopwatch)
+    detector, response = await run_images(
+        request, [sent.upload], answer=write, model=model, stopwatch=stopwatch
+    )
     tell_times(request, response, model=detector.name, stopwatch=stopwatch)
     return response
 
@@ -151,6 +147,25 @@ def _threshold(form: FormData) -> float | None:
     if not 0 <= threshold <= 1:
         raise InvalidRequest(f"expected {_THRESHOLD_FIELD!r} in 0..1, got {str(text)[:100]!r}")
     return threshold
+
+
+def _as_json(
+    detector: Detector,
+    found: Sequence[Found],
+    *,
+    threshold: float | None,
+    started_s: float,
+    stopwatch: Stopwatch,
+) -> Response:
+    with stopwatch.stage(Stage.POST):
+        (one,) = found
+        detections = to_detections(*one, threshold=detector.manifest.lowest_scores(threshold))
+    with stopwatch.stage(Stage.ENCODE):
+        answer = Predictions(
+            predictions=_predictions(detections, detector.manifest.classes),
+            duration=round((time.perf_counter() - started_s) * 1e3),
+        )
+        return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _predictions(detections: Detections, classes: Sequence[ClassInfo]) -> list[Prediction]:

@@ -1,6 +1,5 @@
 """/v2: the Open Inference Protocol of Triton and KServe, with its binary extension."""
 
-import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
+from bundle.detect import Found
 from bundle.manifest import ClassInfo
 from bundle.postprocess import Detections, to_detections
 from service.detector import Detector
@@ -166,14 +166,10 @@ async def infer(request: Request, name: str, *, version: str | None = None) -> R
     stopwatch = Stopwatch()
     sent = await read_request(request, _read, model=model, stopwatch=stopwatch)
     wanted = _wanted(sent.request)
-    detector, found = await run_images(request, sent.uploads, model=model, stopwatch=stopwatch)
-    with stopwatch.stage(Stage.POST):
-        detections = [to_detections(*one) for one in found]
-        outputs = _outputs(detections, detector.manifest.classes)
-    with stopwatch.stage(Stage.ENCODE):
-        tensors = [(one.name, outputs[one.name], sent.request.is_binary(one)) for one in wanted]
-        # In a thread: thousands of detections take tens of milliseconds in JSON.
-        response = await asyncio.to_thread(_response, sent.request, detector, tensors)
+    write = partial(_response, request=sent.request, wanted=wanted, stopwatch=stopwatch)
+    detector, response = await run_images(
+        request, sent.uploads, answer=write, model=model, stopwatch=stopwatch
+    )
     tell_times(request, response, model=detector.name, stopwatch=stopwatch)
     return response
 
@@ -283,14 +279,24 @@ def _stack(rows: Sequence[np.ndarray[Any, Any]], dtype: type) -> np.ndarray[Any,
 
 
 def _response(
-    request: InferRequest, detector: Detector, tensors: Sequence[tuple[str, Tensor, bool]]
+    detector: Detector,
+    found: Sequence[Found],
+    *,
+    request: InferRequest,
+    wanted: Sequence[WantedOutput],
+    stopwatch: Stopwatch,
 ) -> Response:
-    served = detector.model_ref
-    answer = {"model_name": served.name, "model_version": served.version}
-    if request.id is not None:
-        answer["id"] = request.id
-    body, num_json = write_infer_answer(answer, tensors)
-    if num_json is None:
-        return Response(body, media_type="application/json")
-    headers = {HEADER_LENGTH: str(num_json)}
-    return Response(body, headers=headers, media_type="application/octet-stream")
+    with stopwatch.stage(Stage.POST):
+        detections = [to_detections(*one) for one in found]
+        outputs = _outputs(detections, detector.manifest.classes)
+    with stopwatch.stage(Stage.ENCODE):
+        tensors = [(one.name, outputs[one.name], request.is_binary(one)) for one in wanted]
+        served = detector.model_ref
+        answer = {"model_name": served.name, "model_version": served.version}
+        if request.id is not None:
+            answer["id"] = request.id
+        body, num_json = write_infer_answer(answer, tensors)
+        if num_json is None:
+            return Response(body, media_type="application/json")
+        headers = {HEADER_LENGTH: str(num_json)}
+        return Response(body, headers=headers, media_type="application/octet-stream")

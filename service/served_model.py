@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar
 
 from bundle.detect import Found
 from bundle.manifest import Bundle
@@ -16,12 +17,14 @@ from service.uploads import Upload
 
 logger = logging.getLogger(__name__)
 
+Answer = TypeVar("Answer")
 
-class Answered(NamedTuple):
-    """What was found in the images of a request, and the detector that found it."""
+
+class Answered(NamedTuple, Generic[Answer]):
+    """The answer to a request, and the detector that found what is in it."""
 
     detector: Detector
-    found: list[Found]
+    answer: Answer
 
 
 class Shared(NamedTuple):
@@ -83,16 +86,22 @@ class ServedModel:
         uploads: Sequence[Upload],
         stopwatch: Stopwatch,
         *,
+        answer: Callable[[Detector, list[Found]], Answer],
         client: Hashable = None,
         tile_px: int | None = None,
-    ) -> Answered:
+    ) -> Answered[Answer]:
         """Run `Detector.detect` of the detector that serves at this moment."""
         num_parts = await self._shared.decoder.count_parts(uploads, tile_px)
         detector = self.detector  # a reload closes it only after the requests it has admitted
-        found = await detector.detect(
-            uploads, stopwatch, client=client, tile_px=tile_px, num_parts=num_parts
+        made = await detector.detect(
+            uploads,
+            stopwatch,
+            answer=partial(answer, detector),
+            client=client,
+            tile_px=tile_px,
+            num_parts=num_parts,
         )
-        return Answered(detector, found)
+        return Answered(detector, made)
 
     async def successor(self) -> Detector:
         """A detector for the bundle now in the directory, started beside the one that serves.

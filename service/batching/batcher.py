@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple
 
-from service.batching.batch_times import Durations
+from service.batching.batch_times import Durations, Line
 from service.batching.item_queue import ItemQueue
 from service.batching.returns import Returns
 from service.batching.runner import Batch, Run, Runner
@@ -112,7 +112,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         self._is_closing = False
         self._aborted = asyncio.Event()
         self._run_times = Durations()
-        self._assembly_times = Durations()
+        self._assembly_s = Line()  # by size
 
     @property
     def depth(self) -> int:
@@ -254,12 +254,15 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
     def _wait_that_pays_s(self, bucket: Hashable, num_missing: int) -> float:
         """How many seconds after an answer to wait for clients; 0 if waiting does not pay.
 
-        It pays if they are back in less time than an additional run costs, whatever its size.
+        It pays if all of them, together, come back in less time than an additional run costs,
+        whatever its size.
         """
         if not num_missing or self._is_closing or self._queue.num_buckets > 1:
             return 0.0
-        saved_s = self._run_times.fixed_s - self._assembly_times.expect(self._max_batch_size)
-        return max(self._returns.delay_s, saved_s / 2) if self._returns.delay_s < saved_s else 0.0
+        size = min(self._queue.num_in(bucket) + num_missing, self._max_batch_size)
+        saved_s = self._run_times.fixed_s - self._assembly_s.at(size)
+        delay_s = self._returns.delay_s(size)
+        return max(delay_s, saved_s / 2) if delay_s < saved_s else 0.0
 
     def _begin(self, run: Run[Item, Result]) -> None:
         """Follow a run that the engine works on; one behind another is followed later."""
@@ -272,7 +275,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
             return
         run_s = self._run_times.expect(len(run.entries))
         self._wind(run, self._patience.limit_s(run_s), _ALARM_STEPS)
-        lead_s = LEAD * self._assembly_times.expect(self._max_batch_size)
+        lead_s = LEAD * self._assembly_s.at(self._max_batch_size)
         if run_s:
             asyncio.get_running_loop().call_later(max(0.0, run_s - lead_s), self._near_end, run)
 
@@ -308,7 +311,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         num_failed = sum(isinstance(outcome, ServiceError) for outcome in run.outcomes)
         if not num_failed:
             self._run_times.record(len(run.entries), run.run_s)
-            self._assembly_times.record(len(run.entries), run.assembly_s)
+            self._assembly_s.add(len(run.entries), run.assembly_s)
         waits_s = [run.started_at - entry.queued_at for entry in run.entries]
         for entry, outcome, wait_s in zip(run.entries, run.outcomes, waits_s, strict=True):
             ticket = entry.ticket

@@ -3,7 +3,8 @@
 from collections.abc import Hashable
 from typing import NamedTuple
 
-SMOOTHING = 0.2  # weight of the newest batch
+from service.batching.batch_times import SMOOTHING, Line
+
 MIN_SHARE = 0.8  # of a batch that must come back for its clients to count as a closed loop
 
 
@@ -25,8 +26,7 @@ class Returns:
 
     def __init__(self) -> None:
         self._share = 0.0  # of a batch that comes back
-        self._delay_s = 0.0  # until the last of them is back
-        self._deviation_s = 0.0
+        self._delays_s = Line()  # by size, until the last of them is back
         self._watched: _Watched | None = None
         self._num_back = 0
 
@@ -61,10 +61,12 @@ class Returns:
         """How many of a batch of this size come back; 0 unless nearly all do."""
         return round(self._share * size) if self._share >= MIN_SHARE else 0
 
-    @property
-    def delay_s(self) -> float:
-        """Seconds after an answer within which the last client is nearly always back."""
-        return self._delay_s + 2 * self._deviation_s
+    def delay_s(self, size: int) -> float:
+        """Seconds after the answer to a batch of this size within which all are nearly always back.
+
+        Learnt from recent batches of all sizes, since larger ones take longer to come back.
+        """
+        return self._delays_s.at(size) + 2 * self._delays_s.deviation
 
     def elapsed_s(self, now: float) -> float:
         """Seconds since the last answer."""
@@ -74,6 +76,5 @@ class Returns:
         assert self._watched is not None
         share = min(1.0, self._num_back / self._watched.size)
         delay_s = now - self._watched.answered_at
-        self._deviation_s += SMOOTHING * (abs(delay_s - self._delay_s) - self._deviation_s)
-        self._delay_s += SMOOTHING * (delay_s - self._delay_s)
+        self._delays_s.add(self._watched.size, delay_s)
         self._share += SMOOTHING * (share - self._share)

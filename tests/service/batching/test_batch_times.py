@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.batching.batch_times import Durations
+from service.batching.batch_times import Durations, Line
 
 
 def test_nothing_is_expected_before_the_first_batch() -> None:
@@ -37,3 +37,37 @@ def test_an_outlier_moves_the_expectation_only_a_little() -> None:
     durations.record(1, 1.1)
 
     assert durations.expect(1) == pytest.approx(0.3)
+
+
+def test_a_line_goes_on_beyond_the_sizes_that_were_seen() -> None:
+    line = Line()
+    for size in (1, 3, 2, 3):
+        line.add(size, 5 + 2 * size)
+
+    assert line.at(10) == pytest.approx(25)
+    assert line.deviation < 1.5  # it was level before the second size
+
+
+def test_a_line_through_one_size_is_level() -> None:
+    line = Line()
+    for value in (1.0, 3.0):
+        line.add(4, value)
+
+    assert line.at(400) == line.at(4) == pytest.approx(2, abs=0.1)
+
+
+def test_a_line_forgets_what_was_long_ago() -> None:
+    line = Line()
+    line.add(15, 1000.0)
+    for size in (4, 5) * 60:
+        line.add(size, size)
+
+    assert line.at(5) == pytest.approx(5, abs=0.2)
+
+
+def test_more_never_takes_less_time_and_none_takes_less_than_no_time() -> None:
+    line = Line()
+    for size in range(1, 6):
+        line.add(size, 10 - size)
+
+    assert line.at(100) == line.at(1) > 0

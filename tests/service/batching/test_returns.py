@@ -37,7 +37,7 @@ def test_all_are_expected_where_all_have_come_back() -> None:
     returns.answer(4, "bucket", now=100.0)
 
     assert returns.missing("bucket") == 4
-    assert returns.delay_s == pytest.approx(0.01, abs=0.002)
+    assert returns.delay_s(4) == pytest.approx(0.01, abs=0.002)
     assert returns.elapsed_s(100.5) == 0.5
 
 
@@ -49,6 +49,17 @@ def test_those_who_are_back_are_not_missing() -> None:
     returns.arrive(3, 100.01)
 
     assert returns.missing("bucket") == 1
+
+
+def test_more_clients_are_expected_to_take_longer_than_the_few_that_were_seen() -> None:
+    returns = Returns()
+    for now in range(40):
+        size = 1 if now % 2 else 3
+        returns.answer(size, "bucket", now=now)
+        returns.arrive(size, now + 0.01 * size)
+
+    assert returns.delay_s(4) == pytest.approx(0.04, rel=0.01)
+    assert returns.delay_s(1) == pytest.approx(0.01, rel=0.01)
 
 
 @pytest.mark.parametrize("num_back", [0, 1, 2])
