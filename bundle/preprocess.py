@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from cv2.typing import MatLike
-from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
-from bundle.file_pieces import FileInPieces, PieceCounter
+from bundle.file_pieces import FileInPieces
 from bundle.image_formats import describe_content
 from bundle.jpeg_end import complete_jpeg
 from bundle.jpeg_segments import MOST_SCANS, has_too_many_scans
+from bundle.png_chunks import chunks, without_remarks
 from bundle.sixteen_bit import is_deep_colour, is_mixed_up
 from bundle.to_rgb import STRIP_PIXELS, to_rgb
 
@@ -31,8 +32,6 @@ MAX_PIXELS = 100_000_000  # 300 MB once decoded; a decompression bomb claims mor
 # Pillow's own limit only warns up to twice its value, and a warning filter is state of the whole
 # process. `_open` reads the size from the header and refuses, so Pillow's check is switched off.
 Image.MAX_IMAGE_PIXELS = None
-# Of the text in a PNG, which nobody reads here; Pillow would expand 60 kB to 64 MiB.
-PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20
 # One image is resized by one thread; several images are decoded side by side. OpenCV's own pool
 # would fight with those threads, and hangs in forked data loader workers.
 cv2.setNumThreads(0)
@@ -144,6 +143,7 @@ def decode_image(
     """
     image_format = _sniff_format(data, formats)
     with _decoding(image_format):
+        data = without_remarks(data) if image_format == "PNG" else data
         image = _open(data, image_format, max_pixels)
         pixels = _faultless_jpeg(image, data)
         if pixels is None:
@@ -166,9 +166,10 @@ def read_header(
     """
     image_format = _sniff_format(data, formats)
     with _decoding(image_format):
-        image = _open(data, image_format, max_pixels)
-        orientation = _orientation(image, data)
-        num_bytes = _decoding_bytes(image, data)
+        plain = without_remarks(data) if image_format == "PNG" else data
+        image = _open(plain, image_format, max_pixels)
+        orientation = _orientation(image, plain)
+        num_bytes = _decoding_bytes(image, plain) + (len(plain) if plain is not data else 0)
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow reports its size as displayed
         orientation = image.tag_v2.get(_EXIF_ORIENTATION, 1)
         return ImageHeader((image.height, image.width), orientation, num_bytes)
@@ -366,12 +367,4 @@ def _orientation(image: Image.Image, data: bytes) -> int:
 
 def _png_exif(data: bytes) -> bytes:
     """The first EXIF chunk, which may follow the pixels, where Pillow's header does not reach."""
-    position = 8  # of a chunk: length, type, content, checksum
-    counter = PieceCounter(len(data))
-    while position + 8 <= len(data):
-        counter.count()
-        (length,) = struct.unpack_from(">I", data, position)
-        if data[position + 4 : position + 8] == b"eXIf":
-            return data[position + 8 : position + 8 + length]
-        position += length + 12
-    return b""
+    return next((data[chunk.content] for chunk in chunks(data) if chunk.kind == b"eXIf"), b"")

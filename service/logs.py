@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+import warnings
 from typing import Literal
 
 from bundle.terminal import PrintableFormatter
@@ -16,6 +17,8 @@ def set_up_logging(level: str, *, log_format: LogFormat) -> None:
     handler.setFormatter(JsonLines() if log_format == "json" else _text_lines())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # ours say the same
+    # It warns of every odd tag of an image, thousands of times, and Python keeps each warning.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     # It warns of each broken form, so that a client could fill the log; the answer says it, too.
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 

@@ -1,13 +1,18 @@
-"""Log lines as JSON."""
+"""Log lines as JSON, and what is not logged."""
 
 import json
 import logging
+import struct
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from bundle.preprocess import decode_image
 from service.boundary import log_access
-from service.logs import JsonLines
+from service.logs import JsonLines, set_up_logging
 
 
 def line_of(caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
@@ -51,3 +56,16 @@ def test_an_error_has_its_trace(caplog):
 
     assert line["message"] == "a request failed"
     assert "ValueError: broken" in line["exception"]
+
+
+def test_odd_tags_of_an_image_are_not_written_to_the_log(encode: Callable[..., bytes]) -> None:
+    tags = b"".join(struct.pack("<HHII", number, 7, 999, 8) for number in range(1000, 1100))
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 100) + tags
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        set_up_logging("info", log_format="text")
+        pixels = decode_image(encode(Image.new("RGB", (5, 7)), "PNG", exif=exif))
+
+    assert pixels.shape == (7, 5, 3)
+    assert caught == []
