@@ -13,19 +13,18 @@ machine hardly changes. Every sample is kept at once, in build/bench/.
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.contestant_process import ContestantProcess
 from benchmarks.contestants import ALL, BATCHES, ENGINES, PEAKS, Run, Task
 from benchmarks.engine_bundles import bundle_path, make_bundles
 from benchmarks.engine_tables import Measured, print_comparison, print_throughput
@@ -52,15 +51,11 @@ class Sample(NamedTuple):
 # --- in the process of a contestant
 
 
-def work(pipe: Connection, name: str, *, task: Task) -> None:
-    """Open the contestant, send its first output, then a sample per request."""
+def open_contestant(name: str, task: Task) -> tuple[Callable[[], Sample], RawOutput | None]:
+    """A function that takes a turn, and the first output."""
     run = ALL[name](task)
     output = run()
-    pipe.send(output)
-    with suppress(EOFError):
-        while True:
-            pipe.recv()
-            pipe.send(measure(run, batch=1 if output is None else len(output.scores)))
+    return partial(measure, run, batch=1 if output is None else len(output.scores)), output
 
 
 def measure(run: Run, batch: int) -> Sample:
@@ -81,26 +76,16 @@ class Contestant:
 
     def __init__(self, name: str, task: Task) -> None:
         """Raises EOFError if it cannot be opened; stderr says why."""
-        context = multiprocessing.get_context("spawn")
         self.name = name
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=work, args=(theirs, name), kwargs={"task": task}, daemon=True
-        )
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process alone
-        self._process.start()
-        signal.signal(signal.SIGINT, handler)
-        theirs.close()
-        self.output: RawOutput | None = self._pipe.recv()
+        self._process = ContestantProcess(open_contestant, name, task)
+        self.output: RawOutput | None = self._process.about
 
     def sample(self) -> Sample:
-        self._pipe.send(None)
-        sample: Sample = self._pipe.recv()
+        sample: Sample = self._process.ask()
         return sample
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.join()
+        self._process.close()
 
 
 @contextmanager

@@ -7,20 +7,18 @@ prints what has been measured.
 """
 
 import argparse
-import multiprocessing
 import os
-import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 import torch
 
+from benchmarks.contestant_process import ContestantProcess
 from benchmarks.machine import describe_machine, today
 from engines.cores import allowed_cores
 from model.config import TrainConfig, Variant
@@ -138,64 +136,36 @@ def open_huggingface(task: Task) -> tuple[Step, int]:
 OPENERS = {"Hugging Face": open_huggingface, "**detr-serve**": open_ours}
 
 
-def work(pipe: Connection, name: str, *, task: Task) -> None:
-    """In a process: open a model, take a step that does not count, then one per request."""
+def open_contestant(name: str, task: Task) -> tuple[Step, int]:
+    """A model that has taken a step that does not count, and how many parameters it trains."""
     torch.set_num_threads(task.threads)
     torch.manual_seed(0)
     step, num_trained = OPENERS[name](task)
     step()
-    pipe.send(num_trained)
-    with suppress(EOFError):
-        while True:
-            pipe.recv()
-            pipe.send(step())
+    return step, num_trained
 
 
-class Contestant:
-    """A model in its process."""
-
-    def __init__(self, name: str, task: Task) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=work, args=(theirs, name), kwargs={"task": task}, daemon=True
-        )
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process alone
-        self._process.start()
-        signal.signal(signal.SIGINT, handler)
-        theirs.close()
-        self.num_trained: int = self._pipe.recv()
-
-    def step(self) -> dict[str, float]:
-        """Seconds by part of a step."""
-        self._pipe.send(None)
-        seconds: dict[str, float] = self._pipe.recv()
-        return seconds
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.join()
-
-
-def measure(task: Task, *, rounds: int) -> bool:
+def measure(
+    task: Task, *, rounds: int, start: Callable[..., ContestantProcess] = ContestantProcess
+) -> bool:
     """Run both in turn and print a table; False if it was interrupted."""
     steps: dict[str, list[dict[str, float]]] = {name: [] for name in OPENERS}
-    contestants: dict[str, Contestant] = {}
+    contestants: dict[str, ContestantProcess] = {}
     try:
         for name in OPENERS:
-            contestants[name] = Contestant(name, task)
+            contestants[name] = start(open_contestant, name, task)
         for number in range(rounds):
             for name in sorted(OPENERS, reverse=bool(number % 2)):
-                steps[name].append(contestants[name].step())
+                steps[name].append(contestants[name].ask())
+                seconds = sum(steps[name][-1].values())
+                print(f"round {number + 1}/{rounds}: {name} {seconds:.2f} s", file=sys.stderr)
         return True
     except KeyboardInterrupt:
         return False
     finally:
         for contestant in contestants.values():
             contestant.close()
-        print_table(
-            task, steps, num_trained={name: one.num_trained for name, one in contestants.items()}
-        )
+        print_table(task, steps, num_trained={name: one.about for name, one in contestants.items()})
 
 
 def print_table(
@@ -219,7 +189,9 @@ def print_table(
     for name, seconds in totals.items():
         ratios = [a / b for a, b in zip(totals["Hugging Face"], seconds, strict=True)]
         median = statistics.median(seconds)
-        split = [statistics.median(row[part] for row in steps[name]) for part in STEP_PARTS]
+        split = [
+            statistics.median(row[part] for row in steps[name][:num_rounds]) for part in STEP_PARTS
+        ]
         print(
             f"| {name} | {num_trained[name] / 1e6:.2f} | {median:.2f} ({min(seconds):.2f} - "
             f"{max(seconds):.2f}) | {task.batch_size / median:.3f} | "
