@@ -1,9 +1,11 @@
 import pytest
 
-from bundle.jpeg_segments import segments
+from bundle.jpeg_segments import MOST_SCANS, has_too_many_scans, segments
+
+STEP = 1 << 18
 
 
-@pytest.mark.parametrize("num_bytes", range((1 << 18) - 4, (1 << 18) + 3))
+@pytest.mark.parametrize("num_bytes", range(STEP - 4, STEP + 3))
 @pytest.mark.parametrize("fill", [b"", b"\xff" * 3])
 def test_a_segment_is_found_wherever_the_search_steps_meet(num_bytes: int, fill: bytes) -> None:
     pixels = b"\x55" * num_bytes
@@ -11,3 +13,17 @@ def test_a_segment_is_found_wherever_the_search_steps_meet(num_bytes: int, fill:
     found = list(segments(b"\xff\xd8" + pixels + fill + b"\xff\xfe\x00\x03A"))
 
     assert found == [(0xFE, b"A")]
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, *range(STEP - 5, STEP)])
+@pytest.mark.parametrize("num_scans", [MOST_SCANS, MOST_SCANS + 1])
+def test_every_scan_counts_wherever_the_search_steps_meet(num_bytes: int, num_scans: int) -> None:
+    scan = b"\xff\xda\x00\x03A"
+    data = b"\xff\xd8" + scan + b"\x55" * num_bytes + (num_scans - 1) * scan
+
+    assert has_too_many_scans(data) == (num_scans > MOST_SCANS)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff", b"\xff\xd8"])
+def test_what_is_too_short_has_no_scans(data: bytes) -> None:
+    assert not has_too_many_scans(data)
