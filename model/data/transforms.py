@@ -133,14 +133,14 @@ def flip(sample: Sample) -> Sample:
     """Mirror left and right."""
     boxes = sample.boxes_xyxy_px.copy()
     boxes[:, [0, 2]] = sample.image.shape[1] - boxes[:, [2, 0]]
-    return Sample(np.ascontiguousarray(sample.image[:, ::-1]), boxes, sample.labels)
+    return Sample(cv2.flip(sample.image, 1), boxes, sample.labels)
 
 
 def flip_vertically(sample: Sample) -> Sample:
     """Mirror top and bottom."""
     boxes = sample.boxes_xyxy_px.copy()
     boxes[:, [1, 3]] = sample.image.shape[0] - boxes[:, [3, 1]]
-    return Sample(np.ascontiguousarray(sample.image[::-1]), boxes, sample.labels)
+    return Sample(cv2.flip(sample.image, 0), boxes, sample.labels)
 
 
 def resize(sample: Sample, short_side: int, *, long_side: int) -> Sample:
