@@ -129,13 +129,22 @@ class Geometry:
 
 
 def decode_image(
-    data: bytes, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = SERVED_FORMATS
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] = SERVED_FORMATS,
+    least_side: int | None = None,
 ) -> Uint8Array:
     """Pixels (H, W, 3) uint8 RGB of an image in one of `formats`, as a viewer displays it.
 
     The format is recognised by content. EXIF orientation is applied, transparency becomes white,
     16-bit samples are scaled by the largest one present, and animations yield their first frame. A
     JPEG may lack its end marker, but nothing before it.
+
+    Args:
+        least_side: a JPEG may be decoded at a half, a quarter or an eighth of its size, rounded up,
+            of which no side is shorter. For training alone: resizing gives other pixels
+            (docs/decisions/0002-opencv-resizes-and-pillow-decodes.md).
 
     Raises:
         UnsupportedImage: the content is not of an accepted format.
@@ -145,7 +154,7 @@ def decode_image(
     with _decoding(image_format):
         data = without_remarks(data) if image_format == "PNG" else data
         image = _open(data, image_format, max_pixels)
-        pixels = _faultless_jpeg(image, data)
+        pixels = _faultless_jpeg(image, data, least_side)
         if pixels is None:
             image = _load(image, data, image_format, max_pixels)
             pixels = to_rgb(image, data)
@@ -317,7 +326,7 @@ def _decoding_bytes(image: Image.Image, data: bytes) -> int:
     return num_pixels * bytes_per_pixel + strip_bytes
 
 
-def _faultless_jpeg(image: Image.Image, data: bytes) -> Uint8Array | None:
+def _faultless_jpeg(image: Image.Image, data: bytes, least_side: int | None) -> Uint8Array | None:
     """What Pillow would return, in about two thirds of the time; None if Pillow has to decide.
 
     Raises UndecodableImage if blocks are missing, which Pillow would fill with grey.
@@ -327,7 +336,8 @@ def _faultless_jpeg(image: Image.Image, data: bytes) -> Uint8Array | None:
     try:
         if simplejpeg.decode_jpeg_header(data)[:2] != (image.height, image.width):
             return None
-        pixels = np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True))
+        smaller = {} if least_side is None else _smaller(image.width, image.height, least_side)
+        pixels = np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True, **smaller))
     except ValueError as error:  # strict: for a warning too
         if _LOST_BLOCKS.search(str(error)):
             raise UndecodableImage(
@@ -335,6 +345,17 @@ def _faultless_jpeg(image: Image.Image, data: bytes) -> Uint8Array | None:
             ) from error
         return None
     return pixels if image.mode in ("RGB", "L") else None
+
+
+def _smaller(width: int, height: int, least_side: int) -> dict[str, int]:
+    """How to tell simplejpeg one of the fractions that libjpeg-turbo has fast code for."""
+    short_side = min(width, height)
+    factor = max(f for f in (1, 2, 4, 8) if f == 1 or -(-short_side // f) >= least_side)
+    return {
+        "min_width": -(-width // factor),
+        "min_height": -(-height // factor),
+        "min_factor": factor,
+    }
 
 
 def _load(image: Image.Image, data: bytes, image_format: str, max_pixels: int) -> Image.Image:

@@ -161,6 +161,9 @@ class AugmentConfig:
     mosaic_probability: float = 0.0  # of an image made of four
     paste_probability: float = 0.0  # of objects copied from another image
     paste_objects: int = 3  # at most
+    # A JPEG is decoded at a half, a quarter or an eighth of its size where the sizes above need no
+    # more. That smooths it, unlike the resizing of detection.
+    scaled_decoding: bool = False
 
     def __post_init__(self) -> None:
         for name in ("short_sides", "crop_short_sides"):
@@ -175,6 +178,10 @@ class AugmentConfig:
             self, "flip_probability", "vertical_flip_probability", "crop_probability",
             "colour_jitter", "mosaic_probability", "paste_probability",
         )  # fmt: skip
+        _require(
+            not (self.scaled_decoding and self.paste_probability),
+            "scaled_decoding needs paste_probability=0: pasted objects would change their size",
+        )
         low, high = self.scale_jitter or (1.0, 1.0)
         _require(
             0 < low <= high, f"scale_jitter must be two factors, the lower first, got {low}, {high}"

@@ -1,5 +1,6 @@
 """A data set in COCO format as training samples and as ground truth, for any classes."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ class CocoDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
 
     With a transform it is a training set: images with a side under 32 pixels are left out, images
     without boxes stay, and the transform's random draws depend only on (seed, epoch, index). `mix`
-    makes a sample of several images before that. Without a transform it holds every image
+    makes a sample of several images before that. Images may be decoded at a fraction of their size
+    if no side gets shorter than `least_side`. Without a transform it holds every image
     unchanged, for evaluation. Crowd annotations are not targets, but remain in the ground truth.
 
     The split must have no fatal fault (see `check_split`).
@@ -31,11 +33,13 @@ class CocoDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
         transform: Transform | None = None,
         mix: Mix | None = None,
         seed: int = 0,
+        least_side: int | None = None,
     ) -> None:
         self.classes = split.annotations.classes
         self.transform = transform
         self.mix = mix
         self.seed = seed
+        self._least_side = least_side
         self.epoch = 0
         self._split = split
         image_ids = [image.id for image in split.images]
@@ -70,7 +74,10 @@ class CocoDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
         start = self._ends[index - 1] if index else 0
         boxes = self._boxes[start : self._ends[index]].copy()
         labels = self._labels[start : self._ends[index]].copy()
-        return Sample(self.read_image(index), boxes, labels)
+        image = self.read_image(index)
+        # The power of two that it was divided by; rounding up lets it reach beyond its last pixels.
+        factor = 2 ** round(math.log2(max(self.sizes[index]) / max(image.shape[:2])))
+        return Sample(image, boxes / np.float32(factor), labels)
 
     def _any_sample(self, rng: np.random.Generator) -> Sample:
         return self._sample(int(rng.integers(len(self))))
@@ -80,13 +87,13 @@ class CocoDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
         return int(self._image_ids[index])
 
     def read_image(self, index: int) -> np.ndarray:
-        """Pixels (h, w, 3) uint8 RGB as displayed, decoded as the service does.
+        """Pixels (h, w, 3) uint8 RGB as displayed, decoded as the service does, but for their size.
 
         Raises:
             ValueError: the file is missing or damaged; names it.
         """
         try:
-            return read_pixels(Path(self._paths[index]))
+            return read_pixels(Path(self._paths[index]), least_side=self._least_side)
         except ValueError as error:
             raise ValueError(f"image {self.image_id(index)}, {error}") from error
 

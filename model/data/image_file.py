@@ -23,14 +23,17 @@ class ImageFile:
     digest: bytes
 
 
-def read_pixels(path: Path) -> np.ndarray:
+def read_pixels(path: Path, *, least_side: int | None = None) -> np.ndarray:
     """Pixels (h, w, 3) uint8 RGB as displayed, of any format allowed in data sets.
+
+    Args:
+        least_side: see `decode_image`.
 
     Raises:
         ValueError: the file is missing or damaged; names it.
     """
     try:
-        return decode_image(path.read_bytes(), formats=DATASET_FORMATS)
+        return decode_image(path.read_bytes(), formats=DATASET_FORMATS, least_side=least_side)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 

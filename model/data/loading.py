@@ -25,7 +25,7 @@ from model.data.evaluation_data import report_faults
 from model.data.formats.source import Layout
 from model.data.layouts import find_run_layout
 from model.data.mixing import make_mix
-from model.data.transforms import largest_size, make_transform
+from model.data.transforms import largest_size, least_side, make_transform
 from model.data.workers import work_ahead
 from model.distributed import num_processes, process_index
 
@@ -80,7 +80,10 @@ def open_data(
     report_faults(val_split, val_faults)
     transform = make_transform(config.augment, config.preprocess)
     mix = make_mix(config.augment)
-    train = CocoDataset(train_split, transform=transform, mix=mix, seed=config.seed)
+    train = CocoDataset(
+        train_split, transform=transform, mix=mix, seed=config.seed,
+        least_side=least_side(config.augment),
+    )  # fmt: skip
     val = CocoDataset(val_split)
     summary = {
         "dataset": data_dir.name,

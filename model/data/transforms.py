@@ -40,6 +40,17 @@ def make_transform(augment: AugmentConfig | None, preprocess: Preprocess) -> Tra
     return partial(augment_sample, config=augment)
 
 
+def least_side(augment: AugmentConfig | None) -> int | None:
+    """The short side that a smaller copy of any image must keep; None if it must be the image."""
+    if augment is None or not augment.scaled_decoding:
+        return None
+    sides = list(augment.short_sides)
+    if augment.crop_probability:
+        sides += augment.crop_short_sides
+    _, zoom_in = augment.scale_jitter or (1.0, 1.0)
+    return math.ceil(max(sides) * max(1.0, zoom_in))
+
+
 def largest_size(
     sizes: np.ndarray, augment: AugmentConfig | None, *, preprocess: Preprocess
 ) -> tuple[int, int]:
