@@ -17,7 +17,13 @@ from bundle.manifest import Bundle, Manifest, Precision
 from bundle.staging import require_replaceable, staged
 from export.bundle_writer import preprocess_of, read_samples, sample_images, write_exact
 from export.graph.tensorrt_plan import Planner, add_plan, open_plan
-from export.judge.answers import engines_on_cpu, judge_answers
+from export.judge.answers import (
+    OpenEngine,
+    engines_in_torch,
+    engines_on_cpu,
+    find_torch_cuda,
+    judge_answers,
+)
 from export.judge.refusal import Refused
 from export.judge.verify import batches_allowed, verify
 from export.precisions import RECIPES, Materials, require_possible
@@ -116,7 +122,7 @@ def make_bundle(
         verdict = recipe.judge(made, materials)
         made = made.with_manifest(**verdict.changes)
         with stage("testing every engine on the known answers"):
-            answers = try_engines(made, materials.planner)
+            answers = try_engines(made, materials.planner, open_torch=find_torch_cuda())
     except Refused as refusal:
         raise ValueError(
             f"{refusal}, so the bundle was not written; export with {recipe.instead}"
@@ -142,9 +148,12 @@ def write_bundle(materials: Materials, directory: Path, *, precision: Precision)
     return RECIPES[precision].write(copy, materials)
 
 
-def try_engines(made: Bundle, planner: Planner | None) -> list[dict[str, Any]]:
-    """`judge_answers` of the engines on a CPU, and of the plan if there is one."""
+def try_engines(
+    made: Bundle, planner: Planner | None, *, open_torch: OpenEngine | None
+) -> list[dict[str, Any]]:
+    """`judge_answers` of the engines on a CPU, of torch-cuda and of the plan, if there are any."""
     answers = judge_answers(made, engines_on_cpu(made))
+    answers += judge_answers(made, engines_in_torch(made, open_torch))
     if planner is not None:
         with closing(open_plan(made, planner)) as plan:
             answers += judge_answers(made, [plan])
