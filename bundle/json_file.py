@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bundle.regular_file import require_file
+
 _SEEN_BYTES = 8192  # enough to tell formats apart
 # First bytes of a file, what it is, and what to do.
 _OTHERS = (
@@ -45,7 +47,7 @@ def read_json(data: bytes, path: Path) -> Any:
 
 def starts_with(file: Path, first: str, *others: str) -> bool:
     """Whether a file begins with a character of JSON, and has one of the others soon after it."""
-    with file.open("rb") as stream:
+    with require_file(file).open("rb") as stream:
         data = stream.read(_SEEN_BYTES)
     text = data.decode(json.detect_encoding(data), errors="ignore").lstrip()
     return text.startswith(first) and any(other in text for other in others)

@@ -23,6 +23,7 @@ from bundle.layout import (
     PADDING_MASK,
 )
 from bundle.preprocess import Preprocess
+from bundle.regular_file import require_file
 from bundle.tensorrt_plan import TensorRTPlan
 from bundle.terminal import one_line
 from bundle.thresholds import DEFAULT_THRESHOLD, Float32Array, Thresholds
@@ -164,7 +165,7 @@ class Manifest(_Frozen):
     @classmethod
     def _parse(cls, path: Path) -> Self:
         try:
-            content = read_json(path.read_bytes(), path)
+            content = read_json(require_file(path).read_bytes(), path)
         except FileNotFoundError:
             raise ValueError(f"{path}: no bundle there; {REMEDY}") from None
         except OSError as error:
@@ -256,5 +257,5 @@ def _tell_unreadable(path: Path, error: OSError) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with require_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bundle.atomic import write_atomically
 from bundle.layout import CACHE_FOLDER
+from bundle.regular_file import require_file
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,8 @@ def read_compiled(bundle: Path, name: str, *, key: str) -> bytes | None:
     """The graph kept under this name; None if there is none for this key or it is damaged."""
     path = bundle / CACHE_FOLDER / name
     try:
-        compiled, digest = path.read_bytes(), _digest_path(path).read_bytes()
+        compiled = require_file(path).read_bytes()
+        digest = require_file(_digest_path(path)).read_bytes()
     except OSError:
         return None
     return compiled if digest == _digest(key, compiled) else None

@@ -27,6 +27,7 @@ from bundle.preprocess import (
     UnsupportedImage,
     decode_image,
 )
+from bundle.regular_file import require_file
 from bundle.terminal import printable
 from bundle.validation import describe_faults
 from engines.base import EngineFailure
@@ -136,7 +137,7 @@ def _detect_all(
     results: list[ImageResult] = []
     for image_id, path in tqdm(images, unit="image"):
         try:
-            image = decode_image(path.read_bytes())
+            image = decode_image(require_file(path).read_bytes())
             (detections,) = detect(
                 engine.run,
                 [image],

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from bundle.json_file import read_json
+from bundle.regular_file import require_file
 from service.names import did_you_mean
 
 
@@ -24,7 +25,7 @@ def read_image_ids(annotation_file: Path, paths: Sequence[Path]) -> list[int]:
 
 
 def _read_names(annotation_file: Path) -> dict[str, int]:
-    content = read_json(annotation_file.read_bytes(), annotation_file)
+    content = read_json(require_file(annotation_file).read_bytes(), annotation_file)
     try:
         pairs = [(image["file_name"], image["id"]) for image in content["images"]]
     except (KeyError, TypeError) as error:

@@ -47,7 +47,11 @@ class DataSet:
     def _read(self, stored: str, decode: bool) -> Split:
         source = self.layout.read(stored)
         return open_split(
-            parse_annotations(source), source.image_dir, decode=decode, known=source.image_files
+            parse_annotations(source),
+            source.image_dir,
+            data_dir=self.layout.directory,
+            decode=decode,
+            known=source.image_files,
         )
 
 

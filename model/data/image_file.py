@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bundle.preprocess import DATASET_FORMATS, ImageHeader, decode_image, read_header
+from bundle.regular_file import require_file
 
 NUM_READERS = 8  # threads that wait for files
 
@@ -33,7 +34,8 @@ def read_pixels(path: Path, *, least_side: int | None = None) -> np.ndarray:
         ValueError: the file is missing or damaged; names it.
     """
     try:
-        return decode_image(path.read_bytes(), formats=DATASET_FORMATS, least_side=least_side)
+        data = require_file(path).read_bytes()
+        return decode_image(data, formats=DATASET_FORMATS, least_side=least_side)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -45,7 +47,7 @@ def read_image_file(path: Path, *, decode: bool = False) -> ImageFile | ValueErr
         decode: decode its pixels; otherwise only if the file seems truncated.
     """
     try:
-        data = path.read_bytes()
+        data = require_file(path).read_bytes()
         header = read_header(data, DATASET_FORMATS)
         if decode or not _has_its_end(data):
             decode_image(data, formats=DATASET_FORMATS)

@@ -1,6 +1,6 @@
 """Finds the image files of a data set and checks them, before training starts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from tqdm import tqdm
 from model.data.annotations import ImageEntry
 from model.data.faults import Fault
 from model.data.image_file import NUM_READERS, ImageFile, read_image_file
+from model.data.place import OutsideError, is_inside
 
 MIN_TRAINING_SIDE_PX = 32  # smaller images are not trained on, as published
 
@@ -18,16 +19,19 @@ def read_image_files(
     images: tuple[ImageEntry, ...],
     image_dir: Path,
     *,
+    data_dir: Path,
     decode: bool,
     known: Mapping[Path, ImageFile | ValueError],
 ) -> Iterator[tuple[ImageEntry, ImageFile | Fault]]:
     """The file of every image, or what is wrong with it, in the order of `images`.
 
     Args:
+        data_dir: what is outside of it is not read.
         decode: decode every image; otherwise only those that seem truncated.
         known: files that were read before; they are read again only to be decoded.
     """
-    read = partial(_find_file, image_dir=image_dir, decode=decode, known={} if decode else known)
+    find = partial(find_image, image_dir=image_dir, data_dir=data_dir)
+    read = partial(_find_file, find=find, decode=decode, known={} if decode else known)
     with ThreadPoolExecutor(NUM_READERS) as pool:
         found = pool.map(read, images)
         bar = tqdm(found, total=len(images), desc="checking images", unit=" images", leave=False)
@@ -37,14 +41,16 @@ def read_image_files(
 def _find_file(
     image: ImageEntry,
     *,
-    image_dir: Path,
+    find: Callable[[str], Path],
     decode: bool,
     known: Mapping[Path, ImageFile | ValueError],
 ) -> ImageFile | Fault:
     try:
-        path = find_image(image.file_name, image_dir)
+        path = find(image.file_name)
     except OSError as error:
         return Fault("missing-file", image.id, None, str(error))
+    except OutsideError as error:
+        return Fault("outside-file", image.id, None, str(error))
     found = known.get(path) or read_image_file(path, decode=decode)
     if isinstance(found, ValueError):
         return Fault("unreadable-image", image.id, None, str(found))
@@ -74,20 +80,24 @@ def _shown(size: tuple[int, int]) -> str:
     return f"{size[1]} x {size[0]}"
 
 
-def find_image(file_name: str, image_dir: Path) -> Path:
+def find_image(file_name: str, image_dir: Path, *, data_dir: Path) -> Path:
     """The file of an image in `image_dir`, even if a tool put folders before its name.
 
     Label Studio writes `images/1.png` for a file in the folder images, on Windows `images\\1.png`.
 
     Raises:
         FileNotFoundError: it is in none of the possible places; names them.
+        OutsideError: it is outside of `data_dir`.
     """
     name = file_name.replace("\\", "/")
     last = name.rsplit("/", 1)[-1]
     places = dict.fromkeys(
         [image_dir / file_name, image_dir / name, image_dir.parent / name, image_dir / last]
     )
-    found = next((place for place in places if place.is_file()), None)
+    there = [place for place in places if place.is_file()]
+    found = next((place for place in there if is_inside(place, data_dir)), None)
+    if found is None and there:
+        raise OutsideError(there[0], data_dir)
     if found is None:
         elsewhere = "".join(f", nor {place}" for place in list(places)[1:])
         raise FileNotFoundError(f"there is no file {next(iter(places))}{elsewhere}")

@@ -89,13 +89,19 @@ def open_split(
     annotations: Annotations,
     image_dir: Path,
     *,
+    data_dir: Path,
     decode: bool = False,
     known: Mapping[Path, ImageFile | ValueError] = MappingProxyType({}),
 ) -> Split:
-    """Read the header of every image, except of `known` files; with `decode`, all pixels too."""
+    """Read the header of every image, except of `known` files; with `decode`, all pixels too.
+
+    Files outside of `data_dir` are not read.
+    """
     files: dict[int, ImageFile] = {}
     faults: list[Fault] = []
-    images = read_image_files(annotations.images, image_dir, decode=decode, known=known)
+    images = read_image_files(
+        annotations.images, image_dir, data_dir=data_dir, decode=decode, known=known
+    )
     for image, found in images:
         if isinstance(found, Fault):
             faults.append(found)

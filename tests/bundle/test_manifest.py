@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -273,6 +274,15 @@ def test_a_manifest_cannot_be_changed(toy_bundle: Path) -> None:
         manifest.classes = (ClassInfo(id=1, name="other"),)  # type: ignore[misc]
 
     assert manifest.classes == TOY_CLASSES
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "weights.bin"])
+def test_a_pipe_in_place_of_a_file_is_named_and_not_waited_for(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    os.mkfifo(bundle / name)
+
+    with pytest.raises(ValueError, match=rf"{name}: cannot be read: it is a named pipe, not a"):
+        Manifest.load(bundle)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "weights.bin"])

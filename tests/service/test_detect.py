@@ -268,3 +268,16 @@ def test_more_detections_than_the_model_has_are_refused_at_once(
 
     assert status == 2
     assert "expected at most 3, which is what 'toy' finds" in capsys.readouterr().err
+
+
+def test_a_pipe_among_the_images_is_named_and_not_waited_for(
+    run: Callable[..., int], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(photos / "pipe.png")
+
+    status = run(photos / "pipe.png", photos / "b.png")
+
+    shown = capsys.readouterr()
+    assert status == 1
+    assert "it is a named pipe, not a file" in shown.err
+    assert len(json.loads(shown.out)["results"]) == 1

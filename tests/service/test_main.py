@@ -1,6 +1,7 @@
 """python -m service in a separate process: start, stop under load, and what it refuses."""
 
 import asyncio
+import os
 import re
 import shutil
 import signal
@@ -289,6 +290,19 @@ def test_a_changed_byte_in_the_bundle_is_refused(
 
     assert status == 1
     assert re.fullmatch(r"error: .*weights\.bin: expected SHA-256 .*make export.*\n", log)
+
+
+def test_a_pipe_in_place_of_a_bundles_file_is_one_line(
+    start: Start, toy_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(toy_bundle, tmp_path / "toy")
+    (bundle / "model.onnx").unlink()
+    os.mkfifo(bundle / "model.onnx")
+
+    status, log = start(bundle=bundle).end()
+
+    assert status == 1
+    assert re.fullmatch(r"error: .*model\.onnx: cannot be read: it is a named pipe.*\n", log)
 
 
 def test_a_port_in_use_is_reported(start: Start) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from bundle.regular_file import require_file
 from model.data.faults import Fault
 from model.data.image_file import ImageFile
 
@@ -39,7 +40,7 @@ def split_folders(directory: Path) -> dict[str, Path]:
 
 def read_lines(file: Path) -> list[str]:
     """The lines of a text file that are not blank, without the space around them."""
-    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = require_file(file).read_text(encoding="utf-8-sig", errors="replace").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -82,6 +83,10 @@ class Source:
 
 class Layout(Protocol):
     """A data set that was recognised; `read` may be called for several splits."""
+
+    @property
+    def directory(self) -> Path:
+        """The folder that it is in; nothing outside is read."""
 
     @property
     def name(self) -> str:

@@ -8,6 +8,8 @@ from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException, ElementTree
 
+from bundle.regular_file import require_file
+
 
 def read_xml(file: Path) -> Element:
     """The root element.
@@ -64,7 +66,7 @@ def text_of(element: Element, path: str) -> str:
 @contextmanager
 def _opened(file: Path) -> Iterator[IO[bytes]]:
     try:
-        with file.open("rb") as stream:
+        with require_file(file).open("rb") as stream:
             yield stream
     except DefusedXmlException as error:
         raise ValueError(f"{file}: defines entities, which annotations do not need") from error

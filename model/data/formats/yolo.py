@@ -26,6 +26,7 @@ from model.data.formats.source import (
 )  # fmt: skip
 from model.data.formats.yolo_yaml import YoloYaml, find_yaml
 from model.data.image_file import ImageFile, read_all
+from model.data.place import OutsideError, is_inside
 
 CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "train/classes.txt")
 _SEEN_IMAGES = 1000  # until one has labels
@@ -59,7 +60,7 @@ class YoloData:
     def read(self, split: str) -> Source:
         """The images of a split with the boxes of their label files."""
         images = self._images(split)
-        files = read_all(images)
+        files = self._read_files(images)
         collector = Collector(
             self.class_file, image_dir=self.directory, class_names=self.class_names
         )
@@ -69,7 +70,7 @@ class YoloData:
             place = _relative(label_file, self.directory)
             size = _size(files[path])
             image_id = collector.add_image(path, size, place=place)
-            if label_file.is_file():
+            if label_file.is_file() and is_inside(label_file, self.directory):
                 read.add(label_file)
                 self._read_labels(collector, image_id, label_file, size)
         if len(read) < len(images):
@@ -79,6 +80,12 @@ class YoloData:
         if split == ALL or all(place.is_dir() for place in self._places(split)):
             collector.leave_out("label files without an image", len(self._strays(read)))
         return replace(collector.source(), image_files=files)
+
+    def _read_files(self, images: list[Path]) -> dict[Path, ImageFile | ValueError]:
+        """Every image file; those outside of the data set are faults and not read."""
+        inside = read_all([path for path in images if is_inside(path, self.directory)])
+        outside = [path for path in images if path not in inside]
+        return inside | {path: OutsideError(path, self.directory) for path in outside}
 
     def _strays(self, read: set[Path]) -> set[Path]:
         """Text files beside the label files that belong to no image."""
@@ -139,7 +146,16 @@ class YoloData:
             yield place
             return
         for line in read_lines(place):
-            yield _find_listed(line.replace("\\", "/"), place.parent, self.directory)
+            yield self._find_listed(line.replace("\\", "/"), place.parent)
+
+    def _find_listed(self, name: str, base: Path) -> Path:
+        """The image of a line: below one of the folders, even if a tool put others before it."""
+        parts = Path(name).parts
+        tails = [Path(*parts[start:]) for start in range(len(parts))]
+        places = [folder / tail for tail in tails for folder in (base, self.directory)]
+        there = [place for place in places if place.is_file()]
+        inside = (place for place in there if is_inside(place, self.directory))
+        return next(inside, (there or places)[0])
 
 
 def find(data_dir: Path) -> YoloData | None:
@@ -215,14 +231,6 @@ def label_file_of(image: Path) -> Path:
         if twin.is_file() or not image.with_suffix(".txt").is_file():
             return twin
     return image.with_suffix(".txt")
-
-
-def _find_listed(name: str, *bases: Path) -> Path:
-    """The image of a line: below one of the folders, even if a tool put others before it."""
-    parts = Path(name).parts
-    tails = [Path(*parts[start:]) for start in range(len(parts))]
-    places = [base / tail for tail in tails for base in bases]
-    return next((place for place in places if place.is_file()), places[0])
 
 
 def _is_turned(file: ImageFile | ValueError) -> bool:

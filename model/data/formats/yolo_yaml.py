@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from model.data.formats.source import names_of
+from model.data.place import OutsideError, is_inside
 
 LARGEST_YAML_BYTES = 4_000_000  # with room for the names of many thousand classes
 _USUAL_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -29,7 +30,7 @@ class YoloYaml:
         """The folders and lists of a split; none if it is not named or does not exist at all.
 
         Raises:
-            ValueError: only a part of it exists.
+            ValueError: only a part of it exists, or it is outside of the data set's folder.
         """
         found = {name: self._find(name) for name in self._named(split)}
         places = [place for place in found.values() if place is not None]
@@ -61,7 +62,11 @@ class YoloYaml:
         folder = folder.replace("\\", "/") if isinstance(folder, str) else ""
         places = [base / folder / Path(*parts)]
         places += [base / Path(*parts[start:]) for start in range(len(parts))]
-        return next((place for place in places if place.exists()), None)
+        there = [place for place in places if place.exists()]
+        found = next((place for place in there if is_inside(place, base)), None)
+        if found is None and there:
+            raise OutsideError(there[0], base)
+        return found
 
 
 def find_yaml(data_dir: Path) -> YoloYaml | None:

@@ -1,5 +1,6 @@
 """Reads annotation files of COCO's format as the formats of data sets are read."""
 
+import os
 from pathlib import Path
 
 from model.data.annotations import Annotations, parse_annotations
@@ -12,4 +13,7 @@ def read_annotations(annotation_file: Path) -> Annotations:
 
 
 def read_split(annotation_file: Path, image_dir: Path, *, decode: bool = False) -> Split:
-    return open_split(read_annotations(annotation_file), image_dir, decode=decode)
+    data_dir = Path(os.path.commonpath([annotation_file.parent, image_dir]))
+    return open_split(
+        read_annotations(annotation_file), image_dir, data_dir=data_dir, decode=decode
+    )

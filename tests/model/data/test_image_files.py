@@ -22,9 +22,9 @@ def test_an_image_is_found_behind_the_folders_that_a_tool_writes(tmp_path, file_
     (tmp_path / stored).parent.mkdir(parents=True)
     (tmp_path / stored).touch()
 
-    assert find_image(file_name, tmp_path / "images") == tmp_path / stored
+    assert find_image(file_name, tmp_path / "images", data_dir=tmp_path) == tmp_path / stored
 
 
 def test_an_image_that_is_nowhere_is_missing_with_the_places(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"images/day/1\.png.*nor .*images/1\.png"):
-        find_image("day/1.png", tmp_path / "images")
+        find_image("day/1.png", tmp_path / "images", data_dir=tmp_path)

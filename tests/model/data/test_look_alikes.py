@@ -18,7 +18,8 @@ PHOTOS = sorted(Path("tests/data/coco_fixture12/images").rglob("*.jpg"))
 def split_of(folder: Path, names: list[str]) -> Split:
     images = tuple(ImageEntry(number, name, None) for number, name in enumerate(names))
     classes = (ClassInfo(id=1, name="cat"),)
-    return open_split(Annotations(folder / "a.json", images, (), classes, (), ""), folder)
+    annotations = Annotations(folder / "a.json", images, (), classes, (), "")
+    return open_split(annotations, folder, data_dir=folder)
 
 
 def photos(start: int, end: int) -> Split:
