@@ -23,7 +23,7 @@ from benchmarks.machine import describe_machine, today
 from engines.cores import allowed_cores
 from model.config import TrainConfig, Variant
 from model.configs import get_config
-from model.data.loading import MicroBatch
+from model.data.collate import MicroBatch
 from model.network.deformable_detr import DeformableDetr
 from model.network.inference import normalise
 from model.training.optimiser_step import take_step

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bundle.manifest import ClassInfo
 from model.config import TrainConfig
 from model.data.check import check_split, check_validation
 from model.data.coco import CocoDataset
-from model.data.collate import collate
+from model.data.collate import MicroBatch, Packed, collate, pack, unpack
 from model.data.data_report import DataReport
 from model.data.data_set import DataSet
 from model.data.digits import DigitsDataset
@@ -31,7 +30,6 @@ from model.distributed import num_processes, process_index
 
 DIGITS_EPOCH_IMAGES = 1600  # by default
 log = logging.getLogger(__name__)
-MicroBatch = tuple[Tensor, Tensor, list[dict[str, Any]]]  # as `collate` returns it
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ def epoch_batches(
     parts = [part for share in shares for part in share]
     loaded = work_ahead(make, parts, num_workers=config.num_workers)
     for share in shares:
-        yield list(islice(loaded, len(share)))
+        yield list(map(unpack, islice(loaded, len(share))))
 
 
 def parts_per_batch(config: TrainConfig, num_processes: int) -> int:
@@ -219,10 +217,11 @@ def batch_by_shape(
     return batches
 
 
-def _make_batch(dataset: Any, indices: list[int], *, min_side: int) -> MicroBatch:
+def _make_batch(dataset: Any, indices: list[int], *, min_side: int) -> Packed:
     if not indices:
-        return torch.zeros(0, 64, 64, 3, dtype=torch.uint8), torch.zeros(0, 64, 64).bool(), []
-    return collate([dataset[index] for index in indices], min_side)
+        nothing = torch.zeros(0, 64, 64, 3, dtype=torch.uint8)
+        return pack((nothing, nothing[..., 0].bool(), []))
+    return pack(collate([dataset[index] for index in indices], min_side))
 
 
 def steps_per_epoch(num_images: int, config: TrainConfig) -> int:

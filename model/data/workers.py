@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Item = TypeVar("Item")
@@ -30,9 +31,28 @@ class _Work(Dataset[Any]):
 
     def __getitem__(self, position: int) -> Any:
         try:
-            return self.work(self.items[position])
+            return _shared(self.work(self.items[position]))
         except (Exception, SystemExit) as error:  # sys.exit must not end the run as if it were done
             raise LoadingFailed(_one_line(error)) from error
+
+
+def _shared(result: Any) -> Any:
+    """In a worker, move a tensor, or those in a tuple, to the memory that processes share.
+
+    Otherwise torch would do so in a thread, whose failure leaves the other process waiting forever.
+    """
+    if get_worker_info() is None:
+        return result
+    try:
+        for part in result if isinstance(result, tuple) else (result,):
+            if isinstance(part, Tensor):
+                part.share_memory_()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise MemoryError(
+            f"shared memory: {reason}; `docker run --shm-size` gives a container more"
+        ) from error
+    return result
 
 
 def work_ahead(

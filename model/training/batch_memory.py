@@ -10,7 +10,7 @@ import torch
 
 from bundle.memory import allowed_memory_bytes
 from model.config import TrainConfig
-from model.data.loading import MicroBatch
+from model.data.collate import MicroBatch
 from model.network.deformable_detr import DeformableDetr
 from model.training.memory import SMALLER_IMAGES, MemoryRanOut, is_out_of_memory
 from model.training.optimiser_step import accumulate_gradients

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import TrainConfig
-from model.data.loading import MicroBatch
+from model.data.collate import MicroBatch
 from model.distributed import (
     agreed,
     alone,

@@ -1,9 +1,10 @@
 """Behaviour of batching: padding, masks, targets."""
 
 import numpy as np
+import pytest
 import torch
 
-from model.data.collate import collate
+from model.data.collate import MicroBatch, collate, pack, unpack
 from model.data.transforms import Sample, to_target
 
 
@@ -46,3 +47,23 @@ def test_small_images_are_padded_to_the_smallest_side_the_graph_takes():
 
     assert images.shape == (1, 64, 100, 3)
     assert padding_mask[0, 8:].all()
+
+
+@pytest.mark.parametrize("counts", [(2, 0, 1), (0,), ()])
+def test_a_batch_is_unpacked_as_it_was_packed(counts: tuple[int, ...]) -> None:
+    batch: MicroBatch = (torch.zeros(0, 4, 4, 3), torch.zeros(0, 4, 4), [])
+    if counts:
+        batch = collate([_pair(8 + count, 16, count) for count in counts])
+
+    packed = pack(batch)
+    images, padding_mask, targets = unpack(packed)
+
+    assert sum(isinstance(part, torch.Tensor) for part in packed) == 5
+    assert torch.equal(images, batch[0])
+    assert torch.equal(padding_mask, batch[1])
+    for found, expected in zip(targets, batch[2], strict=True):
+        assert found.keys() == expected.keys()
+        assert found["image_id"] == expected["image_id"]
+        for name in ("labels", "boxes", "size"):
+            assert torch.equal(found[name], expected[name])
+            assert found[name].dtype == expected[name].dtype

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from model.data.workers import LoadingFailed, work_ahead
 
@@ -35,6 +37,14 @@ def fail(error: BaseException, item: int) -> int:
     if item == BROKEN:
         raise error
     return item
+
+
+def fill_shared_memory(item: int) -> tuple[int, torch.Tensor]:
+    """From `BROKEN` on, the process may make no file as large as its result."""
+    if item == BROKEN:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    return item, torch.zeros(10_000)
 
 
 def kill(item: int) -> int:
@@ -88,6 +98,17 @@ def test_an_exception_is_one_line_after_the_results_before_it(num_workers, error
 
     assert [next(results) for _ in range(BROKEN)] == [0, 1, 2]
     with pytest.raises(LoadingFailed, match=message):
+        next(results)
+    assert multiprocessing.active_children() == []
+
+
+def test_no_shared_memory_left_is_one_line_with_advice():
+    results = work_ahead(fill_shared_memory, range(10), num_workers=1)
+
+    assert [next(results)[0] for _ in range(BROKEN)] == [0, 1, 2]
+    with pytest.raises(
+        LoadingFailed, match=r"no memory .*shared memory: .*docker run --shm-size.*batch_size$"
+    ):
         next(results)
     assert multiprocessing.active_children() == []
 
