@@ -44,7 +44,10 @@ HEADERS = (
     *sorted(EMULATOR.glob("*.h")),
     *(
         CORE / name
-        for name in ("kernel_cuda.h", "params.h", "sampling.h", "taps_cuda.h", "value_sums_cuda.h")
+        for name in (
+            *("kernel_cuda.h", "params.h", "sampling.h", "taps_cuda.h"),
+            *("tensor_cores_cuda.h", "value_sums_cuda.h"),
+        )
     ),
     *sorted(BINDINGS.glob("tensorrt_*.h")),
 )

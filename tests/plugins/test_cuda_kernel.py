@@ -1,5 +1,6 @@
 """The CUDA kernels on a CPU: their source, compiled as C++, against the reference in float64."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from model.network.ops.reference import ms_deform_attn_reference
 from tests.ops.cases import CASES, OpCase
-from tests.plugins.emulated import KERNEL, TAPS, Call, barriers, needs_compiler, program, run
+from tests.plugins.emulated import CORE, KERNEL, TAPS, Call, barriers, needs_compiler, program, run
 
 pytestmark = needs_compiler
 
@@ -19,6 +20,9 @@ MORE_CASES = (
            reference_width=4),
     OpCase("published sizes, outside the map", heads=3, head_dim=32, points=4, queries=16,
            shapes=PYRAMID, spread=1.5),
+    OpCase("published sizes, one query", heads=1, head_dim=32, points=4, queries=1, shapes=PYRAMID),
+    OpCase("published sizes, many queries", batch=1, heads=3, head_dim=32, points=4, queries=65,
+           shapes=PYRAMID, spread=0.1),
     OpCase("heads among the queries", heads=1, head_dim=256, points=4, queries=11, shapes=PYRAMID),
     OpCase("one channel", heads=1, head_dim=1, points=4, queries=150, shapes=PYRAMID),
     OpCase("more channels than a block takes", head_dim=1030, points=2, queries=3),
@@ -86,6 +90,41 @@ def test_published_sizes_take_the_fast_path(runs, name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("wrong", [torch.inf, torch.nan])
+def test_a_value_that_is_not_finite_spoils_no_other_channel(
+    directory: Path, dtype: torch.dtype, wrong: float
+) -> None:
+    call = Call.of(PUBLISHED, dtype)
+    value = call.value.clone()
+    value[:, :, 2, 5] = wrong
+    channel = 2 * PUBLISHED.head_dim + 5
+
+    output = run(program(sanitize=True), [call._replace(value=value)], directory).outputs[0]
+
+    assert not output[..., channel].isfinite().any()
+    value[:, :, 2, 5] = output[..., channel] = 0.0
+    assert_rounded_once(output, call._replace(value=value))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_logit_that_is_nan_spoils_no_other_head_or_query(
+    directory: Path, dtype: torch.dtype
+) -> None:
+    call = Call.of(PUBLISHED, dtype)
+    logits = call.attention_logits.clone()
+    logits[1, 3, 2, 1, 0] = torch.nan
+    spoilt = slice(2 * PUBLISHED.head_dim, 3 * PUBLISHED.head_dim)
+
+    output = run(
+        program(sanitize=True), [call._replace(attention_logits=logits)], directory
+    ).outputs[0]
+
+    assert output[1, 3, spoilt].isnan().all()
+    output[1, 3, spoilt] = exact(call)[1, 3, spoilt].to(dtype)
+    assert_rounded_once(output, call)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_values_at_any_address_take_the_general_path(directory: Path, dtype: torch.dtype) -> None:
     call = Call.of(PUBLISHED, dtype, shift=1)
 
@@ -112,9 +151,10 @@ def test_false_level_shapes_lead_to_no_read_outside_value(
 def test_the_sanitizers_see_a_read_outside_of_value(tmp_path: Path) -> None:
     bound = "min(token, static_cast<unsigned>(numTokens - 1))"
     changed = TAPS.read_text().replace(bound, "(static_cast<void>(numTokens), token)")
-    (tmp_path / TAPS.name).write_text(changed)  # found before the original, beside the kernels
+    for source in (KERNEL, *CORE.glob("*.h")):
+        shutil.copy(source, tmp_path)
+    (tmp_path / TAPS.name).write_text(changed)
     kernel = tmp_path / KERNEL.name
-    kernel.write_text(KERNEL.read_text())
     unbound = program(kernel=kernel, sanitize=True)
     call = Call.of(PUBLISHED, torch.float32)
     wrong = call._replace(spatial_shapes=[(900, 900)] * len(call.spatial_shapes))

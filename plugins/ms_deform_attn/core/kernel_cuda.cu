@@ -2,15 +2,18 @@
 //
 // 1. One thread per sample: softmax, location, and the sample's four pixels with their weights,
 //    which go into shared memory.
-// 2. One thread per few channels: values are loaded 16 bytes at a time and summed in float32.
+// 2. One thread per few channels: values are loaded 16 bytes at a time and summed in float32, those
+//    of type float16 on tensor cores.
 //
 // An item is the output of one head for one query: D channels from L * P samples.
 #include "kernel_cuda.h"
 #include "taps_cuda.h"
+#include "tensor_cores_cuda.h"
 
 #include <algorithm>
 #include <cstddef>
 #include <limits>
+#include <type_traits>
 
 namespace detr
 {
@@ -50,6 +53,48 @@ constexpr int kNumSamples = kNumLevels * kNumPoints;
 constexpr int kQueriesPerBlock = kThreads / kLanes;
 static_assert(kNumSamples == kLanes, "one thread per sample");
 
+// Whether values of T are summed on tensor cores; why not bfloat16: docs/decisions/0014-*.md.
+template <typename T>
+constexpr bool kOnTensorCores = std::is_same_v<T, __half>;
+
+template <int kCount>
+__device__ bool areFinite(const float (&sum)[kCount])
+{
+    float zero = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+    {
+        zero += 0.0f * sum[i];
+    }
+    return zero == 0.0f;
+}
+
+// Sums the samples of an item again, where a sum was not finite: zero times infinity is NaN, so a
+// sample outside its map spoils a sum if the pixel at the border is infinite, and tensor cores
+// multiply values by the zeros of other channels. `values` points to these channels of token 0.
+template <typename T, int kCount>
+__device__ void sumOneByOne(float (&sum)[kCount], const Pack<T, kCount>* values,
+    const int4* offsets, const float4* weights)
+{
+    constexpr int kPacks = kLoadBytes / sizeof(Pack<T, kCount>); // per load, what offsets count
+#pragma unroll
+    for (int c = 0; c < kCount; ++c)
+    {
+        sum[c] = 0.0f;
+    }
+#pragma unroll 1
+    for (int i = 0; i < kNumSamples; ++i)
+    {
+        const Taps taps{offsets[i], weights[i]};
+        if (offsetTaken(taps) >= 0)
+        {
+            const int4 o = taps.offset;
+            addSample(sum, values,
+                make_int4(o.x * kPacks, o.y * kPacks, o.z * kPacks, o.w * kPacks), taps.weight);
+        }
+    }
+}
+
 // Grid: heads, blocks of queries, images.
 template <typename T, int kReferenceDim>
 __global__ void __launch_bounds__(kThreads, 4) kernel(const MSDeformAttnParams p)
@@ -57,11 +102,14 @@ __global__ void __launch_bounds__(kThreads, 4) kernel(const MSDeformAttnParams p
     constexpr int kChannels = kLoadBytes / sizeof(T);
     constexpr int kSlices = kHeadDim / kChannels; // threads that share the channels of a sample
     constexpr int kShares = kLanes / kSlices;     // threads that share the samples of a channel
+    constexpr int kSums = kOnTensorCores<T> ? 4 : kChannels; // of a thread
 
     __shared__ int4 offsets[kThreads];
     __shared__ float4 weights[kThreads];
+    __shared__ SplitWeights splitWeights[kOnTensorCores<T> ? kThreads : 1];
 
-    const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes;
+    const int thread = static_cast<int>(threadIdx.x);
+    const int lane = static_cast<int>(threadIdx.x % kLanes);
     const int head = static_cast<int>(blockIdx.x);
     const int ownQuery = static_cast<int>(blockIdx.y) * kQueriesPerBlock + thread / kLanes;
     // Threads beyond the last query do its work again, as shuffles need all of a warp.
@@ -89,40 +137,54 @@ __global__ void __launch_bounds__(kThreads, 4) kernel(const MSDeformAttnParams p
     const Location location = locationOf<T>(
         p, kReferenceDim, kNumPoints, query * kNumLevels + levelIndex, sample, level);
     const Taps taps = tapsAt(location, level, p.numTokens, loadsPerToken, weight);
-    // The pixel at the border may be infinite, and zero times that is NaN. So a sample outside its
-    // map reads a pixel that another sample uses; if none uses any, the output is zero.
-    const int own = offsetTaken(taps), taken = maxOfLanes(own), other = max(taken, 0);
-    offsets[thread] = own < 0 ? make_int4(other, other, other, other) : taps.offset;
+    offsets[thread] = taps.offset;
     weights[thread] = taps.weight;
+    if constexpr (kOnTensorCores<T>)
+    {
+        splitWeights[thread] = split(taps.weight);
+    }
     __syncwarp();
 
-    const int slice = lane % kSlices, share = lane / kSlices;
+    const int first = thread - lane, slice = kOnTensorCores<T> ? lane / 4 : lane % kSlices;
     const auto* const values = keptWhole(static_cast<const Pack<T, kChannels>*>(p.value)
         + static_cast<int64_t>(blockIdx.z) * p.numTokens * loadsPerToken + head * kSlices + slice);
-    float sum[kChannels] = {};
-#pragma unroll
-    for (int i = 0; i < kNumSamples; i += kShares)
+    float sum[kSums] = {};
+    int pack = 0; // of the channels of a load, which kSums the thread has
+    bool isOwn;   // whether it writes them
+    if constexpr (kOnTensorCores<T>)
     {
-        const int slot = thread - lane + i + share;
-        addSample(sum, values, offsets[slot], weights[slot]);
+        sumOnTensorCores(sum, values, offsets + first, splitWeights + first, lane);
+        pack = lane % 2;
+        isOwn = lane % 4 / 2 == thread / kLanes % 2;
     }
-#pragma unroll
-    for (int distance = kSlices; distance < kLanes; distance *= 2)
+    else
     {
+        const int share = lane / kSlices;
 #pragma unroll
-        for (int c = 0; c < kChannels; ++c)
+        for (int i = 0; i < kNumSamples; i += kShares)
         {
-            sum[c] += __shfl_xor_sync(kWholeWarp, sum[c], distance);
+            const int slot = first + i + share;
+            addSample(sum, values, offsets[slot], weights[slot]);
         }
+#pragma unroll
+        for (int distance = kSlices; distance < kLanes; distance *= 2)
+        {
+#pragma unroll
+            for (int c = 0; c < kChannels; ++c)
+            {
+                sum[c] += __shfl_xor_sync(kWholeWarp, sum[c], distance);
+            }
+        }
+        isOwn = share == 0;
     }
-    if (share == 0 && ownQuery < p.numQueries)
+    if (!areFinite(sum))
     {
-#pragma unroll
-        for (int c = 0; c < kChannels; ++c)
-        {
-            sum[c] = taken < 0 ? 0.0f : sum[c];
-        }
-        store<T>(p.output, item * kHeadDim + slice * kChannels, sum);
+        sumOneByOne(sum, reinterpret_cast<const Pack<T, kSums>*>(values) + pack, offsets + first,
+            weights + first);
+    }
+    if (isOwn && ownQuery < p.numQueries)
+    {
+        store<T>(p.output, item * kHeadDim + slice * kChannels + pack * kSums, sum);
     }
 }
 

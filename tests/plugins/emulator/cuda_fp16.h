@@ -2,3 +2,4 @@
 #pragma once
 
 #include "half_types.h"
+#include "tensor_cores.h"

@@ -108,6 +108,19 @@ T __shfl_up_sync(unsigned mask, T value, unsigned distance, int width)
     return shuffle(mask, value, emulator::lane() - static_cast<int>(distance), width);
 }
 
+// Four bytes out of the eight of b and a; each digit of `selector` is the number of one.
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector)
+{
+    const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
+    unsigned result = 0;
+    for (int i = 0; i < 4; ++i)
+    {
+        const unsigned digit = selector >> (4 * i) & 7;
+        result |= static_cast<unsigned>(bytes >> (8 * digit) & 0xff) << (8 * i);
+    }
+    return result;
+}
+
 struct cudaLaunchConfig_t
 {
     dim3 gridDim, blockDim;
