@@ -10,6 +10,7 @@ from service.errors import (
     NotFound,
     ReloadRefused,
     ServiceError,
+    error_kinds,
 )
 from service.schemas import FILE_FIELDS, ID_FIELD, ErrorResponse
 
@@ -100,14 +101,10 @@ _ELSEWHERE = (NotFound, MethodNotAllowed, Forbidden, ReloadRefused, ClientGone)
 def error_responses() -> dict[int | str, dict[str, Any]]:
     """Every error that a request may get, by status: its codes and what they mean."""
     by_status: dict[int | str, list[type[ServiceError]]] = {}
-    for kind in sorted(_kinds(ServiceError), key=lambda kind: (kind.status, kind.code)):
+    for kind in sorted(error_kinds(), key=lambda kind: (kind.status, kind.code)):
         if kind not in _ELSEWHERE:
             by_status.setdefault(kind.status, []).append(kind)
     return {status: _response(kinds) for status, kinds in by_status.items()}
-
-
-def _kinds(kind: type[ServiceError]) -> set[type[ServiceError]]:
-    return {kind}.union(*(_kinds(below) for below in kind.__subclasses__()))
 
 
 def _response(kinds: Sequence[type[ServiceError]]) -> dict[str, Any]:

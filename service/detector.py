@@ -136,6 +136,7 @@ class Detector:
 
     def publish(self) -> None:
         """Set the metrics that say which model and engine serve, or are being loaded."""
+        self._metrics.expect(self.name)
         self._metrics.model.labels(*self.model_ref.model_dump().values()).set(1)
         self._metrics.queue_depth.labels(self.name).set_function(lambda: self.depth)
         self._metrics.selftest_passed.labels(self.name).set(self._started is not None)

@@ -229,3 +229,8 @@ class EngineFailure(ServiceError):
 
     status = 500
     code = "engine_failure"
+
+
+def error_kinds(kind: type[ServiceError] = ServiceError) -> set[type[ServiceError]]:
+    """A kind of error and all below it."""
+    return {kind}.union(*(error_kinds(below) for below in kind.__subclasses__()))

@@ -9,6 +9,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from engines.base import EngineInfo
+from service.errors import error_kinds
 
 # From a small model on a GPU to a large one on a CPU.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -65,6 +66,8 @@ class Metrics:
         self.rejects = new.counter(
             "detr_rejects", "Requests answered with an error, by code.", ["code"]
         )
+        for kind in error_kinds():  # Prometheus sees no rise from nothing to 1
+            self.rejects.labels(kind.code)
         self.images = new.counter("detr_images", "Images answered.", ["model"])
         self.image_pixels = new.histogram(
             "detr_image_pixels", "Pixels of decoded images.", buckets=_PIXELS
@@ -138,6 +141,12 @@ class Metrics:
             "CUDA graphs captured; a steady rise means that there are more shapes than graphs.",
             ["model"],
         )
+
+    def expect(self, model: str) -> None:
+        """Show the counters of a model's faults before there are any, so that the first is seen."""
+        self.engine_failures.labels(model)
+        for result in ("swapped", "refused"):
+            self.reloads.labels(model, result)
 
     def forget(self, model: str) -> None:
         """Remove the gauges of a model that is no longer served; its counters stay."""

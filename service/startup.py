@@ -96,9 +96,10 @@ def _start(bundle: Bundle, settings: Settings, open_it: OpenEngine) -> Started:
     except BaseException:
         engine.close()
         raise
-    logger.info("the engine gives the known answers of the bundle; tries: %d", len(outcomes))
+    place = bundle.directory  # two models may have one name
+    logger.info("%s: the engine gives the known answers; tries: %d", place, len(outcomes))
     info = ", ".join(f"{name} {value}" for name, value in engine.info._asdict().items())
-    logger.info("the engine %s is warm: %s", engine.name, info)
+    logger.info("%s: the engine is warm: %s", place, info)
     return Started(engine, outcomes, longest_run_s)
 
 

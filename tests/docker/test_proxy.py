@@ -1,13 +1,17 @@
 """HAProxy as it ships, before replicas that are killed and drained, and clients that dawdle."""
 
 import json
+import re
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import httpx
 import pytest
@@ -123,6 +127,39 @@ def test_the_client_asks_again_for_what_a_killed_replica_had_in_flight(fleet, jp
         answers = [answer.result() for answer in asked]
 
     assert [answer.detections[0].category_name for answer in answers] == ["thing"] * 6
+
+
+def test_what_is_sent_to_another_replica_is_counted_by_what_the_dashboard_shows(tmp_path):
+    late = tmp_path / "haproxy.cfg"
+    late.write_text(CONFIG.read_text().replace("check inter 500ms", "check inter 30s"))
+
+    with proxy(late) as front, HTTPServer((replica_host(0), front.port), _Ready) as replica:
+        Thread(target=replica.serve_forever, daemon=True).start()
+        front.hosts.extend([replica_host(0), replica_host(1)])  # nothing listens on the second
+        front.wait_for(2)
+        statuses = [httpx.get(f"{front.address}/readyz").status_code for _ in range(4)]
+        metrics = httpx.get(f"{front.metrics_address}/metrics").text
+        replica.shutdown()
+
+    (counter,) = re.findall(r"haproxy_\w+", _expression("Retries of the proxy"))
+    counts = re.findall(rf'^{counter}{{proxy="replicas",.*}} (\d+)$', metrics, flags=re.M)
+    assert statuses == [200] * 4
+    assert sum(map(int, counts)) > 0
+
+
+class _Ready(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+def _expression(title: str) -> str:
+    panels = json.loads((CONFIG.parents[1] / "grafana/dashboards/detr.json").read_text())["panels"]
+    (target,) = next(panel for panel in panels if panel["title"] == title)["targets"]
+    return str(target["expr"])
 
 
 @pytest.mark.slow

@@ -185,10 +185,25 @@ async def test_a_client_that_leaves_is_not_computed_for(
     assert 'detr_rejects_total{code="client_gone"} 1.0' in (await client.get("/metrics")).text
 
 
-def test_each_service_error_is_reached_by_a_test_beside_this() -> None:
-    def leaves(kind: type[errors.ServiceError]) -> set[str]:
-        return {kind.code}.union(*(leaves(child) for child in kind.__subclasses__()))
+async def test_every_fault_is_counted_from_nought(fake_bundle: Path) -> None:
+    bundles = f"small={fake_bundle},large={fake_bundle}"
+    app = create_app(Settings(bundles=bundles), lambda *_: FakeEngine())
 
+    async with running(app) as client:
+        metrics = (await client.get("/metrics")).text
+
+    zeros = set(re.findall(r"^detr_(.*)_total{(.*)} 0\.0$", metrics, flags=re.M))
+    expected = {("rejects", f'code="{kind.code}"') for kind in errors.error_kinds()}
+    for name in ("small", "large"):
+        expected.add(("engine_failures", f'model="{name}"'))
+        expected |= {
+            ("reloads", f'model="{name}",result="{end}"') for end in ("swapped", "refused")
+        }
+    assert expected <= zeros
+
+
+def test_each_service_error_is_reached_by_a_test_beside_this() -> None:
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
 
-    assert {code for code in leaves(errors.ServiceError) if f'"{code}"' not in tests} == set()
+    codes = {kind.code for kind in errors.error_kinds()}
+    assert {code for code in codes if f'"{code}"' not in tests} == set()
