@@ -229,6 +229,7 @@ class TrainConfig:
         "ARl",
         "loss",
     ] = "AP"
+    evaluate_every: int = 1  # epochs; the first one and the last one are evaluated in any case
     patience: int | None = None  # epochs without a better one, after which the run ends early
     keep_last: int = 0  # checkpoints of so many last epochs are kept, each in a file of its own
     epoch_images: int | None = None  # images per epoch of an endless data set
@@ -258,7 +259,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require_at_least(
             self, 1, "epochs", "epoch_images", "batch_size", "accumulation_steps", "num_threads",
-            "patience",
+            "patience", "evaluate_every",
         )  # fmt: skip
         _require_at_least(
             self, 0, "pretrain_steps", "weight_decay", "backbone_lr_factor", "offsets_lr_factor",

@@ -18,8 +18,7 @@ def count_epoch(progress: Progress, config: TrainConfig, *, entry: EpochRecord) 
     sign = -1 if config.best_metric == "loss" else 1
     best = progress.best_value
     is_best = best is None or math.isnan(value) or sign * value > sign * best
-    progress.epoch, progress.step_in_epoch, progress.loss_sum = entry.epoch, 0, 0.0
-    progress.part_seconds = {}
+    progress.end_epoch()
     if is_best:
         progress.best_epoch = entry.epoch
         progress.best_value = best if math.isnan(value) else value
@@ -50,10 +49,12 @@ def kept_name(epoch: int) -> str:
 
 
 def drop_old_checkpoints(out_dir: Path, epoch: int, *, keep_last: int) -> None:
-    """Delete checkpoints of single epochs before the last `keep_last`; none if that is 0.
+    """Delete checkpoints of single epochs but the last `keep_last`; none if that is 0.
 
     Those of later epochs, which an earlier run left, are not touched.
     """
     if keep_last:
-        for old in range(1, epoch - keep_last + 1):
-            (out_dir / kept_name(old)).unlink(missing_ok=True)
+        names = (kept_name(number) for number in range(epoch, 0, -1))
+        existing = [path for path in map(out_dir.joinpath, names) if path.exists()]
+        for path in existing[keep_last:]:
+            path.unlink()

@@ -91,6 +91,17 @@ def end_epoch(
     return metrics
 
 
+def pass_epoch(run_time: RunTime) -> None:
+    """Count an epoch that is not evaluated."""
+    progress = run_time.progress
+    log.info(
+        "%s: loss %.3f, %s so far",
+        *(run_time.epoch_name(progress.epoch + 1), progress.mean_loss),
+        timedelta(seconds=round(progress.total_seconds)),
+    )
+    progress.end_epoch()
+
+
 def report_last_epoch(
     state: TrainingState,
     data: RunData,

@@ -11,7 +11,9 @@ BATCH_FIELDS = ("batch_size", "accumulation_steps")
 LENGTHS = ("epochs", "minutes")
 # Settings that change the speed, length and files of a run, but no step; threads only round
 # sums in another order.
-_CHANGE_NO_STEP = ("num_workers", "num_threads", "patience", "keep_last", "tracker")
+_CHANGE_NO_STEP = (
+    "num_workers", "num_threads", "evaluate_every", "patience", "keep_last", "tracker"
+)  # fmt: skip
 _NOT_COMPARED = (*_CHANGE_NO_STEP, "fit_batch")  # the last is replaced by what was chosen
 # Names of data whose hashes are compared, and digests of image files: repaired ones may go on.
 _DATA_NOT_COMPARED = ("dataset", "train_annotations", "val_annotations", "train_files", "val_files")

@@ -37,7 +37,7 @@ from model.progress import progress_bar
 from model.training.batch_memory import Measure
 from model.training.best_epoch import shown_end
 from model.training.board import Board, open_board, record
-from model.training.epoch_end import end_epoch, report_last_epoch
+from model.training.epoch_end import end_epoch, pass_epoch, report_last_epoch
 from model.training.fingerprint import run_fingerprint
 from model.training.frozen import freeze_parts
 from model.training.interrupt import Interrupted, StopRequest
@@ -157,7 +157,10 @@ def _run(
     board: Board | None,
     out_dir: Path,
 ) -> Progress:
-    """Train and evaluate epoch after epoch until the run is over, saving after both."""
+    """Train and evaluate epoch after epoch until the run is over, saving after both.
+
+    What is not evaluated gets no checkpoint, but the run can continue from there.
+    """
     state = _first_state(model, start, init=init, clock=clock, stop=stop)
     state_path = out_dir / STATE_FILE
     state_file = StateFile(state_path, is_whole=start.is_from(state_path))
@@ -170,6 +173,10 @@ def _run(
     run_time = RunTime(state.progress, start.config, clock)
     while not run_time.is_over or state.progress.step_in_epoch:
         train_epoch(state, data, run_time=run_time, dtype=dtype, stop=stop, board=board, save=save)
+        if not run_time.is_evaluation_due:
+            pass_epoch(run_time)
+            save()
+            continue
         metrics = end_epoch(state, data, run_time=run_time, stop=stop, board=board, out_dir=out_dir)
         save()
         if run_time.is_over:

@@ -61,18 +61,31 @@ class RunTime:
     @property
     def is_over(self) -> bool:
         """Whether the run ends before its next step, unless an epoch is still to be evaluated."""
-        if self.is_out_of_patience:
-            return True
-        if self.config.minutes is None:
-            return self.progress.epoch >= self.config.epochs
-        pace = self.progress.step_seconds / max(1, self.progress.step)
-        return self.progress.total_seconds + pace > self._seconds_for_training
+        return self._is_over_after(self.progress.epoch)
+
+    @property
+    def is_evaluation_due(self) -> bool:
+        """Whether the epoch whose steps have been taken is evaluated; the last one always is."""
+        number = self.progress.epoch + 1
+        is_turn = number == 1 or number % self.config.evaluate_every == 0
+        return is_turn or self._is_over_after(number)
 
     @property
     def is_out_of_patience(self) -> bool:
         """Whether too many epochs have passed since the best one."""
+        return self._is_out_of_patience_after(self.progress.epoch)
+
+    def _is_over_after(self, epoch: int) -> bool:
+        if self._is_out_of_patience_after(epoch):
+            return True
+        if self.config.minutes is None:
+            return epoch >= self.config.epochs
+        pace = self.progress.step_seconds / max(1, self.progress.step)
+        return self.progress.total_seconds + pace > self._seconds_for_training
+
+    def _is_out_of_patience_after(self, epoch: int) -> bool:
         patience = self.config.patience
-        return patience is not None and self.progress.epoch - self.progress.best_epoch >= patience
+        return patience is not None and epoch - self.progress.best_epoch >= patience
 
     def epoch_name(self, number: int) -> str:
         """The name of the epoch with that number, counted from 1, for messages."""

@@ -100,8 +100,8 @@ def read_last_state(
 def read_training_state(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
     """The content of a state file that this run may continue.
 
-    A run may be made longer (more epochs or minutes), the same data may be renamed, and
-    batch_size=auto continues with the size that was chosen.
+    A run may be made longer (more epochs or minutes) or get a limit of minutes, the same data may
+    be renamed, and batch_size=auto continues with the size that was chosen.
 
     Raises:
         DamagedState: no such file, or not a training state.
@@ -155,10 +155,10 @@ def _require_same_run(path: Path, before: dict[str, Any], fingerprint: dict[str,
     now = comparable(fingerprint)
     for length in LENGTHS:
         ours, theirs = now["config"][length], before["config"].get(length)
-        if ours is not None and theirs is not None and ours > theirs:
+        if ours is not None and (theirs is None or ours > theirs):
             log.info(
-                "%s %s instead of %s: learning rates are those of the longer run from here on",
-                *(ours, length, theirs),
+                "%s %s instead of %s: learning rates are those of a run of this length from now on",
+                *(ours, length, "no limit" if theirs is None else theirs),
             )
             before["config"][length] = ours
     if fingerprint["config"]["fit_batch"] and effective_batch(before) == effective_batch(now):

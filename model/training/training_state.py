@@ -30,6 +30,11 @@ class Progress:
     best_epoch: int = 0  # counted from 1; 0 before the first evaluation
     best_value: float | None = None  # of the configuration's best_metric
 
+    def end_epoch(self) -> None:
+        """The current epoch is complete."""
+        self.epoch, self.step_in_epoch, self.loss_sum = self.epoch + 1, 0, 0.0
+        self.part_seconds = {}
+
     @property
     def mean_loss(self) -> float:
         """The loss of the current epoch's steps on average; NaN before the first."""

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,23 @@ def test_the_time_of_a_run_may_be_made_longer_and_not_shorter(
     assert "0.2 minutes instead of 0.1" in caplog.text
     with pytest.raises(ValueError, match=r"config\.minutes: 0\.2 saved, 0\.1 now"):
         train(timed_config(6), open_data(config, images), out_dir=tmp_path, clock=seconds())
+
+
+def test_a_run_without_a_limit_of_time_may_get_one(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    limited = timed_config(24)
+    unlimited = replace(limited, minutes=None, epochs=1)
+
+    for config in (unlimited, limited):
+        assert train(config, open_data(config, images), out_dir=tmp_path, clock=seconds()) == 0
+
+    progress, last_rate = saved(tmp_path)
+    assert "0.4 minutes instead of no limit" in caplog.text
+    assert progress["epoch"] > 1
+    assert 20 <= progress["start_seconds"] + progress["seconds"] <= 24
+    assert last_rate < 0.02 * config.learning_rate
 
 
 def test_time_that_is_over_before_the_first_step_is_reported(images: Path, tmp_path: Path) -> None:

@@ -124,6 +124,25 @@ def test_a_run_ends_early_and_keeps_its_last_checkpoints(
     assert f"best validation loss {min(losses):.3f}" in caplog.text
 
 
+def test_epochs_that_are_not_evaluated_change_no_step(
+    images: Path, uninterrupted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = run_config(evaluate_every=3, keep_last=2)
+    caplog.set_level("INFO")
+
+    train(config, open_data(config, images), out_dir=tmp_path)
+
+    last, expected = (load_checkpoint(d / "last.safetensors") for d in (tmp_path, uninterrupted))
+    assert [row["epoch"] for row in epochs_of(tmp_path)] == ["1", "3", "4"]
+    assert "epoch 2/4: loss " in caplog.text
+    assert sorted(path.name for path in tmp_path.glob("epoch-*")) == [
+        "epoch-0003.safetensors", "epoch-0004.safetensors"
+    ]  # fmt: skip
+    assert last.metrics == expected.metrics
+    assert last.state_dict.keys() == expected.state_dict.keys()
+    assert all(torch.equal(last.state_dict[name], x) for name, x in expected.state_dict.items())
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(images: Path, tmp_path: Path) -> None:
     config = run_config(num_workers=0)
     data = open_data(config, images)

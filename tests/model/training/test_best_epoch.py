@@ -60,6 +60,27 @@ def test_patience_counts_the_epochs_since_the_best_one() -> None:
     assert is_over == [False, False, False, True]
 
 
+@pytest.mark.parametrize(
+    ("patience", "expected"), [(None, [1, 3, 6, 8]), (4, [1, 3, 5]), (1, [1, 2])]
+)
+def test_epochs_are_evaluated_in_turn_and_when_the_run_would_end(
+    patience: int | None, expected: list[int]
+) -> None:
+    progress, config = Progress(), run_config(epochs=8, evaluate_every=3, patience=patience)
+    run_time = RunTime(progress, config, count().__next__)
+    evaluated = []
+
+    while not run_time.is_over:
+        number = progress.epoch + 1
+        if run_time.is_evaluation_due:
+            evaluated.append(number)
+            count_epoch(progress, config, entry=entry(number, ap=0.5))
+        else:
+            progress.end_epoch()
+
+    assert evaluated == expected
+
+
 def test_the_last_epochs_are_kept_although_an_earlier_run_came_further(tmp_path: Path) -> None:
     for number in (1, 2, 3, 8, 9):
         (tmp_path / kept_name(number)).touch()
