@@ -117,6 +117,7 @@ class Server(uvicorn.Server):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to stop, and return the exit status."""
+    _open_closed_streams()
     if given := sys.argv[1:] if arguments is None else arguments:
         return _fail(
             f"python -m service takes no arguments, got {' '.join(given)}: its settings are "
@@ -163,6 +164,16 @@ def leave(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _open_closed_streams() -> None:
+    """Give standard input, output and error that were closed at the start to nobody.
+
+    Otherwise a connection may get the number 2, and a library's message goes to a client.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _end_in_time(server: Server, longest_s: float) -> None:

@@ -22,7 +22,8 @@ def read_keys(path: Path) -> list[bytes]:
     """The digests of the keys in a file: one key per line; empty lines and # comments are skipped.
 
     Raises:
-        ValueError: the file cannot be read, holds no key, or holds one that is too short.
+        ValueError: the file cannot be read, holds no key, or holds one that is too short or
+            cannot be sent.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
@@ -35,6 +36,11 @@ def read_keys(path: Path) -> list[bytes]:
         raise ValueError(
             f"DETR_API_KEYS_FILE: expected keys of at least {LEAST_CHARACTERS} characters in "
             f"{path}, got a shorter one; openssl rand -hex 32 makes one"
+        )
+    if not all(key.isprintable() for key in keys):
+        raise ValueError(
+            f"DETR_API_KEYS_FILE: expected keys without control characters in {path}, got one that "
+            "no client could send in a header"
         )
     return [_digest(key.encode()) for key in keys]
 

@@ -1,6 +1,7 @@
 """The application: what it owns, and its life from loading to drained."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ class App(FastAPI):
     """FastAPI, with a description that knows what is served."""
 
     _described: tuple[ModelRef, ...] = ()
+    _description_json = b""
 
     def openapi(self) -> dict[str, Any]:
         """See `service.openapi`; made once for what is served, since making it takes long."""
@@ -44,8 +46,14 @@ class App(FastAPI):
         if served != self._described:
             self.openapi_schema = None
             openapi.complete(super().openapi(), serving=serving, settings=self.state.settings)
+            self._description_json = json.dumps(super().openapi(), ensure_ascii=False).encode()
             self._described = served
         return super().openapi()
+
+    def description_json(self) -> bytes:
+        """The same as JSON, which is not written anew for every request."""
+        self.openapi()
+        return self._description_json
 
 
 def create_app(
@@ -71,7 +79,8 @@ def create_app(
         title="detr-serve",
         summary="Object detection with Deformable DETR",
         version=API_VERSION,
-        docs_url=None,  # FastAPI's pages load scripts from a CDN; see service.pages
+        openapi_url=None,  # see service.pages, as for the docs: FastAPI's load scripts from a CDN
+        docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
     )

@@ -6,18 +6,22 @@ from types import FrameType
 from typing import Final
 
 HELD_BACK: Final = {signal.SIGHUP}  # its default would kill the process
+MEANINGLESS: Final = (signal.SIGUSR1, signal.SIGUSR2)  # so would theirs
 
 
 def heed() -> None:
     """From now on, SIGTERM and Ctrl-C end the process with status 0, and SIGHUP waits.
 
     An exception would not do: libraries that are being imported turn it into other errors. If
-    Ctrl-C is ignored, as in the background, it stays ignored.
+    Ctrl-C is ignored, as in the background, it stays ignored. SIGUSR1 and SIGUSR2, at which other
+    servers reopen their logs, change nothing.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
+    for number in MEANINGLESS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def let_through() -> None:

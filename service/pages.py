@@ -1,10 +1,11 @@
 """Serves the page, its assets, the API docs and the sample images to browsers."""
 
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, HTMLResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from service.errors import NotFound
@@ -41,15 +42,21 @@ class WholeFile(FileResponse):
 
 
 @router.get("/")
-async def index() -> FileResponse:
+async def index() -> Response:
     """The page for trying the model on an image."""
     return _html("index.html", "")
 
 
 @router.get("/docs")
-async def docs() -> FileResponse:
+async def docs() -> Response:
     """The API docs, built from local files only."""
     return _html("docs.html", " 'unsafe-inline'")  # Swagger UI styles its elements inline
+
+
+@router.get("/openapi.json")
+async def description(request: Request) -> Response:
+    """The description of the API."""
+    return Response(request.app.description_json(), media_type="application/json")
 
 
 @router.get("/page/{name}")
@@ -67,13 +74,21 @@ async def sample(request: Request, name: str, *, model: str | None = None) -> Fi
     path = f"samples/{name}"
     if path not in bundle.manifest.samples:
         raise NotFound(f"the bundle has no {path[:100]!r}; GET /model lists its samples")
-    return WholeFile(bundle.directory / path)
+    file = bundle.directory / path
+    if not file.is_file():
+        raise NotFound(f"{path[:100]!r} has been removed since the bundle was loaded")
+    return WholeFile(file)
 
 
-def _html(name: str, more_styles: str) -> FileResponse:
+def _html(name: str, more_styles: str) -> Response:
     headers = {
         "Content-Security-Policy": _POLICY.format(more_styles),
         "Referrer-Policy": "no-referrer",
         "Cache-Control": "no-cache",
     }
-    return WholeFile(_PAGE / name, headers=headers)
+    return HTMLResponse(_read(_PAGE / name), headers=headers)
+
+
+@cache
+def _read(path: Path) -> bytes:
+    return path.read_bytes()

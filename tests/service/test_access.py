@@ -90,7 +90,12 @@ async def test_every_key_is_compared_in_constant_time_whichever_was_sent(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("# none\n", "one key per line .*got none"), ("short\n", "at least 16")]
+    ("text", "message"),
+    [
+        ("# none\n", "one key per line .*got none"),
+        ("short\n", "at least 16"),
+        ("key of 16 or \0 more\n", "control characters"),
+    ],
 )
 async def test_a_file_without_good_keys_is_refused_at_start(
     settings: Settings, tmp_path: Path, text: str, message: str

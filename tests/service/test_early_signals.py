@@ -62,3 +62,15 @@ def test_sighup_while_the_engine_opens_reloads_once_it_serves(
     status, log = process.end()
     assert (status, log.count("now serves instead of")) == (0, 1)
     assert "not reloaded" not in log
+
+
+def test_signals_without_a_meaning_change_nothing(start: Start, fake_bundle: Path) -> None:
+    process = start("tests.service.breaking_service", "none", bundle=fake_bundle)
+    address = process.start()
+
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
+        process.popen.send_signal(number)
+
+    assert httpx.get(f"{address}/readyz").status_code == 200
+    process.stop()
+    assert process.end()[0] == 0

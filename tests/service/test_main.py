@@ -305,6 +305,21 @@ def test_a_pipe_in_place_of_a_bundles_file_is_one_line(
     assert re.fullmatch(r"error: .*model\.onnx: cannot be read: it is a named pipe.*\n", log)
 
 
+def test_a_service_without_standard_streams_gives_their_numbers_to_nobody(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    process = start(launcher=["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"], port=port)
+    with httpx.Client(transport=httpx.HTTPTransport(retries=10)) as client:
+        while client.get(f"http://127.0.0.1:{port}/readyz").status_code != 200:
+            pass
+
+    streams = [os.readlink(f"/proc/{process.popen.pid}/fd/{number}") for number in range(3)]
+    process.stop()
+
+    assert streams == ["/dev/null"] * 3
+    assert process.end()[0] == 0
+
+
 def test_a_port_in_use_is_reported(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

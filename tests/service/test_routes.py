@@ -10,10 +10,11 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 
 from bundle.manifest import ClassInfo, Manifest
-from service.app import create_app
+from service.app import App, create_app
 from service.routes import find_labels
 from service.settings import Settings
 from tests.fakes import FakeEngine
@@ -261,8 +262,30 @@ async def test_the_api_is_the_one_on_record(fake_bundle: Path) -> None:
 
 async def test_the_description_is_made_once_for_what_is_served(fake_bundle: Path) -> None:
     app = create_app(Settings(bundle=fake_bundle))
+    assert isinstance(app, App)
 
     assert app.openapi() is app.openapi()
+    assert app.description_json() is app.description_json()
+
+
+async def test_the_description_is_served_as_json(app: FastAPI, client: httpx.AsyncClient) -> None:
+    response = await client.get("/openapi.json")
+
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.json() == app.openapi()
+
+
+async def test_a_sample_that_was_removed_is_not_found(
+    fake_bundle: Path, tmp_path: Path, settings: Settings
+) -> None:
+    bundle = shutil.copytree(fake_bundle, tmp_path / "bundle")
+    app = create_app(settings.model_copy(update={"bundle": bundle}), lambda *_: FakeEngine())
+    async with running(app) as client:
+        (bundle / "samples" / "1.png").unlink()
+
+        response = await client.get("/samples/1.png")
+
+    assert code_of(response) == "not_found"
 
 
 def test_a_name_stands_for_all_classes_that_have_it() -> None:
