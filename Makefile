@@ -78,10 +78,14 @@ help: ## list the targets
 
 # --- use
 
+# The models of this repository: digits, and blood cells.
+OURS = demo=bundles/demo,bccd=bundles/bccd
+
 # The bundle of a published detector is made once, which needs the packages for export.
 serve: $(VENV)/$(if $(VARIANT),full,service).stamp $(NATIVE) ## serve a bundle over HTTP, or the published VARIANT= [BUNDLE= FORMAT= HOST= PORT= ARGS=]
 	$(if $(and $(VARIANT),$(BUNDLE)),$(error give VARIANT=, a published detector, or BUNDLE=, one of your own))
-	@$(if $(VARIANT),DETR_BUNDLE=$$($(BIN)/python -m export.published $(VARIANT) $(call option,FORMAT,format) $(ARGS)) && export DETR_BUNDLE && ) \
+	@$(if $(VARIANT)$(BUNDLE),,[ -n "$$DETR_BUNDLE$$DETR_BUNDLES" ] || export DETR_BUNDLES=$(OURS);) \
+	$(if $(VARIANT),DETR_BUNDLE=$$($(BIN)/python -m export.published $(VARIANT) $(call option,FORMAT,format) $(ARGS)) && export DETR_BUNDLE && ) \
 	exec env $(if $(BUNDLE),DETR_BUNDLE=$(call quote,$(BUNDLE))) $(if $(HOST),DETR_HOST=$(HOST)) \
 		$(if $(PORT),DETR_PORT=$(PORT)) $(BIN)/python -m service
 

@@ -258,10 +258,11 @@ def pad_batch_to(
     """Stack images (h, w, 3) uint8, each padded with zeros to a height and width.
 
     Returns:
-        See `pad_batch`. A lone image that needs no padding is not copied.
+        See `pad_batch`. A lone image that may be written and needs no padding is not copied.
     """
-    if [image.shape[:2] for image in images] == [(height, width)]:
-        return images[0][np.newaxis], np.zeros((1, height, width), np.bool_)
+    first = images[0]
+    if len(images) == 1 and first.shape[:2] == (height, width) and first.flags.writeable:
+        return first[np.newaxis], np.zeros((1, height, width), np.bool_)
     batch = np.zeros((len(images), height, width, 3), np.uint8)
     padding_mask = np.ones((len(images), height, width), np.bool_)
     for row, image in enumerate(images):

@@ -155,10 +155,27 @@ esac
     assert words == ["my bundle", "-m", "service"]
 
 
+@pytest.mark.parametrize(
+    ("words", "served"),
+    [
+        ((), "demo=bundles/demo,bccd=bundles/bccd"),
+        (("BUNDLE=it's mine",), ""),
+        (("DETR_BUNDLE=mine",), ""),
+        (("DETR_BUNDLES=a=b",), "a=b"),
+    ],
+)
+def test_the_models_of_the_repository_are_served_unless_others_are_named(
+    make: Callable[..., list[str]], tmp_path: Path, words: tuple[str, ...], served: str
+) -> None:
+    (tmp_path / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$DETR_BUNDLES" "$@"\n')
+
+    assert make("serve", *words) == [served, "-m", "service"]
+
+
 def test_nothing_is_served_where_a_variant_cannot_be_made(
     make: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    (tmp_path / "python").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "python").write_text('#!/bin/sh\n[ "$2" = service ] && echo serving\nexit 1\n')
 
     with pytest.raises(subprocess.CalledProcessError) as failure:
         make("serve", "VARIANT=refine")

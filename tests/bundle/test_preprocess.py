@@ -114,6 +114,17 @@ def test_one_large_image_is_not_padded() -> None:
     assert not padding_mask.any()
 
 
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_a_batch_may_be_written_where_its_images_may_not(num_images: int) -> None:
+    images = [np.full((5, 6, 3), 7, np.uint8) for _ in range(num_images)]
+    images[0].flags.writeable = False
+
+    batch, _ = pad_batch(images)
+
+    assert batch.flags.writeable
+    assert batch.shape == (num_images, 5, 6, 3)
+
+
 def test_a_smaller_image_is_padded_to_the_smallest_side() -> None:
     batch, padding_mask = pad_batch([np.zeros((5, 60, 3), np.uint8)], min_side=32)
 
