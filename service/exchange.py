@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from bundle.detect import Found
 from service.boundary import answer_unless_gone
 from service.detector import Detector
-from service.errors import ClientGone
+from service.errors import ClientGone, UnsupportedMediaType
 from service.metrics import Metrics, Stage, Stopwatch
 from service.served_model import Answered, ServedModel
 from service.serving import Serving, State
@@ -52,7 +52,13 @@ async def read_request(
     Raises:
         NotReady, Overloaded: see `Detector.refuse_if_full` and `ImageDecoder.refuse_if_late`.
         ClientGone: the client closed the connection before the body was whole.
+        UnsupportedMediaType: the body is compressed.
     """
+    encoding = request.headers.get("content-encoding", "").lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaType(
+            f"expected a body without Content-Encoding, got {encoding[:100]!r}; send it as it is"
+        )
     detector = model.detector
     detector.decoder.refuse_if_late(client_of(request))
     detector.refuse_if_full(client_of(request))

@@ -18,7 +18,6 @@ from service.errors import (
     InvalidRequest,
     NoImage,
     UnknownModel,
-    UnsupportedMediaType,
 )
 from service.exchange import is_ready, model_of, read_request, run_images, tell_times
 from service.form import too_many_images
@@ -188,11 +187,6 @@ def _named(request: Request, name: str, version: str | None) -> ServedModel:
 
 
 async def _read(request: Request, settings: Settings) -> _Sent:
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        raise UnsupportedMediaType(
-            f"expected a body without Content-Encoding, got {encoding[:100]!r}; send it as it is"
-        )
     body = await read_body(request)
     header_length = request.headers.get(HEADER_LENGTH)
     return await parse_in_turn(partial(_parse, body, header_length, settings))

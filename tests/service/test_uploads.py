@@ -349,3 +349,22 @@ def test_a_file_in_pieces_of_any_size_takes_little_more_than_its_bytes(piece: by
     assert file.tell() == num_pieces * len(piece)
     assert file.read() == piece * num_pieces
     assert held_bytes < 1.3 * file.tell()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/detect", "/v1/vision/detection"])
+@pytest.mark.parametrize(
+    ("encoding", "status"),
+    [("gzip", 415), ("br, gzip", 415), ("Identity", 200), ("", 200)],
+)
+async def test_a_compressed_body_is_refused_by_name(
+    client: httpx.AsyncClient, png_bytes: bytes, path: str, encoding: str, status: int
+) -> None:
+    field = "images" if path == "/detect" else "image"
+
+    response = await client.post(
+        path, files={field: png_bytes}, headers={"Content-Encoding": encoding}
+    )
+
+    assert response.status_code == status
+    assert (f"got {encoding!r}; send it as it is" in response.text) == (status == 415)
