@@ -102,6 +102,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._drop_answer()  # uvicorn does so only for the last request, not the one in progress
         super().connection_lost(exc)
         self._table.remove(self)
+        self._turns.remove(self, client=self.host)
         self._unset_keepalive_if_required()
         if self._stall_timer is not None:
             self._stall_timer.cancel()
@@ -274,7 +275,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._awaits_turn = True
-        self._turns.add(partial(self._start_now, cycle, app), client=self.host, loop=self.loop)
+        start = partial(self._start_now, cycle, app)
+        self._turns.add(self, start, client=self.host, loop=self.loop)
 
     def _start_now(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if not self.transport.is_closing():

@@ -154,13 +154,16 @@ def test_a_client_with_many_connections_lets_others_have_their_turn(
 
 
 def test_a_request_whose_client_has_gone_is_not_started(connect: Connect, loop: KeptTimers) -> None:
-    for host in ("a", "b"):
-        wire = Wire(host)
-        connect(wire).data_received(b"GET /healthz HTTP/1.1\r\n\r\n")
-    wire.close()
+    wires = [Wire(host) for host in ("a", "lost", "closing", "b")]
+    connections = [connect(wire) for wire in wires]
+    for connection in connections:
+        connection.data_received(b"GET /healthz HTTP/1.1\r\n\r\n")
+    connections[1].connection_lost(None)
+    wires[2].close()
+    loop.iterate()
     loop.iterate()
 
-    assert loop.started == ["a"]
+    assert loop.started == ["a", "b"]
 
 
 def test_the_headers_have_a_time_from_their_first_byte(
