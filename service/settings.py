@@ -19,7 +19,10 @@ from service.names import did_you_mean
 
 MIB = 1024 * 1024
 PREFIX = "DETR_"
+MAX_THREADS = 1024  # more is a slip, for which runtimes have no good message
 _MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# As browsers send it, in small letters: compared as text, any other would never match.
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#A-Z\s]+")
 
 
 class BundlePlace(NamedTuple):
@@ -98,7 +101,11 @@ class Settings(BaseSettings):
     ] = MAX_PIXELS
     decode_threads: Annotated[
         int | None,
-        Field(ge=1, description="Threads that decode images; one per allowed core by default."),
+        Field(
+            ge=1,
+            le=MAX_THREADS,
+            description="Threads that decode images; one per allowed core by default.",
+        ),
     ] = None
     decode_memory_bytes: Annotated[
         int | None,
@@ -118,7 +125,11 @@ class Settings(BaseSettings):
     ] = "auto"
     engine_threads: Annotated[
         int | None,
-        Field(ge=1, description="Threads of the engine; one per allowed core by default."),
+        Field(
+            ge=1,
+            le=MAX_THREADS,
+            description="Threads of the engine; one per allowed core by default.",
+        ),
     ] = None
     engine_mode: Annotated[
         Mode,
@@ -273,6 +284,17 @@ class Settings(BaseSettings):
     def _check_proxies(cls, text: str) -> str:
         for proxy in split_commas(text):
             ip_network(proxy)
+        return text
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, text: str) -> str:
+        for origin in split_commas(text):
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    "expected origins as browsers send them, such as https://example.com, without "
+                    f"a slash at the end; got {origin!r}"
+                )
         return text
 
     @field_validator("bundles")

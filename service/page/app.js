@@ -128,8 +128,9 @@ async function ask(shot, signal) {
     form.append("images", shot.blob, shot.name);
     const started = performance.now();
     const response = await fetch(`detect?${query(everything)}`, { method: "POST", body: form, signal });
-    const body = await response.json();
-    if (response.ok) shot.answer = body;
+    const body = await response.json().catch(() => null);
+    if (body === null) shot.error = `something else than the service answered, with status ${response.status}`;
+    else if (response.ok) shot.answer = body;
     else shot.error = body.error.message;
     shot.took = `${shot.name}: ${Math.round(performance.now() - started)} ms`;
   } catch (error) {
@@ -190,7 +191,7 @@ function show() {
   $("tags").replaceChildren(...parts.map((part) => part.tag).reverse());
   $("list").replaceChildren(...parts.map((part) => part.row));
   $("count").textContent = result ? `${kept.length} of ${result.detections.length} detections` : "Detections";
-  $("hint").hidden = kept.length > 0;
+  $("hint").hidden = kept.length > 0 || (current !== null && !result); // what is wrong is said elsewhere
   if (result) $("hint").textContent = "No detection scores this high; lower the threshold.";
   $("json").textContent = JSON.stringify(
     answer ? { ...answer, results: [{ ...result, detections: kept }] } : {}, null, 2);
@@ -233,7 +234,7 @@ function drawn(found, { width, height }, index) {
   const score = document.createElement("b");
   score.textContent = found.score.toFixed(2);
   row.append(swatch, name, meter, score);
-  row.title = `x ${Math.round(x)}, y ${Math.round(y)}, ${Math.round(w)} × ${Math.round(h)} px`;
+  row.title = `${found.category_name}: x ${Math.round(x)}, y ${Math.round(y)}, ${Math.round(w)} × ${Math.round(h)} px`;
   const mark = (isOn) => { for (const part of [box, tag, row]) part.classList.toggle("on", isOn); };
   for (const part of [box, tag, row]) {
     part.dataset.index = index;

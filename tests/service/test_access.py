@@ -174,3 +174,17 @@ async def test_forwarded_addresses_are_believed_from_named_proxies_only(
 def test_a_proxy_that_is_not_an_address_is_refused(fake_bundle: Path) -> None:
     with pytest.raises(ValueError, match="does not appear to be an IPv4 or IPv6 network"):
         Settings(bundle=fake_bundle, trusted_proxies="proxy.test")
+
+
+@pytest.mark.parametrize(
+    "origins",
+    ["a.test", "https://a.test/", "https://a.test/page", "HTTPS://A.test", "https://b.test, a b"],
+)
+def test_an_origin_that_no_browser_sends_is_refused(fake_bundle: Path, origins: str) -> None:
+    with pytest.raises(ValueError, match="expected origins as browsers send them"):
+        Settings(bundle=fake_bundle, cors_origins=origins)
+
+
+@pytest.mark.parametrize("origins", ["*", "null", "http://[::1]:8080,chrome-extension://abc"])
+def test_an_origin_that_a_browser_sends_is_taken(fake_bundle: Path, origins: str) -> None:
+    assert Settings(bundle=fake_bundle, cors_origins=origins).cors_origins == origins

@@ -364,3 +364,9 @@ def test_only_names_that_look_like_settings_are_checked() -> None:
 def test_a_time_without_an_end_is_refused(value: str) -> None:
     with pytest.raises(ValidationError, match="finite number"):
         Settings(deadline_s=value)
+
+
+@pytest.mark.parametrize("name", ["engine_threads", "decode_threads"])
+def test_more_threads_than_any_machine_has_are_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="less than or equal to 1024"):
+        Settings.model_validate({name: 1025})

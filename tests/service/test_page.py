@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, FilePayload, Page, expect
+from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 
 from tests.chromium import needs_chromium, open_browser, open_page
 
@@ -168,6 +168,44 @@ def test_a_bad_image_among_several_fails_alone(page: Page, png_bytes: bytes) -> 
     expect(page.locator("#boxes rect")).to_have_count(2)
     expect(page.locator("#error")).to_be_hidden()
     expect(page.locator("#shots button.failed")).to_have_count(1)
+
+
+def test_what_was_said_of_one_image_is_not_said_of_one_that_fails(
+    page: Page, png_bytes: bytes
+) -> None:
+    move_threshold(page, 1)
+    choose(page, "scene.png", png_bytes, **{"notes.txt": b"notes"})
+    expect(page.locator("#hint")).to_contain_text("lower the threshold")
+    expect(page.locator("#shots .failed")).to_have_count(1)
+
+    page.click("#shots .failed")
+
+    expect(page.locator("#hint")).to_be_hidden()
+
+
+def test_an_answer_that_is_not_of_the_service_is_told_by_its_status(
+    page: Page, png_bytes: bytes
+) -> None:
+    page.route("**/detect?*", lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"))
+
+    choose(page, "scene.png", png_bytes)
+
+    expect(page.locator("#error")).to_contain_text("with status 502")
+
+
+def test_long_names_do_not_widen_the_page(page: Page, png_bytes: bytes) -> None:
+    def lengthen(route: Route) -> None:
+        answer = route.fetch().json()
+        for found in answer["results"][0]["detections"]:
+            found["category_name"] = "long " * 200
+        route.fulfill(json=answer)
+
+    page.route("**/detect?*", lengthen)
+
+    choose(page, "scene.png", png_bytes)
+
+    expect(page.locator("#tags span")).to_have_count(2)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_another_choice_takes_the_place_of_several_images(page: Page, png_bytes: bytes) -> None:
