@@ -91,8 +91,11 @@ def fleet(shared_fleet: Fleet) -> Fleet:
 
 
 def test_what_belongs_to_one_replica_is_not_to_be_had_through_the_proxy(fleet):
-    assert httpx.get(f"{fleet.address}/metrics").status_code == 404
-    assert httpx.post(f"{fleet.address}/admin/reload").status_code == 404
+    for path in ("/metrics", "/%6detrics", "/metrics%3f"):
+        assert httpx.get(f"{fleet.address}{path}").status_code == 404
+    for path in ("/admin/reload", "/%61dmin/reload"):
+        answer = httpx.post(f"{fleet.address}{path}")
+        assert (answer.status_code, answer.content) == (404, b"")
     assert httpx.get(f"{fleet.address}/readyz").status_code == 200
 
 
