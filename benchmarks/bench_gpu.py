@@ -1,299 +1,253 @@
-"""Milliseconds of the operator and of whole models on a GPU: python -m benchmarks.bench_gpu.
+"""Speed of the operator and of whole models on a GPU, beside their peers: make bench-gpu.
 
-Writes tables to benchmarks/results/DATE-gpu.md: for calls of the operator as in the encoder and in
-the decoder, and for full-size models with random weights, on one image and on --batch images.
-Everything is in GPU memory, and contestants take turns. A turn is --launches launches between two
-CUDA events; a figure is the median of --rounds turns, with the least and the most.
+Prints tables and writes them to benchmarks/results/DATE-gpu.md: calls of the operator as in the
+encoder and in the decoder; full-size models with random weights, alone and in batches; images/s of
+the service with the engine torch-cuda, relative to that of the engine. Contestants take turns, each
+in its process. What is not installed, or fails, is left out by name.
+
+Ctrl-C prints the table that is being measured. The same command continues with the next one, if it
+is the same day, machine and commit; --again measures everything anew.
 """
 
 import argparse
-import statistics
+import json
+import logging
+import os
+import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from datetime import date
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import onnx_ir as ir
 import torch
-from torch import Tensor
 
-from benchmarks.bench_op import CALLS, Call
-from benchmarks.one_node import Gpu, find_gpu, plan_of_node
+from benchmarks.bench_op import CALLS
+from benchmarks.contestant_process import ContestantProcess
+from benchmarks.engine_bundles import bundle_path
+from benchmarks.gpu_bundles import make_model_bundles
+from benchmarks.gpu_models import MODELS, ModelTask, open_model
+from benchmarks.gpu_models import YARDSTICK as MODEL_YARDSTICK
+from benchmarks.gpu_operator import OPERATORS, TYPES, OperatorTask, open_operator
+from benchmarks.gpu_operator import YARDSTICK as OPERATOR_YARDSTICK
+from benchmarks.gpu_rounds import Measured, Opener, measure
+from benchmarks.gpu_tables import model_table, operator_table
+from benchmarks.machine import describe_machine, today
 from bundle.atomic import write_atomically
-from bundle.layout import INPUTS, OPERATOR, PLUGIN_FORM, STANDARD_FORM
-from bundle.manifest import INPUT_SPECS
-from bundle.tensorrt_plan import BatchShape, ShapeProfile
-from engines.gpu.tensorrt_builder import BuildOptions, build_plan
-from engines.gpu.tensorrt_runtime import log_of, require
-from export.bundle_writer import smallest_side
-from export.graph.half_precision import write_half
-from export.graph.trace import export_graphs, write_graphs
-from model.configs import get_config
-from model.network.deformable_detr import DeformableDetr
-from model.network.inference import DetectionModel
-from model.network.ops.ms_deform_attn import ms_deform_attn
-from model.network.ops.reference import sampling_locations
 
 RESULTS = Path(__file__).parent / "results"
-VARIANTS = ("base", "refine", "two_stage")
+FOLDER = Path("build/bench/gpu")
+VARIANTS = ("two_stage", "base", "refine")
+PARTS = ("operator", "models", "served")
 HEIGHT, WIDTH = 800, 1066
-NOTES = """The operator: MSDeformAttn and PyTorch receive offsets and logits, and compute locations
-and softmax themselves. NVIDIA's plugin receives locations and weights, so its row does not count
-their computation; the row below it is PyTorch's time for that alone.
+SERVED = ("two_stage", "fp16")
+NOTES = """Medians of the rounds, with the least and the most in brackets; x: how many times faster
+than the first row.
 
-Models: from uint8 pixels to detections, in GPU memory; copies between host and GPU are not
-counted. MSDeformAttn and GridSample are the two forms of the graph."""
+Operator: inputs lie in several places in turn, which together are three times as large as the GPU's
+largest cache; launches are put into the queue before the first begins, and timed by CUDA's events.
+Rows without locations or softmax receive them, as their kernels do; the last row is the time for
+both in PyTorch. Errors are those of the output, against float64.
 
-Contestants = dict[str, Callable[[], object]]
-
-
-class Runner:
-    """A plan with its tensors in GPU memory; a call launches it in torch's stream."""
-
-    def __init__(self, gpu: Gpu, plan: bytes, *, inputs: Mapping[str, Tensor]) -> None:
-        runtime = gpu.trt.Runtime(log_of(gpu.trt))
-        self._trt = gpu.trt
-        self._engine = require(
-            gpu.trt, runtime.deserialize_cuda_engine(plan), call="deserialisation"
-        )
-        context = self._engine.create_execution_context()
-        self._context = require(gpu.trt, context, call="create_execution_context")
-        self.tensors = dict(inputs)
-        for name, tensor in inputs.items():
-            self._context.set_input_shape(name, tuple(tensor.shape))
-        for name in map(self._engine.get_tensor_name, range(self._engine.num_io_tensors)):
-            if name not in inputs:
-                dtype = getattr(torch, _torch_name(self._engine.get_tensor_dtype(name).name))
-                shape = tuple(self._context.get_tensor_shape(name))
-                self.tensors[name] = torch.empty(shape, dtype=dtype, device="cuda")
-            address = self.tensors[name].data_ptr()
-            require(gpu.trt, self._context.set_tensor_address(name, address), call=name)
-
-    def __call__(self) -> None:
-        stream = torch.cuda.current_stream().cuda_stream
-        require(self._trt, self._context.execute_async_v3(stream), call="execute_async_v3")
+Models: from images in the host's memory to detections there. The first row is float32 without TF32;
+half precision in PyTorch is by autocast. Same detections: the share of the first row's with the
+same class within half a pixel.
+"""
 
 
-def _torch_name(name: str) -> str:
-    return {"HALF": "float16", "FLOAT": "float32", "BF16": "bfloat16"}.get(name, name.lower())
+class Part(NamedTuple):
+    """Tables with the same contestants."""
+
+    opener: Opener
+    names: Sequence[str]
+    tasks: Sequence[Any]
+    table: Callable[[Measured], str]
+    prepare: Callable[[], None]
 
 
-def on_gpu(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies on the GPU."""
-    return {name: tensor.contiguous().cuda() for name, tensor in inputs.items()}
+class Kept:
+    """The tables of a day, which are kept as soon as they are whole."""
+
+    def __init__(self, path: Path, head: str, *, result: Path) -> None:
+        """Read the tables of the day so far; those under another head do not count.
+
+        Args:
+            head: what was measured with: machine, versions, settings.
+            result: the file for readers.
+        """
+        self._path, self._head, self._result = path, head, result
+        lines = path.read_text().splitlines() if path.exists() else []
+        self._rows: list[dict[str, str]] = [json.loads(line) for line in lines]
+
+    def __contains__(self, title: str) -> bool:
+        return any((row["head"], row["title"]) == (self._head, title) for row in self._rows)
+
+    def add(self, title: str, table: str) -> None:
+        """Keep a table, and write the file of results anew."""
+        row = {"head": self._head, "title": title, "table": table}
+        self._rows.append(row)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        parts = [f"# On a GPU, {today()}\n", NOTES]
+        for head in dict.fromkeys(row["head"] for row in self._rows):
+            parts.append(f"{head}\n")
+            parts += [row["table"] for row in self._rows if row["head"] == head]
+        write_atomically(self._result, "\n".join(parts).encode())
 
 
-def op_contestants(gpu: Gpu, call: Call, *, dtype: torch.dtype, scratch: Path) -> Contestants:
-    """Everything that computes the operator in a type."""
-    value, shapes, points, offsets, logits = call
-    ours = on_gpu(
-        {
-            "value": value.to(dtype),
-            "spatial_shapes": torch.tensor(shapes, dtype=torch.int32),
-            "reference_points": points,
-            "sampling_offsets": offsets.to(dtype),
-            "attention_logits": logits.to(dtype),
-        }
+def run_part(
+    part: Part,
+    kept: Kept,
+    *,
+    rounds: int,
+    start: Callable[..., ContestantProcess] = ContestantProcess,
+) -> bool:
+    """Measure the tables of a part that are not kept; False if that was interrupted."""
+    missing = [task for task in part.tasks if str(task) not in kept]
+    if not missing:
+        return True
+    part.prepare()
+    for measured in measure(part.opener, part.names, tasks=missing, rounds=rounds, start=start):
+        table = part.table(measured)
+        print(table, flush=True)
+        if not measured.is_whole:
+            return False
+        kept.add(str(measured.task), table)
+    return True
+
+
+def operator_parts(names: Sequence[str], device: str) -> Iterator[Part]:
+    """The operator in the encoder and in the decoder, in every type."""
+    for title in list(CALLS)[:2]:
+        tasks = [OperatorTask(title, dtype, device) for dtype in TYPES]
+        yield Part(open_operator, names, tasks, operator_table, lambda: None)
+
+
+def model_parts(
+    names: Sequence[str], *, variants: Sequence[str], batches: Sequence[int], device: str
+) -> Iterator[Part]:
+    """Every variant, in batches of these sizes."""
+    for variant in variants:
+        tasks = [
+            ModelTask(variant, batch, HEIGHT, WIDTH, device, FOLDER.absolute()) for batch in batches
+        ]
+        prepare = make_preparation(variant)
+        yield Part(open_model, names, tasks, model_table, prepare)
+
+
+def make_preparation(variant: str) -> Callable[[], None]:
+    """What makes the bundles of a variant."""
+    return lambda: make_model_bundles(FOLDER, variant)
+
+
+def measure_served(bundle: Path) -> str:
+    """The output of bench_service with torch-cuda on a bundle."""
+    command = [sys.executable, "-m", "benchmarks.bench_service", "--quick", "--bundle", str(bundle)]
+    environment = os.environ | {"DETR_ENGINE": "torch-cuda"}
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if result.returncode:
+        raise RuntimeError(f"bench_service ended with {result.returncode}")
+    return result.stdout
+
+
+def run_served(kept: Kept) -> None:
+    """Images/s of the service beside those of the engine."""
+    variant, precision = SERVED
+    title = f"served by torch-cuda, {variant}, {precision}"
+    if title in kept:
+        return
+    make_model_bundles(FOLDER, variant)
+    try:
+        shown = measure_served(bundle_path(FOLDER, variant, precision=precision).absolute())
+    except RuntimeError as error:
+        print(f"{title}: left out: {error}", file=sys.stderr)
+        return
+    table = f"## {title}\n\n{shown}"
+    print(table, flush=True)
+    kept.add(title, table)
+
+
+def chosen(names: Sequence[str], wanted: Sequence[str], *, yardstick: str) -> list[str]:
+    """The yardstick, and the contestants whose names contain one of these texts; else all."""
+    return [
+        name
+        for name in names
+        if not wanted or name == yardstick or any(text in name for text in wanted)
+    ]
+
+
+def describe_gpu() -> str:
+    """The GPU, and PyTorch's CUDA."""
+    found = torch.cuda.get_device_properties(0)
+    memory = f"{found.total_memory / 2**30:.0f} GiB, {found.multi_processor_count} multiprocessors"
+    return f"{found.name}, {memory}, compute capability {found.major}.{found.minor}, " + (
+        f"CUDA {torch.version.cuda}"
     )
-    batch, num_queries, num_heads = offsets.shape[:3]
-    output_shape = (batch, num_queries, num_heads * value.shape[-1])
-    plan = plan_of_node(gpu, ours, output_shape=output_shape, directory=scratch)
-    found: Contestants = {OPERATOR: Runner(gpu, plan, inputs=ours)}
-    if dtype != torch.bfloat16:  # NVIDIA's plugin does not take it
-        found |= _nvidia_contestants(gpu, ours, shapes, scratch)
-    others = (ours["reference_points"], ours["sampling_offsets"], ours["attention_logits"])
-
-    def reference() -> Tensor:
-        return ms_deform_attn(ours["value"], shapes, *others, backend="reference")
-
-    found["PyTorch, eager"] = reference
-    found["PyTorch, torch.compile"] = torch.compile(reference)
-    return found
 
 
-def _nvidia_contestants(
-    gpu: Gpu, ours: Mapping[str, Tensor], shapes: Sequence[tuple[int, int]], scratch: Path
-) -> Contestants:
-    """NVIDIA's plugin for the same call, and what has to be computed before it."""
-    points, offsets, logits = (
-        ours[name] for name in ("reference_points", "sampling_offsets", "attention_logits")
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.bench_gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-
-    def prepared() -> tuple[Tensor, Tensor]:
-        locations = sampling_locations(shapes, points, offsets).to(offsets.dtype)
-        return locations, logits.flatten(-2).softmax(-1).view_as(logits)
-
-    locations, weights = prepared()
-    starts = torch.tensor(shapes).prod(1).cumsum(0)
-    theirs = on_gpu(
-        {
-            "value": ours["value"],
-            "spatial_shapes": ours["spatial_shapes"],
-            "level_start_index": torch.tensor([0, *starts[:-1]], dtype=torch.int32),
-            "sampling_locations": locations,
-            "attention_weights": weights,
-        }
-    )
-    name = "MultiscaleDeformableAttnPlugin_TRT"
-    plan = plan_of_node(
-        gpu,
-        theirs,
-        output_shape=(*offsets.shape[:3], ours["value"].shape[-1]),
-        directory=scratch,
-        operator=name,
-        plugin_version=_version(gpu, name),
-    )
-    return {
-        "NVIDIA's plugin, without softmax and locations": Runner(gpu, plan, inputs=theirs),
-        "softmax and locations alone, PyTorch": prepared,
-    }
-
-
-def _version(gpu: Gpu, name: str) -> str:
-    """The newest version of one of NVIDIA's own plugins."""
-    gpu.trt.init_libnvinfer_plugins(log_of(gpu.trt), "")
-    creators = gpu.trt.get_plugin_registry().all_creators
-    versions = [creator.plugin_version for creator in creators if creator.name == name]
-    if not versions:
-        raise ValueError(f"TensorRT {gpu.trt.__version__} brings no plugin {name}")
-    return str(max(versions))
-
-
-def make_model(variant: str, scratch: Path) -> tuple[DetectionModel, dict[str, Path]]:
-    """A model with random weights, and its graphs by the name of their row; takes minutes."""
-    config = get_config(variant)
-    torch.manual_seed(0)
-    model = DetectionModel(DeformableDetr(config.model), config.preprocess)
-    model = model.eval().requires_grad_(False)
-    min_side = max(config.preprocess.min_side, smallest_side(config.model))
-    files = write_graphs(export_graphs(model, min_side=min_side), scratch)
-    graphs = {}
-    for form, name in ((PLUGIN_FORM, OPERATOR), (STANDARD_FORM, "GridSample")):
-        graphs[f"TensorRT, {name}, fp32"] = scratch / files[form]
-        graph = ir.load(scratch / files[form])
-        write_half(graph, "fp16")
-        path = graphs[f"TensorRT, {name}, fp16"] = scratch / f"{form}.fp16.onnx"
-        ir.save(graph, path, external_data=f"{path.name}.bin")
-    return model, graphs
-
-
-def model_contestants(
-    gpu: Gpu, model: DetectionModel, *, graphs: Mapping[str, Path], batch: int
-) -> Contestants:
-    """Plans of the graphs, launched and as CUDA graphs, and PyTorch."""
-    images = torch.randint(0, 256, (batch, HEIGHT, WIDTH, 3), dtype=torch.uint8)
-    mask = torch.zeros(batch, HEIGHT, WIDTH, dtype=torch.bool)
-    inputs = on_gpu(dict(zip(INPUTS, (images, mask), strict=True)))
-    shape = BatchShape(batch, HEIGHT, WIDTH)
-    profile = ShapeProfile(min=BatchShape(1, HEIGHT, WIDTH), opt=shape, max=shape)
-    found: Contestants = {}
-    for name, path in graphs.items():
-        plan = build_plan(
-            gpu.trt, path, inputs=INPUT_SPECS, options=BuildOptions((profile,), gpu.plugin)
-        )
-        runner = found[f"{name}, launched"] = Runner(gpu, plan, inputs=inputs)
-        found[f"{name}, CUDA graph"] = captured(runner)
-    model.cuda()
-    for name, run in (("eager", model), ("torch.compile", torch.compile(model))):
-        for is_half in (False, True):
-            row = f"PyTorch, {name}, {'fp16 autocast' if is_half else 'fp32'}"
-            found[row] = partial(run_torch, run, tuple(inputs.values()), is_half=is_half)
-    return found
-
-
-def run_torch(run: Callable[..., object], inputs: tuple[Tensor, ...], *, is_half: bool) -> object:
-    """A model of PyTorch."""
-    with torch.autocast("cuda", torch.float16, enabled=is_half):
-        return run(*inputs)
-
-
-def captured(run: Callable[[], object]) -> Callable[[], object]:
-    """The launches of `run` as a CUDA graph."""
-    run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
-
-
-@torch.inference_mode()
-def measure(them: Contestants, rounds: int, *, launches: int) -> dict[str, list[float]]:
-    """Milliseconds of a launch, in every round."""
-    times: dict[str, list[float]] = {name: [] for name in them}
-    torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream()):  # TensorRT is slower in the default stream
-        for number in range(rounds + 1):  # the first compiles and warms up
-            for name, run in them.items():
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                run()
-                start.record()
-                for _ in range(launches):
-                    run()
-                end.record()
-                end.synchronize()
-                if number:
-                    times[name].append(start.elapsed_time(end) / launches)
-    return times
-
-
-def table(title: str, times: Mapping[str, list[float]], *, images: int) -> str:
-    """A table with medians, spread, throughput and time relative to the first row."""
-    lines = [f"## {title}\n", "| | ms, median (least - most) | per second | x first row |"]
-    lines.append("|---|---|---|---|")
-    first = statistics.median(next(iter(times.values())))
-    for name, row in times.items():
-        median = statistics.median(row)
-        spread = f"{median:.3f} ({min(row):.3f} - {max(row):.3f})"
-        lines.append(f"| {name} | {spread} | {1000 * images / median:.1f} | {median / first:.2f} |")
-    return "\n".join([*lines, ""])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="images at once")
+    parser.add_argument("--rows", nargs="+", default=[], help="texts in the names of contestants")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each (default: 7)")
+    parser.add_argument("--again", action="store_true", help="measure what is there already")
+    return parser.parse_args()
 
 
 def main() -> int:
-    """Measure everything and write the file; if that is impossible, print why and return 1."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_gpu", description=__doc__)
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
-    parser.add_argument("--batch", type=int, default=8, help="images at once (default: 8)")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each (default: 15)")
-    parser.add_argument("--launches", type=int, default=20, help="in a turn (default: 20)")
-    arguments = parser.parse_args()
-    try:
-        gpu = find_gpu()
-        if not torch.cuda.is_available():
-            raise ValueError(f"torch {torch.__version__} has no CUDA; install a build that does")
-    except ValueError as error:
-        print(f"there is nothing to measure on: {error}", file=sys.stderr)
+    """Measure what is missing; 1 without a GPU, 130 if it was interrupted."""
+    arguments = parse_arguments()
+    if not torch.cuda.is_available():
+        print(
+            f"there is nothing to measure on: PyTorch {torch.__version__} finds no GPU; check "
+            "`nvidia-smi`, and that the name of PyTorch does not end in +cpu",
+            file=sys.stderr,
+        )
         return 1
-    device, today = gpu.cuda.device(), date.today().isoformat()
-    parts = [
-        f"# On a GPU, {today}\n",
-        f"{device.name}, compute capability {device.compute_capability}, TensorRT "
-        f"{gpu.trt.__version__}, torch {torch.__version__}; {arguments.rounds} rounds in turn of "
-        f"{arguments.launches} launches\n\n{NOTES}\n",
-    ]
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("benchmarks").setLevel(logging.INFO)
+    head = "; ".join(
+        (
+            describe_gpu(),
+            describe_machine(["torch"]),
+            f"{arguments.rounds} rounds",
+            f"rows: {' '.join(arguments.rows) or 'all'}",
+        )
+    )
+    print(head, flush=True)
+    path = FOLDER / f"{today()}.jsonl"
+    if arguments.again:
+        path.unlink(missing_ok=True)
+    kept = Kept(path, head, result=RESULTS / f"{today()}-gpu.md")
+    try:
+        return 0 if run(arguments, kept, device="cuda") else 130
+    except KeyboardInterrupt:  # between two tables
+        return 130
 
-    def add(title: str, them: Contestants, images: int = 1) -> None:
-        times = measure(them, arguments.rounds, launches=arguments.launches)
-        parts.append(table(title, times, images=images))
-        print(parts[-1], flush=True)
 
-    with tempfile.TemporaryDirectory() as scratch:
-        for title in list(CALLS)[:2]:
-            for dtype in (torch.float32, torch.float16, torch.bfloat16):
-                them = op_contestants(gpu, CALLS[title](), dtype=dtype, scratch=Path(scratch))
-                add(f"Operator, {title}, {str(dtype).removeprefix('torch.')}", them)
-    for variant in arguments.variants:
-        with tempfile.TemporaryDirectory() as scratch:
-            model, graphs = make_model(variant, Path(scratch))
-            for batch in (1, arguments.batch):
-                them = model_contestants(gpu, model, graphs=graphs, batch=batch)
-                add(f"{variant}, {batch} x {HEIGHT} x {WIDTH}", them, batch)
-    path = RESULTS / f"{today}-gpu.md"
-    write_atomically(path, "\n".join(parts).encode())
-    print(path)
-    return 0
+def run(arguments: argparse.Namespace, kept: Kept, *, device: str) -> bool:
+    """All parts; False if one was interrupted."""
+    operators = chosen(list(OPERATORS), arguments.rows, yardstick=OPERATOR_YARDSTICK)
+    models = chosen(list(MODELS), arguments.rows, yardstick=MODEL_YARDSTICK)
+    parts: list[Part] = []
+    if "operator" in arguments.parts:
+        parts += operator_parts(operators, device)
+    if "models" in arguments.parts:
+        parts += model_parts(
+            models, variants=arguments.variants, batches=arguments.batches, device=device
+        )
+    if not all(run_part(part, kept, rounds=arguments.rounds) for part in parts):
+        return False
+    if "served" in arguments.parts:
+        run_served(kept)
+    return True
 
 
 if __name__ == "__main__":

@@ -33,11 +33,15 @@ class Task(NamedTuple):
 
     def inputs(self, batch: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """A photograph: images (B, H, W, 3) uint8 and padding_mask (B, H, W) bool, all False."""
-        from export.judge.verify import photographs
-
-        photo = Image.fromarray(photographs()[0]).resize((self.width, self.height))
-        images = np.stack([np.asarray(photo)] * batch)
+        images = np.stack([resized_photograph(self.height, self.width)] * batch)
         return images, np.zeros(images.shape[:3], np.bool_)
+
+
+def resized_photograph(height: int, width: int) -> np.ndarray:
+    """A photograph of a size, (H, W, 3) uint8."""
+    from export.judge.verify import photographs
+
+    return np.asarray(Image.fromarray(photographs()[0]).resize((width, height)))
 
 
 def open_huggingface(task: Task, *, mode: str) -> Run:

@@ -51,7 +51,7 @@ def make_bundles(folder: Path, variant: str, *, precisions: Iterable[Precision])
 def _make_bundle(folder: Path, variant: Variant, precision: Precision) -> None:
     exact = bundle_path(folder, variant, precision="fp32")
     if precision == "fp32":
-        export_bundle(convert(_write_weights(folder, variant)), exact)
+        export_bundle(convert(write_huggingface_weights(folder, variant)), exact)
         return
     images = DigitsDataset("train", num_images=NUM_CALIBRATION_IMAGES)
     with staged(bundle_path(folder, variant, precision=precision)) as directory:
@@ -59,7 +59,7 @@ def _make_bundle(folder: Path, variant: Variant, precision: Precision) -> None:
         write_bundle(materials, directory, precision=precision).save()
 
 
-def _write_weights(folder: Path, variant: Variant) -> Path:
+def write_huggingface_weights(folder: Path, variant: Variant) -> Path:
     """Write the Hugging Face model's weights like a published file that users convert."""
     from benchmarks.huggingface_peer import build_peer, published_tensors  # if it is installed
 

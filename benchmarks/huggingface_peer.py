@@ -88,26 +88,27 @@ def published_tensors(model: DeformableDetrForObjectDetection) -> dict[str, Tens
 
 
 def open_peer(
-    model: DeformableDetrForObjectDetection, images: np.ndarray, *, mode: str
+    model: DeformableDetrForObjectDetection, images: np.ndarray, *, mode: str, device: str = "cpu"
 ) -> Callable[[], RawOutput]:
     """A function that runs the model on images (B, H, W, 3) uint8, normalised beforehand.
 
     Args:
-        mode: "fp32", "bf16" (autocast) or "compile" (inductor, float32).
+        mode: "fp32", "bf16" or "fp16" (autocast), or "compile" (inductor, float32).
+        device: of the model.
     """
     padding_mask = torch.zeros(images.shape[:3], dtype=torch.bool)
     pixels = normalise(torch.from_numpy(images), padding_mask, preprocess=Preprocess()).contiguous()
-    pixel_mask = (~padding_mask).long()
+    pixels, pixel_mask = pixels.to(device), (~padding_mask).long().to(device)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mode)
     network: Callable[..., Any] = torch.compile(model) if mode == "compile" else model
 
     def run() -> RawOutput:
-        half = torch.autocast("cpu", torch.bfloat16, enabled=mode == "bf16")
-        with torch.inference_mode(), half:
+        with torch.inference_mode(), torch.autocast(device, half, enabled=half is not None):
             output = network(pixel_values=pixels, pixel_mask=pixel_mask)
             found = decode_detections(
                 output.logits, output.pred_boxes, num_detections=NUM_DETECTIONS
             )
-        return RawOutput(*(part.numpy() for part in found))
+        return RawOutput(*(part.cpu().numpy() for part in found))
 
     return run
 

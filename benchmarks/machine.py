@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -21,10 +21,12 @@ def cpu_name() -> str:
 
 
 def describe_machine(packages: Sequence[str]) -> str:
-    """Processor, cores, and versions of Python, of these packages and of this project."""
-    versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    python = f"Python {platform.python_version()}"
-    return f"{cpu_name()}, {os.cpu_count()} cores; {python}, {versions}{_commit()}"
+    """Processor, cores, and versions of Python, of the packages that there are, of this project."""
+    versions = [f"Python {platform.python_version()}"]
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            versions.append(f"{package} {version(package)}")
+    return f"{cpu_name()}, {os.cpu_count()} cores; {', '.join(versions)}{_commit()}"
 
 
 def today() -> str:
