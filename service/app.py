@@ -86,6 +86,7 @@ def create_app(
     )
     app.state.settings = settings
     app.state.metrics = Metrics()
+    app.state.scrape = asyncio.Lock()  # held while the metrics are written
     app.state.traces = _open_traces(settings)
     memory = client_memory(settings)
     app.state.serving = Serving(

@@ -122,8 +122,9 @@ async def readyz(request: Request, response: Response) -> Health:
 )
 async def metrics(request: Request) -> Response:
     """Metrics in the text format of Prometheus."""
-    # In a thread: it takes several milliseconds.
-    content = await asyncio.to_thread(generate_latest, request.app.state.metrics.registry)
+    # In a thread, as it takes several milliseconds; one at a time, or many would starve the loop.
+    async with request.app.state.scrape:
+        content = await asyncio.to_thread(generate_latest, request.app.state.metrics.registry)
     return Response(content, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

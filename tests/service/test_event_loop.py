@@ -1,7 +1,9 @@
 """What takes long runs in threads, so that other requests are answered meanwhile."""
 
+import asyncio
 import base64
 import threading
+import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -69,6 +71,25 @@ async def test_metrics_are_written_off_the_loop(client: httpx.AsyncClient, watch
     assert response.status_code == 200
     assert len(threads) == 1
     assert threading.main_thread() not in threads
+
+
+async def test_metrics_are_written_once_at_a_time(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_writing = threading.Lock()
+    written = routes.generate_latest
+
+    def write_alone(registry: Any) -> bytes:
+        assert is_writing.acquire(blocking=False)
+        time.sleep(0.02)
+        is_writing.release()
+        return written(registry)
+
+    monkeypatch.setattr(routes, "generate_latest", write_alone)
+
+    responses = await asyncio.gather(*(client.get("/metrics") for _ in range(4)))
+
+    assert [response.status_code for response in responses] == [200] * 4
 
 
 async def test_tensors_in_json_are_written_off_the_loop(
