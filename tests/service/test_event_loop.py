@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import httpx
+import prometheus_client
 import pytest
 
 from service import detector, routes, routes_inference
@@ -77,7 +78,7 @@ async def test_metrics_are_written_once_at_a_time(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     is_writing = threading.Lock()
-    written = routes.generate_latest
+    written = prometheus_client.generate_latest
 
     def write_alone(registry: Any) -> bytes:
         assert is_writing.acquire(blocking=False)
