@@ -19,6 +19,7 @@ from service.names import did_you_mean
 
 MIB = 1024 * 1024
 PREFIX = "DETR_"
+SHORTEST_ADMIN_KEY = 8  # characters
 MAX_THREADS = 1024  # more is a slip, for which runtimes have no good message
 _MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # As browsers send it, in small letters: compared as text, any other would never match.
@@ -244,10 +245,7 @@ class Settings(BaseSettings):
     ] = ""
     admin_key: Annotated[
         SecretStr | None,
-        Field(
-            min_length=8,
-            description="Key for POST /admin/reload; without it, that path does not exist.",
-        ),
+        Field(description="Key for POST /admin/reload; without it, that path does not exist."),
     ] = None
     drain_delay_s: Annotated[
         float,
@@ -285,6 +283,16 @@ class Settings(BaseSettings):
         for proxy in split_commas(text):
             ip_network(proxy)
         return text
+
+    @field_validator("admin_key")
+    @classmethod
+    def _check_admin_key(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and len(key) < SHORTEST_ADMIN_KEY:
+            raise ValueError(
+                f"expected at least {SHORTEST_ADMIN_KEY} characters, got {len(key)}; "
+                "openssl rand -hex 32 makes a key"
+            )
+        return key
 
     @field_validator("cors_origins")
     @classmethod

@@ -148,7 +148,7 @@ async function look(shot) {
 /** What is known of the image that is shown. */
 function tell() {
   const isWaiting = current.answer === undefined && current.error === undefined;
-  $("drop").toggleAttribute("aria-busy", isWaiting);
+  $("drop").setAttribute("aria-busy", isWaiting);
   $("error").hidden = true;
   $("status").textContent = isWaiting ? `Looking at ${current.name} …` : current.took;
   if (current.error !== undefined) fail(current.error);

@@ -334,6 +334,7 @@ def test_a_port_in_use_is_reported(start: Start) -> None:
     ("name", "value", "message"),
     [
         ("port", "http", "DETR_PORT: .*, got 'http'"),
+        ("admin_key", "secret!", "DETR_ADMIN_KEY: expected at least 8 characters, got 7; "),
         ("max_queue", "1", "max_images .* must not be above max_queue"),
     ],
 )

@@ -183,6 +183,18 @@ def test_what_was_said_of_one_image_is_not_said_of_one_that_fails(
     expect(page.locator("#hint")).to_be_hidden()
 
 
+def test_an_image_is_busy_until_it_is_answered(page: Page, png_bytes: bytes) -> None:
+    held: list[Route] = []
+    page.route("**/detect?*", lambda route: held.append(route))
+    choose(page, "scene.png", png_bytes)
+    expect(page.locator("#drop[aria-busy=true]")).to_have_count(1)
+    expect(page.locator("#status")).to_have_text("Looking at scene.png …")
+
+    held[0].continue_()
+
+    expect(page.locator("#drop[aria-busy=false]")).to_have_count(1)
+
+
 def test_an_answer_that_is_not_of_the_service_is_told_by_its_status(
     page: Page, png_bytes: bytes
 ) -> None:
