@@ -138,7 +138,7 @@ def open_tensorrt(task: ModelTask, *, precision: str) -> Run:
     manifest = bundle.manifest
     form = form_for_tensorrt(manifest.graphs)
     shape = BatchShape(task.batch, task.height, task.width)
-    profiles = (ShapeProfile(min=shape, opt=shape, max=shape),)
+    profiles = (ShapeProfile(min=shape._replace(batch=1), opt=shape, max=shape),)
     TIMING_CACHE.parent.mkdir(parents=True, exist_ok=True)
     options = BuildOptions(profiles, gpu.plugin, timing_cache=TIMING_CACHE)
     plan = build_plan(gpu.trt, bundle.graph(form), inputs=manifest.inputs, options=options)

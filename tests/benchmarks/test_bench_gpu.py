@@ -2,28 +2,35 @@
 
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks import bench_op, gpu_operator
 from benchmarks.bench_gpu import Kept, Part, chosen, run_part
 from benchmarks.engine_bundles import bundle_path
 from benchmarks.gpu_bundles import checkpoint_path, make_model_bundles
+from benchmarks.gpu_clock import time_launches
 from benchmarks.gpu_models import AT_ONCE, YARDSTICK, ModelTask, open_model
 from benchmarks.gpu_operator import OPERATORS, OperatorTask, open_operator
 from benchmarks.gpu_rounds import Failed, Measured, Times, Turn, measure
 from benchmarks.gpu_tables import agreement, model_table, operator_table
+from bundle.layout import OPERATOR
 from bundle.manifest import Bundle
 from model.checkpoints.checkpoint_file import save_checkpoint
 from model.configs import get_config
 from model.network.deformable_detr import DeformableDetr
 from model.network.ops.ms_deform_attn import ms_deform_attn
-from plugins import cpu_kernels
+from plugins import cpu_kernels, library
+from tests.export.graph.test_tensorrt_plan import FakeWithOp
+from tests.fake_cuda import FakeCuda
 
 DEMO = Path(__file__).parents[2] / "bundles" / "demo"
 needs_kernels = pytest.mark.skipif(
@@ -185,6 +192,114 @@ def test_operators_that_run_here_are_timed_and_the_others_named(
     assert "No module named" in lines["the authors' kernel, without softmax and locations"]
 
 
+def attend_at(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """What kernels of others compute, which receive locations and weights."""
+    levels, parts = value.split(shapes.prod(1).tolist(), 1), []
+    for level, (height, width) in enumerate(shapes.tolist()):
+        maps = levels[level].permute(0, 2, 3, 1).flatten(0, 1).unflatten(-1, (height, width))
+        grids = 2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1
+        shares = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
+        sampled = torch.nn.functional.grid_sample(maps, grids, align_corners=False)
+        parts.append((sampled * shares).sum(-1))
+    return sum(parts[1:], parts[0]).unflatten(0, (len(value), -1)).permute(0, 3, 1, 2).flatten(2)
+
+
+class AuthorsModule(ModuleType):
+    """The functions of the authors' module."""
+
+    def ms_deform_attn_forward(self, *arguments: Any) -> Tensor:
+        value, shapes, starts, locations, weights, step = arguments
+        assert (starts.tolist(), step) == ([0, 48, 60, 64], 64)
+        return attend_at(value, shapes, locations, weights)
+
+    def ms_deform_attn_backward(self, *arguments: Any) -> tuple[Tensor, ...]:
+        value, shapes, _, locations, weights, gradient, _ = arguments
+        leaves = [tensor.detach().requires_grad_() for tensor in (value, locations, weights)]
+        with torch.enable_grad():
+            output = attend_at(leaves[0], shapes, *leaves[1:])
+        return torch.autograd.grad(output, leaves, gradient)
+
+
+class DeformopsModule(ModuleType):
+    """What is used of deformops.registry."""
+
+    Backend = SimpleNamespace(CUDA="cuda", TRITON="triton")
+
+    def msda(self, *arguments: Any, method: str, backend: str) -> Tensor:
+        value, shapes, _, locations, logits = arguments
+        assert (method, backend) == ("softmax", "triton")
+        weights = logits.softmax(-1).unflatten(-1, locations.shape[3:5])
+        return attend_at(value, shapes, locations, weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        (
+            "the authors' kernel, without softmax and locations",
+            AuthorsModule("MultiScaleDeformableAttention"),
+        ),
+        ("deformops, Triton, without locations", DeformopsModule("deformops.registry")),
+    ],
+)
+def test_kernels_of_others_are_given_what_they_take(
+    monkeypatch: pytest.MonkeyPatch, name: str, module: ModuleType
+) -> None:
+    monkeypatch.setattr(bench_op, "PYRAMID", ((6, 8), (3, 4), (2, 2), (1, 1)))
+    monkeypatch.setattr(gpu_operator, "LAUNCHES", 1)
+    monkeypatch.setitem(sys.modules, "deformops", ModuleType("deformops"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    turn, about = open_operator(name, OperatorTask("decoder, 300 queries", "fp32", "cpu"))
+
+    assert about["error"] < 1e-5
+    assert turn().keys() == {"forward", "both"}
+
+
+class FakeEvent:
+    """An event of a GPU on which a launch takes 2 ms; `log` has what was done."""
+
+    log: ClassVar[list[str]] = []
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.log.append("event")
+
+    def synchronize(self) -> None:
+        self.log.append("wait")
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        return 2.0 * 3
+
+
+def test_launches_on_a_gpu_are_queued_before_the_first_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = FakeEvent.log
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append("sleep"))
+
+    ms = time_launches(lambda number: log.append(str(number)), 3, device="cuda")
+
+    assert ms == 2.0
+    assert log == ["0", "sleep", "event", "0", "1", "2", "event", "wait"]
+
+
+def test_there_are_more_inputs_than_a_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_op, "PYRAMID", ((6, 8), (3, 4), (2, 2), (1, 1)))
+    task = OperatorTask("decoder, 300 queries", "fp16", "cpu")
+    size = sum(part.nbytes for part in task.call() if isinstance(part, Tensor))
+    monkeypatch.setattr(gpu_operator, "memory_of_caches", lambda device: 2 * size)
+
+    calls = task.calls()
+
+    assert len(calls) == 6
+    assert len({call.value.data_ptr() for call in calls}) == 6
+    assert torch.equal(calls[0].offsets, calls[5].offsets)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The demo's bundle, and a checkpoint of its size with random weights."""
@@ -236,3 +351,22 @@ def test_tensorrt_is_left_out_where_there_is_none(folder: Path) -> None:
 
     with pytest.raises(ValueError, match=r"nvidia-smi|tensorrt"):
         open_model("**TensorRT, fp32**", task)
+
+
+def test_tensorrt_runs_a_plan_for_batches_of_this_size(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = FakeCuda()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeWithOp(cuda))
+    (folder / library.TENSORRT_PLUGIN).write_text(OPERATOR)
+    monkeypatch.setattr(library, "FOLDER", folder)
+    monkeypatch.setattr("export.graph.tensorrt_plan.TIMING_CACHE", folder / "timing.cache")
+    task = ModelTask("two_stage", 2, 64, 96, "cpu", folder)
+
+    turn, about = open_model("**TensorRT, fp32**", task)
+    _, expected = open_model("**torch-cuda, fp32**", task)
+
+    assert turn()["run"] > 0
+    same, error = agreement(expected["output"], about["output"], task=task)
+    assert (same, error < 1e-4) == (1.0, True)
