@@ -252,3 +252,12 @@ def test_onnx_runtime_says_that_it_has_no_streams(
 
     assert engine.info.streams == 1
     assert "no throughput mode" in caplog.text
+
+
+@pytest.mark.parametrize("module", ["engines.cpu.onnxruntime_engine", "export.graph.emulation"])
+def test_onnx_runtime_writes_nothing_that_it_could_send(module: str, tmp_path: Path) -> None:
+    environment = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    subprocess.run([sys.executable, "-c", f"import {module}"], env=environment, check=True)
+
+    assert list(tmp_path.iterdir()) == []
