@@ -20,6 +20,7 @@ from service.names import did_you_mean
 MIB = 1024 * 1024
 PREFIX = "DETR_"
 SHORTEST_ADMIN_KEY = 8  # characters
+LONGEST_STOP_S = 86_400  # a day; Python cannot sleep for 1e20 s
 MAX_THREADS = 1024  # more is a slip, for which runtimes have no good message
 _MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # As browsers send it, in small letters: compared as text, any other would never match.
@@ -251,6 +252,7 @@ class Settings(BaseSettings):
         float,
         Field(
             ge=0,
+            le=LONGEST_STOP_S,
             description="Seconds after SIGTERM during which /readyz is red but requests are still "
             "accepted, so that a load balancer can react first.",
         ),
@@ -259,6 +261,7 @@ class Settings(BaseSettings):
         float,
         Field(
             gt=0,
+            le=LONGEST_STOP_S,
             description="Longest time in seconds to wait for requests in flight when stopping.",
         ),
     ] = 30.0

@@ -371,3 +371,9 @@ def test_a_time_without_an_end_is_refused(value: str) -> None:
 def test_more_threads_than_any_machine_has_are_refused(name: str) -> None:
     with pytest.raises(ValidationError, match="less than or equal to 1024"):
         Settings.model_validate({name: 1025})
+
+
+@pytest.mark.parametrize("name", ["drain_delay_s", "drain_timeout_s"])
+def test_a_stop_that_takes_longer_than_a_day_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="less than or equal to 86400"):
+        Settings.model_validate({name: 1e20})
