@@ -73,8 +73,9 @@ def main() -> None:
             run = with_ray(1, num_cpus=args.cpus, worker=worker)
             detect_all(job, chunks, out=str(folder / f"out{number}"), run=run)
             after = bare_images_per_s(engine, [image], seconds=5.0)
-            parts = sorted((folder / f"out{number}" / PARTS).iterdir())
-            seconds = parts[-1].stat().st_mtime - parts[0].stat().st_mtime
+            # Not in the order of their names: Ray may begin with any chunk.
+            times = [part.stat().st_mtime for part in (folder / f"out{number}" / PARTS).iterdir()]
+            seconds = max(times) - min(times)
             done_per_s = (args.chunks - 1) * CHUNK_SIZE / seconds
             shares.append(2 * done_per_s / (before + after))
             print(f"bare {before:.1f} and {after:.1f}, bulk {done_per_s:.1f} images/s", flush=True)

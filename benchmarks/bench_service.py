@@ -319,13 +319,17 @@ def run(
         loads = [Load(count) for count in sorted({1, 8, largest, 2 * largest, 4 * largest})]
         loads += [Load(share=share) for share in OPEN_SHARES]
         for name in random.sample(list(servers), len(servers)):
-            with running(servers[name], served) as (port, group):
-                for load in loads:
-                    before_s = cpu_seconds(group)
-                    sample = load.measure(port, capacity, seconds=seconds, body=body)
-                    cpu_ms = (cpu_seconds(group) - before_s) * 1e3 / max(1, sample.num_answered)
-                    found = Measured(sample, sample.images_per_s / capacity, cpu_ms)
-                    measured.setdefault((load, name), []).append(found)
+            try:
+                with running(servers[name], served) as (port, group):
+                    for load in loads:
+                        before_s = cpu_seconds(group)
+                        sample = load.measure(port, capacity, seconds=seconds, body=body)
+                        cpu_ms = (cpu_seconds(group) - before_s) * 1e3 / max(1, sample.num_answered)
+                        found = Measured(sample, sample.images_per_s / capacity, cpu_ms)
+                        measured.setdefault((load, name), []).append(found)
+            except TimeoutError as error:  # a peer that lacks a package, for example
+                print(f"{name} is left out: {error}", flush=True)
+                del servers[name]
     print(f"JPEG of {len(jpeg)} bytes; bare engine, images/s by batch size:")
     speeds = {size: [found[size] for found in bare] for size in bare[0]}
     print("  " + ", ".join(f"{size}: {spread(found)}" for size, found in speeds.items()))
