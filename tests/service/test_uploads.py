@@ -228,7 +228,7 @@ async def test_a_client_that_leaves_while_it_sends_is_not_an_error_of_the_servic
 
     metrics = (await client.get("/metrics")).text
     assert 'detr_rejects_total{code="client_gone"} 1.0' in metrics
-    assert "internal_error" not in metrics
+    assert 'detr_rejects_total{code="internal_error"} 0.0' in metrics
     assert "Traceback" not in caplog.text
 
 
