@@ -156,6 +156,18 @@ def test_the_answer_in_the_readme_is_from_the_demo_bundle():
     assert json.loads(answer)["model"]["version"] == version
 
 
+def test_every_bundle_of_the_repository_is_listed_with_its_ap():
+    listed = re.findall(r"^\| `(\w+)` \|.*\| AP ([\d.]+), AP50 ([\d.]+) \|$",
+                        text("bundles/README.md"), flags=re.M)  # fmt: skip
+    manifests = [Manifest.load(path.parent) for path in (ROOT / "bundles").glob("*/manifest.json")]
+
+    assert sorted(listed) == sorted(
+        (one.name, f"{one.metrics['AP']:.3f}", f"{one.metrics['AP50']:.3f}") for one in manifests
+    )
+    served = dict(part.split("=") for part in re.findall(r"(\w+=bundles/\w+)", text("Makefile")))
+    assert served == {one.name: f"bundles/{one.name}" for one in manifests}
+
+
 def test_the_python_page_runs_as_it_is_written():
     (program,) = re.findall(r"```python\n(.*?)```", text("docs/python.md"), flags=re.S)
 

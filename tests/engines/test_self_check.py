@@ -27,6 +27,21 @@ def right(toy_bundle: Path) -> OnnxRuntimeEngine:
     return OnnxRuntimeEngine(Bundle.load(toy_bundle), threads=1)
 
 
+@pytest.mark.parametrize("bundle", ["demo", "bccd"])
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_the_bundles_of_the_repository_give_their_known_answers(
+    tmp_path: Path, bundle: str, name: EngineName
+) -> None:
+    copy = shutil.copytree(  # engines keep what they compiled in it
+        Path("bundles", bundle), tmp_path / bundle, ignore=shutil.ignore_patterns("cache")
+    )
+    loaded = Bundle.load(copy)
+
+    outcomes, _ = require_known_answers(open_engine(loaded, engine=name, threads=1), loaded)
+
+    assert len(outcomes) >= 3
+
+
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_engines_of_a_cpu_give_the_known_answers(toy_bundle: Path, name: EngineName) -> None:
     bundle = Bundle.load(toy_bundle)
