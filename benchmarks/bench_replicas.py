@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from benchmarks.bench_service import apart, make_body, make_bundle, spread
+from benchmarks.bench_service import make_body, make_bundle, spread
+from benchmarks.contestant_process import apart
 from benchmarks.http_clients import Sample, measure
 from benchmarks.replicas import mock_replica, proxy, replica_host, wait_until_ready
 

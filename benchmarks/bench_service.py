@@ -28,19 +28,20 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import uvicorn
 from PIL import Image
 
+from benchmarks.contestant_process import apart
 from benchmarks.http_clients import BOUNDARY, Sample, measure, measure_open
-from benchmarks.machine import describe_machine, today
+from benchmarks.machine import cpu_seconds, describe_machine, today
 from benchmarks.mock_engine import MAX_BATCH_SIZE, PREPROCESS, MockEngine, as_json
 from benchmarks.service_ratios import print_ratios
 from bundle.detect import make_batch
@@ -52,10 +53,9 @@ from engines.base import Engine
 from service.settings import Settings
 from service.startup import open_served
 
+OURS = "detr-serve"
 OPEN_SHARES = (0.5, 0.8, 1.0, 2.0)  # of what the bare engine can do
 START_S = 300  # for a server to start: a large model on a GPU is run at every size
-
-Result = TypeVar("Result")
 
 
 class Served(NamedTuple):
@@ -194,27 +194,10 @@ def wait_until_answering(port: int, process: BaseProcess) -> None:
     raise TimeoutError(f"nothing detects at port {port}")
 
 
-def cpu_seconds(group: int) -> float:
-    """The CPU time of all processes of a group so far."""
-    num_ticks = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[2]) == group:
-                num_ticks += sum(map(int, fields[11:15]))  # its own, and of children that ended
-    return num_ticks / os.sysconf("SC_CLK_TCK")
-
-
 def lead_group(serve: Callable[[int, Served], None], port: int, *, served: Served) -> None:
     """Serve as the leader of a process group, so that the whole group can be ended."""
     os.setpgrp()
     serve(port, served)
-
-
-def apart(function: Callable[[], Result], *, timeout_s: float) -> Result:
-    """Call a function in a separate process."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function).result(timeout_s)
 
 
 def make_body() -> tuple[bytes, bytes]:
@@ -262,7 +245,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         served = Served(args.bundle or Path(directory) / "mock", is_real=args.bundle is not None)
-        servers: dict[str, Callable[[int, Served], None]] = {"detr-serve": serve_ours}
+        servers: dict[str, Callable[[int, Served], None]] = {OURS: serve_ours}
         if not served.is_real:
             make_bundle(served.directory)
             servers["FastAPI, no batching"] = serve_plain_fastapi
@@ -301,6 +284,30 @@ class Measured(NamedTuple):
     cpu_ms: float  # of the server, for each image that it answered
 
 
+def measure_server(
+    served: Served,
+    serve: Callable[[int, Served], None],
+    *,
+    loads: Sequence[Load],
+    capacity: float,
+    seconds: float,
+    body: bytes,
+) -> dict[Load, Measured]:
+    """Start a server and put every load on it.
+
+    Raises:
+        TimeoutError: it does not start, or its clients do not end.
+    """
+    found = {}
+    with running(serve, served) as (port, group):
+        for load in loads:
+            before_s = cpu_seconds(group)
+            sample = load.measure(port, capacity, seconds=seconds, body=body)
+            cpu_ms = (cpu_seconds(group) - before_s) * 1e3 / max(1, sample.num_answered)
+            found[load] = Measured(sample, sample.images_per_s / capacity, cpu_ms)
+    return found
+
+
 def run(
     servers: dict[str, Callable[[int, Served], None]],
     served: Served,
@@ -318,18 +325,20 @@ def run(
         capacity, largest = max(bare[-1].values()), max(bare[-1])
         loads = [Load(count) for count in sorted({1, 8, largest, 2 * largest, 4 * largest})]
         loads += [Load(share=share) for share in OPEN_SHARES]
+        put_loads = partial(
+            measure_server, served, loads=loads, capacity=capacity, seconds=seconds, body=body
+        )
         for name in random.sample(list(servers), len(servers)):
             try:
-                with running(servers[name], served) as (port, group):
-                    for load in loads:
-                        before_s = cpu_seconds(group)
-                        sample = load.measure(port, capacity, seconds=seconds, body=body)
-                        cpu_ms = (cpu_seconds(group) - before_s) * 1e3 / max(1, sample.num_answered)
-                        found = Measured(sample, sample.images_per_s / capacity, cpu_ms)
-                        measured.setdefault((load, name), []).append(found)
+                found = put_loads(servers[name])
             except TimeoutError as error:  # a peer that lacks a package, for example
+                if name == OURS:
+                    raise
                 print(f"{name} is left out: {error}", flush=True)
                 del servers[name]
+                continue
+            for load, one in found.items():
+                measured.setdefault((load, name), []).append(one)
     print(f"JPEG of {len(jpeg)} bytes; bare engine, images/s by batch size:")
     speeds = {size: [found[size] for found in bare] for size in bare[0]}
     print("  " + ", ".join(f"{size}: {spread(found)}" for size, found in speeds.items()))
@@ -346,7 +355,7 @@ def run(
             {
                 load.num_clients: [one.sample for one in found]
                 for (load, name), found in measured.items()
-                if name == "detr-serve" and load.num_clients
+                if name == OURS and load.num_clients
             },
             jpeg,
         )

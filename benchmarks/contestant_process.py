@@ -3,9 +3,12 @@
 import multiprocessing
 import signal
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 
 class ContestantProcess:
@@ -60,3 +63,9 @@ def _answer(
         while True:
             pipe.recv()
             pipe.send(function())
+
+
+def apart(function: Callable[[], Result], *, timeout_s: float) -> Result:
+    """Call a function in a separate process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function).result(timeout_s)

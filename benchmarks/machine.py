@@ -41,3 +41,14 @@ def _commit() -> str:
         found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         return f", commit {found.stdout.strip()}"
     return ""
+
+
+def cpu_seconds(group: int) -> float:
+    """The CPU time of all processes of a group so far."""
+    num_ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group:
+                num_ticks += sum(map(int, fields[11:15]))  # its own, and of children that ended
+    return num_ticks / os.sysconf("SC_CLK_TCK")
