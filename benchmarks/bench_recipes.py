@@ -1,7 +1,8 @@
 """What the recipes beyond the paper gain: python -m benchmarks.bench_recipes --data DIR.
 
-Trains `small` as it is, and with one setting changed, each for the same CPU time of one process
-that also loads its images. The learning rate falls to zero within that time. AP is that of the
+Trains `small`, or another configuration, as it is and with one setting changed, each for the same
+CPU time of one process that also loads its images. `--config demo` draws its own images, so it has
+no augmentation to change. The learning rate falls to zero within that time. AP is that of the
 last weights, not of the best epoch.
 
 The table is printed after every run. Finished runs are kept in OUT and not repeated, and an
@@ -25,7 +26,7 @@ from model.evaluation.epoch_table import CSV_FILE, read_epochs
 from model.overrides import load_config
 from model.training.loop import train
 
-PLAIN = "small, as it is"
+PLAIN = "as it is"
 RECIPES = {
     PLAIN: "",
     "contrastive denoising": "model.denoising_queries=60",
@@ -45,10 +46,16 @@ COLUMNS = ("recipe", "seed", "epochs", "AP", "AP50")
 Row = dict[str, str]
 
 
+def recipes_for(config_name: str) -> list[str]:
+    """The recipes that this configuration can be trained with."""
+    is_augmented = load_config(config_name)[0].augment is not None
+    return [name for name in RECIPES if is_augmented or not RECIPES[name].startswith("augment.")]
+
+
 def measure(recipe: str, seed: int, *, args: argparse.Namespace) -> Row:
     """Train one run, or what is left of it, and return its row."""
     fixed = f"minutes={args.minutes} num_workers=0 num_threads=1 seed={seed}"
-    config, _ = load_config("small", [args.set, RECIPES[recipe], fixed])
+    config, _ = load_config(args.config, [args.set, RECIPES[recipe], fixed])
     out_dir = args.out / f"{recipe} {seed}".replace(",", "").replace(" ", "-")
     data = open_data(config, args.data)
     if train(config, data, out_dir=out_dir, clock=time.process_time) != 0:
@@ -111,19 +118,22 @@ def _append(path: Path, row: Row) -> None:
 def main() -> None:
     """Measure what is missing, all recipes with one seed before the next, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_recipes", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="directory of a data set")
+    parser.add_argument("--config", default="small", help="configuration to change")
+    parser.add_argument("--data", type=Path, help="directory of a data set; not for demo")
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
     parser.add_argument("--minutes", type=float, default=20, help="CPU time of each run")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", default="", help="settings of all runs: 'FIELD=VALUE ...'")
     args = parser.parse_args()
     log_messages()
+    recipes = recipes_for(args.config)
     path = args.out / "results.csv"
-    settings = f"data {args.data.name}, CPU minutes of a run {args.minutes:g}; {args.set}"
+    data = args.data.name if args.data else "digits"
+    settings = f"{args.config}, data {data}, CPU minutes of a run {args.minutes:g}; {args.set}"
     rows = _finished(path, settings)
     done = {(row["recipe"], row["seed"]) for row in rows}
     for seed in range(args.seeds):
-        for recipe in [name for name in RECIPES if (name, str(seed)) not in done]:
+        for recipe in [name for name in recipes if (name, str(seed)) not in done]:
             rows.append(measure(recipe, seed, args=args))
             _append(path, rows[-1])
             machine = f"{describe_machine(['torch'])}, load {os.getloadavg()[0]:.1f}"

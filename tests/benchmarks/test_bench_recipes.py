@@ -2,12 +2,12 @@
 
 import pytest
 
-from benchmarks.bench_recipes import PLAIN, RECIPES, table
+from benchmarks.bench_recipes import PLAIN, RECIPES, recipes_for, table
 from model.overrides import load_config
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
-def test_every_recipe_but_the_plain_one_changes_a_setting_of_small(recipe):
+def test_every_recipe_but_the_plain_one_changes_a_setting(recipe):
     _, changes = load_config("small", [RECIPES[recipe]])
 
     assert len(changes) == (recipe != PLAIN)
@@ -26,3 +26,9 @@ def test_a_recipe_is_compared_with_plain_runs_of_its_seeds():
     assert lines[3].startswith("| hybrid matching | `model.one_to_many_queries=120` | 1 |")
     assert lines[3].endswith("|  |")  # no plain run has its seed
     assert lines[4].endswith("| 2 | 9 | 0.320 | 0.500 | +0.010, -0.010 |")
+
+
+def test_a_configuration_without_augmentation_has_no_recipes_of_augmentation():
+    assert set(recipes_for("small")) == set(RECIPES)
+    assert "contrastive denoising" in recipes_for("demo")
+    assert "mosaic" not in recipes_for("demo")
