@@ -86,6 +86,16 @@ def choose_precision(manifest: Manifest, possible: Collection[str]) -> str:
     return "fp32"
 
 
+def graph_precision(manifest: Manifest, graph: str) -> str:
+    """What a graph of this form computes in where the graph alone decides, which is on a GPU."""
+    if manifest.precision not in ("fp16", "bf16") or graph == HALF_FORM:
+        return manifest.precision
+    logger.warning(
+        "the bundle has no graph in %s and runs in fp32; export it again", manifest.precision
+    )
+    return "fp32"
+
+
 def float_type_of(precision: str, graph: str) -> str:
     """What a graph of this precision and form computes floats in, unless the engine chooses."""
     if precision not in ("int8", "fp8"):

@@ -152,8 +152,8 @@ def open_splits(
 
 
 def _write_bf16(copy: Bundle, materials: Materials) -> Bundle:
-    """CPU engines compute unchanged graphs in bf16; a plan needs a graph with casts."""
-    return copy if materials.planner is None else add_half_graph(copy, "bf16")
+    """OpenVINO computes unchanged graphs in bf16; engines on a GPU need a graph with casts."""
+    return add_half_graph(copy, "bf16")
 
 
 def _write_int8(copy: Bundle, materials: Materials) -> Bundle:

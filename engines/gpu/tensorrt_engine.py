@@ -21,7 +21,7 @@ from bundle.layout import PLUGIN_FORM
 from bundle.manifest import Manifest
 from bundle.postprocess import RawOutput
 from bundle.tensorrt_plan import BatchShape, ShapeProfile, max_batch
-from engines.base import EngineFailure, EngineInfo, float_type_of
+from engines.base import EngineFailure, EngineInfo, float_type_of, graph_precision
 from engines.gpu.cuda import MIB, Cuda, CudaError, Device, DeviceMemory, Stream
 from engines.gpu.tensorrt_buffers import Buffers
 from engines.gpu.tensorrt_contexts import Lanes
@@ -78,8 +78,9 @@ class TensorRTEngine:
             self.close()
             raise
         self._measure_memory(before=device, now=cuda.device())
+        precision = graph_precision(manifest, graph)
         self.info = EngineInfo(
-            *("tensorrt", manifest.precision, float_type_of(manifest.precision, graph), graph),
+            *("tensorrt", precision, float_type_of(precision, graph), graph),
             threads=1,
             streams=1,
         )

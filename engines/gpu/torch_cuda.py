@@ -24,8 +24,8 @@ from engines.base import (
     EngineFailure,
     EngineInfo,
     check_names,
-    choose_precision,
     float_type_of,
+    graph_precision,
     reason,
 )
 from engines.gpu.tensorrt_tensors import dims_of
@@ -227,9 +227,8 @@ def _form_and_precision(bundle: Bundle) -> tuple[str, str]:
             f"{bundle.directory}: torch-cuda does not compute in {manifest.precision}; export with "
             "PRECISION=fp16, bf16 or fp32, or serve with another DETR_ENGINE"
         )
-    if HALF_FORM in manifest.graphs:
-        return HALF_FORM, manifest.precision
-    return PLUGIN_FORM, choose_precision(manifest, ("fp32",))
+    form = HALF_FORM if HALF_FORM in manifest.graphs else PLUGIN_FORM
+    return form, graph_precision(manifest, form)
 
 
 def _explain(error: RuntimeError) -> str:

@@ -79,6 +79,18 @@ def test_images_smaller_than_every_profile_are_padded_up(
     assert_alike(engine.run(images, padding_mask), expected)
 
 
+def test_a_plan_of_a_graph_in_float32_does_not_pass_for_bf16(
+    bundle: Path, trt: FakeTensorRT, caplog: pytest.LogCaptureFixture
+) -> None:
+    Bundle.load(bundle).with_manifest(precision="bf16").save()
+
+    engine = load(bundle, trt)
+    engine.close()
+
+    assert engine.info.precision == engine.info.float_type == "fp32"
+    assert "the bundle has no graph in bf16 and runs in fp32; export it again" in caplog.messages
+
+
 def test_an_answer_outlives_the_next_run(engine: TensorRTEngine) -> None:
     first = engine.run(*batch_of((64, 96)))
     kept = [array.copy() for array in first]

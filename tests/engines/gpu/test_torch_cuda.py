@@ -24,8 +24,9 @@ from engines.gpu.torch_device import Cpu
 from engines.guard import guard
 from engines.load import GpuOptions, open_engine
 from engines.self_check import require_known_answers
-from export.graph.half_precision import add_half_graph
 from export.judge.verify import difference
+from export.precisions import Materials
+from export.recipe import write_bundle
 from plugins import cpu_kernels
 from tests.engines.gpu.late_device import LateDevice
 
@@ -57,13 +58,10 @@ def engine(demo: Bundle) -> Iterator[Engine]:
 
 @pytest.fixture
 def in_precision(demo: Bundle, tmp_path: Path) -> Callable[[Precision], Bundle]:
-    """The demo with a graph in a precision."""
+    """The demo as it is exported in a precision, without a GPU."""
 
     def write(precision: Precision) -> Bundle:
-        directory = tmp_path / precision
-        shutil.copytree(DEMO, directory, ignore=shutil.ignore_patterns("cache"))
-        copy = Bundle(directory, demo.manifest).with_manifest(precision=precision)
-        return add_half_graph(copy, precision).save()
+        return write_bundle(Materials(demo), tmp_path / precision, precision=precision).save()
 
     return write
 
@@ -113,7 +111,7 @@ def test_a_precision_without_its_graph_is_replaced_and_said(
     engine = open_on_cpu(demo.with_manifest(precision="bf16"))
 
     assert engine.info.precision == "fp32"
-    assert caplog.messages == ["bf16 is not possible here: the bundle runs in fp32"]
+    assert caplog.messages == ["the bundle has no graph in bf16 and runs in fp32; export it again"]
 
 
 def test_int8_is_refused(demo: Bundle) -> None:
