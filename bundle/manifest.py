@@ -22,6 +22,7 @@ from bundle.layout import (
     OUTPUTS,
     PADDING_MASK,
 )
+from bundle.model_name import to_model_name
 from bundle.preprocess import Preprocess
 from bundle.regular_file import require_file
 from bundle.tensorrt_plan import TensorRTPlan
@@ -77,7 +78,7 @@ class Manifest(_Frozen):
     """The content of `manifest.json`; paths are relative to it and use forward slashes."""
 
     format_version: Literal[3] = FORMAT_VERSION
-    name: str
+    name: Annotated[str, AfterValidator(to_model_name)]
     variant: Literal["base", "refine", "two_stage"]
     precision: Precision = "fp32"  # what the engine computes in
     graphs: dict[str, str]  # form -> file; see `bundle.layout`

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from bundle.manifest import Precision
+from bundle.model_name import NAME_RULE, is_model_name
 from bundle.terminal import log_messages, printable
 from engines.base import EngineFailure
 from export.graph.tensorrt_plan import SHAPE_FORMAT, find_planner
@@ -50,12 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if len(written) == len(args.precision) else 1
 
 
+def _name(text: str) -> str:
+    if not is_model_name(text):
+        raise argparse.ArgumentTypeError(f"{NAME_RULE}; got {text!r}")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export", description=main.__doc__)
     parser.add_argument("checkpoint", type=Path, help="NAME.safetensors")
     parser.add_argument("--out", type=Path, required=True, help="directory of the bundle")
     parser.add_argument(
-        "--name", help="name of the model; default: that of its data set, else of its file"
+        "--name",
+        type=_name,
+        help="name of the model; default: that of its data set, else of its file",
     )
     parser.add_argument(
         "--samples",

@@ -55,10 +55,9 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,  # service.boundary writes that line
                 server_header=False,
-                http=bounded_protocol(settings, app.state.metrics),
+                http=bounded_protocol(settings, app.state.metrics, labels=app.state.labels),
                 ws="none",
-                proxy_headers=bool(settings.trusted_proxies),
-                forwarded_allow_ips=settings.trusted_proxies,
+                proxy_headers=False,  # see service.forwarded
                 backlog=BACKLOG,
             )
         )

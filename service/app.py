@@ -19,8 +19,10 @@ from service.boundary import REQUEST_ID, Boundary
 from service.client_memory import ClientMemory
 from service.error_bodies import error_body
 from service.errors import MethodNotAllowed, NotFound, ServiceError
+from service.forwarded import ForwardedClients
 from service.image_decoder import client_memory
 from service.metrics import Metrics
+from service.route_labels import RouteLabels
 from service.schemas import ModelRef
 from service.serving import Serving
 from service.settings import Settings, split_commas
@@ -97,8 +99,11 @@ def create_app(
         on_failure=on_failure,
     )
     app.state.is_stopping = False
-    for module in (routes, routes_deepstack, routes_inference, admin, pages):
-        app.include_router(module.router)
+    modules = (routes, routes_deepstack, routes_inference, admin, pages)
+    routers = [module.router for module in modules]
+    for router in routers:
+        app.include_router(router)
+    app.state.labels = RouteLabels(route for router in routers for route in router.routes)
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
@@ -139,9 +144,12 @@ def _add_middleware(app: FastAPI, settings: Settings, memory: ClientMemory) -> N
     app.add_middleware(
         Boundary,
         metrics=app.state.metrics,
+        labels=app.state.labels,
         limits=BodyLimits.of(settings, memory),
         on_answer=app.state.traces.record if app.state.traces else None,
     )
+    if settings.trusted_proxies:
+        app.add_middleware(ForwardedClients, proxies=split_commas(settings.trusted_proxies))
 
 
 def _open_traces(settings: Settings) -> "Traces | None":

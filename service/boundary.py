@@ -17,6 +17,7 @@ from service.body_limits import BodyLimits, limited_body
 from service.error_bodies import error_body
 from service.errors import ClientGone, ServiceError
 from service.metrics import Metrics, Stopwatch
+from service.route_labels import RouteLabels
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("service.access")
@@ -51,11 +52,13 @@ class Boundary:
         app: ASGIApp,
         *,
         metrics: Metrics,
+        labels: RouteLabels,
         limits: BodyLimits,
         on_answer: Callable[[AnsweredRequest], None] | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
+        self._labels = labels
         self._limits = limits
         self._on_answer = on_answer
 
@@ -109,8 +112,8 @@ class Boundary:
         self, scope: Scope, status: int, *, started: float, fields: dict[str, Any]
     ) -> None:
         seconds = time.perf_counter() - started
-        route = scope.get("route")
-        path = getattr(route, "path", "other")  # the template, so that labels stay few
+        route = getattr(scope.get("route"), "path", None)  # None if it was answered before that
+        path = route or self._labels.of(scope["path"])
         self._metrics.requests.labels(path, str(status)).inc()
         self._metrics.request_seconds.labels(path).observe(seconds)
         client = scope.get("client")
@@ -123,8 +126,8 @@ class Boundary:
             "client": client[0] if client else None,
             **fields,
         }
-        log_access(record, logging.DEBUG if path in _QUIET_PATHS else logging.INFO)
-        if self._on_answer is not None and path not in _QUIET_PATHS:
+        log_access(record, logging.DEBUG if route in _QUIET_PATHS else logging.INFO)
+        if self._on_answer is not None and route not in _QUIET_PATHS:
             stopwatch = scope["state"].get("stopwatch")
             headers = Headers(scope=scope)
             self._on_answer(

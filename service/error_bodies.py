@@ -1,6 +1,8 @@
-"""The JSON of an error, in the protocol that the request's path belongs to."""
+"""The JSON of an error, in the protocol that the request's path belongs to, or its whole answer."""
 
 import json
+from collections.abc import Mapping
+from http import HTTPStatus
 
 from service.errors import ServiceError
 from service.schemas import ErrorDetail, ErrorResponse
@@ -18,3 +20,18 @@ def error_body(error: ServiceError, path: str = "") -> bytes:
         return json.dumps({"error": error.message}).encode()
     detail = ErrorDetail(code=error.code, message=error.message)
     return ErrorResponse(error=detail).model_dump_json().encode()
+
+
+def last_answer(error: ServiceError, headers: Mapping[str, str]) -> bytes:
+    """The last answer on a connection, as HTTP, to what never became a request."""
+    body = error_body(error)
+    all_headers = {
+        "Content-Type": "application/json",
+        "Content-Length": len(body),
+        "Connection": "close",
+        **headers,
+        **error.headers,
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in all_headers.items())
+    status_line = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+    return f"{status_line}{lines}\r\n".encode() + body

@@ -8,7 +8,6 @@ import asyncio
 import uuid
 from enum import Enum
 from functools import partial
-from http import HTTPStatus
 from typing import Any, NoReturn, cast
 
 import httptools
@@ -18,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from service.boundary import REQUEST_ID, log_access
 from service.connections import ConnectionTable, possible_connections
-from service.error_bodies import error_body
+from service.error_bodies import last_answer
 from service.errors import (
     HeadersTooLarge,
     MalformedRequest,
@@ -28,6 +27,7 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.request_head import head_fault
+from service.route_labels import OTHER, RouteLabels
 from service.settings import Settings
 from service.turns import Turns
 
@@ -36,11 +36,17 @@ STEP_BYTES = 512  # of headers: at most 29 of the shortest requests, of which ea
 LINGER_S = 2.0  # for a client to read why it was refused; closing at once would reset it
 
 
-def bounded_protocol(settings: Settings, metrics: Metrics) -> type[asyncio.Protocol]:
+def bounded_protocol(
+    settings: Settings, metrics: Metrics, *, labels: RouteLabels
+) -> type[asyncio.Protocol]:
     """The class to pass to uvicorn as `http`, with the limits of the settings."""
-    table = ConnectionTable(possible_connections(settings.max_connections))
     protocol = partial(
-        BoundedProtocol, settings=settings, metrics=metrics, table=table, turns=Turns()
+        BoundedProtocol,
+        settings=settings,
+        metrics=metrics,
+        labels=labels,
+        table=ConnectionTable(possible_connections(settings.max_connections)),
+        turns=Turns(),
     )
     return cast(type[asyncio.Protocol], protocol)
 
@@ -61,6 +67,7 @@ class BoundedProtocol(HttpToolsProtocol):
         *,
         settings: Settings,
         metrics: Metrics,
+        labels: RouteLabels,
         table: ConnectionTable,
         turns: Turns,
         **uvicorn_s: Any,
@@ -69,6 +76,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.timeout_keep_alive = settings.keep_alive_timeout_s  # type: ignore[assignment]
         self._settings = settings
         self._metrics = metrics
+        self._labels = labels
         self._table = table
         self._turns = turns
         self._held = b""  # received, but not parsed while answers are due
@@ -348,7 +356,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def _answer(self, error: ServiceError) -> None:
         """Send an error for input that never became a request."""
         self._is_refused = True
-        self._metrics.requests.labels("other", str(error.status)).inc()
+        is_on_its_way = self._reading is Reading.HEADERS
+        label = self._labels.of_target(self.url) if is_on_its_way else OTHER
+        self._metrics.requests.labels(label, str(error.status)).inc()
         self._metrics.rejects.labels(error.code).inc()
         request_id = uuid.uuid4().hex
         log_access(
@@ -359,17 +369,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 "code": error.code,
             }
         )
-        body = error_body(error)
-        headers = {
-            "Content-Type": "application/json",
-            "Content-Length": len(body),
-            "Connection": "close",
-            REQUEST_ID: request_id,
-            **error.headers,
-        }
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        status_line = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
-        self.transport.write(f"{status_line}{lines}\r\n".encode() + body)
+        self.transport.write(last_answer(error, {REQUEST_ID: request_id}))
 
     def _linger(self) -> None:
         self.transport.write_eof()

@@ -2,14 +2,24 @@
 
 import os
 import re
+import string
 from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, HttpUrl, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    HttpUrl,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from bundle.model_name import NAME_RULE, is_model_name
 from bundle.preprocess import MAX_PIXELS
 from bundle.validation import describe_fault
 from engines.base import Mode
@@ -22,7 +32,6 @@ PREFIX = "DETR_"
 SHORTEST_ADMIN_KEY = 8  # characters
 LONGEST_STOP_S = 86_400  # a day; Python cannot sleep for 1e20 s
 MAX_THREADS = 1024  # more is a slip, for which runtimes have no good message
-_MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # As browsers send it, in small letters: compared as text, any other would never match.
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#A-Z\s]+")
 
@@ -37,9 +46,7 @@ class BundlePlace(NamedTuple):
 class Settings(BaseSettings):
     """Every setting, read from the environment: `bundle` from DETR_BUNDLE, and so on."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, env_ignore_empty=True, allow_inf_nan=False
-    )
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, allow_inf_nan=False)
 
     bundle: Annotated[Path, Field(description="Directory of the bundle to serve.")] = Path(
         "bundles/demo"
@@ -280,6 +287,17 @@ class Settings(BaseSettings):
         ),
     ] = None
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_blank(cls, value: Any, info: ValidationInfo) -> Any:
+        """Take an empty variable for one that is not set, unless that would open the service."""
+        name = info.field_name or ""
+        if not isinstance(value, str) or value.strip(f"{string.whitespace},"):
+            return value
+        if value or name == "api_keys_file":
+            raise ValueError(f"expected a value, got {value!r}; unset it for the default")
+        return cls.model_fields[name].default
+
     @field_validator("trusted_proxies")
     @classmethod
     def _check_proxies(cls, text: str) -> str:
@@ -294,6 +312,12 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"expected at least {SHORTEST_ADMIN_KEY} characters, got {len(key)}; "
                 "openssl rand -hex 32 makes a key"
+            )
+        text = key.get_secret_value() if key else ""
+        if not text.isprintable() or text != text.strip():
+            raise ValueError(
+                "expected no control characters and no blanks at the ends, which no client could "
+                "send in a header"
             )
         return key
 
@@ -314,10 +338,9 @@ class Settings(BaseSettings):
         names = []
         for part in split_commas(text):
             name, equals, directory = part.partition("=")
-            if not (_MODEL_NAME.fullmatch(name) and equals and directory):
+            if not (is_model_name(name) and equals and directory):
                 raise ValueError(
-                    f"expected NAME=DIRECTORY with commas between them, got {part!r}; a name has "
-                    "letters, digits, '.', '_' and '-'"
+                    f"expected NAME=DIRECTORY with commas between them, got {part!r}; {NAME_RULE}"
                 )
             names.append(name)
         if len(set(names)) < len(names):

@@ -64,6 +64,7 @@ CASES = [
     (["export.evaluate", "--bundle", "bundles/demo", "--data", "none"], "DATA=none does not exist"),
     (["export.published", "to_stage"], "invalid choice: 'to_stage'"),
     (["export.__main__", "none.safetensors", "--out", "x"], "no such checkpoint"),
+    (["export.__main__", "a", "--out", "x", "--name", "a b"], "a name has up to 64 characters"),
     (["export.__main__", "a", "--out", "x", "--precision", "int9"], "invalid choice: 'int9'"),
     (["export.__main__", "a", "--out", "x", "--precision", "fp32,fp32"], "every precision once"),
     (["export.__main__", "a", "--out", "x", "--runtime", "tensort"], "invalid choice: 'tensort'"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bundle.manifest import ClassInfo, Manifest
+from bundle.model_name import is_model_name
 from bundle.preprocess import Preprocess
 from bundle.tensorrt_plan import Fingerprint, TensorRTPlan, default_profiles
 from bundle.thresholds import OperatingPoint, Thresholds
@@ -205,6 +206,32 @@ def test_a_wrong_field_is_named(
     said = rf"^\S+manifest\.json: ({field}|expected distinct class ids).*; rebuild .*`make export`$"
     with pytest.raises(ValueError, match=said):
         Manifest.load(bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "served"),
+    [
+        ("my run (2)", "my-run-2"),
+        ("a/../b\\c", "a-..-b-c"),
+        ('"><script>alert(1)</script>', "script-alert-1-script"),
+        ("one\ntwo\x1b[2J\0", "one-two-2J"),
+        ("..", "model"),
+        (".", "model"),
+        ("", "model"),
+        ("車両", "model"),
+        ("x" * 10_000, "x" * 64),
+        ("a.b_c-D9", "a.b_c-D9"),
+        (".hidden", ".hidden"),
+    ],
+)
+def test_the_name_of_a_model_can_stand_in_a_url(
+    bundle: Path, edit: Callable[..., None], name: str, served: str
+) -> None:
+    edit(name=name)
+
+    assert Manifest.load(bundle).name == served
+    assert is_model_name(served)
+    assert is_model_name(name) is (name == served)
 
 
 def test_wrong_fields_are_shown_in_one_line(bundle: Path, edit: Callable[..., None]) -> None:

@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 from service.connections import ConnectionTable
 from service.http_protocol import BoundedProtocol
 from service.metrics import Metrics
+from service.route_labels import RouteLabels
 from service.settings import Settings
 from service.turns import Turns
 from tests.service.attacks import Target, many
@@ -148,6 +149,7 @@ async def answering(text: str) -> AsyncIterator[tuple[int, ServerState, asyncio.
         lost,
         settings=Settings(write_timeout_s=0.1, keep_alive_timeout_s=0.1, _env_file=None),
         metrics=Metrics(),
+        labels=RouteLabels([]),
         table=ConnectionTable(MOST),
         turns=Turns(),
         config=config,

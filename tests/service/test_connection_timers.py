@@ -8,9 +8,11 @@ from fastapi import FastAPI
 from uvicorn import Config
 from uvicorn.server import ServerState
 
+from service import routes
 from service.connections import ConnectionTable
 from service.http_protocol import LINGER_S, BoundedProtocol
 from service.metrics import Metrics
+from service.route_labels import RouteLabels
 from service.settings import Settings
 from service.turns import Turns
 
@@ -115,13 +117,19 @@ def loop() -> KeptTimers:
 
 
 @pytest.fixture
-def connect(loop: KeptTimers) -> Connect:
-    turns, metrics = Turns(), Metrics()
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def connect(loop: KeptTimers, metrics: Metrics) -> Connect:
+    turns = Turns()
 
     def connect(wire: Wire) -> BoundedProtocol:
         made = BoundedProtocol(
             settings=SETTINGS,
             metrics=metrics,
+            labels=RouteLabels(routes.router.routes),
             table=ConnectionTable(10),
             turns=turns,
             config=Config(app=FastAPI(), log_config=None),
@@ -235,3 +243,37 @@ def test_a_client_whose_bytes_wait_for_us_gets_its_time_again(
 
     assert loop.running_s == [11]
     assert connection.transport.written == b""  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("sent", "labels"),
+    [
+        (b"POST /detect?a=b HTTP/9.9\r\n\r\n", {("/detect", "400")}),
+        (b"GET /%68ealthz HTTP/1.1\r\nA: " + b"x" * 17_000, {("/healthz", "431")}),
+        (b"GET /none HTTP/1.1\r\nA: " + b"x" * 17_000, {("other", "431")}),
+        (b"GET /healthz" + b"x" * 17_000, {("other", "431")}),
+        (b"\0", {("other", "400")}),
+    ],
+)
+def test_what_is_refused_before_it_is_a_request_is_counted_under_its_route(
+    connection: BoundedProtocol, metrics: Metrics, sent: bytes, labels: set[tuple[str, str]]
+) -> None:
+    connection.data_received(sent)
+
+    assert counted(metrics) == labels
+
+
+def test_a_request_that_arrives_too_slowly_is_counted_under_its_route(
+    connection: BoundedProtocol, metrics: Metrics, loop: KeptTimers
+) -> None:
+    connection.data_received(b"POST /detect HTTP/1.1\r\nA: ")
+
+    loop.timers[-1].fire()
+
+    assert counted(metrics) == {("/detect", "408")}
+
+
+def counted(metrics: Metrics) -> set[tuple[str, str]]:
+    """The paths and statuses that requests were counted under."""
+    (family,) = metrics.requests.collect()
+    return {(one.labels["path"], one.labels["status"]) for one in family.samples}

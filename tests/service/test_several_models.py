@@ -205,7 +205,7 @@ def test_a_missing_bundle_is_named_before_anything_starts(
         create_app(settings.model_copy(update={"bundles": bundles}), lambda *_: FakeEngine())
 
 
-@pytest.mark.parametrize("bundles", ["a", "a=", "=b", "a b=c", "a=b,a=c", "a=b,c"])
+@pytest.mark.parametrize("bundles", ["a", "a=", "=b", "a b=c", "a=b,a=c", "a=b,c", ".=a", "..=a"])
 def test_a_setting_that_names_no_bundles_is_refused(bundles: Any) -> None:
     with pytest.raises(ValidationError, match="expected"):
         Settings(bundles=bundles)
