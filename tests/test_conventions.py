@@ -372,14 +372,21 @@ def positional_functions(path: Path) -> list[str]:
     return [node.name for node in functions if num_positional(node) > 2]
 
 
-def test_exceptions_of_every_kind_are_swallowed_in_two_places_only():
+# Requests, batches, and trackers, which are foreign packages that must not end a run.
+def test_exceptions_of_every_kind_are_swallowed_in_three_places_only():
     swallowing = [
         relative(path)
         for path in SOURCES
         for node in nodes(path)
         if isinstance(node, ast.ExceptHandler)
-        and (node.type is None or getattr(node.type, "id", "") in ("Exception", "BaseException"))
+        and (node.type is None or {"Exception", "BaseException"} & set(names_in(node.type)))
         and not isinstance(node.body[-1], ast.Raise)
     ]
 
-    assert set(swallowing) == {"service/boundary.py", "service/batching/runner.py"}
+    assert set(swallowing) == {
+        "service/boundary.py", "service/batching/runner.py", "model/training/trackers.py"
+    }  # fmt: skip
+
+
+def names_in(expression: ast.expr) -> list[str]:
+    return [node.id for node in ast.walk(expression) if isinstance(node, ast.Name)]

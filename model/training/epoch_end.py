@@ -9,28 +9,17 @@ from typing import Any
 
 import torch
 
-from bundle.detect import Predict
-from bundle.postprocess import RawOutput
-from bundle.preprocess import BoolArray, Uint8Array
 from model.checkpoints.checkpoint_file import save_checkpoint
 from model.config import TrainConfig
 from model.data.loading import RunData
 from model.distributed import in_main
 from model.evaluation.coco_metrics import Metrics
-from model.evaluation.epoch_table import CSV_FILE
 from model.evaluation.evaluation import evaluate
-from model.evaluation.padding import padding_report
-from model.evaluation.results_page import (
-    REPORT_PAGE,
-    Subject,
-    facts_of,
-    report_after_training,
-)
-from model.network.inference import DetectionModel, torch_predictor
+from model.network.inference import DetectionModel
 from model.training.best_epoch import count_epoch, drop_old_checkpoints, kept_name, shown_best
 from model.training.board import Board
 from model.training.epoch_record import EpochRecord, write_record
-from model.training.interrupt import StopRequest
+from model.training.interrupt import StopRequest, unless_stopped
 from model.training.run_directory import BEST, LAST
 from model.training.run_time import RunTime
 from model.training.schedule import learning_rate
@@ -65,7 +54,7 @@ def end_epoch(
     model = DetectionModel(state.evaluated_model, config.preprocess)
     loss = ValidationLoss(model, config, ground_truth=data.val.ground_truth(), classes=data.classes)
     metrics = evaluate(
-        _unless_stopped(loss.predict, stop),
+        unless_stopped(loss.predict, stop),
         data.val,
         preprocess=config.preprocess,
         classes=data.classes,
@@ -100,51 +89,6 @@ def pass_epoch(run_time: RunTime) -> None:
         timedelta(seconds=round(progress.total_seconds)),
     )
     progress.end_epoch()
-
-
-def report_last_epoch(
-    state: TrainingState,
-    data: RunData,
-    *,
-    config: TrainConfig,
-    metrics: Metrics,
-    stop: StopRequest,
-    out_dir: Path,
-) -> None:
-    """Log the thresholds with the best F1 and AP of padded images, and write a page of results."""
-    padding = "The validation images have no boxes, so there is no AP to compare"
-    if metrics.thresholds:
-        log.info("best F1 at %s", metrics.thresholds.overall)
-    if "AP" in metrics.defined:
-        model = DetectionModel(state.evaluated_model, config.preprocess)
-        padding = padding_report(
-            _unless_stopped(torch_predictor(model), stop),
-            data.val,
-            preprocess=config.preprocess,
-            classes=data.classes,
-            alone=metrics,
-        )
-        log.info(padding)
-    provenance = _provenance(config, data, state)
-    subject = Subject(
-        f"{out_dir / LAST}, after epoch {state.progress.epoch}",
-        {"variant": config.model.variant, **dict(facts_of(provenance))},
-        epochs=out_dir / CSV_FILE,
-        epoch=state.progress.epoch,
-        padding=f"{padding}.",
-        notes=_other_best(state, out_dir),
-    )
-    in_main(report_after_training)(metrics, data.val, subject=subject, path=out_dir / REPORT_PAGE)
-
-
-def _other_best(state: TrainingState, out_dir: Path) -> list[str]:
-    """A note if the page is not of the best epoch."""
-    best = state.progress.best_epoch
-    if best in (0, state.progress.epoch):
-        return []
-    return [
-        f"The best epoch was {best}; make report CHECKPOINT={out_dir / BEST} DATA=... shows it."
-    ]
 
 
 def _log_epoch(entry: EpochRecord, run_time: RunTime) -> None:
@@ -206,16 +150,6 @@ def _write_checkpoints(
             thresholds=metrics.thresholds,
         )
     in_main(drop_old_checkpoints)(out_dir, state.progress.epoch, keep_last=config.keep_last)
-
-
-def _unless_stopped(predict: Predict, stop: StopRequest) -> Predict:
-    """The same predictor; it raises Interrupted if a stop is requested."""
-
-    def predict_or_stop(images: Uint8Array, padding_mask: BoolArray) -> RawOutput:
-        stop.check()
-        return predict(images, padding_mask)
-
-    return predict_or_stop
 
 
 def _provenance(config: TrainConfig, data: RunData, state: TrainingState) -> dict[str, Any]:

@@ -5,6 +5,9 @@ import os
 import signal
 from types import FrameType
 
+from bundle.detect import Predict
+from bundle.postprocess import RawOutput
+from bundle.preprocess import BoolArray, Uint8Array
 from model.data.workers import STOP_SIGNALS
 from model.distributed import largest
 
@@ -67,3 +70,13 @@ class StopRequest:
         """Raise `Interrupted` if a stop was requested."""
         if self.is_requested:
             raise Interrupted
+
+
+def unless_stopped(predict: Predict, stop: StopRequest) -> Predict:
+    """The same predictor; it raises Interrupted if a stop is requested."""
+
+    def predict_or_stop(images: Uint8Array, padding_mask: BoolArray) -> RawOutput:
+        stop.check()
+        return predict(images, padding_mask)
+
+    return predict_or_stop

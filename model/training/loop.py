@@ -32,12 +32,13 @@ from model.distributed import (
     is_main,
     together,
 )
+from model.evaluation.coco_metrics import Metrics
 from model.network.deformable_detr import DeformableDetr
 from model.progress import progress_bar
 from model.training.batch_memory import Measure
 from model.training.best_epoch import shown_end
 from model.training.board import Board, open_board, record
-from model.training.epoch_end import end_epoch, pass_epoch, report_last_epoch
+from model.training.epoch_end import end_epoch, pass_epoch
 from model.training.fingerprint import run_fingerprint
 from model.training.frozen import freeze_parts
 from model.training.interrupt import Interrupted, StopRequest
@@ -45,6 +46,7 @@ from model.training.memory import saved_if_memory_runs_out
 from model.training.optimiser_step import take_step
 from model.training.precision import compile_backbone, forward_dtype, set_tf32
 from model.training.run_directory import STATE_FILE
+from model.training.run_report import needs_report, report_best
 from model.training.run_start import RunStart, find_start
 from model.training.run_time import Clock, RunTime
 from model.training.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
@@ -157,7 +159,7 @@ def _run(
     board: Board | None,
     out_dir: Path,
 ) -> Progress:
-    """Train and evaluate epoch after epoch until the run is over, saving after both.
+    """Train and evaluate epoch after epoch, saving after both; at the end, report the best one.
 
     What is not evaluated gets no checkpoint, but the run can continue from there.
     """
@@ -171,6 +173,7 @@ def _run(
     else:
         log.info("continuing from %s after step %d", start.path, state.progress.step)
     run_time = RunTime(state.progress, start.config, clock)
+    metrics: Metrics | None = None
     while not run_time.is_over or state.progress.step_in_epoch:
         train_epoch(state, data, run_time=run_time, dtype=dtype, stop=stop, board=board, save=save)
         if not run_time.is_evaluation_due:
@@ -179,10 +182,10 @@ def _run(
             continue
         metrics = end_epoch(state, data, run_time=run_time, stop=stop, board=board, out_dir=out_dir)
         save()
-        if run_time.is_over:
-            report_last_epoch(
-                state, data, config=start.config, metrics=metrics, stop=stop, out_dir=out_dir
-            )
+    if metrics is not None or needs_report(out_dir):
+        report_best(
+            data, last_epoch=state.progress.epoch, metrics=metrics, stop=stop, out_dir=out_dir
+        )
     return state.progress
 
 

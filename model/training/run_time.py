@@ -9,7 +9,7 @@ from model.config import TrainConfig
 from model.training.training_state import Progress
 
 Clock = Callable[[], float]  # seconds since some moment, as time.monotonic
-EVALUATIONS_AT_THE_END = 2  # of the images alone, then with padding
+EVALUATIONS_AT_THE_END = 3  # of the last epoch, the best one if another, that one with padding
 
 
 @dataclass

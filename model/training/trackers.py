@@ -16,8 +16,6 @@ from typing import Any, Protocol
 from bundle.atomic import write_atomically
 from bundle.terminal import one_line
 
-# What networks, files and the libraries under a tracker raise, beside its own kind of error.
-FAILURES = (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, ImportError)
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
 log = logging.getLogger(__name__)
 
@@ -34,7 +32,9 @@ class Tracker(Protocol):
 
 def require_tracker(name: str) -> None:
     """Raise ValueError if the package of a tracker is not installed."""
-    if name != "none" and find_spec(name) is None:
+    spec = None if name == "none" else find_spec(name)
+    # A folder of that name, in which wandb keeps its runs, is a package without an origin.
+    if name != "none" and (spec is None or spec.origin is None):
         raise ValueError(
             f"tracker={name} needs the package {PACKAGES[name]}, which is not installed: "
             f".venv/bin/pip install {PACKAGES[name]}"
@@ -44,11 +44,8 @@ def require_tracker(name: str) -> None:
 class Tracking:
     """The curves of a run in a tracker. The first failure is logged, and ends the tracking only."""
 
-    def __init__(
-        self, name: str, open_run: Callable[[], Tracker], *, own_error: type[Exception] = OSError
-    ) -> None:
+    def __init__(self, name: str, open_run: Callable[[], Tracker]) -> None:
         self._name = name
-        self._failures = (*FAILURES, own_error)
         self._tracker: Tracker | None = None
         with self._failing_quietly():
             self._tracker = open_run()
@@ -69,7 +66,7 @@ class Tracking:
     def _failing_quietly(self) -> Iterator[None]:
         try:
             yield
-        except self._failures as error:
+        except Exception as error:  # a package that may be broken, over a network
             self._tracker = None
             log.warning(
                 "tracker=%s failed, and the run goes on without it; its values are in TensorBoard "
@@ -82,19 +79,11 @@ def open_tracking(name: str, out_dir: Path, *, settings: Mapping[str, Any]) -> T
     """Start the tracking of a run in OUT, or continue it; None if no tracker is asked for."""
     if name == "none":
         return None
-    opener = _OPENERS[name]
-    return Tracking(name, lambda: opener(out_dir, settings), own_error=opener.own_error())
+    return Tracking(name, lambda: _OPENERS[name](out_dir, settings))
 
 
 class _Wandb:
     """A run of Weights & Biases."""
-
-    @staticmethod
-    def own_error() -> type[Exception]:
-        import wandb
-
-        error: type[Exception] = wandb.Error
-        return error
 
     def __init__(self, out_dir: Path, settings: Mapping[str, Any]) -> None:
         import wandb
@@ -119,13 +108,6 @@ class _Wandb:
 
 class _MLflow:
     """A run of MLflow."""
-
-    @staticmethod
-    def own_error() -> type[Exception]:
-        import mlflow
-
-        error: type[Exception] = mlflow.MlflowException
-        return error
 
     def __init__(self, out_dir: Path, settings: Mapping[str, Any]) -> None:
         import mlflow

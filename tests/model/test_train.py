@@ -24,6 +24,7 @@ from tests.model.html_page import read_page
 from tests.model.runs import (
     COLOURS,
     assert_equal,
+    crash,
     digest,
     epochs_of,
     interrupted_data,
@@ -52,20 +53,21 @@ def test_checkpoints_hold_the_average_and_where_it_comes_from(uninterrupted: Pat
 def test_a_run_ends_with_a_page_of_its_results(uninterrupted: Path) -> None:
     text = read_page(uninterrupted / "report.html").text
 
-    assert f"{uninterrupted / 'last.safetensors'}, after epoch 4" in text
+    epoch = load_checkpoint(uninterrupted / "best.safetensors").provenance["epochs"]
+    assert f"{uninterrupted / 'best.safetensors'}, after epoch {epoch}" in text
     assert f"From {uninterrupted / 'metrics.csv'}." in text
-    assert "epoch 4, evaluated here" in text
+    assert f"epoch {epoch}, evaluated here" in text
     assert re.search(r"AP 0\.\d{4} of images alone, 0\.\d{4} with \d+ rows and \d+ columns", text)
     assert "data.html, beside this page, shows what the model was trained on" in text
 
 
-def test_the_last_checkpoint_has_the_results_of_its_run(
+def test_the_best_checkpoint_has_the_results_of_its_run(
     images: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     page = tmp_path / "report.html"
 
     status = model.evaluate.main([
-        *("--checkpoint", str(uninterrupted / "last.safetensors"), "--data", str(images)),
+        *("--checkpoint", str(uninterrupted / "best.safetensors"), "--data", str(images)),
         *("--report", str(page)),
     ])  # fmt: skip
 
@@ -74,6 +76,30 @@ def test_the_last_checkpoint_has_the_results_of_its_run(
     assert found.texts("td")[:36] == expected.texts("td")[:36]
     assert found.texts("figcaption") == expected.texts("figcaption")
     assert "ARGS='--padding" in found.text
+
+
+def test_a_last_epoch_that_is_the_best_is_evaluated_once(images: Path, tmp_path: Path) -> None:
+    data = open_data(config := run_config(epochs=1), images)
+    most = 2 + 2 + 2  # images: alone, with padding, and drawn in the page
+
+    status = train(config, interrupted_data(data, "val", most + 1, crash), out_dir=tmp_path)
+
+    assert status == 0
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_run_stopped_before_its_page_is_written_writes_it_when_it_goes_on(
+    images: Path, tmp_path: Path
+) -> None:
+    data = open_data(config := run_config(epochs=1), images)
+    stopping = interrupted_data(data, "val", 2 + 1, send(signal.SIGTERM))  # with padding
+
+    stopped = train(config, stopping, out_dir=tmp_path)
+    was_written = (tmp_path / "report.html").exists()
+    resumed = train(config, data, out_dir=tmp_path)
+
+    assert (stopped, was_written, resumed) == (143, False, 0)
+    assert "best.safetensors, after epoch 1" in read_page(tmp_path / "report.html").text
 
 
 def test_every_epoch_is_in_the_table_and_in_tensorboard(uninterrupted: Path) -> None:

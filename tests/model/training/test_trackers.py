@@ -1,14 +1,15 @@
 """Weights & Biases and MLflow get the values of the curves; neither can end a run."""
 
 import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from model.train import main
-from model.training.board import Board, record
-from model.training.trackers import Tracking, open_tracking
+from model.training.board import Board, open_board, record
+from model.training.trackers import Tracking, open_tracking, require_tracker
 
 
 class Recorder:
@@ -84,6 +85,50 @@ def test_a_package_that_is_missing_is_named_before_anything_is_read(
 
     assert status == 1
     assert f"needs the package {package}, which is not installed: .venv/bin/pip" in caplog.text
+
+
+def test_a_folder_of_earlier_runs_is_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wandb" / "offline-run-1").mkdir(parents=True)
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+
+    with pytest.raises(ValueError, match="needs the package wandb, which is not installed"):
+        require_tracker("wandb")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("def init(:", "SyntaxError"),
+        ("import no_such_part", "ModuleNotFoundError"),
+        ("class Broken(Exception): pass\nraise Broken('built for another Python')", "Broken"),
+        ("assert False", "AssertionError"),
+        ("class Error(Exception): pass\ndef init(**_): raise Error('no key')", "AttributeError"),
+        (
+            "class Refused(Exception): pass\ndef Settings(**_): pass\n"
+            "def init(**_): raise Refused('no key')",
+            "Refused: no key",
+        ),
+    ],
+)
+def test_a_package_that_is_broken_ends_the_tracking_only(
+    code: str,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "wandb.py").write_text(code)
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+
+    with open_board(tmp_path, 0, tracker="wandb") as board:
+        record(board, "training", values={"loss": 1.0}, step=1)
+
+    sys.modules.pop("wandb", None)
+    assert len(caplog.messages) == 1
+    assert f"({reason}" in caplog.text
 
 
 needs_wandb = pytest.mark.skipif(
