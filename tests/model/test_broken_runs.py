@@ -201,8 +201,8 @@ def allow_small_files_only() -> None:
 
 def test_a_disk_that_is_full_is_one_line_with_what_to_do(images: Path, tmp_path: Path) -> None:
     # Without -B, Python would leave truncated byte code behind.
-    command = [sys.executable, "-B", "-m", "model.train", "--config", "tiny",
-               "--data", str(images), "--out", str(tmp_path / "out"), "--set", "num_threads=1"]  # fmt: skip
+    command = [sys.executable, "-B", "-m", "model.train", "--config", "tiny", "--data", str(images),
+               "--out", str(tmp_path / "out"), "--set", "num_threads=1"]  # fmt: skip
 
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, preexec_fn=allow_small_files_only
