@@ -12,6 +12,7 @@ BOUNDARY = b"bench"
 HOST = "127.0.0.1"
 WARM_UP_S = 3.0  # until a server has learnt what it can about the load
 PATIENCE_S = 20.0  # after an open loop, for answers that are still due
+IDLE_S = 4.0  # a connection is not used again after that: uvicorn's close after 5 s
 
 
 class Sample(NamedTuple):
@@ -92,17 +93,17 @@ async def _closed_loop(port: int, num_clients: int, *, tally: Tally, body: bytes
 
 async def _open_loop(port: int, rate: float, *, tally: Tally, body: bytes) -> Sample:
     request = _request(body)
-    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    idle: list[_Idle] = []
     tasks: set[asyncio.Task[None]] = set()
 
     async def ask(due: float) -> None:
         status = 0
         with suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + _left_s(tally)):
-                connection = idle.pop() if idle else await asyncio.open_connection(HOST, port)
-                connection[1].write(request)
-                status = await _read_answer(connection[0])
-                idle.append(connection)
+                reader, writer = _newest(idle) or await asyncio.open_connection(HOST, port)
+                writer.write(request)
+                status = await _read_answer(reader)
+                idle.append(_Idle(reader, writer, time.perf_counter()))
         tally.count(status, due)
 
     due = time.perf_counter()
@@ -111,9 +112,25 @@ async def _open_loop(port: int, rate: float, *, tally: Tally, body: bytes) -> Sa
         _keep(ask(due), tasks)
         due += random.expovariate(rate)
     await asyncio.gather(*tasks)
-    for _, writer in idle:
-        writer.close()
+    for connection in idle:
+        connection.writer.close()
     return tally.sample()
+
+
+class _Idle(NamedTuple):
+    """A connection without a request on it."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    since: float
+
+
+def _newest(idle: list[_Idle]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    """Take the connection that became idle last; if even that was long ago, none."""
+    if not idle or time.perf_counter() - idle[-1].since > IDLE_S:
+        return None
+    reader, writer, _ = idle.pop()
+    return reader, writer
 
 
 def _left_s(tally: Tally) -> float:
