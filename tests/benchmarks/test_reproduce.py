@@ -16,9 +16,12 @@ from PIL import Image
 from benchmarks.coco_val import Archive, fetch_archives
 from benchmarks.published_results import Result, format_results, load_result, save_result
 from benchmarks.reproduce import Sources, report, reproduce
+from engines.cpu import openvino_engine
 from model.data.digits import DigitsDataset
 from tests.data.parity.make_checkpoint import checkpoint
 from tests.file_server import Server
+
+DEMO = Path(__file__).parents[2] / "bundles" / "demo"
 
 NUM_IMAGES = 2
 CLASSES = DigitsDataset.classes[:7]  # as many as the small detector has
@@ -110,11 +113,11 @@ def test_checkpoint_and_bundle_are_evaluated_and_nothing_is_done_twice(
 
 
 def test_a_precision_that_the_machine_does_not_compute_is_left_open(
-    tmp_path: Path, server: Server, archives: list[Archive], toy_bundle: Path
+    tmp_path: Path, server: Server, archives: list[Archive], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Its graph has standard operators only, in which bf16 would move coordinates.
+    monkeypatch.setattr(openvino_engine, "_precisions", lambda core, form: {"fp32", "int8"})
     sources = Sources({"refine": server.put(checkpoint("refine", "mmdet2"))}, archives)
-    export = lambda _, out: shutil.copytree(toy_bundle, out, dirs_exist_ok=True)  # noqa: E731
+    export = lambda _, out: shutil.copytree(DEMO, out, dirs_exist_ok=True)  # noqa: E731
 
     (found,) = reproduce(sources, tmp_path, forms=("bf16",), export=export)
 

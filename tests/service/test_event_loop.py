@@ -51,10 +51,12 @@ async def test_thousands_of_detections_are_selected_counted_and_written_off_the_
     client: httpx.AsyncClient,
     png_bytes: bytes,
     watch: Watch,
+    monkeypatch: pytest.MonkeyPatch,
     module: ModuleType,
     function: str,
     query: str,
 ) -> None:
+    monkeypatch.setattr(detector, "ANSWERED_AT_ONCE", 0)
     threads = watch(module, function)
 
     response = await client.post(f"/detect{query}", content=png_bytes)
@@ -94,8 +96,9 @@ async def test_metrics_are_written_once_at_a_time(
 
 
 async def test_tensors_in_json_are_written_off_the_loop(
-    client: httpx.AsyncClient, png_bytes: bytes, watch: Watch
+    client: httpx.AsyncClient, png_bytes: bytes, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(detector, "ANSWERED_AT_ONCE", 0)
     threads = watch(routes_inference, "write_infer_answer")
     image = {
         "name": "image",
