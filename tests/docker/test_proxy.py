@@ -144,25 +144,62 @@ def test_what_is_sent_to_another_replica_is_counted_by_what_the_dashboard_shows(
         metrics = httpx.get(f"{front.metrics_address}/metrics").text
         replica.shutdown()
 
-    (counter,) = re.findall(r"haproxy_\w+", _expression("Retries of the proxy"))
-    counts = re.findall(rf'^{counter}{{proxy="replicas",.*}} (\d+)$', metrics, flags=re.M)
+    (expression,) = _expressions("Retries of the proxy")
     assert statuses == [200] * 4
-    assert sum(map(int, counts)) > 0
+    assert _now(expression, metrics) > 0
+
+
+def test_what_a_dying_replica_had_in_flight_is_counted_by_what_the_dashboard_shows():
+    with proxy() as front, HTTPServer((replica_host(0), front.port), _Ready) as replica:
+        thread = Thread(target=replica.serve_forever, daemon=True)
+        thread.start()
+        front.hosts.append(replica_host(0))
+        front.wait_for(1)
+        broken_off = httpx.post(f"{front.address}/detect").status_code
+        with httpx.Client() as client:
+            client.get(f"{front.address}/readyz")
+            with pytest.raises(httpx.RemoteProtocolError):
+                client.post(f"{front.address}/detect")
+        replica.shutdown()
+        thread.join()
+        replica.server_close()
+        not_reached = httpx.get(f"{front.address}/readyz").status_code
+        metrics = httpx.get(f"{front.metrics_address}/metrics").text
+
+    lost = [_now(one, metrics) for one in _expressions("Requests that the proxy lost")]
+    assert (broken_off, not_reached) == (502, 503)
+    assert lost == [1, 1, 1]
 
 
 class _Ready(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
     def do_GET(self) -> None:
         self.send_response(200)
         self.send_header("Content-Length", "0")
+        self.send_header("Connection", "close")  # or it would have no time for another
         self.end_headers()
+
+    def do_POST(self) -> None:
+        self.close_connection = True  # without an answer
 
     def log_message(self, format: str, *args: Any) -> None: ...
 
 
-def _expression(title: str) -> str:
+def _expressions(title: str) -> list[str]:
+    """Of a panel of the dashboard."""
     panels = json.loads((CONFIG.parents[1] / "grafana/dashboards/detr.json").read_text())["panels"]
-    (target,) = next(panel for panel in panels if panel["title"] == title)["targets"]
-    return str(target["expr"])
+    targets = next(panel for panel in panels if panel["title"] == title)["targets"]
+    return [target["expr"] for target in targets]
+
+
+def _now(expression: str, metrics: str) -> float:
+    """The difference of series that an expression takes over time, as they are at one moment."""
+    sums = [
+        sum(map(float, re.findall(rf"^{name}{{{labels}.*}} (\S+)$", metrics, flags=re.M)))
+        for name, labels in re.findall(r"(haproxy_\w+){(.*?)}", expression)
+    ]
+    return sums[0] - sum(sums[1:])
 
 
 @pytest.mark.slow
