@@ -99,6 +99,16 @@ def many_requests(port: int) -> None:
     _ask_again_and_again(port, b"/healthz", num_clients=500)
 
 
+def reconnections(port: int) -> None:
+    """200 connections that are opened together, ask once and are closed, again and again."""
+    end = time.monotonic() + FLOOD_S
+    while time.monotonic() < end:
+        with ExitStack() as stack, suppress(OSError):
+            for _ in range(200):
+                client = socket.create_connection((HOST, port), timeout=PATIENCE_S)
+                stack.enter_context(client).sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+
+
 def descriptions(port: int) -> None:
     """50 connections that ask for the API's description again and again."""
     _ask_again_and_again(port, b"/openapi.json", num_clients=50)
@@ -144,6 +154,7 @@ ATTACKS: tuple[Callable[[int], None], ...] = (
     large_pictures,
     pictures_beside_bodies,
     many_requests,
+    reconnections,
     descriptions,
     idle_connections,
 )

@@ -37,6 +37,7 @@ from service.startup import OpenEngine, open_served
 logger = logging.getLogger("service")
 
 BACKLOG = 2048  # connections that the kernel keeps until they are accepted
+ACCEPTED_AT_ONCE = 8  # connections; 32 take a lone one 10% more of CPU time, and gain little
 GRACE_S = 5.0  # for closing the engine after the last request
 LAST_WORDS_S = 1.0  # for sending the last answers, after the drain timeout or a failure
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -143,17 +144,17 @@ def serve(settings: Settings, open_engine: OpenEngine = open_served) -> int:
     except ValueError as error:
         return _fail(str(error))
     try:
-        listener = _listen(settings.host, settings.port)
+        listeners = _listen(settings.host, settings.port)
     except (OSError, UnicodeError) as error:
         return _fail(f"cannot listen on {settings.host}:{settings.port}: {_tell_listening(error)}")
-    address = f"http://{_for_url(settings.host)}:{listener.getsockname()[1]}"
+    address = f"http://{_for_url(settings.host)}:{listeners[0].getsockname()[1]}"
     server = Server(app, settings)
     longest_s = settings.drain_delay_s + settings.drain_timeout_s + GRACE_S
     threading.Thread(target=_end_in_time, args=(server, longest_s), daemon=True).start()
     logger.info("the page is at %s/ and the API docs are at %s/docs", address, address)
     # The loop is not closed: closing waits for threads, and they may hang. See `leave`.
     loop = (server.config.get_loop_factory() or asyncio.new_event_loop)()
-    loop.run_until_complete(server.serve([listener]))
+    loop.run_until_complete(server.serve(listeners))
     return 1 if app.state.serving.failure else 0
 
 
@@ -183,9 +184,16 @@ def _end_in_time(server: Server, longest_s: float) -> None:
     leave(1)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """The same listening socket several times: uvloop accepts one connection of each at a time.
+
+    It starts one request at a time, too, so a new client used to wait for as many requests as there
+    were connections ahead of its own: 0.18 s of CPU time, or 1.0 s on a busy machine, if two
+    clients open 200 connections again and again. Now it waits for 2.5 ms, or 14 ms.
+    """
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    first = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    return [first, *(first.dup() for _ in range(ACCEPTED_AT_ONCE - 1))]
 
 
 def _tell_listening(error: OSError | UnicodeError) -> str:

@@ -40,8 +40,10 @@ class Target:
         self._host, self._port = self.address.removeprefix("http://").split(":")
         self._rss_mb = process.rss_mb()
 
-    def connect(self) -> socket.socket:
-        return socket.create_connection((self._host, int(self._port)), timeout=PATIENCE_S)
+    def connect(self, local_address: str = "") -> socket.socket:
+        return socket.create_connection(
+            (self._host, int(self._port)), timeout=PATIENCE_S, source_address=(local_address, 0)
+        )
 
     def growth_mb(self) -> float:
         """Memory beyond what the process had at first."""

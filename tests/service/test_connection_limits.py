@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -60,6 +61,21 @@ def test_a_client_with_more_connections_than_descriptors_keeps_nobody_out(
     assert f"{NUM_DESCRIPTORS} file descriptors are allowed, which limits connections to 896" in log
     assert "the limit of open connections, 896, is reached" in log
     assert "Traceback" not in log
+
+
+def test_a_new_client_does_not_wait_for_all_that_connected_before_it(target: Target) -> None:
+    process, request = target.process, b"GET /none HTTP/1.1\r\nHost: a\r\n\r\n"
+
+    process.popen.send_signal(signal.SIGSTOP)  # so that all of them arrive at the same time
+    with many(target, 200, request), target.connect("127.0.0.3") as client:
+        client.sendall(request)
+        process.popen.send_signal(signal.SIGCONT)
+        client.recv(1)
+        assert target.wait_until(lambda: "client=127.0.0.3" in "".join(process.log))
+        lines = [line for line in process.log if "path=/none" in line]
+
+    (place,) = [at for at, line in enumerate(lines) if "client=127.0.0.3" in line]
+    assert place < 100
 
 
 class Held:
