@@ -351,15 +351,17 @@ def run(
     if served.is_real:
         print(f"\nserved/raw: {served_share(measured):.3f}, the most of the closed loops")
     else:
-        print_ratios(
-            {
-                load.num_clients: [one.sample for one in found]
-                for (load, name), found in measured.items()
-                if name == OURS and load.num_clients
-            },
-            jpeg=jpeg,
-            engine_s=1 / statistics.median(speeds[1]),
-        )
+        engine_s = 1 / statistics.median(speeds[1])
+        print_ratios(our_closed_loops(measured), jpeg=jpeg, engine_s=engine_s)
+
+
+def our_closed_loops(measured: dict[tuple[Load, str], list[Measured]]) -> dict[int, list[Sample]]:
+    """The samples of this service by number of clients."""
+    return {
+        load.num_clients: [one.sample for one in found]
+        for (load, name), found in measured.items()
+        if name == OURS and load.num_clients
+    }
 
 
 def served_share(measured: dict[tuple[Load, str], list[Measured]]) -> float:

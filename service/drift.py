@@ -17,9 +17,7 @@ def count_found(
 ) -> None:
     """Count what was found in images, whatever the threshold of their request."""
     for output in outputs:
-        scores = metrics.scores.labels(model)
-        for score in output.scores[output.scores >= SCORE_FLOOR].tolist():
-            scores.observe(score)
+        metrics.scores.observe(output.scores[output.scores >= SCORE_FLOOR], model=model)
         counted = output.labels[output.scores >= COUNTED_SCORE]
         for label, count in zip(*np.unique(counted, return_counts=True), strict=True):
             metrics.detections.labels(model, classes[label].name).inc(int(count))

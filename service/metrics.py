@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from engines.base import EngineInfo
 from service.errors import error_kinds
+from service.score_histogram import ScoreHistogram
 
 # From a small model on a GPU to a large one on a CPU.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -95,11 +96,11 @@ class Metrics:
         self.engine_failures = new.counter(
             "detr_engine_failures", "Images that the engine failed on.", ["model"]
         )
-        self.scores = new.histogram(
+        self.scores = ScoreHistogram(
             "detr_score",
             "Scores of 0.1 or more, by model, whatever the request's threshold.",
-            ["model"],
-            buckets=_SCORES,
+            bounds=_SCORES,
+            registry=self.registry,
         )
         self.detections = new.counter(
             "detr_detections",
