@@ -6,7 +6,7 @@ from typing import Any
 
 from bundle.regular_file import require_file
 
-_SEEN_BYTES = 8192  # enough to tell formats apart
+_SEEN_BYTES = 262_144  # to tell formats apart, even after the names of a few thousand classes
 # First bytes of a file, what it is, and what to do.
 _OTHERS = (
     (b"\x1f\x8b", "a gzip archive; unpack it first"),
@@ -46,11 +46,11 @@ def read_json(data: bytes, path: Path) -> Any:
 
 
 def starts_with(file: Path, first: str, *others: str) -> bool:
-    """Whether a file begins with a character of JSON, and has one of the others soon after it."""
+    """Whether a file begins with a character of JSON, and has one of any others soon after it."""
     with require_file(file).open("rb") as stream:
         data = stream.read(_SEEN_BYTES)
     text = data.decode(json.detect_encoding(data), errors="ignore").lstrip()
-    return text.startswith(first) and any(other in text for other in others)
+    return text.startswith(first) and (not others or any(other in text for other in others))
 
 
 def _is_lines(data: bytes) -> bool:

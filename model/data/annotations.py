@@ -13,6 +13,7 @@ from typing import Any
 from bundle.manifest import ClassInfo
 from model.data.faults import Fault, shown
 from model.data.fields import is_unicode, read_box, read_flag, read_id, read_number, read_size
+from model.data.formats.shapes import around_rotated
 from model.data.formats.source import Source
 from model.data.segmentation import box_of
 
@@ -279,6 +280,10 @@ class _Reader:
             raise self._malformed(where, entry, "bbox")
         if any(isinstance(value, str) for value in entry["bbox"]):
             self._note("boxes are text: read as numbers", where, entry, "bbox")
+        if degrees := _rotation(entry):
+            what = "boxes are rotated, as CVAT writes it: the boxes around them are used"
+            self._note(what, where, entry, "attributes")
+            return around_rotated(box, degrees)
         return box
 
     def _area(self, where: str, entry: dict[str, Any]) -> float | None:
@@ -315,6 +320,14 @@ class _Reader:
         )
         count, first = self._notes.get(what, (0, f"{found} of {where}"))
         self._notes[what] = (count + 1, first)
+
+
+def _rotation(entry: dict[str, Any]) -> float:
+    """The degrees by which a box is rotated; 0 where it has a shape, which its box is around."""
+    attributes = entry.get("attributes")
+    if not isinstance(attributes, dict) or entry.get("segmentation"):
+        return 0.0
+    return read_number(attributes.get("rotation")) or 0.0
 
 
 def _of_text(numbers: Mapping[int | str, int]) -> dict[str, int]:

@@ -80,12 +80,25 @@ def _duplicates(split: Split) -> Iterator[Fault]:
         yield Fault("duplicate-annotation-id", None, annotation_id, "two annotations have this id")
     for category_id in _repeated(info.id for info in annotations.classes):
         yield Fault("duplicate-category-id", None, None, f"two categories have id {category_id}")
-    for name in _repeated(info.name for info in annotations.classes):
+    names = [info.name for info in annotations.classes]
+    for name in _repeated(names):
         yield Fault("duplicate-category-name", None, None, f"two categories are named {name!r}")
+    for alike in _alike(names):
+        shown = ", ".join(map(repr, alike))
+        message = f"names of classes differ only in case or spaces: {shown}; are they one class?"
+        yield Fault("similar-category-names", None, None, message, fatal=False)
 
 
 def _repeated(values: Iterable[Any]) -> list[Any]:
     return [value for value, count in Counter(values).items() if count > 1]
+
+
+def _alike(names: Iterable[str]) -> list[list[str]]:
+    """Groups of different names that are the same without case and spaces."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        groups.setdefault("".join(name.casefold().split()), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _box_faults(split: Split) -> Iterator[Fault]:

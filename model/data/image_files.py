@@ -10,7 +10,7 @@ from tqdm import tqdm
 from model.data.annotations import ImageEntry
 from model.data.faults import Fault
 from model.data.image_file import NUM_READERS, ImageFile, read_image_file
-from model.data.place import OutsideError, is_inside
+from model.data.place import OutsideError, is_inside, spellings
 
 MIN_TRAINING_SIDE_PX = 32  # smaller images are not trained on, as published
 
@@ -89,11 +89,11 @@ def find_image(file_name: str, image_dir: Path, *, data_dir: Path) -> Path:
         FileNotFoundError: it is in none of the possible places; names them.
         OutsideError: it is outside of `data_dir`.
     """
-    name = file_name.replace("\\", "/")
-    last = name.rsplit("/", 1)[-1]
-    places = dict.fromkeys(
-        [image_dir / file_name, image_dir / name, image_dir.parent / name, image_dir / last]
-    )
+    places: dict[Path, None] = {}
+    for spelling in spellings(file_name):
+        name = spelling.replace("\\", "/")
+        names = [image_dir / spelling, image_dir / name, image_dir.parent / name]
+        places |= dict.fromkeys([*names, image_dir / name.rsplit("/", 1)[-1]])
     there = [place for place in places if place.is_file()]
     found = next((place for place in there if is_inside(place, data_dir)), None)
     if found is None and there:

@@ -1,6 +1,7 @@
-"""What a data set names is read only inside of its folder."""
+"""What a data set names: only inside of its folder, and in any spelling of accents."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 
@@ -12,6 +13,11 @@ class OutsideError(ValueError):
             f"{path} is outside of the data set's folder {data_dir} and was not read: move it into "
             "the folder, or name a symbolic link there (ln -s)"
         )
+
+
+def spellings(name: str) -> list[str]:
+    """A name as it is, and with its accents composed and decomposed, as macOS stores them."""
+    return list(dict.fromkeys([name, *(unicodedata.normalize(f, name) for f in ("NFC", "NFD"))]))
 
 
 def is_inside(path: Path, data_dir: Path) -> bool:

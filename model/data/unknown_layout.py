@@ -5,11 +5,17 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from bundle.json_file import starts_with
 from model.data.formats.image_listing import IMAGE_SUFFIXES
+from model.data.formats.source import read_lines
+from model.data.formats.yolo_line import parse_line
 
 _SEEN_FILES = 20_000
+_SEEN_TEXTS = 20
 _SHOWN_KINDS = 4
 _SHOWN_FOLDERS = 8
+_TABLES = {".csv", ".parquet", ".record", ".tfrecord", ".tfrecords"}
+_VIA = ('"_via_', '"shape_attributes"')
 _KNOWN = (
     "known are COCO, YOLO (Ultralytics, Roboflow, darknet), Pascal VOC, CVAT for images 1.1, Label "
     "Studio's JSON and labelme; the folders of each are in docs/training.md"
@@ -43,21 +49,46 @@ def _guesses(data_dir: Path, suffixes: set[str]) -> Iterator[str]:
             "and val/ starts with the element annotation or annotations"
         )
     if ".txt" in suffixes and has_images:
-        yield (
-            "YOLO without the names of its classes: add data.yaml, or classes.txt with a name on "
-            "every line, in the order of the numbers in the label files"
-        )
-    if ".json" in suffixes:
+        if _has_yolo_lines(data_dir):
+            yield (
+                "YOLO without the names of its classes: add data.yaml, or classes.txt with a name "
+                "on every line, in the order of the numbers in the label files"
+            )
+        else:
+            yield "text files of another tool, such as DOTA's or KITTI's: export as COCO or YOLO"
+    if ".jsonl" in suffixes:
+        yield "Hugging Face's imagefolder or other lines of JSON: export the data set as COCO"
+    elif (data_dir / "meta.json").is_file() and any(data_dir.glob("*/ann")):
+        yield "Supervisely: export the data set as COCO"
+    elif any(starts_with(file, "{", *_VIA) for file in data_dir.glob("*.json")):
+        yield "VGG Image Annotator (VIA): export its annotations as COCO"
+    elif ".json" in suffixes:
         yield (
             "JSON of another tool: none of the .json files has COCO's images, annotations and "
             "categories, labelme's shapes, or the tasks of Label Studio"
         )
-    if ".csv" in suffixes or ".tfrecord" in suffixes or ".parquet" in suffixes:
+    if suffixes & _TABLES:
         yield "a table or records: export the data set again, as COCO"
     if suffixes and suffixes <= IMAGE_SUFFIXES:
         yield "images without annotations"
     if (data_dir / "labels").is_dir() and not has_images:
         yield "YOLO without its images"
+
+
+def _has_yolo_lines(data_dir: Path) -> bool:
+    """Whether one of the first text files begins with a line of YOLO's, or is empty."""
+    files = (path for path in data_dir.rglob("*.txt") if path.is_file())
+    return any(_is_yolo(file) for file in islice(files, _SEEN_TEXTS))
+
+
+def _is_yolo(file: Path) -> bool:
+    try:
+        lines = read_lines(file)
+        if lines:
+            parse_line(lines[0], has_points=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _place(folder: str) -> str:

@@ -163,10 +163,7 @@ def _number(shape: Element, key: str, default: str | None = None) -> float:
 
 def _box(shape: Element) -> Box:
     x, y, right, bottom = (_number(shape, key) for key in ("xtl", "ytl", "xbr", "ybr"))
-    centre = ((x + right) / 2, (y + bottom) / 2)
-    return around_rotated(
-        (x, y, right - x, bottom - y), _number(shape, "rotation", "0"), pivot=centre
-    )
+    return around_rotated((x, y, right - x, bottom - y), _number(shape, "rotation", "0"))
 
 
 def _polygon(shape: Element) -> Box:

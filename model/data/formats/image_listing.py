@@ -1,5 +1,6 @@
 """The image files of a folder, by name and by stem."""
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -27,7 +28,7 @@ class ImageListing:
         self._by_name: dict[str, list[Path]] = {}
         for path in self._images.values():
             for key in (path.name, path.stem):
-                self._by_name.setdefault(key, []).append(path)
+                self._by_name.setdefault(_composed(key), []).append(path)
 
     def find(self, *names: str, near: Path | None = None) -> Path | None:
         """The image that the first matching name stands for, or None.
@@ -37,13 +38,18 @@ class ImageListing:
         ends like that of the file `near`, then the nearest to that file.
         """
         for name in names:
-            parts = PurePosixPath(name.replace("\\", "/")).parts
+            parts = PurePosixPath(_composed(name).replace("\\", "/")).parts
             last = parts[-1] if parts else ""
             found = self._by_name.get(last) or self._by_name.get(PurePosixPath(last).stem)
             if found:
                 folders = parts[:-1]
                 return max(found, key=lambda path: _closeness(path.parent, folders, near))
         return None
+
+
+def _composed(name: str) -> str:
+    """The name with composed accents, which macOS decomposes."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _closeness(folder: Path, folders: Sequence[str], near: Path | None) -> tuple[int, int, int]:

@@ -1,12 +1,11 @@
 """Label Studio's own JSON: a list of tasks, whose regions are in percent of the image's sides."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from bundle.json_file import read_json, starts_with
 from model.data.faults import shown
@@ -55,15 +54,25 @@ class LabelStudioData:
             place = f"task {task.get('id', position + 1)}"
             annotations = _annotations(task)
             if not annotations:
-                collector.leave_out("tasks without an annotation")
+                note = ", but with predictions" if task.get("predictions") else ""
+                collector.leave_out(f"tasks without an annotation{note}")
                 continue
             chosen = _chosen(annotations)
             collector.leave_out("annotations of tasks that have a later one", len(annotations) - 1)
             regions = [region for region in chosen["result"] if isinstance(region, dict)]
             sizes = [read_size(r.get("original_height"), r.get("original_width")) for r in regions]
-            path = listing.find(*_image_names(task)) or next(iter(_image_names(task)), "")
+            names = [_names_in(value) for value in _image_values(task)]
+            paths = [*dict.fromkeys(filter(None, (listing.find(*found) for found in names)))]
+            path = paths[0] if paths else next((found[0] for found in names), "")
             size = next((size for size in sizes if size is not None), None)
             image_id = collector.add_image(path, size, place=place)
+            if len(paths) > 1:
+                several = ", ".join(found.name for found in paths)
+                message = (
+                    f"{place} names several images, {several}, and its boxes may be of any: keep "
+                    "only the image that they are of in its data"
+                )
+                collector.add_fault("several-images", message, image_id=image_id)
             for region in regions:
                 _add_region(collector, region, image_id=image_id, place=place)
         return collector.source()
@@ -92,7 +101,10 @@ def _export(folder: Path) -> Path | None:
     files = [file for file in sorted(folder.glob("*.json")) if starts_with(file, "[", *_KEYS)]
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
-        raise ValueError(f"{folder}: expected one export of Label Studio, found {names}; keep one")
+        raise ValueError(
+            f"{folder}: expected one export of Label Studio, found {names}; keep one, or put them "
+            "into the folders train and val"
+        )
     return files[0] if files else None
 
 
@@ -105,6 +117,11 @@ def _read_tasks(file: Path) -> list[dict[str, Any]]:
         raise ValueError(
             f"{file}: a list of tasks without annotations; in Label Studio, export as JSON, not as "
             "JSON-MIN"
+        )
+    if not any(isinstance(task.get("data"), dict) for task in tasks):
+        raise ValueError(
+            f"{file}: a list of annotations that are not those of Label Studio, whose tasks have "
+            "data; if they are CreateML's, export the data set as COCO"
         )
     return tasks
 
@@ -127,17 +144,24 @@ def _chosen(annotations: list[dict[str, Any]]) -> dict[str, Any]:
     return (truths or annotations)[-1]
 
 
-def _image_names(task: dict[str, Any]) -> Iterator[str]:
-    """The names that the image may have: that of the upload, with and without its prefix."""
+def _image_values(task: dict[str, Any]) -> list[str]:
+    """What may name the image: the upload, and the task's data."""
     data = task.get("data")
     values = [task.get("file_upload"), *(data.values() if isinstance(data, dict) else ())]
-    for value in values:
-        if isinstance(value, str):
-            url = urlsplit(value)
-            name = parse_qs(url.query).get("d", [unquote(url.path)])[0]
-            if is_image(Path(name.replace("\\", "/"))):
-                yield name
-                yield _UPLOAD_PREFIX.sub("", name.replace("\\", "/").rsplit("/", 1)[-1])
+    return [value for value in values if isinstance(value, str) and _names_in(value)]
+
+
+def _names_in(value: str) -> list[str]:
+    """The names that an image may have: as it is, without its URL, without an upload's prefix."""
+    url = urlsplit(value)
+    local = next((part[2:] for part in url.query.split("&") if part.startswith("d=")), None)
+    names = [value, unquote(url.path if local is None else local)]
+    names = [name.replace("\\", "/") for name in names if is_image(Path(name))]
+    return [found for name in names for found in (name, _without_prefix(name))]
+
+
+def _without_prefix(name: str) -> str:
+    return _UPLOAD_PREFIX.sub("", name.rsplit("/", 1)[-1])
 
 
 def _labels(region: object) -> list[str]:

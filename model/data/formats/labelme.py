@@ -27,6 +27,7 @@ from model.data.formats.source import (
 
 _NO_CLASSES = ("__ignore__", "_background_")  # in labels.txt
 _SEEN_FILES = 20
+_KEYS = ('"shapes"', '"imagePath"', '"imageData"')  # the last one may keep the others far away
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class LabelmeImage:
     size: tuple[int, int] | None
     objects: list[DrawnBox]
     left_out: list[str]
+    num_joined: int  # shapes that are part of an object with others
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,14 @@ class LabelmeData:
     def read(self, split: str) -> Source:
         """The annotated images of a split; those without a file are left out."""
         folder = self.directory if split == ALL else split_folder(self.directory, split)
+        assert folder is not None, "the caller asks `has` before"
         class_names = dict(enumerate(self._class_names))
         collector = Collector(self.directory, image_dir=self.directory, class_names=class_names)
         listing = ImageListing(images_below(self.directory))
-        for image in (i for i in self._images if folder in i.file.parents):
+        images = [image for image in self._images if folder in image.file.parents]
+        self._note_joined(collector, images)
+        self._note_others(collector, folder, known={image.file for image in images})
+        for image in images:
             place = image.file.relative_to(self.directory).as_posix()
             path = listing.find(image.image_name, image.file.stem, near=image.file)
             image_id = collector.add_image(path or image.image_name, image.size, place=place)
@@ -76,6 +82,22 @@ class LabelmeData:
                 where = f"{place}, {found.place}"
                 collector.add_box(image_id, found.label, bbox=found.box, place=where)
         return collector.source()
+
+    def _note_joined(self, collector: Collector, images: Sequence[LabelmeImage]) -> None:
+        if joined := [image for image in images if image.num_joined]:
+            message = (
+                f"shapes that are one object with others, by class and group_id: "
+                f"{sum(image.num_joined for image in joined)}, such as in {joined[0].file.name}"
+            )
+            collector.add_note("joined-shapes", message)
+
+    def _note_others(self, collector: Collector, folder: Path, *, known: set[Path]) -> None:
+        if others := sorted({*folder.rglob("*.json")} - known):
+            message = (
+                f"left out: JSON files that are empty or not labelme's: {len(others)}, such as "
+                f"{others[0].name}"
+            )
+            collector.add_note("left-out", message)
 
     @cached_property
     def _images(self) -> list[LabelmeImage]:
@@ -101,7 +123,7 @@ def find(data_dir: Path) -> LabelmeData | None:
 
 
 def _is_labelme(file: Path) -> bool:
-    return starts_with(file, "{", '"shapes"', '"imagePath"')
+    return starts_with(file, "{", *_KEYS)
 
 
 def _read_image(file: Path) -> LabelmeImage:
@@ -125,6 +147,7 @@ def _read_image(file: Path) -> LabelmeImage:
         size=read_size(content.get("imageHeight"), content.get("imageWidth")),
         objects=[_object(label, shapes) for (label, _), shapes in groups.items()],
         left_out=left_out,
+        num_joined=sum(len(group) for group in groups.values() if len(group) > 1),
     )
 
 
@@ -161,4 +184,7 @@ def _mask(points: list[Point]) -> Box:
     return x, y, w + 1, h + 1
 
 
-_BOXES = {"rectangle": around, "polygon": around, "circle": _circle, "mask": _mask}
+_BOXES = {
+    "rectangle": around, "polygon": around, "circle": _circle, "mask": _mask,
+    "oriented_rectangle": around, "rotation": around, "quadrilateral": around,  # X-AnyLabeling's
+}  # fmt: skip

@@ -19,9 +19,10 @@ def around_boxes(boxes: Sequence[Box]) -> Box:
     return around([(x, y) for x, y, _, _ in boxes] + [(x + w, y + h) for x, y, w, h in boxes])
 
 
-def around_rotated(box: Box, degrees: float, *, pivot: Point) -> Box:
-    """The box around a box that is rotated clockwise, as seen on the screen."""
+def around_rotated(box: Box, degrees: float, *, pivot: Point | None = None) -> Box:
+    """The box around a box that is rotated clockwise, as seen on the screen, about its centre."""
     x, y, w, h = box
+    pivot = pivot or (x + w / 2, y + h / 2)
     corners = [(x, y), (x + w, y), (x + w, y + h), (x, y + h)]
     return around([_turned(corner, degrees, pivot) for corner in corners])
 

@@ -1,5 +1,6 @@
 """What every format's reader returns: a split as a COCO dict, and where each entry came from."""
 
+import codecs
 import hashlib
 import json
 from collections import Counter
@@ -38,10 +39,23 @@ def split_folders(directory: Path) -> dict[str, Path]:
     return {split: folder for split, folder in folders.items() if folder is not None}
 
 
+def read_text(file: Path) -> str:
+    """A text file in UTF-8, or in UTF-16 with a byte order mark, as Windows writes it.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    data = require_file(file).read_bytes()
+    is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return data.decode("utf-16" if is_wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not text in UTF-8 ({error}): save it as UTF-8") from error
+
+
 def read_lines(file: Path) -> list[str]:
     """The lines of a text file that are not blank, without the space around them."""
-    lines = require_file(file).read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Pascal VOC: an XML file for every image, in one folder or beside the images of every split."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -11,10 +12,11 @@ from tqdm import tqdm
 
 from model.data.fields import read_number, read_size
 from model.data.formats.image_listing import ImageListing, images_below, num_shared_ends
-from model.data.formats.shapes import around
+from model.data.formats.shapes import around, around_rotated
 from model.data.formats.source import (
     ALL,
     SPLIT_NAMES,
+    Box,
     Collector,
     Source,
     names_of,
@@ -30,12 +32,16 @@ _LISTS = Path("ImageSets", "Main")
 
 @dataclass(frozen=True)
 class VocObject:
-    """An object as in its file; corners is (xmin, ymin, xmax, ymax), None where damaged."""
+    """An object as in its file; corners is (xmin, ymin, xmax, ymax), None where damaged.
+
+    `has_edges`: the tool rotates boxes, so its corners are edges.
+    """
 
     class_name: str
     corners: tuple[float, ...] | None
     is_difficult: str
     place: str
+    has_edges: bool
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,8 @@ class VocData:
     """A data set in the format of Pascal VOC. Its classes are sorted by name.
 
     VOC's own files count pixels from 1 and name the last pixel of a box; most tools write edges,
-    counted from 0. A corner at 0, or between pixels, shows that the whole set has edges.
+    counted from 0. A corner at 0 or between pixels, or a tool that rotates boxes, shows that the
+    whole set has edges.
     """
 
     directory: Path
@@ -103,8 +110,11 @@ class VocData:
 
     @cached_property
     def _has_edges(self) -> bool:
-        corners = [o.corners for i in self._images.values() for o in i.objects if o.corners]
-        return any(value < 1 or value != int(value) for box in corners for value in box)
+        objects = [found for image in self._images.values() for found in image.objects]
+        corners = [value for found in objects for value in found.corners or ()]
+        return any(found.has_edges for found in objects) or any(
+            value < 1 or value != int(value) for value in corners
+        )
 
     def _box(self, corners: tuple[float, ...] | None) -> Any:
         if corners is None:
@@ -181,6 +191,7 @@ def _read_image(file: Path, directory: Path) -> VocImage:
                 corners=_corners(found),
                 is_difficult=text_of(found, "difficult"),
                 place=f"{place}, object {number}",
+                has_edges=found.find("robndbox") is not None or _rotation(found) is not None,
             )
             for number, found in enumerate(root.findall("object"), start=1)
         ],
@@ -193,7 +204,13 @@ def _corners(found: Element) -> tuple[float, ...] | None:
     values = [read_number(text_of(found, f"bndbox/{name}")) for name in names]
     corners = tuple(value for value in values if value is not None)
     if len(corners) == 4:
-        return corners
+        x1, y1, x2, y2 = corners
+        degrees = _rotation(found) or 0.0
+        return (
+            _to_corners(around_rotated((x1, y1, x2 - x1, y2 - y1), degrees)) if degrees else corners
+        )
+    if (rotated := _rotated_box(found)) is not None:
+        return _to_corners(rotated)
     points = [
         (read_number(text_of(found, f"polygon/x{n}")), read_number(text_of(found, f"polygon/y{n}")))
         for n in range(1, 1 + len(found.findall("polygon/*")) // 2)
@@ -201,5 +218,28 @@ def _corners(found: Element) -> tuple[float, ...] | None:
     known = [(x, y) for x, y in points if x is not None and y is not None]
     if not known or found.find("bndbox") is not None:
         return None
-    x, y, w, h = around(known)
+    return _to_corners(around(known))
+
+
+def _to_corners(box: Box) -> tuple[float, ...]:
+    x, y, w, h = box
     return x, y, x + w, y + h
+
+
+def _rotation(found: Element) -> float | None:
+    """The degrees that CVAT writes as an attribute beside the corners before the rotation."""
+    for attribute in found.iterfind("attributes/attribute"):
+        if text_of(attribute, "name") == "rotation":
+            return read_number(text_of(attribute, "value"))
+    return None
+
+
+def _rotated_box(found: Element) -> Box | None:
+    """The box around roLabelImg's rotated box, whose angle is in radians."""
+    names = ("cx", "cy", "w", "h", "angle")
+    values = [read_number(text_of(found, f"robndbox/{name}")) for name in names]
+    known = [value for value in values if value is not None]
+    if len(known) < len(names):
+        return None
+    cx, cy, w, h, radians = known
+    return around_rotated((cx - w / 2, cy - h / 2, w, h), math.degrees(radians))

@@ -12,25 +12,25 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from model.data.fields import read_number
 from model.data.formats.image_listing import images_below, is_image
-from model.data.formats.shapes import around
 from model.data.formats.source import (
     ALL,
-    Box,
     Collector,
     Source,
     names_of,
     read_lines,
+    read_text,
     split_folder,
 )  # fmt: skip
+from model.data.formats.yolo_line import box_of, keypoint_shape, parse_line
 from model.data.formats.yolo_yaml import YoloYaml, find_yaml
 from model.data.image_file import ImageFile, read_all
-from model.data.place import OutsideError, is_inside
+from model.data.place import OutsideError, is_inside, spellings
 
-CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "train/classes.txt")
+CLASS_FILES = (
+    "classes.txt", "obj.names", "labels/classes.txt", "train/classes.txt", "train/_darknet.labels"
+)  # fmt: skip
 _SEEN_IMAGES = 1000  # until one has labels
-LARGEST_FRACTION = 1.1  # beyond rounding: more is a length in pixels
 _NOT_LABELS = frozenset({"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt"})
 
 
@@ -65,6 +65,7 @@ class YoloData:
             self.class_file, image_dir=self.directory, class_names=self.class_names
         )
         read = set()
+        polygons: list[list[float]] = []
         for path in tqdm(images, desc="reading labels", unit=" files", leave=False):
             label_file = label_file_of(path)
             place = _relative(label_file, self.directory)
@@ -72,9 +73,11 @@ class YoloData:
             image_id = collector.add_image(path, size, place=place)
             if label_file.is_file() and is_inside(label_file, self.directory):
                 read.add(label_file)
-                self._read_labels(collector, image_id, label_file, size)
+                polygons += self._read_labels(collector, image_id, label_file, size)
         if len(read) < len(images):
             collector.add_note("no-label-file", _without_labels(len(images) - len(read), images))
+        if (shape := keypoint_shape(polygons)) is not None:
+            collector.add_fault("keypoints", _poses(len(polygons), *shape))
         if turned := [path for path in images if _is_turned(files[path])]:
             collector.add_note("turned-images", _turned(turned, self.directory))
         if split == ALL or all(place.is_dir() for place in self._places(split)):
@@ -94,15 +97,21 @@ class YoloData:
 
     def _read_labels(
         self, collector: Collector, image_id: int, file: Path, size: tuple[int, int] | None
-    ) -> None:
+    ) -> list[list[float]]:
+        """Add the boxes of a label file; returns its polygons."""
         has_points = self.yaml is not None and self.yaml.has_keypoints
-        lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        polygons = []
+        try:
+            lines = read_text(file).splitlines()
+        except ValueError as error:
+            collector.add_fault("malformed", str(error), image_id=image_id)
+            return []
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             place = f"{_relative(file, self.directory)}, line {number}"
             try:
-                label, box = parse_line(line, has_points=has_points)
+                label, values = parse_line(line, has_points=has_points)
                 if label not in self.class_names:
                     raise ValueError(
                         f"class {label}; the classes of {self.class_file.name} are "
@@ -112,10 +121,13 @@ class YoloData:
             except ValueError as error:
                 collector.add_fault("malformed", f"{place}: {error}", image_id=image_id)
                 continue
+            if len(values) > 4:
+                polygons.append(values)
             if size is not None:  # else the image has a fault of its own
-                (x, y, w, h), (height, width) = box, size
+                (x, y, w, h), (height, width) = box_of(values), size
                 bbox = (x * width, y * height, w * width, h * height)
                 collector.add_box(image_id, label, bbox=bbox, place=place)
+        return polygons
 
     def _places(self, split: str) -> list[Path]:
         """The folders and lists of a split."""
@@ -150,8 +162,8 @@ class YoloData:
 
     def _find_listed(self, name: str, base: Path) -> Path:
         """The image of a line: below one of the folders, even if a tool put others before it."""
-        parts = Path(name).parts
-        tails = [Path(*parts[start:]) for start in range(len(parts))]
+        all_parts = [Path(spelling).parts for spelling in spellings(name)]
+        tails = [Path(*parts[start:]) for parts in all_parts for start in range(len(parts))]
         places = [folder / tail for tail in tails for folder in (base, self.directory)]
         there = [place for place in places if place.is_file()]
         inside = (place for place in there if is_inside(place, self.directory))
@@ -173,7 +185,7 @@ def find(data_dir: Path) -> YoloData | None:
 
 def _read_classes(file: Path) -> dict[int, str]:
     """The names by index, which is the number of the line; only the end may have empty lines."""
-    names = file.read_text(encoding="utf-8-sig", errors="replace").rstrip().splitlines()
+    names = read_text(file).rstrip().splitlines()
     if not names:
         raise ValueError(f"{file}: expected the name of a class on every line; it is empty")
     for number, name in enumerate(names, start=1):
@@ -188,38 +200,6 @@ def _read_classes(file: Path) -> dict[int, str]:
 def _has_labels(data_dir: Path) -> bool:
     images = islice(images_below(data_dir), _SEEN_IMAGES)
     return any(label_file_of(image).is_file() for image in images)
-
-
-def parse_line(line: str, *, has_points: bool) -> tuple[int, Box]:
-    """The class and the box (x, y, w, h), in fractions of the image's sides, of one line.
-
-    Args:
-        has_points: the box is followed by the keypoints of a pose, which are not read.
-
-    Raises:
-        ValueError: it is not such a line; shows what it contains.
-    """
-    words = line.split()
-    numbers = [number for number in map(read_number, words) if number is not None]
-    if len(numbers) != len(words):
-        raise ValueError(f"expected numbers, found {_short(line)}")
-    label, values = numbers[0], numbers[1:]
-    if label != int(label) or label < 0:
-        raise ValueError(f"expected the index of a class, found {words[0]}")
-    if has_points:
-        values = values[:4]
-    is_polygon = len(values) >= 6 and len(values) % 2 == 0
-    if len(values) != 4 and not is_polygon:
-        raise ValueError(
-            "expected 4 numbers, or the 3 or more points of a polygon, after the class, found "
-            f"{len(words) - 1}: {_short(line)}"
-        )
-    if max(map(abs, values)) > LARGEST_FRACTION:
-        raise ValueError(f"expected fractions of the image's sides, found {_short(line)}")
-    if is_polygon:
-        return int(label), around(list(zip(values[::2], values[1::2], strict=True)))
-    cx, cy, w, h = values
-    return int(label), (cx - w / 2, cy - h / 2, w, h)
 
 
 def label_file_of(image: Path) -> Path:
@@ -255,10 +235,13 @@ def _without_labels(count: int, images: list[Path]) -> str:
     return f"images without a label file, taken as images without objects: {count} of {len(images)}"
 
 
+def _poses(num_lines: int, num_points: int, dimensions: int) -> str:
+    return (
+        f"all {num_lines} lines that are not boxes look like a box and keypoints, not like a "
+        f"polygon: for a data set of poses, write kpt_shape: [{num_points}, {dimensions}] into "
+        "data.yaml, with the names of the classes"
+    )
+
+
 def _relative(file: Path, directory: Path) -> str:
     return (file.relative_to(directory) if file.is_relative_to(directory) else file).as_posix()
-
-
-def _short(line: str) -> str:
-    text = line.strip()
-    return repr(text if len(text) <= 60 else f"{text[:60]}...")

@@ -1,12 +1,14 @@
 """The YAML file that describes a data set of Ultralytics or Roboflow."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from model.data.formats.source import names_of
+from model.data.faults import shown
+from model.data.formats.source import names_of, read_text
 from model.data.place import OutsideError, is_inside
 
 LARGEST_YAML_BYTES = 4_000_000  # with room for the names of many thousand classes
@@ -86,16 +88,28 @@ def find_yaml(data_dir: Path) -> YoloYaml | None:
     return None
 
 
+class _Loader(yaml.BaseLoader):  # type: ignore[misc]  # yaml has no types
+    """Reads every scalar as text, and refuses keys that are given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, count in Counter(keys).items():
+            if count > 1:
+                raise yaml.YAMLError(f"{key} is given {count} times")
+        content: dict[Any, Any] = super().construct_mapping(node, deep)
+        return content
+
+
 def _load(file: Path) -> Any:
     """The content, with every scalar as text: a class may be named no, or 1."""
     if file.stat().st_size > LARGEST_YAML_BYTES:
         raise ValueError(f"{file}: too large for a description of a data set")
     try:
-        return yaml.load(file.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
+        return yaml.load(read_text(file), Loader=_Loader)
     except yaml.YAMLError as error:
         said = " ".join(str(error).split())
         raise ValueError(f"{file}: not valid YAML: {said}") from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except RecursionError as error:
         raise ValueError(f"{file}: not valid YAML: {error}") from error
 
 
@@ -107,7 +121,10 @@ def _class_names(file: Path, content: dict[str, Any]) -> dict[int, str]:
     if isinstance(names, list):
         names = {str(index): name for index, name in enumerate(names)}
     if not isinstance(names, dict) or not names:
-        raise ValueError(f"{file}: expected names to be a list, or a mapping of index to name")
+        raise ValueError(
+            f"{file}: expected names to be a list, or a mapping of index to name, found "
+            f"{shown(names)}"
+        )
     for index, name in names.items():
         if not (isinstance(index, str) and index.isascii() and index.isdigit() and len(index) < 10):
             raise ValueError(f"{file}: names has the index {index!r:.80}, expected a whole number")
@@ -115,4 +132,7 @@ def _class_names(file: Path, content: dict[str, Any]) -> dict[int, str]:
             raise ValueError(f"{file}: expected text as the name of class {index}")
     if isinstance(count, str) and count.isdigit() and int(count) != len(names):
         raise ValueError(f"{file}: nc is {count}, but the number of names is {len(names)}")
-    return {int(index): names[index] for index in sorted(names, key=int)}
+    by_index = {int(index): names[index] for index in sorted(names, key=int)}
+    if len(by_index) < len(names):
+        raise ValueError(f"{file}: names has one index twice, written as {', '.join(names)}")
+    return by_index

@@ -42,6 +42,35 @@ def test_a_crowd_is_marked_in_many_ways(read, value, is_crowd):
     assert annotations.faults == ()
 
 
+@pytest.mark.parametrize("segmentation", [[], None])
+def test_the_box_around_a_rotated_box_of_cvat_is_taken_and_said_to_be(read, segmentation):
+    attributes = {"occluded": False, "rotation": 90.0}
+    annotations = read(
+        annotation={"bbox": [10, 20, 16, 8], "segmentation": segmentation, "attributes": attributes}
+    )
+
+    (fault,) = annotations.faults
+    assert annotations.boxes[0].bbox == pytest.approx((14, 16, 8, 16))
+    assert (fault.kind, fault.fatal) == ("read-otherwise", False)
+    assert "boxes are rotated, as CVAT writes it" in fault.message
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"attributes": {"rotation": 0.0}},
+        {"attributes": {"rotation": "left"}},
+        {"attributes": [{"rotation": 90}]},
+        {"attributes": {"rotation": 90}, "segmentation": [[10, 20, 26, 20, 26, 28]]},
+    ],
+)
+def test_a_box_that_is_not_rotated_stays_as_it_is(read, others):
+    annotations = read(annotation={"bbox": [10, 20, 16, 8], **others})
+
+    assert annotations.boxes[0].bbox == (10, 20, 16, 8)
+    assert annotations.faults == ()
+
+
 @pytest.mark.parametrize(
     ("value", "area"),
     [(7, 7.0), (7.5, 7.5), ("7", 7.0), (0, 12.0), (None, 12.0), (-1, 12.0), ("", 12.0),

@@ -136,6 +136,17 @@ def test_what_would_make_training_wrong_is_fatal(sound, section, position, chang
     assert faults[0].fatal
 
 
+@pytest.mark.parametrize("name", ["Cat", " cat", "c a t"])
+def test_classes_of_nearly_the_same_name_are_reported(sound, name):
+    content, write = sound
+    content["categories"][1]["name"] = name
+
+    (fault,) = check(*write())
+
+    assert (fault.kind, fault.fatal) == ("similar-category-names", False)
+    assert f"only in case or spaces: 'cat', {name!r}" in fault.message
+
+
 def test_a_duplicate_image_id_is_fatal(sound):
     content, write = sound
     content["annotations"] = content["annotations"][:2]

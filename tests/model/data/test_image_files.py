@@ -16,6 +16,8 @@ from model.data.image_files import find_image
         ("upload/7/1.png", "images/1.png"),
         ("/data/upload/1.png", "images/1.png"),
         ("odd\\name.png", "images/odd\\name.png"),
+        ("day/\xe4.png", "images/day/a\u0308.png"),  # as macOS decomposes it
+        ("day\\a\u0308.png", "images/\xe4.png"),
     ],
 )
 def test_an_image_is_found_behind_the_folders_that_a_tool_writes(tmp_path, file_name, stored):

@@ -122,6 +122,9 @@ def test_a_val_split_cannot_be_made_where_there_is_one(tmp_path: Path) -> None:
     ("files", "said"),
     [
         ([], "no file"),
+        (["train/a.jpg", "train/metadata.jsonl"], r"Hugging Face's imagefolder"),
+        (["meta.json", "one/ann/a.jpg.json", "one/img/a.jpg"], r"Supervisely: export .* as COCO"),
+        (["train.record", "label_map.pbtxt"], r"a table or records"),
         (["a.jpg", "b.jpg"], r"2 \.jpg\n.*images without annotations"),
         (["images/a.jpg", "labels/a.txt"], r"images/: 1 \.jpg\n.*add data\.yaml, or classes\.txt"),
         (["a.jpg", "a.xml"], r"1 \.xml.*\n.*Pascal VOC or CVAT, but no \.xml"),
@@ -137,6 +140,26 @@ def test_a_folder_of_no_known_format_is_described(
         write(tmp_path / name)
 
     with pytest.raises(ValueError, match=rf"(?s)known format.*found:.*{said}.*known are COCO"):
+        find_layout(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("labels/a.txt", "0 0.5 0.5 0.1 0.1\n", "YOLO without the names of its classes"),
+        ("labelTxt/a.txt", "1.0 1.0 9.0 1.0 9.0 9.0 1.0 9.0 ship 0\n", "text files of another"),
+        ("label_2/a.txt", "Car 0.00 0 1.55 1 2 3 4 1.5 1.6 3.7 1 1 9 1.6\n", "such as .* KITTI's"),
+        ("via.json", '{"_via_settings": {}}', "VGG Image Annotator"),
+        ("via.json", '{"a.jpg9": {"regions": [{"shape_attributes": {}}]}}', "VGG Image Annotator"),
+    ],
+)
+def test_the_content_of_a_file_says_what_it_looks_like(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    write(tmp_path / "images" / "a.jpg")
+    write(tmp_path / name, text)
+
+    with pytest.raises(ValueError, match=rf"it looks like .*{said}"):
         find_layout(tmp_path)
 
 

@@ -98,10 +98,17 @@ def test_the_annotation_marked_as_truth_comes_before_later_ones(tmp_path: Path) 
 
 
 def test_tasks_that_nobody_annotated_are_left_out(tmp_path: Path) -> None:
-    split = read(tmp_path, task(rectangle()), task(annotations=[]))
+    guess = {"result": [rectangle()], "score": 0.9}
+
+    split = read(
+        tmp_path, task(rectangle()), task(annotations=[]), task(annotations=[], predictions=[guess])
+    )
 
     assert len(split.images) == 1
-    assert "left out: tasks without an annotation (1)" in split.annotations.faults[0].message
+    assert split.annotations.faults[0].message == (
+        "left out: tasks without an annotation (1), tasks without an annotation, but with "
+        "predictions (1)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,12 +118,35 @@ def test_tasks_that_nobody_annotated_are_left_out(tmp_path: Path) -> None:
         {"data": {"text": "see", "picture": "https://example.org/1/a.png?token=1"}},
         {"data": {"image": "s3://bucket/photos/a.png"}},
         {"data": {"image": "gone.png"}, "file_upload": "0f9e8d7c-a.png"},
+        {"data": {"image": "/data/local-files/?d=photos/a.png", "page": 1}},
     ],
 )
 def test_the_image_is_found_behind_its_address(tmp_path: Path, names: dict[str, Any]) -> None:
     split = read(tmp_path, task(rectangle(), **names))
 
     assert split.files[1].path == tmp_path / "images" / "a.png"
+
+
+@pytest.mark.parametrize("name", ["a+b.png", "a#1.png", "a%41.png", "a?b.png", "a b.png"])
+@pytest.mark.parametrize("address", ["/data/local-files/?d=photos/", "/data/upload/1/1a2b3c4d-"])
+def test_an_image_may_have_a_name_that_means_something_in_addresses(
+    tmp_path: Path, address: str, name: str
+) -> None:
+    exports.write_images(tmp_path, {name: []})
+
+    split = read(tmp_path, task(rectangle(), data={"image": address + name}))
+
+    assert split.files[1].path == tmp_path / name
+
+
+def test_boxes_of_a_task_with_several_images_are_refused(tmp_path: Path) -> None:
+    exports.write_images(tmp_path, {"b.png": []})
+    data = {"before": "/data/upload/1/1a2b3c4d-a.png", "after": "/data/upload/1/1a2b3c4d-b.png"}
+
+    faults = check_validation(read(tmp_path, task(rectangle(), data=data)))
+
+    assert [fault.kind for fault in faults if fault.fatal] == ["several-images"]
+    assert "task 7 names several images, a.png, b.png" in faults[0].message
 
 
 @pytest.mark.parametrize(
@@ -162,6 +192,23 @@ def test_the_short_form_of_the_export_is_refused_by_name(tmp_path: Path) -> None
 
     with pytest.raises(ValueError, match=r"export as JSON, not as JSON-MIN"):
         open_data_set(tmp_path).open("all")
+
+
+def test_a_list_of_another_tool_is_refused_by_name(tmp_path: Path) -> None:
+    box = {"label": "bolt", "coordinates": {"x": 9, "y": 9, "width": 4, "height": 4}}
+    content = [{"image": "a.png", "annotations": [box]}]
+    write(tmp_path / "_annotations.createml.json", json.dumps(content))
+
+    with pytest.raises(ValueError, match="if they are CreateML's, export the data set as COCO"):
+        open_data_set(tmp_path).open("all")
+
+
+@pytest.mark.parametrize("name", ["train.json", "result.json"])
+def test_a_list_is_not_taken_for_cocos_format_by_its_name(tmp_path: Path, name: str) -> None:
+    read(tmp_path, task(rectangle()))
+    (tmp_path / "export.json").rename(tmp_path / name)
+
+    assert open_data_set(tmp_path).layout.name == f"Label Studio ({name})"
 
 
 def test_two_exports_in_one_folder_are_refused_by_name(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ def read(folder: Path, *shapes: Any, **others: Any) -> Split:
         (shape("circle", [20, 20], [23, 24]), (15, 15, 10, 10)),
         (shape("mask", [4, 6], [23, 15], mask="iVBORw0KGgo="), (4, 6, 20, 10)),
         ({"label": "bolt", "points": [[4, 6], [24, 6], [14, 16]]}, (4, 6, 20, 10)),
+        (shape("oriented_rectangle", [4, 9], [18, 6], [24, 13], [10, 16]), (4, 6, 20, 10)),
+        (shape("rotation", [4, 9], [18, 6], [24, 13], [10, 16], direction=0.4), (4, 6, 20, 10)),
     ],
 )
 def test_the_box_around_a_shape_is_taken(
@@ -50,9 +52,41 @@ def test_shapes_of_a_class_in_one_group_are_one_object(tmp_path: Path) -> None:
     halves = [shape("rectangle", [x, 6], [x + 4, 16], group_id=1) for x in (4, 20)]
     other = shape("rectangle", [1, 1], [9, 9], group_id=1, label="nut")
 
-    boxes = read(tmp_path, *halves, other).annotations.boxes
+    found = read(tmp_path, *halves, other).annotations
 
-    assert [box.bbox for box in boxes] == [(4, 6, 20, 10), (1, 1, 8, 8)]
+    assert [box.bbox for box in found.boxes] == [(4, 6, 20, 10), (1, 1, 8, 8)]
+    assert [fault.message for fault in found.faults] == [
+        "shapes that are one object with others, by class and group_id: 2, such as in a.json"
+    ]
+
+
+def test_an_image_in_the_file_before_the_shapes_hides_nothing(tmp_path: Path) -> None:
+    found = shape("rectangle", [4, 6], [24, 16])
+    read(tmp_path, found)
+    content = {"imageData": "A" * 400_000, "imagePath": "b.png", "shapes": [found]}
+    write(tmp_path / "b.json", json.dumps(content))
+    exports.write_images(tmp_path, {"b.png": []})
+
+    assert len(open_data_set(tmp_path).open("all").annotations.boxes) == 2
+
+
+def test_an_image_whose_name_macos_decomposed_is_found(tmp_path: Path) -> None:
+    exports.write_images(tmp_path / "images", {"a\u0308.png": []})
+
+    split = read(tmp_path, imagePath="..\\images\\\xe4.png")
+
+    assert split.files[1].path == tmp_path / "images" / "a\u0308.png"
+
+
+def test_files_that_are_not_labelmes_are_counted(tmp_path: Path) -> None:
+    for name, text in (("b.json", ""), ("settings.json", '{"theme": "dark"}')):
+        write(tmp_path / name, text)
+
+    faults = read(tmp_path, shape("rectangle", [4, 6], [24, 16])).annotations.faults
+
+    assert [fault.message for fault in faults] == [
+        "left out: JSON files that are empty or not labelme's: 2, such as b.json"
+    ]
 
 
 def test_shapes_without_a_box_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Pascal VOC: what its tools write beside the plain case, and what is wrong with a file."""
 
+import math
 import re
 from pathlib import Path
 
@@ -86,6 +87,26 @@ def test_a_polygon_counts_where_there_is_no_box(voc: Path) -> None:
     split = read(voc, f"<object><name>bolt</name><polygon>{points}</polygon></object>")
 
     assert boxes(split) == [(4, 6, 20, 10)]
+
+
+def test_a_rotated_box_of_rolabelimg_is_read(voc: Path) -> None:
+    rotated = f"<cx>20</cx><cy>20</cy><w>16</w><h>8</h><angle>{math.pi / 2}</angle>"
+
+    split = read(voc, f"<object><name>bolt</name><robndbox>{rotated}</robndbox></object>")
+
+    assert boxes(split) == [pytest.approx((16, 12, 8, 16))]
+
+
+def test_corners_are_those_before_a_rotation_that_cvat_writes_beside_them(voc: Path) -> None:
+    corners = "<xmin>12</xmin><ymin>16</ymin><xmax>28</xmax><ymax>24</ymax>"
+    attributes = (
+        "<attributes><attribute><name>colour</name><value>red</value></attribute>"
+        "<attribute><name>rotation</name><value>90.0</value></attribute></attributes>"
+    )
+
+    split = read(voc, f"<object><name>bolt</name><bndbox>{corners}</bndbox>{attributes}</object>")
+
+    assert boxes(split) == [pytest.approx((16, 12, 8, 16))]
 
 
 def test_a_corner_between_pixels_in_one_split_makes_edges_of_all(voc: Path) -> None:

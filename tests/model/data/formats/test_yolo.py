@@ -1,5 +1,6 @@
 """YOLO: what its tools write beside the plain case, and what is wrong with a file."""
 
+import math
 import re
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from PIL import Image
 from model.data.check import check_validation
 from model.data.data_set import DataSet, open_data_set
 from model.data.formats.source import Source
-from model.data.formats.yolo import YoloData, find, parse_line
+from model.data.formats.yolo import YoloData, find
+from model.data.formats.yolo_line import box_of, parse_line
 from model.data.layouts import find_layout
 from model.data.split import Split
 from tests.model.data.formats import exports
@@ -56,10 +58,10 @@ def fatal(split: Split) -> list[str]:
     ],
 )
 def test_a_line_is_a_box_or_a_polygon(line: str, box: tuple[float, ...]) -> None:
-    label, found = parse_line(line, has_points=False)
+    label, values = parse_line(line, has_points=False)
 
     assert label == 0
-    assert found == pytest.approx(box)
+    assert box_of(values) == pytest.approx(box)
 
 
 def test_the_keypoints_of_a_pose_are_not_taken_for_a_polygon(labelled: Path) -> None:
@@ -108,8 +110,12 @@ def test_a_damaged_line_is_named_with_file_and_number(
         ("names: bolt", "expected names to be a list"),
         ("names: []", "expected names to be a list"),
         ("nc: 2\nnames: [a, b, c]", "nc is 2, but the number of names is 3"),
+        ("names: data/bolts.names", 'found "data/bolts.names"'),
+        ("names: {0: a, 1: b, 1: c}", "not valid YAML: 1 is given 2 times"),
+        ("names: {0: a, 1: b, 01: c}", "names has one index twice, written as 0, 1, 01"),
+        ("names: [a]\ntrain: x\ntrain: y", "not valid YAML: train is given 2 times"),
         ("[" * 1200, "not valid YAML"),
-        ("names: &a [x]\nb: &b [*a, *a]\nnames: [*b, *b]", "expected text as the name of class 0"),
+        ("a: &a [x]\nb: &b [*a, *a]\nnames: [*b, *b]", "expected text as the name of class 0"),
         ("\x00", "not valid YAML"),
     ],
 )
@@ -214,6 +220,77 @@ def test_an_image_is_read_once_for_its_boxes_and_for_its_check(labelled: Path) -
 
     assert split.file_faults == ()
     assert len(split.files) == 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_text_of_windows_is_read(labelled: Path, encoding: str) -> None:
+    (labelled / "data.yaml").unlink()
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    names, labels = "b\xf6lt\r\ncap nut\r\nw\xe4sher\r\n", "2 0.5 0.5 0.25 0.5\r\n"
+    (labelled / "classes.txt").write_bytes((mark + names).encode(encoding))
+    (labelled / "train" / "labels" / "a.txt").write_bytes((mark + labels).encode(encoding))
+
+    found = open_data_set(labelled).open("train").annotations
+
+    assert [info.name for info in found.classes] == ["b\xf6lt", "cap nut", "w\xe4sher"]
+    assert [box.bbox for box in found.boxes if box.image_id == 1] == [(24, 12, 16, 24)]
+
+
+def test_names_in_an_encoding_that_cannot_be_told_are_refused(labelled: Path) -> None:
+    (labelled / "data.yaml").unlink()
+    (labelled / "classes.txt").write_bytes("b\xf6lt\n".encode("latin-1"))
+
+    with pytest.raises(ValueError, match=r"classes\.txt: not text in UTF-8 .*: save it as UTF-8"):
+        find_layout(labelled)
+
+
+def test_a_label_file_that_is_not_text_is_named(labelled: Path) -> None:
+    (labelled / "train" / "labels" / "a.txt").write_bytes(b"\x89PNG\xff")
+
+    messages = fatal(open_data_set(labelled).open("train"))
+
+    assert len(messages) == 1
+    assert "a.txt: not text in UTF-8" in messages[0]
+
+
+def pose(*keypoints: str) -> str:
+    """Lines of boxes in a row, each with these keypoints (x, y, ...) in parts of the box."""
+    lines = []
+    for cx in (0.2, 0.4, 0.6, 0.8):
+        numbers = [cx, 0.5, 0.1, 0.2]
+        for x, y, *visible in (map(float, one.split()) for one in keypoints):
+            numbers += [cx + 0.1 * (x - 0.5), 0.5 + 0.2 * (y - 0.5), *visible]
+        lines.append("0 " + " ".join(f"{number:.6f}" for number in numbers))
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("labels", "shape"),
+    [
+        (pose("0.1 0.2"), "[1, 2]"),
+        (pose("0.1 0.2", "0.9 1", "0.5 0.5"), "[3, 2]"),
+        (pose("0.1 0.2 1", "0.9 1 0"), "[2, 3]"),
+    ],
+)
+def test_a_pose_is_not_read_as_a_polygon(labelled: Path, labels: str, shape: str) -> None:
+    write(labelled / "valid" / "labels" / "c.txt", labels)
+
+    [message] = fatal(open_data_set(labelled).open("val"))
+
+    assert f"write kpt_shape: {shape} into data.yaml" in message
+
+
+@pytest.mark.parametrize("num_points", [3, 4, 5, 6, 32])
+def test_polygons_of_as_many_points_are_no_poses(labelled: Path, num_points: int) -> None:
+    angles = [2 * math.pi * number / num_points for number in range(num_points)]
+    lines = [
+        " ".join([
+            "0", *(f"{x + 0.04 * math.cos(a):.6f} {y + 0.04 * math.sin(a):.6f}" for a in angles)
+        ])
+        for x in (0.1, 0.5, 0.9) for y in (0.1, 0.5, 0.9)
+    ]  # fmt: skip
+
+    assert fatal(read(labelled, "\n".join(lines))) == []
 
 
 @pytest.mark.parametrize("text", ["\nbolt\nwasher\n", "bolt\n  \nwasher"])
