@@ -5,6 +5,7 @@ import re
 
 # Control characters, and those that turn the direction of writing.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+SHOWN_NAME_CHARS = 60
 _BREAKS = re.compile("[\t\n\u2028\u2029]")
 
 
@@ -16,6 +17,11 @@ def printable(text: object) -> str:
 def one_line(text: str) -> str:
     """The text with control characters, tabs and line feeds as `\\n`."""
     return _BREAKS.sub(_escaped, printable(text))
+
+
+def shortened(name: str) -> str:
+    """A name for a line or a table: only its beginning if it is long."""
+    return name if len(name) <= SHOWN_NAME_CHARS else f"{name[: SHOWN_NAME_CHARS - 3]}..."
 
 
 def _escaped(match: re.Match[str]) -> str:

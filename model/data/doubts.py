@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from bundle.terminal import shortened
 from model.config import ModelConfig
 from model.data.annotations import BoxEntry
 from model.data.faults import Fault
@@ -201,7 +202,7 @@ def other_classes(train: Split, val: Split) -> Iterator[Fault]:
 
 def _some(entries: list[str]) -> str:
     rest = f", ... ({len(entries)})" if len(entries) > SHOWN_CLASSES else ""
-    return f"{', '.join(entries[:SHOWN_CLASSES])}{rest}"
+    return f"{', '.join(map(shortened, entries[:SHOWN_CLASSES]))}{rest}"
 
 
 def shared_images(train: Split, val: Split) -> list[Fault]:

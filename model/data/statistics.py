@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bundle.terminal import shortened
 from model.data.split import Split, is_in_image
 
 SMALL_PX, LARGE_PX = 32, 96  # COCO's limits, of a square with the area of the box
@@ -107,7 +108,7 @@ def describe_content(found: Statistics) -> Iterator[str]:
 
 def _common(classes: Mapping[str, int]) -> str:
     """Classes with their number of boxes; if there are many, those with the most and the fewest."""
-    shown = [f"{name} {count}" for name, count in classes.items()]
+    shown = [f"{shortened(name)} {count}" for name, count in classes.items()]
     if len(shown) > _SHOWN_CLASSES:
         half = _SHOWN_CLASSES // 2
         shown = [*shown[:half], "...", *shown[-half:]]

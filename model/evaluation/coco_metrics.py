@@ -9,6 +9,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from bundle.manifest import ClassInfo
+from bundle.terminal import shortened
 from bundle.thresholds import OperatingPoint, Thresholds
 from model.evaluation.best_thresholds import (
     Scored,
@@ -149,14 +150,15 @@ def _mean_defined(precision: np.ndarray) -> float:
 
 def format_report(metrics: Metrics) -> str:
     """A table of AP and best threshold by class, and the twelve numbers, as text."""
-    width = max((len(entry.info.name) for entry in metrics.per_class), default=5)
+    names = [shortened(entry.info.name) for entry in metrics.per_class]
+    width = max(map(len, ["class", *names]))
     by_class = metrics.thresholds.by_class if metrics.thresholds else {}
     header = f"{'class':<{width}}  {'boxes':>6}  {'AP':>5}  {'AP50':>5}"
     lines = [f"{header}  best F1  at score  precision  recall"]
-    for entry in metrics.per_class:
+    for name, entry in zip(names, metrics.per_class, strict=True):
         values = f"{format_number(entry.ap):>5}  {format_number(entry.ap50):>5}"
         point = _point_columns(by_class.get(entry.info.id))
-        lines.append(f"{entry.info.name:<{width}}  {entry.num_boxes:>6}  {values}  {point}")
+        lines.append(f"{name:<{width}}  {entry.num_boxes:>6}  {values}  {point}")
     overall = _point_columns(metrics.thresholds.overall if metrics.thresholds else None)
     lines.append(f"{'all':<{width}}  {sum(entry.num_boxes for entry in metrics.per_class):>6}"
                  f"  {'':5}  {'':5}  {overall}")  # fmt: skip

@@ -8,6 +8,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from bundle.terminal import shortened
+
 _FOLDER = Path(__file__).parent
 
 
@@ -20,10 +22,12 @@ def render(template: str, values: Mapping[str, Any]) -> bytes:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["shortened"] = shortened
+    return environment

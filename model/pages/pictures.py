@@ -9,6 +9,8 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from bundle.terminal import shortened
+
 NUM_COLOURS = 10  # .c0 to .c9 in the style
 MAX_SIDE_PX = 320
 MAX_BOXES = 200  # drawn in an image; more would hide it
@@ -52,7 +54,7 @@ def _box(box: DrawnBox, letter: float) -> Markup:
     ).format(
         *(box.colour % NUM_COLOURS, " dashed" if box.is_dashed else ""),
         *(x, y, max(w, 0), max(h, 0)),
-        *(x + 0.2 * letter, max(y - 0.25 * letter, letter), letter, box.text),
+        *(x + 0.2 * letter, max(y - 0.25 * letter, letter), letter, shortened(box.text)),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from bundle.terminal import shortened
 from model.checkpoints.checkpoint_file import save_checkpoint
 from model.config import TrainConfig
 from model.data.loading import RunData
@@ -123,7 +124,7 @@ def _shown_classes(class_ap: dict[str, float]) -> str:
     if len(known) > SHOWN_CLASSES:
         rest = f" are the lowest of {len(known)}"
         known = sorted(known, key=lambda item: item[1])[:SHOWN_CLASSES]
-    return ", ".join(f"{name} {ap:.3f}" for name, ap in known) + rest
+    return ", ".join(f"{shortened(name)} {ap:.3f}" for name, ap in known) + rest
 
 
 def _write_checkpoints(

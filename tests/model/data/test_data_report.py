@@ -167,6 +167,17 @@ def test_boxes_of_a_class_that_cannot_be_read_are_drawn_with_its_id(page_of, tmp
     assert pictures_of(page)["a.png, 60 x 40"].texts("text") == ["cat", "category 1"]
 
 
+def test_long_names_with_the_same_beginning_are_counted_apart(page_of, tmp_path):
+    names = ["x" * 3000, "x" * 3001]
+    boxes = [(number, [1, 1, 9, 9]) for number in (0, 1)]
+    write_split(tmp_path, "train", {"a.png": GREY}, boxes=boxes, names=names)
+
+    page = page_of(tmp_path)
+
+    assert "x" * 58 not in page.text
+    assert page.text.count("x" * 57 + "...") == 2 + 2 + 2  # in the table, the line, the picture
+
+
 def test_every_one_of_a_thousand_classes_is_counted(page_of, tmp_path):
     names = [f"class {number}" for number in range(1000)]
     boxes = [(number, [1, 1, 9, 9]) for number in range(1000)]

@@ -53,6 +53,12 @@ def test_of_many_classes_the_most_and_the_least_common_are_named():
     assert line == "classes: 8; boxes: 28: c6 7, c5 6, c4 5, ..., c1 2, c0 1, c7 0"
 
 
+def test_only_the_beginning_of_a_long_name_is_told():
+    found = lines([box(9, 9)], classes=(ClassInfo(id=5, name="c" * 3000),))
+
+    assert f"boxes: 1: {'c' * 57}... 1" in found[1]
+
+
 def test_what_is_not_there_is_said():
     assert lines([], sizes={}) == ["no images"]
     assert lines([]) == [

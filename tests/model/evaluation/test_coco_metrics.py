@@ -85,6 +85,16 @@ def test_without_any_ground_truth_every_number_is_undefined(one_box):
     assert format_report(metrics).count("n/a") == 12 + 2 + 2 * 4
 
 
+def test_a_long_name_does_not_widen_the_table(one_box):
+    ground_truth, results = one_box
+    ground_truth["categories"][0]["name"] = "washer " * 500
+
+    lines = format_report(score(ground_truth, results)).splitlines()
+
+    assert lines[1].startswith("washer washer")
+    assert max(map(len, lines)) < 130
+
+
 def test_no_detection_at_all_is_an_ap_of_zero(one_box):
     assert score(one_box[0], []).numbers["AP"] == 0.0
 

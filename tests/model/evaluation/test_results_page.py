@@ -156,6 +156,15 @@ def test_a_class_name_is_text_whatever_it_contains(page_of: PageOf, name: str) -
     assert f"{name} taken for dog (1)" in page.text
 
 
+def test_only_the_beginning_of_a_long_name_is_shown(page_of: PageOf) -> None:
+    truth = truth_of((1, 7, column(0)), (1, 8, column(1)), names=("x" * 3000, "dog"))
+
+    page = page_of(truth, [found(1, 8, column(0)), found(1, 7, column(1))])
+
+    assert "x" * 58 not in page.text
+    assert f"{'x' * 57}... taken for dog (1)" in page.text
+
+
 @pytest.mark.parametrize(
     "truth",
     [
