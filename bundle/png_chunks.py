@@ -37,6 +37,16 @@ def chunks(data: bytes) -> Iterator[Chunk]:
         start = end
 
 
+def lacks_palette(data: bytes) -> bool:
+    """Whether there is no palette before the pixels, which Pillow then takes for shades of grey.
+
+    Raises:
+        TooManyPieces: see `chunks`.
+    """
+    kinds = (chunk.kind for chunk in chunks(data))
+    return next((kind for kind in kinds if kind in (b"PLTE", b"IDAT")), b"") != b"PLTE"
+
+
 def without_remarks(data: bytes) -> bytes:
     """The file without text and colour profiles, which may be thousands of bombs.
 

@@ -23,7 +23,7 @@ from bundle.file_pieces import FileInPieces
 from bundle.image_formats import describe_content
 from bundle.jpeg_end import complete_jpeg
 from bundle.jpeg_segments import MOST_SCANS, has_too_many_scans
-from bundle.png_chunks import chunks, without_remarks
+from bundle.png_chunks import chunks, lacks_palette, without_remarks
 from bundle.sixteen_bit import is_deep_colour, is_mixed_up
 from bundle.to_rgb import STRIP_PIXELS, to_rgb
 
@@ -297,6 +297,8 @@ def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
             f"expected a JPEG image of at most {MOST_SCANS} scans, got more, each of which goes "
             "through the whole image; save it again"
         )
+    if image_format == "PNG" and image.mode == "P" and lacks_palette(data):
+        raise UndecodableImage("the PNG image is damaged: it has no palette")
     if is_mixed_up(image):
         raise UndecodableImage(
             "expected a TIFF image with the samples of a pixel side by side, got one stored plane "

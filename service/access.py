@@ -74,11 +74,16 @@ class KeyCheck:
 
     def _has_key(self, scope: Scope) -> bool:
         headers = Headers(scope=scope)
-        kind, _, bearer = headers.get("authorization", "").partition(" ")
-        given = bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
+        given = bearer_of(headers) or headers.get("x-api-key", "")
         digest = _digest(given.encode("latin-1"))  # as HTTP's headers are decoded
         # Compares digests of equal length, and all of them, so that timing reveals nothing.
         return sum([hmac.compare_digest(digest, key) for key in self._keys]) > 0
+
+
+def bearer_of(headers: Headers) -> str:
+    """The key in `Authorization: Bearer KEY`, or no text."""
+    kind, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if kind.lower() == "bearer" else ""
 
 
 def _digest(key: bytes) -> bytes:

@@ -5,10 +5,12 @@ import hmac
 
 from fastapi import APIRouter, Request
 
+from service.access import bearer_of
 from service.errors import Forbidden, NotFound
 from service.schemas import ErrorResponse, ModelRef
 from service.serving import Serving
 from service.settings import Settings
+from service.validation import require_once
 
 router = APIRouter()
 
@@ -25,6 +27,7 @@ async def reload(request: Request, model: str | None = None) -> ModelRef:
     `Authorization: Bearer KEY` with the key in `DETR_ADMIN_KEY`.
     """
     _require_key(request)
+    require_once(request.query_params)
     serving: Serving = request.app.state.serving
     return await asyncio.shield(serving.begin_reload(model))
 
@@ -33,7 +36,7 @@ def _require_key(request: Request) -> None:
     settings: Settings = request.app.state.settings
     if settings.admin_key is None:
         raise NotFound("/admin/reload exists only if DETR_ADMIN_KEY is set")
-    expected = f"Bearer {settings.admin_key.get_secret_value()}"
-    given = request.headers.get("authorization", "")
+    expected = settings.admin_key.get_secret_value()
+    given = bearer_of(request.headers)
     if not hmac.compare_digest(given.encode("latin-1"), expected.encode()):
         raise Forbidden("expected the header Authorization: Bearer KEY, with DETR_ADMIN_KEY")

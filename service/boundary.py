@@ -67,7 +67,8 @@ class Boundary:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope = _without_trailing_slash(scope)
+        method = scope["method"]
+        scope = _as_routed(scope)
         started = time.perf_counter()
         headers = Headers(scope=scope)
         given_id = headers.get(REQUEST_ID, "")
@@ -93,6 +94,8 @@ class Boundary:
                 # When stopping, the next request belongs to another process.
                 if is_body_due or getattr(scope["app"].state, "is_stopping", False):
                     marked["Connection"] = "close"
+            elif method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -106,7 +109,7 @@ class Boundary:
                 await _send_error(error, scope["path"], send_marked)
         finally:
             fields = {"request_id": request_id, **log_fields}
-            self._account(scope, status, started=started, fields=fields)
+            self._account({**scope, "method": method}, status, started=started, fields=fields)
 
     def _account(
         self, scope: Scope, status: int, *, started: float, fields: dict[str, Any]
@@ -143,10 +146,15 @@ def _asks_before_its_body(headers: Headers) -> bool:
     return has_body and headers.get("expect", "").lower() == "100-continue"
 
 
-def _without_trailing_slash(scope: Scope) -> Scope:
-    """Treat POST /detect/ as POST /detect; other methods follow the router's redirect."""
-    path = scope["path"]
-    is_changed = scope["method"] == "POST" and path.endswith("/")
+def _as_routed(scope: Scope) -> Scope:
+    """Treat HEAD as GET, whose headers it asks for, and POST /detect/ as POST /detect.
+
+    Other methods follow the router's redirect to the path without the slash.
+    """
+    method, path = scope["method"], scope["path"]
+    if method == "HEAD":
+        return {**scope, "method": "GET"}
+    is_changed = method == "POST" and path.endswith("/")
     return {**scope, "path": path.rstrip("/") or "/"} if is_changed else scope
 
 

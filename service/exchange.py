@@ -15,13 +15,20 @@ from service.served_model import Answered, ServedModel
 from service.serving import Serving, State
 from service.settings import Settings
 from service.uploads import Upload
+from service.validation import require_once
 
 Sent = TypeVar("Sent")
 Answer = TypeVar("Answer")
 
 
 def model_of(request: Request, name: str | None = None) -> ServedModel:
-    """The model of this name; without a name, the first. Raises UnknownModel."""
+    """The model of this name; without a name, the first.
+
+    Raises:
+        UnknownModel: no model has that name.
+        InvalidRequest: a parameter of the query is given twice.
+    """
+    require_once(request.query_params)
     return _serving(request).model(name)
 
 

@@ -38,7 +38,10 @@ async def read_form(request: Request, settings: Settings) -> FormData:
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
             raise too_many_images(f"more than {parser.max_files}", settings) from error
-        raise MalformedBody(f"the multipart form cannot be read: {error.message}") from error
+        reason = f" {error.__cause__}" if error.__cause__ else ""
+        raise MalformedBody(
+            f"the multipart form cannot be read: {error.message}{reason}"
+        ) from error
 
 
 def too_many_images(arrived: str, settings: Settings) -> TooManyImages:

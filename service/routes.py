@@ -94,14 +94,12 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     return response
 
 
-@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", tags=["operation"], summary="Is the process alive?")
 async def healthz() -> Health:
     """200 as long as the process answers at all."""
     return Health(status="ok")
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     responses={503: {"model": Health}},

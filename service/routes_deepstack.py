@@ -1,5 +1,6 @@
 """POST /v1/vision/detection: detections for clients of DeepStack and CodeProject.AI."""
 
+import re
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -26,6 +27,8 @@ from service.uploads import Upload
 router = APIRouter()
 _IMAGE_FIELD = "image"
 _THRESHOLD_FIELD = "min_confidence"
+_NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?\s*", re.IGNORECASE)
+_MOST_SHOWN = 5
 _BODY = {
     "required": True,
     "content": {
@@ -137,16 +140,14 @@ def _what_is_there(form: FormData) -> str:
 
 
 def _threshold(form: FormData) -> float | None:
-    if _THRESHOLD_FIELD not in form:
+    given = form.getlist(_THRESHOLD_FIELD)
+    if not given:
         return None
-    text = form[_THRESHOLD_FIELD]
-    try:
-        threshold = float(text) if isinstance(text, str) else -1.0
-    except ValueError:
-        threshold = -1.0
-    if not 0 <= threshold <= 1:
-        raise InvalidRequest(f"expected {_THRESHOLD_FIELD!r} in 0..1, got {str(text)[:100]!r}")
-    return threshold
+    texts = [one if isinstance(one, str) else "a file" for one in given]
+    if len(texts) > 1 or not _NUMBER.fullmatch(texts[0]) or not 0 <= float(texts[0]) <= 1:
+        shown = ", ".join(repr(text[:100]) for text in texts[:_MOST_SHOWN])
+        raise InvalidRequest(f"expected {_THRESHOLD_FIELD!r} once, in 0..1, got {shown}")
+    return float(texts[0])
 
 
 def _as_json(

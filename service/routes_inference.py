@@ -88,14 +88,12 @@ class _Sent(NamedTuple):
     uploads: list[Upload]
 
 
-@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", summary="Is the process alive?")
 async def live() -> dict[str, bool]:
     """200 as long as the process answers at all."""
     return {"live": True}
 
 
-@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", summary="Are requests welcome?")
 async def ready(request: Request, response: Response) -> dict[str, bool]:
     """200 while the service takes requests, else 503."""
@@ -219,6 +217,11 @@ def _parse(body: bytes, header_length: str | None, settings: Settings) -> _Sent:
 
 
 def _from_files(tensor: ArrivedTensor) -> list[Upload]:
+    shape = tensor.head.shape
+    if shape[1:] not in ([], [1]) or not shape:
+        raise InvalidRequest(
+            f"input {tensor.head.name!r}: expected the shape [images] or [images, 1], got {shape}"
+        )
     return [Upload(None, data) for data in tensor.files()]
 
 

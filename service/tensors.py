@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, FailFast, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, FailFast, Field, StrictInt, ValidationError
 
 from service.errors import InvalidRequest, MalformedBody
 from service.json_body import decode_base64, read_json
@@ -26,6 +26,10 @@ _LENGTH = struct.Struct("<I")
 Item = TypeVar("Item")
 # At most 8, checked one by one: a model or an error for each of a million takes a gigabyte.
 Few = Annotated[list[Item], FailFast(), Field(max_length=8)]
+# Some clients write null for what they do not give.
+Parameters = Annotated[
+    dict[str, Any], BeforeValidator(lambda given: {} if given is None else given)
+]
 
 
 class InputTensor(BaseModel):
@@ -33,8 +37,8 @@ class InputTensor(BaseModel):
 
     name: str
     datatype: str
-    shape: Few[int]
-    parameters: dict[str, Any] = {}
+    shape: Few[StrictInt]
+    parameters: Parameters = {}
     data: list[Any] | None = None
 
 
@@ -42,16 +46,18 @@ class WantedOutput(BaseModel):
     """An output that the client asks for."""
 
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = {}
 
 
 class InferRequest(BaseModel):
     """The JSON of an inference request; without `outputs`, all of them are wanted."""
 
     id: str | None = None
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = {}
     inputs: Few[InputTensor]
-    outputs: Few[WantedOutput] = []
+    outputs: Annotated[
+        Few[WantedOutput], BeforeValidator(lambda given: [] if given is None else given)
+    ] = []
 
     def is_binary(self, output: WantedOutput) -> bool:
         """Whether an output should follow the JSON of the answer as raw bytes."""

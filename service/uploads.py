@@ -1,5 +1,6 @@
 """Reads the body of POST /detect: the images, and the ids the client gave them."""
 
+import re
 from functools import partial
 from typing import NamedTuple
 
@@ -7,11 +8,14 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
 from bundle.preprocess import Uint8Array
-from service.errors import InvalidRequest, NoImage
+from service.errors import InvalidRequest, NoImage, UnsupportedMediaType
 from service.form import read_form, too_many_images
 from service.json_body import parse_in_turn, read_json_images
 from service.schemas import FILE_FIELDS, ID_FIELD
 from service.settings import Settings
+
+_ID = re.compile("-?[0-9]{1,1000}")  # Python refuses to convert more than 4300 digits
+_MOST_BLANKS = 100  # before the brace of JSON
 
 
 class Upload(NamedTuple):
@@ -58,6 +62,11 @@ async def read_images(request: Request, settings: Settings) -> Images:
         raise NoImage(
             "expected an image, got an empty body; send it as the body or as the multipart "
             f"field {FILE_FIELDS[0]!r}: curl -F {FILE_FIELDS[0]}=@photo.jpg"
+        )
+    if data[:_MOST_BLANKS].lstrip().startswith(b"{"):
+        raise UnsupportedMediaType(
+            f"expected an image, got JSON sent as {media_type[:100] or 'no type'!r}; send it with "
+            "the header Content-Type: application/json"
         )
     if media_type == "application/x-www-form-urlencoded" and b"\0" not in data:  # no image file
         raise NoImage(
@@ -132,12 +141,10 @@ def _read_ids(fields: list[str], num_images: int) -> list[int]:
     together = ",".join(fields)
     # Counted before they are divided: a body full of ids would then take twenty times its size.
     _check_number(together.count(",") + 1, num_images)
-    try:
-        return [int(text) for text in together.split(",")]
-    except ValueError:
-        raise InvalidRequest(
-            f"expected whole numbers in {ID_FIELD!r}, got {together[:100]!r}"
-        ) from None
+    texts = [text.strip() for text in together.split(",")]
+    if not all(map(_ID.fullmatch, texts)):
+        raise InvalidRequest(f"expected whole numbers in {ID_FIELD!r}, got {together[:100]!r}")
+    return [int(text) for text in texts]
 
 
 def _check_number(num_ids: int, num_images: int) -> None:

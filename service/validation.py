@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from starlette.datastructures import QueryParams
+
 from service.errors import InvalidRequest
 from service.json_body import kind_of
 from service.names import did_you_mean
@@ -17,6 +19,19 @@ def invalid_request(faults: Sequence[Mapping[str, Any]]) -> InvalidRequest:
     if len(faults) > MOST_FAULTS:
         described.append(f"and {len(faults) - MOST_FAULTS} more")
     return InvalidRequest("; ".join(described))
+
+
+def require_once(query: QueryParams) -> None:
+    """Refuse a parameter that is given twice: which of its values was meant, nobody knows.
+
+    Raises:
+        InvalidRequest: names it; only `classes` may be repeated.
+    """
+    for name in DetectQuery.model_fields:
+        values = query.getlist(name)
+        if len(values) > 1 and name != "classes":
+            shown = ", ".join(repr(value[:100]) for value in values[:MOST_FAULTS])
+            raise InvalidRequest(f"{name}: expected one value, got {len(values)}: {shown}")
 
 
 def _describe(fault: Mapping[str, Any]) -> str:

@@ -50,6 +50,19 @@ def test_other_formats_are_refused_by_content_and_name(
         decode_image(data)
 
 
+@pytest.mark.parametrize("read", [decode_image, read_header])
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_a_png_without_its_palette_is_damaged_and_not_grey(
+    read: Callable[[bytes], object], depth: int
+) -> None:
+    rows = b"\0\1" * 8
+    at_the_end = png(1, 8, rows, depth=depth, colour=3)[:-12] + png_chunks((b"PLTE", b"abc"))[8:]
+
+    for data in (png(1, 8, rows, depth=depth, colour=3), at_the_end):
+        with pytest.raises(UndecodableImage, match="it has no palette"):
+            read(data)
+
+
 @pytest.mark.parametrize("cut", [1, 2])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_that_lacks_only_its_end_marker_is_decoded(

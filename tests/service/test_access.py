@@ -114,11 +114,27 @@ def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path: Path) -> None:
     assert read_keys(tmp_path / "marked") == read_keys(tmp_path / "plain")
 
 
-@pytest.mark.parametrize("path", HEALTH)
-async def test_health_may_be_asked_with_head(client: httpx.AsyncClient, path: str) -> None:
+@pytest.mark.parametrize("path", [*HEALTH, "/", "/docs", "/model", "/samples/none", "/page/app.js"])
+async def test_whatever_may_be_got_may_be_asked_with_head(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    caplog.set_level("DEBUG", "service.access")
+
+    whole = await client.get(path)
     response = await client.head(path)
 
-    assert response.status_code == 200
+    assert response.status_code == whole.status_code
+    assert response.headers["Content-Length"] == whole.headers["Content-Length"]
+    assert response.content == b""
+    assert f"method=HEAD path={path} " in caplog.messages[-1]
+
+
+async def test_what_may_only_be_posted_may_not_be_asked_with_head(
+    client: httpx.AsyncClient,
+) -> None:
+    response = await client.head("/detect")
+
+    assert (response.status_code, response.headers["Allow"]) == (405, "POST")
 
 
 async def test_pages_of_named_origins_may_ask(settings: Settings, engine: FakeEngine) -> None:

@@ -45,12 +45,25 @@ def test_only_objects_of_the_least_confidence_are_answered(
     assert labels in (found, len(found))
 
 
-@pytest.mark.parametrize("value", ["high", "-0.1", "1.1", "nan", ""])
+@pytest.mark.parametrize("value", ["high", "-0.1", "1.1", "nan", "", "\u0660.5", "0_0", "1e999"])
 def test_a_confidence_out_of_range_is_refused(address: str, png_bytes: bytes, value: str) -> None:
     response = ask(address, png_bytes, min_confidence=value)
 
     assert response.status_code == 422
-    assert response.json()["error"] == f"expected 'min_confidence' in 0..1, got {value!r}"
+    assert response.json()["error"] == f"expected 'min_confidence' once, in 0..1, got {value!r}"
+
+
+def test_a_confidence_that_is_given_twice_or_as_a_file_is_refused(
+    address: str, png_bytes: bytes
+) -> None:
+    url, image = f"{address}/v1/vision/detection", ("image", ("image", png_bytes))
+
+    twice = httpx.post(url, files=[image], data={"min_confidence": ["0.9", "0.1"]})
+    as_file = httpx.post(url, files=[image, ("min_confidence", ("a", b"0.5"))])
+
+    assert (twice.status_code, as_file.status_code) == (422, 422)
+    assert twice.json()["error"].endswith("got '0.9', '0.1'")
+    assert as_file.json()["error"].endswith("got 'a file'")
 
 
 @pytest.mark.parametrize(

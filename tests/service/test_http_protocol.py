@@ -309,6 +309,13 @@ def test_a_host_of_any_kind_is_no_error_of_the_service(
     assert "Traceback" not in "".join(target.process.log)
 
 
+def test_a_request_with_several_hosts_is_refused(target: Target) -> None:
+    answers = ask(target, b"GET /healthz HTTP/1.1\r\nHost: a\r\nhost: b\r\n\r\n" + HEALTHZ)
+
+    assert [(one.status, one.code) for one in answers] == [(400, "malformed_request")]
+    assert answers[0].message == "expected one Host header, got several"
+
+
 def test_what_follows_a_good_request_does_not_spoil_its_answer(target: Target) -> None:
     with target.connect() as client:
         client.sendall(b"GET /healthz HTTP/1.1\r\n\r\n" + b"\0" * 100)

@@ -192,6 +192,28 @@ def pixels_of(data: Any, shape: list[int]) -> dict[str, Any]:
     return {"name": "pixels", "datatype": "UINT8", "shape": shape, "data": data}
 
 
+def files_of(shape: list[Any], *texts: str) -> dict[str, Any]:
+    return {"name": "image", "datatype": "BYTES", "shape": shape, "data": texts}
+
+
+def test_what_is_null_is_not_given(address: str) -> None:
+    tensor = {**pixels_of([0, 0, 0], [1, 1, 3]), "parameters": None}
+    body = {"id": None, "parameters": None, "outputs": None, "inputs": [tensor]}
+
+    response = httpx.post(f"{address}{URL}", json=body)
+
+    assert response.status_code == 200
+    assert len(response.json()["outputs"]) == 4
+
+
+@pytest.mark.parametrize("shape", [[], [1, 1, 1], [2, 2], [1, 0], [1.0], ["1"], [True], [None]])
+def test_files_have_the_shape_that_is_described(address: str, shape: list[Any]) -> None:
+    response = httpx.post(f"{address}{URL}", json={"inputs": [files_of(shape, "eA==")]})
+
+    assert response.status_code == 422
+    assert "shape" in response.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -207,9 +229,9 @@ def pixels_of(data: Any, shape: list[int]) -> dict[str, Any]:
         ({"inputs": [pixels_of([[0], [0, 0]], [1, 1, 3])]}, "whole numbers in 0..255"),
         ({"inputs": [pixels_of(None, [1, 1, 3])]}, "either 'data' or"),
         ({"inputs": [pixels_of([0] * 3, [20_000, 20_000, 3])]}, "pixels an image"),
-        ({"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["ä"]}]}, "base"),
-        ({"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [[1]]}]}, "text"),
-        ({"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2], "data": ["eA=="]}]}, "2"),
+        ({"inputs": [files_of([1], "ä")]}, "base"),
+        ({"inputs": [{**files_of([1]), "data": [[1]]}]}, "text"),
+        ({"inputs": [files_of([2], "eA==")]}, "2"),
     ],
 )
 def test_json_that_is_not_a_request_for_inference_is_explained(

@@ -89,6 +89,15 @@ async def test_a_reload_needs_the_key(
 
 
 @pytest.mark.anyio
+async def test_the_kind_of_a_key_may_be_written_in_any_case(client: httpx.AsyncClient) -> None:
+    in_small = {"Authorization": HEADERS["Authorization"].replace("Bearer", "bearer")}
+
+    answer = await client.post("/admin/reload", headers=httpx.Headers(in_small, encoding="utf-8"))
+
+    assert answer.status_code == 200
+
+
+@pytest.mark.anyio
 async def test_there_is_no_reload_without_a_key_in_the_settings(settings: Settings) -> None:
     app = create_app(settings, lambda *_: FakeEngine())
 

@@ -18,7 +18,7 @@ from service.app import App, create_app
 from service.routes import find_labels
 from service.settings import Settings
 from tests.fakes import FakeEngine
-from tests.service.asking import code_of, running
+from tests.service.asking import code_of, message_of, running
 
 pytestmark = pytest.mark.anyio
 OPENAPI = Path(__file__).parents[1] / "data" / "openapi.json"
@@ -157,6 +157,24 @@ async def test_boxes_are_in_pixels_of_the_image_as_displayed(
     (result,) = response.json()["results"]
     assert (result["width"], result["height"]) == (96, 128)
     assert result["detections"][0]["bbox"] == [24, 32, 48, 64]
+
+
+@pytest.mark.parametrize(
+    "repeated", ["threshold=0.5&threshold=0.9", "model=toy&model=other", "format=coco&format=coco"]
+)
+async def test_a_parameter_that_is_given_twice_is_refused(
+    client: httpx.AsyncClient, png_bytes: bytes, repeated: str
+) -> None:
+    name = repeated.partition("=")[0]
+
+    answers = [
+        await client.post(f"/detect?{repeated}", content=png_bytes),
+        await client.get(f"/model?{repeated}"),
+    ]
+
+    for answer in answers:
+        assert (answer.status_code, code_of(answer)) == (422, "invalid_request")
+        assert message_of(answer).startswith(f"{name}: expected one value, got 2: ")
 
 
 async def test_every_stage_is_timed(client: httpx.AsyncClient, png_bytes: bytes) -> None:

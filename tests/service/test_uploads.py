@@ -65,6 +65,18 @@ async def test_a_form_without_files_is_told_how_curl_sends_one(
     assert "write -F images=@photo.jpg" in message_of(response)
 
 
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/json", ""])
+async def test_json_that_is_not_declared_as_such_is_told_how(
+    client: httpx.AsyncClient, kind: str
+) -> None:
+    content = b' \n{"images": ["iVBORw0KGgo="]}'
+
+    response = await client.post("/detect", content=content, headers={"Content-Type": kind})
+
+    assert (response.status_code, code_of(response)) == (415, "unsupported_media_type")
+    assert "the header Content-Type: application/json" in message_of(response)
+
+
 async def test_a_whole_file_may_be_declared_as_a_form_as_curl_does(
     client: httpx.AsyncClient, png_bytes: bytes
 ) -> None:
@@ -73,13 +85,23 @@ async def test_a_whole_file_may_be_declared_as_a_form_as_curl_does(
     assert response.status_code == 200
 
 
-@pytest.mark.parametrize("ids", ["1,2", "one"])
+@pytest.mark.parametrize("ids", ["1,2", "one", "1_0", "\u0663", "+7", "1.0", "", "9" * 5000])
 async def test_ids_must_fit_the_images(
     client: httpx.AsyncClient, png_bytes: bytes, ids: str
 ) -> None:
     response = await client.post("/detect", files={"images": png_bytes}, data={"image_ids": ids})
 
     assert (response.status_code, code_of(response)) == (422, "invalid_request")
+
+
+async def test_ids_may_be_negative_and_have_blanks_around_them(
+    client: httpx.AsyncClient, png_bytes: bytes
+) -> None:
+    files = [("images", png_bytes)] * 2
+
+    response = await client.post("/detect", files=files, data={"image_ids": "-7, 08"})
+
+    assert [result["image_id"] for result in response.json()["results"]] == [-7, 8]
 
 
 async def test_ids_without_end_are_counted_and_take_no_memory_but_their_own(
@@ -124,6 +146,7 @@ async def test_broken_multipart_is_malformed(
     response = await client.post("/detect", content=b"--c\r\nnonsense", headers=FORM)
 
     assert (response.status_code, code_of(response)) == (400, "malformed_body")
+    assert "Expected boundary character" in message_of(response)  # why, not only that it is
     assert not [record for record in caplog.records if record.name.startswith("python_multipart")]
 
 
