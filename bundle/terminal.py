@@ -24,6 +24,11 @@ def shortened(name: str) -> str:
     return name if len(name) <= SHOWN_NAME_CHARS else f"{name[: SHOWN_NAME_CHARS - 3]}..."
 
 
+def encodable(text: object) -> str:
+    """The text with what no encoding has, such as odd bytes of a file's name, as `\\udce9`."""
+    return str(text).encode(errors="backslashreplace").decode()
+
+
 def _escaped(match: re.Match[str]) -> str:
     return ascii(match[0])[1:-1]
 

@@ -193,7 +193,13 @@ def files_in(
     Those in the folder `but_in`, also a path in it, are left out.
     """
     found = system.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
-    paths = (one.path for one in found if one.is_file)
+    try:
+        paths = [one.path for one in found if one.is_file]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{public_name(place)}: expected names of files in UTF-8, got {error.object!r}; rename "
+            "it, or convert all names with convmv"
+        ) from error
     names = sorted(
         one.removeprefix(path.rstrip("/"))
         for one in paths

@@ -28,7 +28,7 @@ from bundle.preprocess import (
     decode_image,
 )
 from bundle.regular_file import require_file
-from bundle.terminal import printable
+from bundle.terminal import encodable, printable
 from bundle.validation import describe_faults
 from engines.base import EngineFailure
 from engines.load import open_engine
@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(describe_faults(error))
     if args.out and args.out.is_dir():
         parser.error(f"OUT= (--out): expected a file, got the folder {args.out}")
+    if args.draw and args.draw.exists() and not args.draw.is_dir():
+        parser.error(f"--draw: expected a folder, got the file {args.draw}")
     missing = [str(path) for path in args.paths if not path.exists()]
     if missing:
         hint = (
@@ -154,7 +156,7 @@ def _detect_all(
             ImageResult.from_detections(
                 detections,
                 image_id=image_id,
-                file_name=str(path),
+                file_name=encodable(path),
                 size=(image.shape[0], image.shape[1]),
                 classes=manifest.classes,
             )

@@ -31,6 +31,8 @@ ServiceError
 import math
 from typing import ClassVar
 
+from bundle.terminal import encodable
+
 
 class ServiceError(Exception):
     """An answer other than a result; the message says what to do about it."""
@@ -40,7 +42,7 @@ class ServiceError(Exception):
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = encodable(message)  # it may name a path
         self.retry_after_s = retry_after_s
 
     @property

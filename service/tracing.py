@@ -2,6 +2,7 @@
 
 import logging
 import time
+from urllib.parse import urlsplit
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -34,7 +35,7 @@ class Traces:
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("service")
         self._parent = TraceContextTextMapPropagator()
-        logger.info("traces are sent to %s", endpoint)
+        logger.info("traces are sent to %s", _without_password(endpoint))
 
     def record(self, request: AnsweredRequest) -> None:
         """Record the spans of a request, as part of the client's trace if it names one."""
@@ -64,6 +65,11 @@ class Traces:
     def close(self) -> None:
         """Send the remaining spans."""
         self._provider.shutdown()
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -1,11 +1,13 @@
 """Text from files is printed without its control characters."""
 
 import logging
+import os
+from pathlib import Path
 
 import pytest
 
 from bundle.manifest import ClassInfo
-from bundle.terminal import PrintableFormatter, one_line, printable
+from bundle.terminal import PrintableFormatter, encodable, one_line, printable
 
 
 @pytest.mark.parametrize(
@@ -30,6 +32,11 @@ def test_only_control_characters_are_escaped(text: str, shown: str) -> None:
 def test_only_a_name_has_no_line_breaks() -> None:
     assert printable("one\n\ttwo") == "one\n\ttwo"
     assert one_line("one\n\ttwo\u2028three") == r"one\n\ttwo\u2028three"
+
+
+def test_what_no_encoding_has_is_written_as_an_escape() -> None:
+    assert encodable(Path(os.fsdecode(b"\xe9t\xe9.png"))) == r"\udce9t\udce9.png"
+    assert encodable("螺栓\n") == "螺栓\n"
 
 
 def test_the_name_of_a_class_can_be_printed() -> None:

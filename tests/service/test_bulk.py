@@ -1,6 +1,7 @@
 """Bulk detection: every image has exactly one result, whatever happens on the way."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -334,6 +335,13 @@ def test_a_table_without_the_columns_of_images_is_refused_at_once(tmp_path, colu
     pq.write_table(pa.table(columns), tmp_path / "other.parquet")
 
     with pytest.raises(ValueError, match=rf"other\.parquet: {message}"):
+        find_chunks([str(tmp_path)], chunk_size=2)
+
+
+def test_a_file_whose_name_is_no_text_is_named(tmp_path):
+    (tmp_path / os.fsdecode(b"\xe9t\xe9.png")).write_bytes(b"")
+
+    with pytest.raises(ValueError, match=r"names of files in UTF-8, got b'.*/\\xe9t\\xe9\.png'"):
         find_chunks([str(tmp_path)], chunk_size=2)
 
 

@@ -98,6 +98,19 @@ def test_each_image_is_drawn(run: Callable[..., int], photos: Path, tmp_path: Pa
     assert decode_image(drawings[0].read_bytes()).shape == (384, 512, 3)
 
 
+def test_a_file_whose_name_is_no_text_loses_no_result(
+    run: Callable[..., int], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = photos / "more" / "a.JPG"
+    odd.rename(odd.with_name(os.fsdecode(b"\xe9t\xe9.jpg")))
+
+    status = run(photos, "--draw", photos / "drawn")
+
+    names = [result["file_name"] for result in json.loads(capsys.readouterr().out)["results"]]
+    assert status == 0
+    assert names == [str(photos / "b.png"), str(photos / "more" / r"\udce9t\udce9.jpg")]
+
+
 def test_a_bad_image_is_named_and_the_others_are_answered(
     run: Callable[..., int], photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,6 +242,15 @@ def test_a_folder_is_not_an_output_file(
         run(photos, "--out", tmp_path)
 
     assert "expected a file, got the folder" in capsys.readouterr().err
+
+
+def test_drawings_are_refused_where_a_file_is(
+    run: Callable[..., int], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(photos, "--draw", photos / "notes.txt")
+
+    assert "--draw: expected a folder, got the file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from service import errors
 from service.app import create_app
+from service.error_bodies import error_body
 from service.settings import Settings
 from tests.fakes import POISON, FakeEngine
 from tests.service.asking import begin_and_hold, code_of, message_of, post_by_hand, running
@@ -23,6 +24,13 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(scope="session")
 def poison_bytes(encode: Callable[..., bytes]) -> bytes:
     return encode(np.full((96, 128, 3), POISON, np.uint8), "PNG")
+
+
+def test_a_message_may_name_a_path_that_is_no_text() -> None:
+    error = errors.ReloadRefused("b\udcff/manifest.json: no bundle there")
+
+    for path in ("/admin/reload", "/v1/vision/detection", "/v2"):
+        assert rb"b\\udcff/manifest.json" in error_body(error, path)
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,21 @@ async def test_health_and_metrics_are_not_traced(settings: Settings, collector: 
     assert collector.spans == []
 
 
+async def test_the_log_does_not_show_the_password_of_the_collector(
+    settings: Settings, collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint = collector.endpoint.replace("//", "//user:secret@")
+    caplog.set_level("INFO", "service.tracing")
+
+    async with running(
+        create_app(settings.model_copy(update={"otlp_endpoint": endpoint}), lambda *_: FakeEngine())
+    ):
+        pass
+
+    assert f"traces are sent to {collector.endpoint}" in caplog.text
+    assert "secret" not in caplog.text
+
+
 async def test_a_collector_that_is_not_there_costs_no_answer(
     settings: Settings, fake_bundle: Path, png_bytes: bytes
 ) -> None:
