@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
@@ -31,9 +32,9 @@ class WrongAnswers(ValueError):
     def __init__(self, fault: str, bundle: Bundle) -> None:
         directory = bundle.directory
         super().__init__(
-            f"{directory}: {fault}; see all with `python -m service.selftest --bundle {directory}`"
-            f"; remove {directory / CACHE_FOLDER} if it exists, choose another DETR_ENGINE, or "
-            f"{REMEDY}"
+            f"{directory}: {fault}; see all with `python -m service.selftest --bundle "
+            f"{quote(str(directory))}`; remove {directory / CACHE_FOLDER} if it exists, "
+            f"choose another DETR_ENGINE, or {REMEDY}"
         )
         self.fault = fault
 

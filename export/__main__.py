@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, get_args
 
 from bundle.manifest import Precision
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nstopped; {done} {'were' if len(written) > 1 else 'was'} written", file=sys.stderr)
         return 130
     for out in written:
-        print(f"{out}: try it with make serve BUNDLE={out}")
+        print(f"{out}: try it with make serve BUNDLE={quote(str(out))}")
     return 0 if len(written) == len(args.precision) else 1
 
 

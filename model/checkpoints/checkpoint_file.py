@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import safetensors.torch
@@ -159,7 +160,10 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     """
     path = Path(path)
     require_checkpoint(path)
-    advice = f"python -m model.checkpoint convert {path} NEW.safetensors reads published weights"
+    advice = (
+        f"python -m model.checkpoint convert {quote(str(path))} NEW.safetensors reads published "
+        "weights"
+    )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

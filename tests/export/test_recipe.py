@@ -257,22 +257,22 @@ def traced_before(exported, monkeypatch):
 def test_a_precision_that_is_refused_leaves_the_others_and_its_former_bundle(
     demo, traced_before, tmp_path, tmp_path_factory, capsys, caplog, monkeypatch
 ):
-    former, other = demo.directory.rename(tmp_path / "m-int8"), tmp_path / "m-fp32"
+    former, other = demo.directory.rename(tmp_path / "a m-int8"), tmp_path / "a m-fp32"
     monkeypatch.setattr("export.comparison.TIME_S", 0.0)
     data = write_splits(tmp_path_factory.mktemp("data"))
-    command = [str(traced_before.checkpoint), "--out", str(tmp_path / "m"), "--data", str(data)]
+    command = [str(traced_before.checkpoint), "--out", str(tmp_path / "a m"), "--data", str(data)]
 
     status = main([*command, "--precision", "int8,fp32"])
 
     head, _, int8, fp32, served = capsys.readouterr().out.splitlines()
     assert status == 1
-    assert names_in(tmp_path) == ["m-fp32", "m-int8"]
+    assert names_in(tmp_path) == ["a m-fp32", "a m-int8"]
     assert Manifest.load(former) == demo.manifest
     assert Manifest.load(other).variant == "two_stage"
     assert head.startswith("| precision | AP | ms per image |")
     assert int8.startswith("| int8 |  |  |  |  |  | the AP in fp32 is 0.0")
     assert re.match(r"\| fp32 \| 0\.0\d+ \| [\d.]+ \| [\d.]+-[\d.]+ \| fp32 \| [\d.]+ \|", fp32)
-    assert served.endswith(f"make serve BUNDLE={other}")
+    assert served.endswith(f"make serve BUNDLE='{other}'")
     assert caplog.text.count("AP in fp32, images: 4") == 1
 
 

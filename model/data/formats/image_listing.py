@@ -15,6 +15,11 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
+def files_below(directory: Path, pattern: str) -> list[Path]:
+    """The files below a folder whose names match, sorted, without hidden ones such as macOS's."""
+    return sorted(path for path in directory.rglob(pattern) if not path.name.startswith("."))
+
+
 def images_below(directory: Path) -> list[Path]:
     """Every image in a folder and the folders in it, sorted."""
     return sorted(path for path in directory.rglob("*") if is_image(path) and path.is_file())
@@ -45,6 +50,21 @@ class ImageListing:
                 folders = parts[:-1]
                 return max(found, key=lambda path: _closeness(path.parent, folders, near))
         return None
+
+
+def find_own_image(
+    listing: ImageListing, file: Path, *, image_name: str
+) -> tuple[Path | None, Path | None]:
+    """The image of an annotation file, and another one that it may be of instead.
+
+    It should have the name of the file, and be named in it. If these are two images that both
+    exist, as after the files were numbered anew, which of them is meant cannot be told.
+    """
+    named = listing.find(image_name, near=file)
+    own = listing.find(file.stem, near=file)
+    if named is None or own is None or named == own or named.stem == own.stem:
+        return named or own, None
+    return own, named
 
 
 def _composed(name: str) -> str:

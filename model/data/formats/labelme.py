@@ -12,7 +12,12 @@ from tqdm import tqdm
 
 from bundle.json_file import read_json, starts_with
 from model.data.fields import read_number, read_size
-from model.data.formats.image_listing import ImageListing, images_below
+from model.data.formats.image_listing import (
+    ImageListing,
+    files_below,
+    find_own_image,
+    images_below,
+)
 from model.data.formats.shapes import Point, around, around_boxes, around_ellipse
 from model.data.formats.source import (
     ALL,
@@ -74,8 +79,14 @@ class LabelmeData:
         self._note_others(collector, folder, known={image.file for image in images})
         for image in images:
             place = image.file.relative_to(self.directory).as_posix()
-            path = listing.find(image.image_name, image.file.stem, near=image.file)
+            path, other = find_own_image(listing, image.file, image_name=image.image_name)
             image_id = collector.add_image(path or image.image_name, image.size, place=place)
+            if path is not None and other is not None:
+                message = (
+                    f"{place} is of {path.name} by its name, but says imagePath {other.name}, "
+                    "which exists too: correct imagePath, or the name of the file"
+                )
+                collector.add_fault("several-images", message, image_id=image_id)
             for what in image.left_out:
                 collector.leave_out(f"shapes of type {what}")
             for found in image.objects:
@@ -92,7 +103,7 @@ class LabelmeData:
             collector.add_note("joined-shapes", message)
 
     def _note_others(self, collector: Collector, folder: Path, *, known: set[Path]) -> None:
-        if others := sorted({*folder.rglob("*.json")} - known):
+        if others := [file for file in files_below(folder, "*.json") if file not in known]:
             message = (
                 f"left out: JSON files that are empty or not labelme's: {len(others)}, such as "
                 f"{others[0].name}"
@@ -102,7 +113,7 @@ class LabelmeData:
     @cached_property
     def _images(self) -> list[LabelmeImage]:
         """All files of all splits, since the classes are common to them."""
-        files = [file for file in sorted(self.directory.rglob("*.json")) if _is_labelme(file)]
+        files = [file for file in files_below(self.directory, "*.json") if _is_labelme(file)]
         bar = tqdm(files, desc="reading annotations", unit=" files", leave=False)
         return [_read_image(file) for file in bar]
 

@@ -11,7 +11,13 @@ from xml.etree.ElementTree import Element
 from tqdm import tqdm
 
 from model.data.fields import read_number, read_size
-from model.data.formats.image_listing import ImageListing, images_below, num_shared_ends
+from model.data.formats.image_listing import (
+    ImageListing,
+    files_below,
+    find_own_image,
+    images_below,
+    num_shared_ends,
+)
 from model.data.formats.shapes import around, around_rotated
 from model.data.formats.source import (
     ALL,
@@ -88,8 +94,15 @@ class VocData:
         collector = Collector(self.directory, image_dir=self.directory, class_names=class_names)
         for image in self._images_of(split, collector):
             place = image.file.relative_to(self.directory).as_posix()
-            path = listing.find(image.image_name, image.file.stem, near=image.file)
+            path, other = find_own_image(listing, image.file, image_name=image.image_name)
             image_id = collector.add_image(path or image.image_name, image.size, place=place)
+            if path is not None and other is not None:
+                message = (
+                    f"{place} is of {path.name} by its name, but says filename {other.name}, which "
+                    "exists too: correct it, or delete it if the names of the files are right "
+                    "(sed -i '/<filename>/d')"
+                )
+                collector.add_fault("several-images", message, image_id=image_id)
             for found in image.objects:
                 collector.add_box(
                     image_id, found.class_name, bbox=self._box(found.corners),
@@ -100,7 +113,7 @@ class VocData:
     @cached_property
     def _images(self) -> dict[Path, VocImage]:
         """All files of all splits, since classes and counting are common to them."""
-        files = sorted(self.directory.rglob("*.xml"))
+        files = files_below(self.directory, "*.xml")
         bar = tqdm(files, desc="reading annotations", unit=" files", leave=False)
         return {file: _read_image(file, self.directory) for file in bar}
 
@@ -171,7 +184,7 @@ def find(data_dir: Path) -> VocData | None:
         places += folders.values()
     for place in (path for path in places if path.is_dir()):
         files = islice(chain(place.glob("*.xml"), place.glob("*/*.xml")), _SEEN_FILES)
-        if any(root_tag(file) == "annotation" for file in files):
+        if any(root_tag(file) == "annotation" for file in files if file.name[0] != "."):
             return VocData(data_dir)
     return None
 

@@ -93,7 +93,7 @@ class YoloData:
     def _strays(self, read: set[Path]) -> set[Path]:
         """Text files beside the label files that belong to no image."""
         files = {file for folder in {file.parent for file in read} for file in folder.glob("*.txt")}
-        return {file for file in files - read if file.name not in _NOT_LABELS}
+        return {f for f in files - read if f.name not in _NOT_LABELS and f.name[0] != "."}
 
     def _read_labels(
         self, collector: Collector, image_id: int, file: Path, size: tuple[int, int] | None

@@ -79,13 +79,19 @@ def find_yaml(data_dir: Path) -> YoloYaml | None:
     """
     usual = [data_dir / name for name in _USUAL_NAMES]
     others = sorted({*data_dir.glob("*.yaml"), *data_dir.glob("*.yml")} - {*usual})
+    counted = None
     for file in (path for path in (*usual, *others) if path.is_file()):
         content = _load(file)
-        if isinstance(content, dict) and ({"names", "nc"} & content.keys()):
+        if isinstance(content, dict) and "names" in content:
             return YoloYaml(file, _class_names(file, content), content)
-        if file in usual:
+        if isinstance(content, dict) and "nc" in content:
+            counted = counted or (file, content)  # which may be the description of a model
+        elif file in usual:
             raise ValueError(f"{file}: expected the classes as names, as Ultralytics writes them")
-    return None
+    if counted is None:
+        return None
+    file, content = counted
+    return YoloYaml(file, _class_names(file, content), content)
 
 
 class _Loader(yaml.BaseLoader):  # type: ignore[misc]  # yaml has no types

@@ -73,13 +73,25 @@ def test_an_image_in_the_file_before_the_shapes_hides_nothing(tmp_path: Path) ->
 def test_an_image_whose_name_macos_decomposed_is_found(tmp_path: Path) -> None:
     exports.write_images(tmp_path / "images", {"a\u0308.png": []})
 
-    split = read(tmp_path, imagePath="..\\images\\\xe4.png")
+    read(tmp_path, imagePath="..\\images\\\xe4.png")
+    (tmp_path / "a.png").unlink()
+
+    split = open_data_set(tmp_path).open("all")
 
     assert split.files[1].path == tmp_path / "images" / "a\u0308.png"
 
 
+def test_a_file_that_names_the_image_of_another_is_refused(tmp_path: Path) -> None:
+    exports.write_images(tmp_path, {"b.png": []})
+
+    split = read(tmp_path, shape("rectangle", [4, 6], [24, 16]), imagePath="b.png")
+
+    [fault] = [fault for fault in split.annotations.faults if fault.fatal]
+    assert "a.json is of a.png by its name, but says imagePath b.png" in fault.message
+
+
 def test_files_that_are_not_labelmes_are_counted(tmp_path: Path) -> None:
-    for name, text in (("b.json", ""), ("settings.json", '{"theme": "dark"}')):
+    for name, text in (("b.json", ""), ("settings.json", '{"theme": "dark"}'), ("._a.json", "")):
         write(tmp_path / name, text)
 
     faults = read(tmp_path, shape("rectangle", [4, 6], [24, 16])).annotations.faults

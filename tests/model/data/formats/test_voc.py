@@ -149,6 +149,22 @@ def test_an_image_without_a_size_is_measured(voc: Path) -> None:
     assert split.size(1) == (48, 64)
 
 
+def test_a_file_that_names_the_image_of_another_is_refused(voc: Path) -> None:
+    split = read(voc, f"<filename>b.png</filename><object><name>bolt</name>{BOX}</object>")
+
+    [fault] = [fault for fault in split.annotations.faults if fault.fatal]
+    assert fault.image_id == 1
+    assert "Annotations/a.xml is of a.png by its name, but says filename b.png" in fault.message
+
+
+def test_hidden_files_are_not_read(voc: Path) -> None:
+    for folder in ("Annotations", "__MACOSX/Annotations"):
+        (voc / folder).mkdir(parents=True, exist_ok=True)
+        (voc / folder / "._a.xml").write_bytes(b"\0\5\x16\7Mac OS X")
+
+    assert boxes(open_data_set(voc).open("train"))
+
+
 def test_a_listed_image_without_its_file_is_a_fault(voc: Path) -> None:
     (voc / "Annotations" / "a.xml").unlink()
 

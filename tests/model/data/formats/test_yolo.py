@@ -152,6 +152,13 @@ def test_classes_that_are_only_counted_get_names(labelled: Path) -> None:
     assert [info.name for info in classes] == ["class_0", "class_1", "class_2"]
 
 
+def test_names_come_before_the_description_of_a_model(labelled: Path) -> None:
+    (labelled / "data.yaml").rename(labelled / "z.yaml")
+    write(labelled / "model.yaml", "nc: 80\ndepth_multiple: 0.33\n")
+
+    assert find_layout(labelled).name == "YOLO (z.yaml)"
+
+
 def test_indices_with_gaps_are_the_ids_of_the_classes(labelled: Path) -> None:
     write(labelled / "data.yaml", YAML.replace("[bolt, cap nut, washer]", "{7: g, 2: b, 0: a}"))
 
