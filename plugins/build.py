@@ -165,6 +165,8 @@ def build(compiler: str, wanted: Library, *, objects: Path) -> bool:
     target, stamp = library.FOLDER / wanted.name, library.FOLDER / f"{wanted.name}.key"
     if target.exists() and stamp.exists() and stamp.read_text() == key:
         return False
+    if wanted.compiler is not None:
+        print(f"{wanted.name}: {compiler} compiles for GPUs; NVCC=none does without", flush=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = list(pool.map(lambda command: _compile(command, objects), commands))
     made = objects / wanted.name
