@@ -79,8 +79,16 @@ def _files(data_dir: Path, split: str) -> list[Path]:
 
 
 def _split_file(data_dir: Path, split: str) -> Path | None:
-    files = (path for path in _files(data_dir, split) if path.is_file())
+    files = [path for path in _files(data_dir, split) if path.is_file()]
+    files = files or _files_of_subsets(data_dir, split)
     return next((path for path in files if not starts_with(path, "[")), None)
+
+
+def _files_of_subsets(data_dir: Path, split: str) -> list[Path]:
+    """Files in another case: CVAT names them after its subsets, as in instances_Train.json."""
+    there = [*data_dir.glob("*.json"), *data_dir.glob("annotations/*.json")]
+    by_name = {path.with_name(path.name.lower()): path for path in there if path.is_file()}
+    return [by_name[path] for path in _files(data_dir, split) if path in by_name]
 
 
 def _whole_file(data_dir: Path) -> Path | None:
@@ -88,7 +96,10 @@ def _whole_file(data_dir: Path) -> Path | None:
     usual = [data_dir / name for name in _WHOLE_FILES]
     found = [path for path in usual if path.is_file() and not starts_with(path, "[")]
     others = _coco_files(data_dir)
-    return found[0] if found else others[0] if len(others) == 1 else None
+    # Beside it, CVAT may write person_keypoints_default.json.
+    instances = [file for file in others if file.name.startswith("instances_")]
+    alone = [files[0] for files in (others, instances) if len(files) == 1]
+    return next(iter([*found, *alone]), None)
 
 
 def _coco_files(data_dir: Path) -> list[Path]:

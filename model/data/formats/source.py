@@ -39,6 +39,11 @@ def split_folders(directory: Path) -> dict[str, Path]:
     return {split: folder for split, folder in folders.items() if folder is not None}
 
 
+def text_files(directory: Path) -> dict[str, Path]:
+    """The text files in a folder by their name in lower case, without the suffix."""
+    return {path.stem.lower(): path for path in sorted(directory.glob("*.txt"))}
+
+
 def read_text(file: Path) -> str:
     """A text file in UTF-8, or in UTF-16 with a byte order mark, as Windows writes it.
 

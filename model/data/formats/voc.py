@@ -29,6 +29,7 @@ from model.data.formats.source import (
     read_lines,
     split_folder,
     split_folders,
+    text_files,
 )  # fmt: skip
 from model.data.formats.xml_file import read_xml, root_tag, text_of
 
@@ -160,8 +161,8 @@ class VocData:
         return images
 
     def _list(self, split: str) -> Path | None:
-        names = [self.directory / _LISTS / f"{name}.txt" for name in names_of(split)]
-        return next((path for path in names if path.is_file()), None)
+        lists = text_files(self.directory / _LISTS)
+        return next((lists[name] for name in names_of(split) if name in lists), None)
 
     def _folder(self, split: str) -> Path | None:
         folder = split_folder(self.directory, split)

@@ -7,6 +7,7 @@ of images.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from model.data.formats.source import (
     read_lines,
     read_text,
     split_folder,
+    text_files,
 )  # fmt: skip
 from model.data.formats.yolo_line import box_of, keypoint_shape, parse_line
 from model.data.formats.yolo_yaml import YoloYaml, find_yaml
@@ -93,7 +95,7 @@ class YoloData:
     def _strays(self, read: set[Path]) -> set[Path]:
         """Text files beside the label files that belong to no image."""
         files = {file for folder in {file.parent for file in read} for file in folder.glob("*.txt")}
-        return {f for f in files - read if f.name not in _NOT_LABELS and f.name[0] != "."}
+        return {f for f in files - read if f.name.lower() not in _NOT_LABELS and f.name[0] != "."}
 
     def _read_labels(
         self, collector: Collector, image_id: int, file: Path, size: tuple[int, int] | None
@@ -133,12 +135,17 @@ class YoloData:
         """The folders and lists of a split."""
         if self.yaml is not None:
             return self.yaml.places(split)
-        lists = [self.directory / f"{name}.txt" for name in names_of(split)]
+        lists = [self._lists[name] for name in names_of(split) if name in self._lists]
         folders = [split_folder(self.directory, split)]
         if (self.directory / "images").is_dir():
             folders.insert(0, split_folder(self.directory / "images", split))
         found = [place for place in (*folders, *lists) if place is not None and place.exists()]
         return found[:1]
+
+    @cached_property
+    def _lists(self) -> dict[str, Path]:
+        """What may be lists of images, by their name."""
+        return text_files(self.directory)
 
     def _images(self, split: str) -> list[Path]:
         if split == ALL:

@@ -47,7 +47,8 @@ class YoloYaml:
         return f"is {named}, and there is no such folder or list" if named else "is not given"
 
     def _named(self, split: str) -> list[str]:
-        values = [self.content[name] for name in names_of(split) if self.content.get(name)]
+        content = {str(key).lower(): value for key, value in self.content.items()}
+        values = [content[name] for name in names_of(split) if content.get(name)]
         named: Any = values[0] if values else []
         named = [named] if isinstance(named, str) else named
         if not isinstance(named, list) or not all(isinstance(name, str) for name in named):

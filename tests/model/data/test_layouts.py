@@ -30,6 +30,7 @@ def write(file: Path, text: str = "") -> None:
         ("val.json", "val"),
         ("valid/_annotations.coco.json", "valid"),
         ("val.json", "."),
+        ("annotations/instances_Validation.json", "images/Validation"),  # a subset of CVAT's
     ],
 )
 def test_common_layouts_of_coco_are_found(
@@ -62,6 +63,15 @@ def test_one_file_of_coco_for_all_images_is_found(
     source = find_layout(tmp_path).read(ALL)
 
     assert (source.file, source.image_dir) == (tmp_path / annotation_file, tmp_path / image_dir)
+
+
+def test_boxes_come_before_the_keypoints_of_a_task(tmp_path: Path) -> None:
+    for name in ("instances_default.json", "person_keypoints_default.json"):
+        write(tmp_path / "annotations" / name, CONTENT)
+
+    source = find_layout(tmp_path).read(ALL)
+
+    assert source.file == tmp_path / "annotations" / "instances_default.json"
 
 
 def test_the_images_of_the_split_come_before_the_common_directory(tmp_path: Path) -> None:

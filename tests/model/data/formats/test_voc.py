@@ -149,6 +149,16 @@ def test_an_image_without_a_size_is_measured(voc: Path) -> None:
     assert split.size(1) == (48, 64)
 
 
+def test_lists_may_have_the_names_of_cvats_subsets(voc: Path) -> None:
+    lists = voc / "ImageSets" / "Main"
+    (lists / "train.txt").rename(lists / "Train.txt")
+    (lists / "val.txt").rename(lists / "Validation.txt")
+
+    data_set = open_data_set(voc)
+
+    assert [len(data_set.open(split).images) for split in ("train", "val")] == [3, 2]
+
+
 def test_a_file_that_names_the_image_of_another_is_refused(voc: Path) -> None:
     split = read(voc, f"<filename>b.png</filename><object><name>bolt</name>{BOX}</object>")
 

@@ -152,6 +152,19 @@ def test_classes_that_are_only_counted_get_names(labelled: Path) -> None:
     assert [info.name for info in classes] == ["class_0", "class_1", "class_2"]
 
 
+@pytest.mark.parametrize("yaml", ["", "path: .\nTrain: Train.txt\nValidation: Validation.txt\n"])
+def test_lists_may_have_the_names_of_cvats_subsets(tmp_path: Path, yaml: str) -> None:
+    exports.yolo_of_darknet(tmp_path)
+    (tmp_path / "train.txt").rename(tmp_path / "Train.txt")
+    (tmp_path / "val.txt").rename(tmp_path / "Validation.txt")
+    if yaml:
+        write(tmp_path / "data.yaml", f"{yaml}names: [bolt, cap nut, washer]\n")
+
+    data_set = open_data_set(tmp_path)
+
+    assert [len(data_set.open(split).images) for split in ("train", "val")] == [3, 2]
+
+
 def test_names_come_before_the_description_of_a_model(labelled: Path) -> None:
     (labelled / "data.yaml").rename(labelled / "z.yaml")
     write(labelled / "model.yaml", "nc: 80\ndepth_multiple: 0.33\n")
