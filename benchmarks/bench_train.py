@@ -29,6 +29,7 @@ from model.configs import get_config
 from model.data.collate import MicroBatch
 from model.network.deformable_detr import DeformableDetr
 from model.network.inference import normalise
+from model.training.freed_memory import keep_freed_memory
 from model.training.optimiser_step import take_step
 from model.training.precision import forward_dtype, set_tf32
 from model.training.step_times import PARTS, StepTimes
@@ -92,6 +93,7 @@ class Task(NamedTuple):
 
 def open_ours(task: Task, *, kernels: Kind = "ours") -> tuple[Step, int]:
     """The step of `model.train`, and how many parameters it trains."""
+    keep_freed_memory()
     use_kernels(kernels, task.device)
     config, batch = task.config(), task.batch()
     model = DeformableDetr(config.model).to(task.device).train()

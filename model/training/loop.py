@@ -40,6 +40,7 @@ from model.training.best_epoch import shown_end
 from model.training.board import Board, open_board, record
 from model.training.epoch_end import end_epoch, pass_epoch
 from model.training.fingerprint import run_fingerprint
+from model.training.freed_memory import keep_freed_memory
 from model.training.frozen import freeze_parts
 from model.training.interrupt import Interrupted, StopRequest
 from model.training.memory import saved_if_memory_runs_out
@@ -97,6 +98,7 @@ def train(
     clock = partial(_main_time, clock)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     find = partial(
         find_start, config, data,
