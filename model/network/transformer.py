@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.network.attention import MSDeformAttn, SelfAttention
 from model.network.boxes import inverse_sigmoid
-from model.network.dropout import Dropout
+from model.network.dropout import Dropout, dropped_relu
 from model.network.pyramid import Pyramid
 from model.network.recompute import run_layer
 
@@ -28,7 +27,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., C) to (..., C)."""
-        x = self.dropout(F.relu(self.linear1(x)))
+        x = dropped_relu(self.linear1(x), self.dropout.p, training=self.training)
         x = self.dropout(self.linear2(x))
         return x
 

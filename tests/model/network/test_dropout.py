@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from model.network.dropout import Dropout, dropout
+from model.network.dropout import Dropout, dropout, dropped_relu
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
@@ -20,6 +21,22 @@ def test_the_share_that_is_dropped_and_the_mean(p: float) -> None:
     assert torch.equal(x.grad, result)
     neighbours = (result[:, 1:] != 0) & (result[:, :-1] != 0)
     assert neighbours.float().mean().item() == pytest.approx((1 - p) ** 2, abs=4e-3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_after_a_relu_it_is_the_same_with_the_same_gradient(training: bool) -> None:
+    x = torch.randn(3, 5, 70, requires_grad=True)
+    gradient = torch.randn_like(x)
+
+    torch.manual_seed(3)
+    ours = dropped_relu(x, 0.3, training=training)
+    torch.manual_seed(3)
+    theirs = dropout(F.relu(x), 0.3, training=training)
+
+    assert torch.equal(ours, theirs)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, x, gradient), torch.autograd.grad(theirs, x, gradient)
+    )
 
 
 def test_it_follows_the_random_state() -> None:
