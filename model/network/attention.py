@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.network.dropout import dropout
+from model.network.linear import Linear
 from model.network.ops.ms_deform_attn import ms_deform_attn
 
 
@@ -23,10 +24,10 @@ class MSDeformAttn(nn.Module):
         super().__init__()
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         samples = num_heads * num_levels * num_points
-        self.sampling_offsets = nn.Linear(hidden_dim, samples * 2)
-        self.attention_weights = nn.Linear(hidden_dim, samples)
-        self.value_proj = nn.Linear(hidden_dim, hidden_dim)
-        self.output_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.sampling_offsets = Linear(hidden_dim, samples * 2)
+        self.attention_weights = Linear(hidden_dim, samples)
+        self.value_proj = Linear(hidden_dim, hidden_dim)
+        self.output_proj = Linear(hidden_dim, hidden_dim)
         self.reset_parameters()
 
     @torch.no_grad()

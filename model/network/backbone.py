@@ -80,7 +80,7 @@ class Shortcut(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int, train_bn: bool) -> None:
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+            Conv2d(in_channels, out_channels, 1, stride, bias=False),
             BatchNorm2d(out_channels, trained=train_bn),
         )
 
@@ -108,11 +108,11 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels: int, width: int, *, stride: int, train_bn: bool) -> None:
         super().__init__()
         out_channels = width * self.EXPANSION
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.conv1 = Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = BatchNorm2d(width, trained=train_bn)
         self.conv2 = Conv2d(width, width, 3, stride, 1, bias=False)
         self.bn2 = BatchNorm2d(width, trained=train_bn)
-        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.conv3 = Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = BatchNorm2d(out_channels, trained=train_bn)
         self.downsample = _shortcut(in_channels, out_channels, stride=stride, train_bn=train_bn)
 

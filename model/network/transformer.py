@@ -10,6 +10,7 @@ from model.config import ModelConfig
 from model.network.attention import MSDeformAttn, SelfAttention
 from model.network.boxes import inverse_sigmoid
 from model.network.dropout import Dropout, dropped_relu
+from model.network.linear import Linear
 from model.network.pyramid import Pyramid
 from model.network.recompute import run_layer
 
@@ -19,8 +20,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, hidden_dim: int, ffn_dim: int, *, dropout: float) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(hidden_dim, ffn_dim)
-        self.linear2 = nn.Linear(ffn_dim, hidden_dim)
+        self.linear1 = Linear(hidden_dim, ffn_dim)
+        self.linear2 = Linear(ffn_dim, hidden_dim)
         self.dropout = Dropout(dropout)
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
