@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from model.data.faults import shown
 from model.data.formats.image_listing import images_below, is_image
 from model.data.formats.source import (
     ALL,
@@ -76,6 +77,8 @@ class YoloData:
             if label_file.is_file() and is_inside(label_file, self.directory):
                 read.add(label_file)
                 polygons += self._read_labels(collector, image_id, label_file, size)
+        if (other := _other_list(self)) is not None:
+            collector.add_note("other-class-list", other)
         if len(read) < len(images):
             collector.add_note("no-label-file", _without_labels(len(images) - len(read), images))
         if (shape := keypoint_shape(polygons)) is not None:
@@ -182,12 +185,17 @@ def find(data_dir: Path) -> YoloData | None:
     yaml = find_yaml(data_dir)
     if yaml is not None:
         return YoloData(data_dir, f"YOLO ({yaml.file.name})", yaml.file, yaml.class_names, yaml)
-    candidates = [data_dir / name for name in CLASS_FILES] + sorted(data_dir.glob("*.names"))
-    class_file = next((path for path in candidates if path.is_file()), None)
+    class_file = _class_file_in(data_dir)
     if class_file is None or not _has_labels(data_dir):
         return None
     names = _read_classes(class_file)
     return YoloData(data_dir, f"YOLO ({class_file.name})", class_file, names, None)
+
+
+def _class_file_in(data_dir: Path) -> Path | None:
+    """The list of classes in a folder, with a name on every line."""
+    candidates = [data_dir / name for name in CLASS_FILES] + sorted(data_dir.glob("*.names"))
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _read_classes(file: Path) -> dict[int, str]:
@@ -240,6 +248,25 @@ def _size(file: ImageFile | ValueError) -> tuple[int, int] | None:
 
 def _without_labels(count: int, images: list[Path]) -> str:
     return f"images without a label file, taken as images without objects: {count} of {len(images)}"
+
+
+def _other_list(data: YoloData) -> str | None:
+    """What to say if a list of classes is beside the YAML file and says something else."""
+    file = _class_file_in(data.directory)
+    if data.yaml is None or file is None:
+        return None
+    named = list(data.class_names.values())
+    try:
+        listed = list(_read_classes(file).values())
+    except ValueError:  # empty or damaged, and it does not count
+        return None
+    if listed == named:
+        return None
+    return (
+        f"{file.name} lists the classes {shown(listed)}, and {data.class_file.name}, which counts, "
+        f"{shown(named)}: make sure that the numbers in the label files are those of "
+        f"{data.class_file.name}"
+    )
 
 
 def _poses(num_lines: int, num_points: int, dimensions: int) -> str:

@@ -165,6 +165,22 @@ def test_lists_may_have_the_names_of_cvats_subsets(tmp_path: Path, yaml: str) ->
     assert [len(data_set.open(split).images) for split in ("train", "val")] == [3, 2]
 
 
+@pytest.mark.parametrize(
+    ("names", "is_told"),
+    [("bolt\ncap nut\nwasher\n", False), ("washer\nbolt\ncap nut\n", True), ("", False)],
+)
+def test_a_list_of_classes_that_contradicts_the_yaml_file_is_told(
+    labelled: Path, names: str, is_told: bool
+) -> None:
+    write(labelled / "classes.txt", names)
+
+    faults = open_data_set(labelled).open("train").annotations.faults
+
+    told = [fault.message for fault in faults if fault.kind == "other-class-list"]
+    assert len(told) == is_told
+    assert all('lists the classes ["washer", "bolt", "cap nut"], and' in one for one in told)
+
+
 def test_names_come_before_the_description_of_a_model(labelled: Path) -> None:
     (labelled / "data.yaml").rename(labelled / "z.yaml")
     write(labelled / "model.yaml", "nc: 80\ndepth_multiple: 0.33\n")
