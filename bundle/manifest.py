@@ -5,6 +5,7 @@ their SHA-256, so that what is served is what was verified.
 """
 
 import hashlib
+import json
 import os
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
@@ -167,6 +168,7 @@ class Manifest(_Frozen):
     def _parse(cls, path: Path) -> Self:
         try:
             content = read_json(require_file(path).read_bytes(), path)
+            _require_writable(content, path)
         except FileNotFoundError:
             raise ValueError(f"{path}: no bundle there; {REMEDY}") from None
         except OSError as error:
@@ -220,6 +222,14 @@ class Bundle(NamedTuple):
                 f"{self.directory}: expected a graph {form!r}, got {sorted(graphs)}; {REMEDY}"
             )
         return self.directory / graphs[form]
+
+
+def _require_writable(content: Any, path: Path) -> None:
+    """Refuse what Python reads as JSON, but no answer can hold: NaN, and halves of characters."""
+    try:
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
 
 
 def version_of(manifest: Manifest) -> str:

@@ -6,6 +6,7 @@ import binascii
 import json
 import re
 import string
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
@@ -52,6 +53,7 @@ def read_json(body: bytes, *, max_values: int = _MAX_VALUES) -> dict[str, Any]:
     if body.count(b",") >= max_values:
         raise InvalidRequest(f"expected at most {max_values} values in a JSON body, got more")
     try:
+        body = body.removeprefix(BOM_UTF8)  # which PowerShell writes
         parsed = from_json(body)  # twice as fast as json, which matters: it holds Python's lock
     except ValueError as error:
         raise MalformedBody(f"the JSON body cannot be read: {error}") from error

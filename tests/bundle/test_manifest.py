@@ -173,6 +173,17 @@ def test_unreadable_json_is_refused(bundle: Path, content: str) -> None:
         Manifest.load(bundle)
 
 
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", '"\\ud800"', '{"\\udfff": 1}'])
+@pytest.mark.parametrize("field", ["metrics", "provenance", "classes"])
+def test_what_no_answer_can_hold_is_refused(bundle: Path, field: str, value: str) -> None:
+    path = bundle / "manifest.json"
+    marked = json.dumps(json.loads(path.read_text()) | {field: "here"})
+    path.write_text(marked.replace('"here"', f'{{"a": {value}}}'))
+
+    with pytest.raises(ValueError, match=r"^\S+manifest\.json: not valid JSON: .*`make export`"):
+        Manifest.load(bundle)
+
+
 @pytest.mark.parametrize("content", ["[]", "null", "{}", '{"format_version": 2}'])
 def test_another_format_version_is_refused(bundle: Path, content: str) -> None:
     (bundle / "manifest.json").write_text(content)

@@ -32,6 +32,13 @@ def test_json_is_answered_like_the_same_files_in_a_form(
     assert response.json() == of_form | {"results": nameless}
 
 
+def test_json_may_begin_with_a_byte_order_mark(address: str, png_bytes: bytes) -> None:
+    body = json.dumps({"images": [base64_of(png_bytes)]}).encode("utf-8-sig")
+    headers = {"Content-Type": "application/json"}
+
+    assert httpx.post(f"{address}/detect", content=body, headers=headers).status_code == 200
+
+
 @pytest.mark.parametrize("name", ["images", "image", "file"])
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
 def test_one_image_may_stand_without_a_list_broken_into_lines_or_as_a_data_uri(
