@@ -337,8 +337,8 @@ class Settings(BaseSettings):
     def _check_bundles(cls, text: str) -> str:
         names = []
         for part in split_commas(text):
-            name, equals, directory = part.partition("=")
-            if not (is_model_name(name) and equals and directory):
+            name, directory = _name_and_directory(part)
+            if not (is_model_name(name) and directory):
                 raise ValueError(
                     f"expected NAME=DIRECTORY with commas between them, got {part!r}; {NAME_RULE}"
                 )
@@ -359,8 +359,8 @@ class Settings(BaseSettings):
     @property
     def bundle_places(self) -> list[BundlePlace]:
         """The bundles to serve; the first answers requests that name none."""
-        parts = [part.partition("=") for part in split_commas(self.bundles)]
-        named = [BundlePlace(name, Path(directory)) for name, _, directory in parts]
+        parts = map(_name_and_directory, split_commas(self.bundles))
+        named = [BundlePlace(name, Path(directory)) for name, directory in parts]
         return named or [BundlePlace(None, self.bundle)]
 
     def limit_batch(self, limit: int) -> int:
@@ -388,6 +388,11 @@ def unknown_settings(environment: Mapping[str, str] = os.environ) -> list[str]:
         for name in given
         if name.upper() not in known
     ]
+
+
+def _name_and_directory(part: str) -> tuple[str, str]:
+    name, _, directory = part.partition("=")
+    return name.strip(), directory.strip()
 
 
 def split_commas(text: str) -> list[str]:

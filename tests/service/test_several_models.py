@@ -209,3 +209,9 @@ def test_a_missing_bundle_is_named_before_anything_starts(
 def test_a_setting_that_names_no_bundles_is_refused(bundles: Any) -> None:
     with pytest.raises(ValidationError, match="expected"):
         Settings(bundles=bundles)
+
+
+def test_blanks_around_names_and_directories_are_no_part_of_them() -> None:
+    settings = Settings(bundles=" small = my bundles/a ,, large= b")
+
+    assert settings.bundle_places == [("small", Path("my bundles/a")), ("large", Path("b"))]
