@@ -2,8 +2,9 @@
 
 Prints tables and writes them to benchmarks/results/DATE-gpu.md: calls of the operator as in the
 encoder and in the decoder; full-size models with random weights, alone and in batches; images/s of
-the service with the engine torch-cuda, relative to that of the engine. Contestants take turns, each
-in its process. What is not installed, or fails, is left out by name.
+decoding JPEGs with and without nvImageCodec; images/s of the service with the engine torch-cuda,
+relative to that of the engine. Contestants take turns, each in its process, but for decoders. What
+is not installed, or fails, is left out by name.
 
 Ctrl-C prints the table that is being measured. The same command continues with the next one, if it
 is the same day, machine and commit; --again measures everything anew.
@@ -25,6 +26,7 @@ from benchmarks.bench_op import CALLS
 from benchmarks.contestant_process import ContestantProcess
 from benchmarks.engine_bundles import bundle_path
 from benchmarks.gpu_bundles import make_model_bundles
+from benchmarks.gpu_decoding import decoding_tables
 from benchmarks.gpu_models import MODELS, ModelTask, open_model
 from benchmarks.gpu_models import YARDSTICK as MODEL_YARDSTICK
 from benchmarks.gpu_operator import OPERATORS, TYPES, OperatorTask, open_operator
@@ -33,11 +35,13 @@ from benchmarks.gpu_rounds import Measured, Opener, measure
 from benchmarks.gpu_tables import model_table, operator_table
 from benchmarks.machine import describe_machine, today
 from bundle.atomic import write_atomically
+from bundle.device_image import Decode
+from engines.decoders import DecoderName, open_decoder
 
 RESULTS = Path(__file__).parent / "results"
 FOLDER = Path("build/bench/gpu")
 VARIANTS = ("two_stage", "base", "refine")
-PARTS = ("operator", "models", "served")
+PARTS = ("operator", "models", "decoding", "served")
 HEIGHT, WIDTH = 800, 1066
 SERVED = ("two_stage", "fp16")
 NOTES = """Medians of the rounds, with the least and the most in brackets; x: how many times faster
@@ -51,6 +55,9 @@ both in PyTorch. Errors are those of the output, against float64.
 Models: from images in the host's memory to detections there. The first row is float32 without TF32;
 half precision in PyTorch is by autocast. Same detections: the share of the first row's with the
 same class within half a pixel.
+
+Decoding: threads decode and resize one photograph again and again, each copy by itself; those of a
+decoder on the GPU share batches. CPU time is that of the whole process.
 """
 
 
@@ -150,6 +157,22 @@ def measure_served(bundle: Path) -> str:
     return result.stdout
 
 
+def run_decoding(kept: Kept, *, names: Sequence[DecoderName], rounds: int) -> None:
+    """Images/s of what decodes and resizes; what cannot be opened is left out by name."""
+    title = "decoding and resizing"
+    if title in kept:
+        return
+    decoders: dict[str, Decode | ValueError] = {}
+    for name in names:
+        try:
+            decoders[name] = open_decoder(name)
+        except ValueError as error:
+            decoders[name] = error
+    tables = decoding_tables(decoders, rounds=rounds)
+    print(tables, flush=True)
+    kept.add(title, tables)
+
+
 def run_served(kept: Kept) -> None:
     """Images/s of the service beside those of the engine."""
     variant, precision = SERVED
@@ -245,6 +268,8 @@ def run(arguments: argparse.Namespace, kept: Kept, *, device: str) -> bool:
         )
     if not all(run_part(part, kept, rounds=arguments.rounds) for part in parts):
         return False
+    if "decoding" in arguments.parts:
+        run_decoding(kept, names=("cpu", "gpu"), rounds=arguments.rounds)
     if "served" in arguments.parts:
         run_served(kept)
     return True

@@ -20,10 +20,10 @@ def operator_table(measured: Measured) -> str:
         cells = [name]
         for part in ("forward", "both"):
             yardstick = measured.median(gpu_operator.YARDSTICK, part)
-            cells += _time(measured.times(name, part), yardstick, digits=4)
+            cells += time_cells(measured.times(name, part), yardstick, digits=4)
         error = about["error"]
         rows.append([*cells, "" if error is None else f"{error:.1e}"])
-    return _table(f"{task}{_whole(measured)}", head, rows)
+    return table(f"{task}{_whole(measured)}", head, rows=rows)
 
 
 def model_table(measured: Measured) -> str:
@@ -43,15 +43,15 @@ def model_table(measured: Measured) -> str:
         if exact is not None and not isinstance(exact, Failed):
             share, error = agreement(exact["output"], about["output"], task=task)
             same = [f"{share:.1%}", f"{error:.1e}"]
-        rows.append([name, *_time(times, yardstick, digits=2), speed, *same])
-    return _table(f"{task}{_whole(measured)}", head, rows)
+        rows.append([name, *time_cells(times, yardstick, digits=2), speed, *same])
+    return table(f"{task}{_whole(measured)}", head, rows=rows)
 
 
 def _whole(measured: Measured) -> str:
     return "" if measured.is_whole else ", interrupted"
 
 
-def _time(times: list[float], yardstick: float | None, *, digits: int) -> list[str]:
+def time_cells(times: list[float], yardstick: float | None, *, digits: int) -> list[str]:
     """The median with the least and the most, and how many times faster than the yardstick."""
     if not times:
         return ["", ""]
@@ -65,7 +65,8 @@ def _failed(name: str, failed: Failed, num_cells: int) -> list[str]:
     return [name, f"left out: {reason}", *[""] * (num_cells - 2)]
 
 
-def _table(title: str, head: list[str], rows: list[list[str]]) -> str:
+def table(title: str, head: list[str], *, rows: list[list[str]]) -> str:
+    """A table in Markdown under its title."""
     lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
     lines.insert(1, "|---" * len(head) + "|")
     return "\n".join([f"## {title}\n", *lines, ""])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
+from bundle.device_image import Decoded
 from bundle.postprocess import (
     Detections,
     Float32Array,
@@ -37,14 +38,14 @@ class Found(NamedTuple):
     geometry: Geometry
 
 
-def make_batch(images: Sequence[Uint8Array], preprocess: Preprocess) -> Batch:
+def make_batch(images: Sequence[Decoded], preprocess: Preprocess) -> Batch:
     """Resize images (H, W, 3) uint8 RGB of any sizes and pad them to a common one."""
     resized, geometries = zip(*(prepare(image, preprocess) for image in images), strict=True)
     return Batch(*pad_batch(list(resized), preprocess.min_side), geometries)
 
 
 def run_images(
-    predict: Predict, images: Sequence[Uint8Array], *, preprocess: Preprocess
+    predict: Predict, images: Sequence[Decoded], *, preprocess: Preprocess
 ) -> list[Found]:
     """Run images (H, W, 3) uint8 RGB as one batch.
 
@@ -58,7 +59,7 @@ def run_images(
 
 def detect(
     predict: Predict,
-    images: Sequence[Uint8Array],
+    images: Sequence[Decoded],
     *,
     preprocess: Preprocess,
     threshold: float | Float32Array = 0.0,
@@ -90,7 +91,7 @@ def detect(
     ]
 
 
-def _run_parts(predict: Predict, image: Uint8Array, preprocess: Preprocess, tile_px: int) -> Found:
+def _run_parts(predict: Predict, image: Decoded, preprocess: Preprocess, tile_px: int) -> Found:
     windows = cut((image.shape[0], image.shape[1]), tile_px)
     parts = [
         found

@@ -1,7 +1,8 @@
 """From the bytes of an image to what the graph takes: decode, resize, pad.
 
 This is the only preprocessing at inference: the service, the command line and both evaluations
-call it. Normalisation happens inside the graph, which takes uint8.
+call it. On request, a GPU decodes and resizes instead (see `engines.decoders`). Normalisation
+happens inside the graph, which takes uint8.
 """
 
 import re
@@ -19,6 +20,7 @@ from cv2.typing import MatLike
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
+from bundle.device_image import Decoded
 from bundle.file_pieces import FileInPieces
 from bundle.image_formats import describe_content
 from bundle.jpeg_end import complete_jpeg
@@ -221,7 +223,7 @@ def resized_size(height: int, width: int, *, short_side: int, long_side: int) ->
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def prepare(image: Uint8Array, preprocess: Preprocess) -> tuple[Uint8Array, Geometry]:
+def prepare(image: Decoded, preprocess: Preprocess) -> tuple[Uint8Array, Geometry]:
     """Resize one image (H, W, 3) uint8 RGB to (h, w, 3) uint8 by bilinear interpolation.
 
     No antialiasing: the published weights were trained and evaluated without it.
@@ -230,8 +232,12 @@ def prepare(image: Uint8Array, preprocess: Preprocess) -> tuple[Uint8Array, Geom
     height, width = resized_size(
         *original, short_side=preprocess.short_side, long_side=preprocess.long_side
     )
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    return resized.astype(np.uint8, copy=False), Geometry(original, (height, width))
+    if isinstance(image, np.ndarray):
+        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        pixels = resized.astype(np.uint8, copy=False)
+    else:
+        pixels = image.resized((height, width))
+    return pixels, Geometry(original, (height, width))
 
 
 def photograph(preprocess: Preprocess) -> Uint8Array:

@@ -10,9 +10,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bundle.device_image import Decoded
 from bundle.duplicates import areas, shared_areas
 from bundle.postprocess import ImageOutput
-from bundle.preprocess import Uint8Array
 
 MIN_TILE_PX: Final = 64
 OVERLAP: Final = 0.25  # of a tile's side: anything smaller is complete in some tile
@@ -33,9 +33,10 @@ class Window(NamedTuple):
     bottom: int
     right: int
 
-    def of(self, image: Uint8Array) -> Uint8Array:
-        """The pixels of this part of an image (H, W, 3); a copy, unless it is the whole."""
-        return np.ascontiguousarray(image[self.top : self.bottom, self.left : self.right])
+    def of(self, image: Decoded) -> Decoded:
+        """This part of an image (H, W, 3); of an array, a copy, unless it is the whole."""
+        part = image[self.top : self.bottom, self.left : self.right]
+        return np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part
 
 
 def cut(size: tuple[int, int], tile_px: int | None) -> list[Window]:

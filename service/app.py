@@ -75,7 +75,8 @@ def create_app(
         on_failure: see `Serving`, which is in `app.state.serving`.
 
     Raises:
-        ValueError: a bundle is missing or damaged, or what sends traces is not installed.
+        ValueError: a bundle is missing or damaged, the GPU cannot decode, or what sends traces is
+            not installed.
     """
     app = App(
         title="detr-serve",

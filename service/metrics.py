@@ -70,6 +70,9 @@ class Metrics:
         for kind in error_kinds():  # Prometheus sees no rise from nothing to 1
             self.rejects.labels(kind.code)
         self.images = new.counter("detr_images", "Images answered.", ["model"])
+        self.decoded = new.counter(
+            "detr_decoded_images", "Image files decoded, by what decoded them.", ["decoder"]
+        )
         self.image_pixels = new.histogram(
             "detr_image_pixels", "Pixels of decoded images.", buckets=_PIXELS
         )

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from enum import StrEnum
 
+from engines.decoders import open_decoder
 from service.client_memory import ClientMemory
 from service.errors import ReloadRefused, ServiceError, UnknownModel
 from service.image_decoder import ImageDecoder
@@ -39,7 +40,7 @@ class Serving:
             `failure`; the process should end.
 
     Raises:
-        ValueError: a bundle is missing or damaged.
+        ValueError: a bundle is missing or damaged, or the settings' decoder cannot be opened.
     """
 
     def __init__(
@@ -55,7 +56,8 @@ class Serving:
         self.failure: str | None = None
         self._metrics = metrics
         self._on_failure = on_failure
-        self._decoder = ImageDecoder(settings, metrics=metrics, memory=memory)
+        decode = open_decoder(settings.decoder, device=settings.device)
+        self._decoder = ImageDecoder(settings, metrics=metrics, memory=memory, decode=decode)
         shared = Shared(
             settings,
             metrics,

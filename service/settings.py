@@ -125,6 +125,10 @@ class Settings(BaseSettings):
             "time. An image that needs more is refused.",
         ),
     ] = None
+    decoder: Annotated[
+        Literal["cpu", "gpu"],
+        Field(description="What decodes and resizes JPEGs: cpu, or gpu, that of DETR_DEVICE."),
+    ] = "cpu"
     engine: Annotated[
         EngineName,
         Field(

@@ -75,6 +75,7 @@ COMMANDS = {
         "--batch-size",
         "--bundle",
         "--data",
+        "--decoder",
         "--limit",
         "--out",
         "--padding",

@@ -1,13 +1,16 @@
 """A data set in COCO format as training samples and as ground truth, for any classes."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from model.data.image_file import read_pixels
+from bundle.preprocess import decode_image
+from model.data.image_file import Image, decode_file
 from model.data.image_files import MIN_TRAINING_SIDE_PX
 from model.data.mixing import Mix
 from model.data.split import Split
@@ -92,8 +95,16 @@ class CocoDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
         Raises:
             ValueError: the file is missing or damaged; names it.
         """
+        return self.read_with(partial(decode_image, least_side=self._least_side), index)
+
+    def read_with(self, decode: Callable[..., Image], index: int) -> Image:
+        """What another decoder makes of the image's file.
+
+        Raises:
+            ValueError: as `read_image`.
+        """
         try:
-            return read_pixels(Path(self._paths[index]), least_side=self._least_side)
+            return decode_file(Path(self._paths[index]), decode)
         except ValueError as error:
             raise ValueError(f"image {self.image_id(index)}, {error}") from error
 

@@ -1,12 +1,14 @@
 """Data sets that a detector is evaluated on."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from bundle.device_image import Decode, Decoded
 from bundle.manifest import ClassInfo
 from model.data import digits
 from model.data.check import check_validation
@@ -69,6 +71,19 @@ def open_evaluation_data(
     log.info(data_set.describe([opened]))
     report_faults(opened, check_validation(opened))
     return CocoDataset(opened)
+
+
+def decoded_by(dataset: EvaluationData, decode: Decode) -> Callable[[int], Decoded]:
+    """Reads the images of a data set, by their index, with another decoder.
+
+    Raises:
+        ValueError: its images are not files.
+    """
+    if not isinstance(dataset, CocoDataset):
+        raise ValueError(
+            "expected DATA=DIR (--data), a data set of files: the demo's images are drawn"
+        )
+    return partial(dataset.read_with, decode)
 
 
 def report_faults(split: Split, faults: Sequence[Fault]) -> None:

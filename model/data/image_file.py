@@ -1,16 +1,19 @@
 """One image file of a data set: its header, a digest, and its pixels."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from bundle.preprocess import DATASET_FORMATS, ImageHeader, decode_image, read_header
 from bundle.regular_file import require_file
+
+Image = TypeVar("Image")
 
 NUM_READERS = 8  # threads that wait for files
 
@@ -24,18 +27,23 @@ class ImageFile:
     digest: bytes
 
 
-def read_pixels(path: Path, *, least_side: int | None = None) -> np.ndarray:
+def read_pixels(path: Path) -> np.ndarray:
     """Pixels (h, w, 3) uint8 RGB as displayed, of any format allowed in data sets.
 
-    Args:
-        least_side: see `decode_image`.
+    Raises:
+        ValueError: as `decode_file`.
+    """
+    return decode_file(path, decode_image)
+
+
+def decode_file(path: Path, decode: Callable[..., Image]) -> Image:
+    """What `decode_image`, or a stand-in for it, makes of a file.
 
     Raises:
         ValueError: the file is missing or damaged; names it.
     """
     try:
-        data = require_file(path).read_bytes()
-        return decode_image(data, formats=DATASET_FORMATS, least_side=least_side)
+        return decode(require_file(path).read_bytes(), formats=DATASET_FORMATS)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 

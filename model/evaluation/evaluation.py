@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bundle.detect import Found, Predict, run_images
+from bundle.device_image import Decoded
 from bundle.manifest import ClassInfo
 from bundle.postprocess import to_detections
 from bundle.preprocess import Preprocess
@@ -26,6 +27,7 @@ def evaluate(
     classes: Sequence[ClassInfo],
     batch_size: int = 1,
     limit: int | None = None,
+    read: Callable[[int], Decoded] | None = None,
     follow: Follow | None = None,
 ) -> Metrics:
     """Run a detector over a data set and score it.
@@ -37,6 +39,7 @@ def evaluate(
         classes: of the labels of `predict`.
         batch_size: 1, with which AP is published, means no padding.
         limit: evaluate only this many images, the first ones.
+        read: an image of the data set by its index; by default `dataset.read_image`.
         follow: called after each batch that `predict` ran, with the ids of its images.
 
     Raises:
@@ -54,7 +57,7 @@ def evaluate(
     ) as bar:
         for start in starts:
             indices = range(start, min(start + batch_size, num_images))
-            images = [dataset.read_image(index) for index in indices]
+            images = [(read or dataset.read_image)(index) for index in indices]
             outputs = run_images(predict, images, preprocess=preprocess)
             if follow is not None:
                 follow([dataset.image_id(index) for index in indices])

@@ -9,12 +9,13 @@ from typing import Any
 
 from bundle.atomic import write_atomically
 from bundle.detect import Predict
+from bundle.device_image import Decode
 from bundle.manifest import ClassInfo
 from bundle.preprocess import Preprocess
 from bundle.terminal import printable
 from bundle.thresholds import Thresholds
 from model.data import digits
-from model.data.evaluation_data import EvaluationData, open_evaluation_data
+from model.data.evaluation_data import EvaluationData, decoded_by, open_evaluation_data
 from model.evaluation.coco_metrics import Metrics, format_report, score
 from model.evaluation.diagnosis import explain
 from model.evaluation.epoch_table import CSV_FILE
@@ -35,6 +36,7 @@ def evaluate_command(
     training: Mapping[str, Any],
     facts: Mapping[str, str],
     args: argparse.Namespace,
+    decode: Decode | None = None,
 ) -> Metrics:
     """Evaluate as `add_arguments` of model.evaluate says: print the report, write the results.
 
@@ -42,9 +44,14 @@ def evaluate_command(
         model: the checkpoint or bundle; its page has learning curves if metrics.csv is beside it.
         training: where the weights come from, as stored in their checkpoint.
         facts: more about the model, for the page.
+        decode: decodes the images instead of `decode_image`.
+
+    Raises:
+        ValueError: as `open_evaluation_data`, `decoded_by` and `evaluate`.
     """
     warn_of_training_images(training, args)
     dataset = _open_data(args, classes)
+    read = None if decode is None else decoded_by(dataset, decode)
     rows, columns = args.padding
     metrics = evaluate(
         with_padding(predict, rows, columns=columns),
@@ -53,6 +60,7 @@ def evaluate_command(
         classes=classes,
         batch_size=args.batch_size,
         limit=args.limit,
+        read=read,
     )
     notes = print_report(metrics)
     if args.report is not None:

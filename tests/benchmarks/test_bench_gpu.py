@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bench_op, gpu_operator
-from benchmarks.bench_gpu import Kept, Part, chosen, run_part
+from benchmarks import bench_op, gpu_decoding, gpu_operator
+from benchmarks.bench_gpu import Kept, Part, chosen, run_decoding, run_part
 from benchmarks.engine_bundles import bundle_path
 from benchmarks.gpu_bundles import checkpoint_path, make_model_bundles
 from benchmarks.gpu_clock import time_launches
@@ -24,11 +24,13 @@ from benchmarks.gpu_rounds import Failed, Measured, Times, Turn, measure
 from benchmarks.gpu_tables import agreement, model_table, operator_table
 from bundle.layout import OPERATOR
 from bundle.manifest import Bundle
+from bundle.preprocess import Preprocess
 from model.checkpoints.checkpoint_file import save_checkpoint
 from model.configs import get_config
 from model.network.deformable_detr import DeformableDetr
 from model.network.ops.ms_deform_attn import ms_deform_attn
 from plugins import cpu_kernels, library
+from tests.engines.gpu.nvimagecodec import needs_nvimagecodec
 from tests.export.graph.test_tensorrt_plan import FakeWithOp
 from tests.fake_cuda import FakeCuda
 
@@ -370,3 +372,29 @@ def test_tensorrt_runs_a_plan_for_batches_of_this_size(
     assert turn()["run"] > 0
     same, error = agreement(expected["output"], about["output"], task=task)
     assert (same, error < 1e-4) == (1.0, True)
+
+
+@needs_nvimagecodec
+def test_decoders_are_measured_beside_the_cpu_and_those_that_do_not_open_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_decoding, "SIZES", {"64x48": (64, 48)})
+    monkeypatch.setattr(gpu_decoding, "allowed_cores", lambda: 1)
+    monkeypatch.setattr(gpu_decoding, "IMAGES_A_THREAD", 1)
+    monkeypatch.setattr(gpu_decoding, "FULL_SIZE", Preprocess(short_side=32, long_side=64))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    kept = Kept(tmp_path / "kept.jsonl", "head", result=tmp_path / "result.md")
+
+    for _ in range(2):
+        run_decoding(kept, names=("cpu", "nvimagecodec-on-cpu", "gpu"), rounds=1)
+
+    shown = capsys.readouterr().out
+    rows = rows_of(shown)
+    assert shown.count("## decoding and resizing to 800x1067, a JPEG of 64x48 and ") == 1
+    assert [name for name in rows if "threads" in name] == [
+        "cpu, 1 threads",
+        *(f"nvimagecodec-on-cpu, {number} threads" for number in (1, 2, 4)),
+    ]
+    assert all(float(rows["cpu, 1 threads"].split(" | ")[place]) > 0 for place in (2, 3))
+    assert "left out: JPEGs cannot be decoded on GPU 0: PyTorch" in rows["gpu"]
+    assert (tmp_path / "result.md").read_text().endswith(shown.rstrip() + "\n")

@@ -3,11 +3,14 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import model.evaluate
 from bundle.manifest import Bundle
 from export.evaluate import main
 from model.config import Variant
+from model.data.digits import DigitsDataset, write_coco
+from tests.engines.gpu.nvimagecodec import needs_nvimagecodec
 from tests.model.html_page import read_page
 
 pytestmark = pytest.mark.slow
@@ -61,3 +64,29 @@ def test_thresholds_are_saved_in_the_bundle(tmp_path, capsys):
     assert thresholds is not None
     assert f"saved: best F1 at {thresholds.overall}" in capsys.readouterr().out
     assert thresholds.overall.f1 > 0.7
+
+
+@needs_nvimagecodec
+def test_another_decoder_gives_its_own_ap(tmp_path, capsys):
+    write_coco(DigitsDataset("val", num_images=LIMIT), tmp_path / "data")
+    for path in (tmp_path / "data" / "images" / "val").iterdir():
+        Image.open(path).save(path, "JPEG")  # the name does not matter
+    argv = ["--bundle", "bundles/demo", "--data", str(tmp_path / "data")]
+    files = {name: tmp_path / f"{name}.json" for name in ("cpu", "nvimagecodec-on-cpu")}
+
+    statuses = [
+        main([*argv, "--decoder", name, "--out", str(file), "--report", str(tmp_path / "p.html")])
+        for name, file in files.items()
+    ]
+
+    assert statuses == [0, 0]
+    assert files["cpu"].read_bytes() == files["nvimagecodec-on-cpu"].read_bytes()
+    assert "nvimagecodec-on-cpu" in read_page(tmp_path / "p.html").text
+
+
+@needs_nvimagecodec
+def test_drawn_images_have_no_other_decoder(capsys):
+    status = main(["--bundle", "bundles/demo", "--decoder", "nvimagecodec-on-cpu"])
+
+    assert status == 1
+    assert "expected DATA=DIR (--data), a data set of files" in capsys.readouterr().err
