@@ -56,8 +56,8 @@ def _guesses(data_dir: Path, suffixes: set[str]) -> Iterator[str]:
             )
         else:
             yield "text files of another tool, such as DOTA's or KITTI's: export as COCO or YOLO"
-    if ".jsonl" in suffixes:
-        yield "Hugging Face's imagefolder or other lines of JSON: export the data set as COCO"
+    if {".jsonl", ".ndjson"} & suffixes:
+        yield "lines of JSON, such as Hugging Face's imagefolder has: export the data set as COCO"
     elif (data_dir / "meta.json").is_file() and any(data_dir.glob("*/ann")):
         yield "Supervisely: export the data set as COCO"
     elif any(starts_with(file, "{", *_VIA) for file in data_dir.glob("*.json")):

@@ -133,6 +133,7 @@ def test_a_val_split_cannot_be_made_where_there_is_one(tmp_path: Path) -> None:
     [
         ([], "no file"),
         (["train/a.jpg", "train/metadata.jsonl"], r"Hugging Face's imagefolder"),
+        (["a.jpg", "export.ndjson"], r"lines of JSON"),
         (["meta.json", "one/ann/a.jpg.json", "one/img/a.jpg"], r"Supervisely: export .* as COCO"),
         (["train.record", "label_map.pbtxt"], r"a table or records"),
         (["a.jpg", "b.jpg"], r"2 \.jpg\n.*images without annotations"),
