@@ -31,7 +31,8 @@ from service.app import create_app, stop_taking_requests
 from service.errors import NotReady
 from service.http_protocol import bounded_protocol
 from service.logs import set_up_logging
-from service.settings import Settings, describe_settings_faults, unknown_settings
+from service.settings import Settings, unknown_settings
+from service.settings_faults import describe_settings_faults
 from service.startup import OpenEngine, open_served
 
 logger = logging.getLogger("service")

@@ -31,7 +31,8 @@ from ray.serve.config import AutoscalingContext
 from bundle.terminal import printable
 from service.app import create_app
 from service.logs import set_up_logging
-from service.settings import Settings, describe_settings_faults
+from service.settings import Settings
+from service.settings_faults import describe_settings_faults
 from service.startup import OpenEngine, open_served
 
 WAIT = "queue_wait_s"  # the metric that replicas report

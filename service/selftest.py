@@ -21,7 +21,8 @@ from bundle.manifest import Bundle
 from bundle.terminal import printable
 from engines.base import EngineFailure
 from engines.self_check import self_check
-from service.settings import Settings, describe_settings_faults
+from service.settings import Settings
+from service.settings_faults import describe_settings_faults
 from service.startup import open_served
 
 

@@ -12,7 +12,6 @@ from pydantic import (
     Field,
     HttpUrl,
     SecretStr,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -21,7 +20,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bundle.model_name import NAME_RULE, is_model_name
 from bundle.preprocess import MAX_PIXELS
-from bundle.validation import describe_fault
 from engines.base import Mode
 from engines.load import DEFAULT_GPU_OPTIONS, EngineName
 from service.logs import LogFormat
@@ -370,16 +368,6 @@ class Settings(BaseSettings):
     def limit_batch(self, limit: int) -> int:
         """The most images in a batch of an engine that takes this many."""
         return min(limit, self.max_batch_size or limit)
-
-
-def describe_settings_faults(error: ValidationError) -> str:
-    """What is wrong with which variables, in one line; a secret is not shown."""
-    return "; ".join(map(_describe_fault, error.errors(include_url=False)))
-
-
-def _describe_fault(fault: Mapping[str, Any]) -> str:
-    name = "_".join(str(part) for part in fault["loc"])
-    return describe_fault(fault, f"{PREFIX}{name.upper()}", is_secret=name == "admin_key")
 
 
 def unknown_settings(environment: Mapping[str, str] = os.environ) -> list[str]:

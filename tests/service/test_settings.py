@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from service.settings import Settings, describe_settings_faults, unknown_settings
+from service.settings import Settings, unknown_settings
+from service.settings_faults import describe_settings_faults
 
 
 def test_only_names_that_look_like_settings_are_checked() -> None:
