@@ -24,6 +24,7 @@ from model.data.evaluation_data import report_faults
 from model.data.formats.source import Layout
 from model.data.layouts import find_run_layout
 from model.data.mixing import make_mix
+from model.data.place import folder_name
 from model.data.transforms import largest_size, least_side, make_transform
 from model.data.workers import work_ahead
 from model.distributed import num_processes, process_index
@@ -84,7 +85,7 @@ def open_data(
     )  # fmt: skip
     val = CocoDataset(val_split)
     summary = {
-        "dataset": data_dir.name,
+        "dataset": folder_name(data_dir),
         "train_images": len(train),
         "val_images": len(val),
         "classes": [info.name for info in train.classes],

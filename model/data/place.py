@@ -15,6 +15,11 @@ class OutsideError(ValueError):
         )
 
 
+def folder_name(directory: Path) -> str:
+    """The name of a folder, also where it is given as `.` or `..`."""
+    return Path(os.path.abspath(directory)).name
+
+
 def spellings(name: str) -> list[str]:
     """A name as it is, and with its accents composed and decomposed, as macOS stores them."""
     return list(dict.fromkeys([name, *(unicodedata.normalize(f, name) for f in ("NFC", "NFD"))]))

@@ -16,6 +16,7 @@ from bundle.terminal import printable
 from bundle.thresholds import Thresholds
 from model.data import digits
 from model.data.evaluation_data import EvaluationData, decoded_by, open_evaluation_data
+from model.data.place import folder_name
 from model.evaluation.coco_metrics import Metrics, format_report, score
 from model.evaluation.diagnosis import explain
 from model.evaluation.epoch_table import CSV_FILE
@@ -87,7 +88,7 @@ def warn_of_training_images(training: Mapping[str, Any], args: argparse.Namespac
     if not isinstance(data, dict) or args.data is None or args.val_fraction is not None:
         return
     fraction = data.get("val_fraction")
-    if fraction is not None and data.get("dataset") == args.data.name:
+    if fraction is not None and data.get("dataset") == folder_name(args.data):
         log.warning(
             "this model was trained with VAL_FRACTION=%g: without it, images of training are "
             "evaluated too, and AP is too high",

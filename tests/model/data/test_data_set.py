@@ -143,6 +143,7 @@ def test_a_run_divides_its_data_names_it_and_is_bound_to_it(
         ([], [TOLD]),
         (["--val-fraction", "0.5"], []),
         (["--data", "other"], []),
+        (["--data", "data/mine/images/.."], [TOLD]),
     ],
 )
 def test_evaluation_of_all_images_tells_that_training_had_set_some_aside(
@@ -155,3 +156,13 @@ def test_evaluation_of_all_images_tells_that_training_had_set_some_aside(
     warn_of_training_images({"data": {"dataset": "mine", "val_fraction": 0.5}}, args)
 
     assert caplog.messages == said
+
+
+def test_a_folder_has_its_name_where_it_is_given_as_a_dot(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(whole)
+
+    data = open_data(tiny(), Path("."), val_fraction=FRACTION)
+
+    assert data.summary["dataset"] == "data"
