@@ -39,7 +39,7 @@ PYTHON =
 
 # What a target takes is named in its help, as NAME=. Any other variable on the command line is
 # refused, not ignored; these may be given with every target, and so may the service's settings.
-EVERYWHERE = PYTHON VENV BIN PIP CXX NVCC NATIVE RESOLVE SIDE_BY_SIDE SHELL DETR_%
+EVERYWHERE = PYTHON VENV BIN PIP CXX NVCC NATIVE SERVING RESOLVE SIDE_BY_SIDE SHELL DETR_%
 GOALS = $(or $(MAKECMDGOALS),help)
 given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 taken = $(sort $(foreach goal,$(GOALS),$(shell \
@@ -55,8 +55,11 @@ make $(GOALS) takes $(or $(taken),none). Write variables of the environment befo
 endif
 endif
 
-# The native libraries are rebuilt when their sources or the installed packages change.
+# The native libraries are rebuilt when their sources or the installed packages change. Serving does
+# not wait for those that a machine without a GPU cannot use.
 NATIVE = build/plugins.stamp
+SERVING = build/serving.stamp
+KERNELS = $(wildcard plugins/*.py plugins/*/*/*.h plugins/*/*/*.cpp plugins/*/*/*.cu)
 
 # One word for the shell, whatever it contains; a leading ~ is the home directory.
 home = $(if $(filter ~/%,$(firstword $(1))),$(patsubst ~/%,$(HOME)/%,$(1)),$(1))
@@ -82,7 +85,7 @@ help: ## list the targets
 OURS = demo=bundles/demo,bccd=bundles/bccd
 
 # The bundle of a published detector is made once, which needs the packages for export.
-serve: $(VENV)/$(if $(VARIANT),full,service).stamp $(NATIVE) ## serve a bundle over HTTP, or the published VARIANT= [BUNDLE= FORMAT= HOST= PORT= ARGS=]
+serve: $(VENV)/$(if $(VARIANT),full,service).stamp $(if $(VARIANT),$(NATIVE),$(SERVING)) ## serve a bundle over HTTP, or the published VARIANT= [BUNDLE= FORMAT= HOST= PORT= ARGS=]
 	$(if $(and $(VARIANT),$(BUNDLE)),$(error give VARIANT=, a published detector, or BUNDLE=, one of your own))
 	@$(if $(VARIANT)$(BUNDLE),,[ -n "$$DETR_BUNDLE$$DETR_BUNDLES" ] || export DETR_BUNDLES=$(OURS);) \
 	$(if $(VARIANT),DETR_BUNDLE=$$($(BIN)/python -m export.published $(VARIANT) $(call option,FORMAT,format) $(ARGS)) && export DETR_BUNDLE && ) \
@@ -90,7 +93,7 @@ serve: $(VENV)/$(if $(VARIANT),full,service).stamp $(NATIVE) ## serve a bundle o
 		$(if $(PORT),DETR_PORT=$(PORT)) $(BIN)/python -m service
 
 # PATHS is one path, if it exists; otherwise words, which may be quoted or have wildcards.
-detect: $(VENV)/service.stamp $(NATIVE) ## detect in images and folders: PATHS= [BUNDLE= OUT= ANNOTATIONS= ARGS=]
+detect: $(VENV)/service.stamp $(SERVING) ## detect in images and folders: PATHS= [BUNDLE= OUT= ANNOTATIONS= ARGS=]
 	@paths=$(call quote,$(PATHS)); \
 	if [ -e "$$paths" ]; then set -- "$$paths"; else eval "set -- $$paths"; fi; \
 	$(BIN)/python -m service.detect "$$@" $(call option,BUNDLE,bundle) $(call option,OUT,out) \
@@ -163,8 +166,8 @@ $(VENV)/full.stamp: $(VENV)/service.stamp
 plugins: $(VENV)/service.stamp ## compile the native kernels into build/plugins
 	@$(BIN)/python -m plugins.build
 
-$(NATIVE): $(wildcard plugins/*.py plugins/*/*/*.h plugins/*/*/*.cpp plugins/*/*/*.cu) $(VENV)/service.stamp
-	@$(BIN)/python -m plugins.build
+$(NATIVE) $(SERVING): $(KERNELS) $(VENV)/service.stamp
+	@$(BIN)/python -m plugins.build $(if $(filter $(SERVING),$@),--to-serve)
 	@mkdir -p $(@D) && touch $@
 
 browser: ## install Chromium for the test of the page, where apt-get may be used

@@ -66,11 +66,17 @@ def cpu_kernels() -> tuple[Path, ...]:
     return tuple(sorted(CORE.glob("*.cpp")))
 
 
-def libraries() -> Iterator[Library]:
-    """Every library that can be built on this machine."""
+def has_gpu() -> bool:
+    """Whether there is a driver for NVIDIA GPUs, in Linux or around it (WSL)."""
+    return any(Path(path).exists() for path in ("/proc/driver/nvidia/version", "/dev/dxg"))
+
+
+def libraries(*, are_for_gpus: bool = True) -> Iterator[Library]:
+    """Every library that can be built on this machine, also for GPUs that others have."""
     yield Library("libms_deform_attn.so", (OP / "bindings" / "c_api.cpp", *cpu_kernels()))
     yield from _openvino_extension()
-    yield from _for_gpus()
+    if are_for_gpus:
+        yield from _for_gpus()
 
 
 def _openvino_extension() -> Iterator[Library]:
@@ -208,14 +214,20 @@ def _run(command: list[str]) -> None:
 
 def main() -> int:
     """Build everything, with a line per library; returns 1 if a compiler fails."""
-    argparse.ArgumentParser(prog="python -m plugins.build", description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(prog="python -m plugins.build", description=__doc__)
+    parser.add_argument(
+        "--to-serve",
+        action="store_true",
+        help="leave out libraries for GPUs if this machine has no driver for one",
+    )
+    are_for_gpus = not parser.parse_args().to_serve or has_gpu()
     library.FOLDER.mkdir(parents=True, exist_ok=True)  # images copy it even if it is empty
     compiler = os.environ.get("CXX") or "g++"
     if shutil.which(compiler) is None:
         print(f"no C++ compiler ({compiler}): nothing native is built; standard operators are used")
         return 0
     with TemporaryDirectory(prefix="objects.", dir=library.FOLDER) as objects:
-        for wanted in libraries():
+        for wanted in libraries(are_for_gpus=are_for_gpus):
             try:
                 made = build(compiler, wanted, objects=Path(objects))
             except RuntimeError as error:

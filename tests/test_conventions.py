@@ -85,7 +85,7 @@ COMMANDS = {
         "--val-fraction",
     ],
     "export.published": ["--base-url", "--format", "--out"],
-    "plugins.build": [],
+    "plugins.build": ["--to-serve"],
     "service.bulk": [
         *("--address", "--bundle", "--chunk-size", "--cpus", "--format", "--nms-iou"),
         *("--num-detections", "--out", "--threshold", "--workers"),

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = re.findall(r"^([a-z-]+):.*?## ", MAKEFILE, flags=re.M)
-STAMPS = (".venv/service.stamp", ".venv/full.stamp", "build/plugins.stamp")
+STAMPS = (".venv/service.stamp", ".venv/full.stamp", "build/plugins.stamp", "build/serving.stamp")
 
 
 @pytest.fixture
@@ -51,6 +51,14 @@ def test_kernels_are_compiled_before_a_target_that_has_variables(
     words = make("train", "DATA=d", f"NATIVE={tmp_path}/build/plugins.stamp")
 
     assert words == ["", "-m", "plugins.build", "", "-m", "model.train", "--data", "d"]
+
+
+def test_serving_waits_only_for_what_it_needs(
+    make: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    words = make("detect", "PATHS=p", f"SERVING={tmp_path}/build/serving.stamp")
+
+    assert words == ["", "-m", "plugins.build", "--to-serve", "", "-m", "service.detect", "p"]
 
 
 def test_what_is_installed_first_does_not_mind_the_variables_of_a_target(

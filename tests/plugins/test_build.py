@@ -138,13 +138,36 @@ def test_a_compiler_that_fails_is_an_error_with_a_way_around_it(
     one_function: Library, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one_function.sources[0].write_text("int one( {\n")
-    monkeypatch.setattr(build, "libraries", lambda: iter([one_function]))
+    monkeypatch.setattr(build, "libraries", lambda **_: iter([one_function]))
     monkeypatch.setattr("sys.argv", ["plugins.build"])
 
     status = build.main()
 
     assert status == 1
     assert "libone.so: not built; CXX=none builds without it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("has_gpu", "options", "is_made"), [
+    (False, [], True), (False, ["--to-serve"], False), (True, ["--to-serve"], True),
+])  # fmt: skip
+def test_serving_waits_for_no_library_that_a_machine_without_a_gpu_cannot_use(
+    folder: Path,
+    one_function: Library,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    has_gpu: bool,
+    options: list[str],
+    is_made: bool,
+) -> None:
+    monkeypatch.setattr(build, "cpu_kernels", tuple)
+    monkeypatch.setattr(build, "_openvino_extension", tuple)
+    monkeypatch.setattr(build, "_for_gpus", lambda: iter([one_function]))
+    monkeypatch.setattr(build, "has_gpu", lambda: has_gpu)
+    monkeypatch.setattr("sys.argv", ["plugins.build", *options])
+
+    assert build.main() == 0
+
+    assert (folder / "libone.so").exists() == is_made
 
 
 def code_of(flags: list[str]) -> list[str]:
