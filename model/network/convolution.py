@@ -4,9 +4,11 @@ The kernels of oneDNN 3.12 are chosen for each product, by measurements on an AM
 and with AVX2 (ResNet-50 at 320x416 and 480x640):
 
 - The gradient of a weight takes 1 to 6 times as long with channels last as with channels first.
-- A weight much larger than the map, as in the last stage, is converted to another layout in every
-  call, which takes less time for maps with channels first.
+- The weight is converted to another layout in every call; if it is large, as in the last stage,
+  that takes less time for maps with channels first.
 - A 1x1 convolution is a product of matrices.
+
+The size of the batch decides nothing, or an image would have other roundings alone.
 """
 
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from model.network.linear import LEAST, large_linear, trains_on_cpu
 
-MUCH_LARGER = 6  # times the map; 256 x 256 x 3 x 3 on 20 x 26 pixels is 4.4 times as large
+LARGE_WEIGHT = 1 << 21  # elements: 512 x 512 x 3 x 3 is more, 256 x 256 x 3 x 3 less
 
 
 class Conv2d(nn.Conv2d):
@@ -34,7 +36,7 @@ class Conv2d(nn.Conv2d):
             )
             return output
         across, down = self.stride
-        if x.numel() * self.out_channels < LEAST * across * down:
+        if x.shape[1:].numel() * self.out_channels < LEAST * across * down:
             return super().forward(x)
         # An average of one pixel; the gradient of a slice would have channels first.
         pixels = F.avg_pool2d(x, 1, self.stride) if across * down > 1 else x
@@ -55,7 +57,7 @@ class Convolution(torch.autograd.Function):
         padding: Sequence[int],
     ) -> Tensor:
         """Maps (B, C, h, w) to (B, C', h', w')."""
-        ctx.is_weight_large = weight.numel() > MUCH_LARGER * x.numel()
+        ctx.is_weight_large = weight.numel() > LARGE_WEIGHT
         ctx.geometry = stride, padding
         source = x.contiguous() if ctx.is_weight_large else x
         ctx.save_for_backward(source, weight)

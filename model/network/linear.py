@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Multiplications in a product, below which a function in Python costs more than it gains: 300
+# Multiplications for an image, below which a function in Python costs more than it gains: 300
 # queries times 256 x 1024 are fewer, 2080 pixels times 128 x 512 are more.
 LEAST = 1 << 27
 
@@ -21,8 +21,8 @@ class Linear(nn.Linear):
     """The same layer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (..., in) to (..., out)."""
-        if trains_on_cpu(x, self.weight) and x.numel() * self.out_features >= LEAST:
+        """Maps (B, ..., in) to (B, ..., out)."""
+        if trains_on_cpu(x, self.weight) and x.shape[1:].numel() * self.out_features >= LEAST:
             return large_linear(x, self.weight, bias=self.bias)
         return super().forward(x)
 

@@ -26,9 +26,9 @@ def test_results_and_gradients_are_those_of_torch(bias: Tensor | None) -> None:
 def test_only_large_layers_in_training_use_it() -> None:
     layer, rows = Linear(512, 512), LEAST >> 18
 
-    large, small = layer(torch.randn(rows, 512)), layer(torch.randn(rows - 1, 512))
+    large, small = layer(torch.randn(1, rows, 512)), layer(torch.randn(2, rows - 1, 512))
     with torch.no_grad():
-        evaluated = layer(torch.randn(rows, 512))
+        evaluated = layer(torch.randn(1, rows, 512))
 
     assert "LinearFunction" in large.grad_fn.name()
     assert "LinearFunction" not in small.grad_fn.name()
@@ -36,7 +36,7 @@ def test_only_large_layers_in_training_use_it() -> None:
 
 
 def test_other_types_and_autocast_are_left_to_torch() -> None:
-    layer, x = Linear(512, 512), torch.randn(LEAST >> 18, 512)
+    layer, x = Linear(512, 512), torch.randn(1, LEAST >> 18, 512)
 
     wide = Linear(512, 512, dtype=torch.float64)(x.double())
     with torch.autocast("cpu", torch.bfloat16):
