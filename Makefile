@@ -31,6 +31,7 @@ FORMAT =
 PATHS =
 ANNOTATIONS =
 PRECISION =
+PROCESSES =
 LIMIT =
 RUNTIME =
 SHAPES =
@@ -99,8 +100,8 @@ detect: $(VENV)/service.stamp $(SERVING) ## detect in images and folders: PATHS=
 	$(BIN)/python -m service.detect "$$@" $(call option,BUNDLE,bundle) $(call option,OUT,out) \
 	$(call option,ANNOTATIONS,annotations) $(ARGS)
 
-train: $(VENV)/full.stamp $(NATIVE) ## train a model, the demo unless told otherwise [CONFIG= SET='field=value ...' DATA= VAL_FRACTION= OUT= RESUME= INIT= ARGS=]
-	@$(call shown,$(BIN)/python -m model.train $(call option,CONFIG,config) $(call option,SET,set) \
+train: $(VENV)/full.stamp $(NATIVE) ## train a model, the demo unless told otherwise [CONFIG= SET='field=value ...' DATA= VAL_FRACTION= OUT= RESUME= INIT= PROCESSES= ARGS=]
+	@$(call shown,$(BIN)/$(if $(PROCESSES),torchrun --standalone --nproc-per-node $(PROCESSES),python) -m model.train $(call option,CONFIG,config) $(call option,SET,set) \
 	$(call option,DATA,data) $(call option,VAL_FRACTION,val-fraction) \
 	$(call option,OUT,out) $(call option,RESUME,resume) $(call option,INIT,init) $(ARGS)) $(if_killed)
 

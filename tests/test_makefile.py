@@ -53,6 +53,15 @@ def test_kernels_are_compiled_before_a_target_that_has_variables(
     assert words == ["", "-m", "plugins.build", "", "-m", "model.train", "--data", "d"]
 
 
+def test_torchrun_starts_several_processes(make: Callable[..., list[str]], tmp_path: Path) -> None:
+    shutil.copy(tmp_path / "python", tmp_path / "torchrun")
+
+    words = make("train", "PROCESSES=2", "DATA=d")
+
+    launcher = ["--standalone", "--nproc-per-node", "2"]
+    assert words == ["", *launcher, "-m", "model.train", "--data", "d"]
+
+
 def test_serving_waits_only_for_what_it_needs(
     make: Callable[..., list[str]], tmp_path: Path
 ) -> None:
