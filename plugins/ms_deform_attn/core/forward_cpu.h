@@ -323,9 +323,9 @@ void prepareItem(const ForwardCall& call, int image, int first, int last)
     const Scalar* const from = static_cast<const Scalar*>(p.value)
         + static_cast<ptrdiff_t>(image) * p.numTokens * fromStride;
     Stored* const to = static_cast<Stored*>(call.values) + image * call.imageStride;
-    for (ptrdiff_t head = 0; head < p.numHeads; ++head)
+    for (ptrdiff_t token = first; token < last; ++token)
     {
-        for (ptrdiff_t token = first; token < last; ++token)
+        for (ptrdiff_t head = 0; head < p.numHeads; ++head)
         {
             keep<V>(from + token * fromStride + head * p.headDim,
                 to + head * call.headStride + token * call.tokenStride, p.headDim);
