@@ -60,6 +60,7 @@ def demo() -> TrainConfig:
             train_batch_norm=True,
             train_padding="exact",
             query_content="memory",
+            denoising_queries=30,
         ),
         loss=LossConfig(classification="varifocal", encoder_matches=4),
         preprocess=Preprocess(short_side=128, long_side=224),
