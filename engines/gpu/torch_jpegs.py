@@ -210,7 +210,7 @@ def require_like_cpu(decoder: JpegDecoder) -> None:
         apart = np.abs(pixels.astype(np.int16) - expected).mean()
         if apart > MOST_APART:
             raise ValueError(
-                f"expected JPEGs within {MOST_APART:g} grey level of libjpeg's on average, got "
+                f"expected JPEGs within {MOST_APART:g} grey levels of libjpeg's on average, got "
                 f"{apart:.1f} from nvImageCodec on this GPU; decode on the CPU"
             )
 
