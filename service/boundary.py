@@ -6,7 +6,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -165,20 +165,31 @@ def log_access(record: Mapping[str, object], level: int = logging.INFO) -> None:
         access_logger.log(level, "%s", line, extra={"fields": record})
 
 
-async def answer_unless_gone(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+async def answer_unless_gone(request: Request, work: Awaitable[Answer]) -> Answer:
     """Await the work, but cancel it as soon as the client closes the connection.
 
     Call it once the body has been read. Raises ClientGone.
     """
-    task = asyncio.ensure_future(work)
+    task = asyncio.current_task()
+    assert task is not None
     watcher = asyncio.ensure_future(_closed(request))
-    try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone("the client closed the connection")
-        return task.result()
-    finally:
+    is_gone = False
+
+    def leave(_: asyncio.Future[None]) -> None:
+        nonlocal is_gone
+        is_gone = True
         task.cancel()
+
+    watcher.add_done_callback(leave)
+    try:
+        # In this task: a second one, and waiting for it, took 0.1 ms of a lone request.
+        return await work
+    except asyncio.CancelledError:
+        if is_gone and not task.uncancel():
+            raise ClientGone("the client closed the connection") from None
+        raise
+    finally:
+        watcher.remove_done_callback(leave)
         watcher.cancel()
 
 

@@ -23,7 +23,7 @@ from engines.load import open_engine
 from engines.self_check import require_known_answers
 from service.bulk_images import Chunk, Source, open_place, sources
 from service.detector import bucket_of
-from service.schemas import ImageResult, ModelRef
+from service.schemas import ImageResult, ModelRef, image_result
 
 PARTS = "parts"
 UNFINISHED = "unfinished"  # files that are being written
@@ -203,7 +203,7 @@ class Worker:
             top_k=self._job.num_detections,
             nms_iou=self._job.nms_iou,
         )
-        return ImageResult.from_detections(
+        return image_result(
             detections,
             image_id=source.image_id,
             file_name=source.name,
@@ -214,7 +214,7 @@ class Worker:
 
 def _row(one: Prepared, result: ImageResult | None = None) -> dict[str, Any]:
     if result is not None:
-        return {**result.model_dump(), "error": None}
+        return {**result, "error": None}
     return {
         "image_id": one.source.image_id,
         "file_name": one.source.name,

@@ -15,12 +15,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from bundle.atomic import make_place_for, write_atomically
 from bundle.detect import detect
-from bundle.manifest import Bundle, Manifest
+from bundle.manifest import Bundle
 from bundle.preprocess import (
     SERVED_SUFFIXES,
     UndecodableImage,
@@ -37,13 +37,12 @@ from service.image_ids import read_image_ids
 from service.render import ImageFormat, render
 from service.schemas import (
     DEFAULT_NUM_DETECTIONS,
-    CocoResult,
     DetectQuery,
-    DetectResponse,
     ImageResult,
     ModelRef,
     OutputFormat,
-    coco_results,
+    detections_json,
+    image_result,
 )
 
 
@@ -119,12 +118,14 @@ def _run(
     if not results:
         _say("error: no image could be read; no results written")
         return 2
-    content = _to_json(results, bundle.manifest, query.format)
+    content = detections_json(
+        results, model=ModelRef.from_manifest(bundle.manifest), output_format=query.format
+    )
     if out:
-        write_atomically(out, content)
+        write_atomically(out, content + b"\n")
         _say(f"{out}: {len(results)} of {len(images)} images")
     else:
-        sys.stdout.write(content.decode())
+        sys.stdout.write(content.decode() + "\n")
     return 0 if len(results) == len(images) else 1
 
 
@@ -153,7 +154,7 @@ def _detect_all(
             _say(f"{path}: {error}")
             continue
         results.append(
-            ImageResult.from_detections(
+            image_result(
                 detections,
                 image_id=image_id,
                 file_name=encodable(path),
@@ -168,13 +169,6 @@ def _detect_all(
             write_atomically(draw_dir / f"{image_id:05d}-{path.stem}.jpg", drawing)
     engine.close()
     return results
-
-
-def _to_json(results: list[ImageResult], manifest: Manifest, output_format: OutputFormat) -> bytes:
-    if output_format is OutputFormat.COCO:
-        return TypeAdapter(list[CocoResult]).dump_json(coco_results(results)) + b"\n"
-    response = DetectResponse(results=results, model=ModelRef.from_manifest(manifest))
-    return response.model_dump_json().encode() + b"\n"
 
 
 def _say(line: str) -> None:

@@ -219,9 +219,16 @@ class Detector:
             stopwatch.add(Stage.INFER, ticket.run_s)
         self._metrics.images.labels(self.name).inc(len(uploads))
         if sum(len(output.scores) for output in outputs) <= ANSWERED_AT_ONCE:
-            return answer(self._join_and_count(geometries, outputs, tile_px))
-        found = partial(self._join_and_count, geometries, outputs, tile_px)
-        return await asyncio.to_thread(lambda: answer(found()))
+            found = _join(geometries, outputs, tile_px)
+            asyncio.get_running_loop().call_soon(self._count, found)  # the answer comes first
+            return answer(found)
+
+        def join_and_answer() -> Answer:
+            found = _join(geometries, outputs, tile_px)
+            self._count(found)
+            return answer(found)
+
+        return await asyncio.to_thread(join_and_answer)
 
     async def close(self) -> None:
         """Refuse new requests, finish admitted ones, release the engine; `abort` cuts it short."""
@@ -241,17 +248,13 @@ class Detector:
             raise NotReady("the model is still loading; try again soon", retry_after_s=1)
         return self._batcher
 
-    def _join_and_count(
-        self, geometries: Sequence[Geometry], outputs: Sequence[ImageOutput], tile_px: int | None
-    ) -> list[Found]:
-        found = _join(geometries, outputs, tile_px)
+    def _count(self, found: Sequence[Found]) -> None:
         count_found(
             self._metrics,
             [one.output for one in found],
             model=self.name,
             classes=self.manifest.classes,
         )
-        return found
 
     # --- batching
 

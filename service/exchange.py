@@ -1,6 +1,8 @@
 """The steps shared by every route that detects: refuse early, read, run, report times."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from fastapi.responses import Response
@@ -113,5 +115,7 @@ def _serving(request: Request) -> Serving:
 def tell_times(request: Request, response: Response, *, model: str, stopwatch: Stopwatch) -> None:
     """Report the time of each stage to the metrics, and to the client as Server-Timing."""
     metrics: Metrics = request.app.state.metrics
-    stopwatch.observe(lambda stage, s: metrics.stage_seconds.labels(model, stage).observe(s))
+    seconds = metrics.stage_seconds
+    observe = partial(stopwatch.observe, lambda stage, s: seconds.labels(model, stage).observe(s))
+    asyncio.get_running_loop().call_soon(observe)  # after the answer, which need not wait for it
     response.headers["Server-Timing"] = stopwatch.server_timing

@@ -8,7 +8,6 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import TypeAdapter
 
 from bundle.detect import Found
 from bundle.manifest import ClassInfo
@@ -26,17 +25,16 @@ from service.schemas import (
     DetectResponse,
     ErrorResponse,
     Health,
-    ImageResult,
     ModelInfo,
     OutputFormat,
     RunningEngine,
-    coco_results,
+    detections_json,
+    image_result,
 )
 from service.serving import State
 from service.uploads import Images, read_images
 
 router = APIRouter()
-_COCO_LIST = TypeAdapter(list[CocoResult])
 _IMAGE_TYPES = {"image/png": ImageFormat.PNG, "image/jpeg": ImageFormat.JPEG}
 
 
@@ -249,7 +247,7 @@ def _as_json(
     detections = select(detector, found)
     with stopwatch.stage(Stage.ENCODE):
         results = [
-            ImageResult.from_detections(
+            image_result(
                 one,
                 image_id=image_id,
                 file_name=upload.file_name,
@@ -260,9 +258,5 @@ def _as_json(
                 detections, images.image_ids, images.uploads, found, strict=True
             )
         ]
-        if output_format is OutputFormat.COCO:
-            content = _COCO_LIST.dump_json(coco_results(results))
-        else:
-            answer = DetectResponse(results=results, model=detector.model_ref)
-            content = answer.model_dump_json().encode()
+        content = detections_json(results, model=detector.model_ref, output_format=output_format)
         return Response(content, media_type="application/json")

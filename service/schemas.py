@@ -6,6 +6,8 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json
+from typing_extensions import TypedDict  # that of typing is too plain for pydantic before 3.12
 
 from bundle.manifest import Batches, ClassInfo, Manifest, version_of
 from bundle.postprocess import Detections
@@ -104,12 +106,14 @@ class DetectQuery(BaseModel):
         return self.num_detections or self.top_k or DEFAULT_NUM_DETECTIONS
 
 
-class Detection(BaseModel):
+class Detection(TypedDict):
     """One object."""
 
     bbox: Annotated[
-        tuple[float, float, float, float],
+        list[float],
         Field(
+            min_length=4,
+            max_length=4,
             description="[x, y, width, height] in pixels of the image as displayed (EXIF "
             "orientation applied), origin at the top left.",
             examples=[(51.167, 57.672, 28.731, 34.754)],
@@ -120,7 +124,7 @@ class Detection(BaseModel):
     score: float
 
 
-class ImageResult(BaseModel):
+class ImageResult(TypedDict):
     """The detections of one image, best first; width and height of the image as displayed."""
 
     image_id: Annotated[
@@ -131,35 +135,34 @@ class ImageResult(BaseModel):
     height: int
     detections: list[Detection]
 
-    @classmethod
-    def from_detections(
-        cls,
-        detections: Detections,
-        *,
-        image_id: int,
-        file_name: str | None,
-        size: tuple[int, int],
-        classes: Sequence[ClassInfo],
-    ) -> Self:
-        """Name the labels of one image's detections; `size` is (height, width) as displayed."""
-        boxes = np.round(detections.boxes_xywh_px.astype(np.float64), BBOX_DIGITS).tolist()
-        scores = np.round(detections.scores.astype(np.float64), SCORE_DIGITS).tolist()
-        found = [
-            Detection(
-                bbox=box,
-                category_id=classes[label].id,
-                category_name=classes[label].name,
-                score=score,
-            )
-            for box, score, label in zip(boxes, scores, detections.labels.tolist(), strict=True)
-        ]
-        return cls(
-            image_id=image_id,
-            file_name=file_name,
-            height=size[0],
-            width=size[1],
-            detections=found,
-        )
+
+def image_result(
+    detections: Detections,
+    *,
+    image_id: int,
+    file_name: str | None,
+    size: tuple[int, int],
+    classes: Sequence[ClassInfo],
+) -> ImageResult:
+    """Name the labels of one image's detections; `size` is (height, width) as displayed."""
+    boxes = np.round(detections.boxes_xywh_px.astype(np.float64), BBOX_DIGITS).tolist()
+    scores = np.round(detections.scores.astype(np.float64), SCORE_DIGITS).tolist()
+    found: list[Detection] = [
+        {
+            "bbox": box,
+            "category_id": classes[label].id,
+            "category_name": classes[label].name,
+            "score": score,
+        }
+        for box, score, label in zip(boxes, scores, detections.labels.tolist(), strict=True)
+    ]
+    return {
+        "image_id": image_id,
+        "file_name": file_name,
+        "width": size[1],
+        "height": size[0],
+        "detections": found,
+    }
 
 
 class ModelRef(BaseModel):
@@ -177,20 +180,21 @@ class ModelRef(BaseModel):
         )
 
 
-class DetectResponse(BaseModel):
+class DetectResponse(TypedDict):
     """Answer of POST /detect."""
 
     results: list[ImageResult]
     model: ModelRef
 
 
-class CocoResult(BaseModel):
+class CocoResult(TypedDict):
     """One entry of a COCO results file."""
 
     image_id: int
     category_id: int
     bbox: Annotated[
-        tuple[float, float, float, float], Field(examples=[(51.167, 57.672, 28.731, 34.754)])
+        list[float],
+        Field(min_length=4, max_length=4, examples=[(51.167, 57.672, 28.731, 34.754)]),
     ]
     score: float
 
@@ -198,15 +202,25 @@ class CocoResult(BaseModel):
 def coco_results(results: Iterable[ImageResult]) -> list[CocoResult]:
     """The same detections as a flat list, for `loadRes` of a COCO evaluator."""
     return [
-        CocoResult(
-            image_id=result.image_id,
-            category_id=detection.category_id,
-            bbox=detection.bbox,
-            score=detection.score,
-        )
+        {
+            "image_id": result["image_id"],
+            "category_id": detection["category_id"],
+            "bbox": detection["bbox"],
+            "score": detection["score"],
+        }
         for result in results
-        for detection in result.detections
+        for detection in result["detections"]
     ]
+
+
+def detections_json(
+    results: list[ImageResult], *, model: ModelRef, output_format: OutputFormat
+) -> bytes:
+    """The JSON of an answer; unchecked, as dicts of 100 detections take 0.2 ms less than models."""
+    if output_format is OutputFormat.COCO:
+        return to_json(coco_results(results))
+    response: DetectResponse = {"results": results, "model": model}
+    return to_json(response)
 
 
 class RunningEngine(BaseModel):

@@ -318,4 +318,5 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
             ticket.wait_s = max(ticket.wait_s, wait_s)
             ticket.run_s = max(ticket.run_s, run.run_s)
             ticket.deliver(entry, outcome)
-        self._on_batch(BatchReport(len(run.entries), waits_s, run.run_s, num_failed))
+        report = BatchReport(len(run.entries), waits_s, run.run_s, num_failed)
+        asyncio.get_running_loop().call_soon(self._on_batch, report)  # the answers come first

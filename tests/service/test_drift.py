@@ -1,5 +1,7 @@
 """What a model finds is counted by score and class."""
 
+import asyncio
+
 import httpx
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ async def test_what_is_found_is_counted_whatever_the_request_asks_for(
 ) -> None:
     for threshold in ("0.05", "0.95"):
         await client.post(f"/detect?threshold={threshold}", content=png_bytes)
+    await asyncio.sleep(0)  # what follows an answer: this client is on the same loop
 
     exposition = (await client.get("/metrics")).text
 

@@ -43,8 +43,8 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
         (detector, "_join", ""),
         (detector, "count_found", ""),
         (routes, "to_detections", ""),
-        (routes, "DetectResponse", ""),
-        (routes, "coco_results", "?format=coco"),
+        (routes, "detections_json", ""),
+        (routes, "detections_json", "?format=coco"),
     ],
 )
 async def test_thousands_of_detections_are_selected_counted_and_written_off_the_loop(

@@ -189,6 +189,8 @@ def test_an_image_is_busy_until_it_is_answered(page: Page, png_bytes: bytes) -> 
     choose(page, "scene.png", png_bytes)
     expect(page.locator("#drop[aria-busy=true]")).to_have_count(1)
     expect(page.locator("#status")).to_have_text("Looking at scene.png …")
+    while not held:
+        page.wait_for_timeout(10)
 
     held[0].continue_()
 

@@ -1,5 +1,6 @@
 """What the routes answer, through an ASGI client."""
 
+import asyncio
 import json
 import re
 import shutil
@@ -182,6 +183,7 @@ async def test_every_stage_is_timed(client: httpx.AsyncClient, png_bytes: bytes)
 
     stages = re.findall(r"(\w+);dur=[0-9.]+", response.headers["Server-Timing"])
     assert stages == ["read", "decode", "queue", "infer", "post", "encode", "total"]
+    await asyncio.sleep(0)  # what follows an answer: this client is on the same loop
     exposition = (await client.get("/metrics")).text
     for stage in stages[:-1]:
         assert f'detr_stage_seconds_count{{model="toy",stage="{stage}"}} 1.0' in exposition
