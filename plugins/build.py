@@ -24,6 +24,11 @@ from plugins import library
 PLUGINS = Path(__file__).parent
 OP = PLUGINS / "ms_deform_attn"
 CORE = OP / "core"
+CUDA_TOOLS = Path("/usr/local/cuda/bin")
+NO_NVCC = (
+    "no nvcc: nothing is built for GPUs, so PyTorch runs kernels in Triton, and TensorRT none; it "
+    "comes with the CUDA toolkit, and NVCC=/path/to/nvcc names it"
+)
 
 FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden"),
@@ -71,6 +76,17 @@ def has_gpu() -> bool:
     return any(Path(path).exists() for path in ("/proc/driver/nvidia/version", "/dev/dxg"))
 
 
+def cuda_tool(name: str) -> str | None:
+    """A program of the CUDA toolkit: on the path, or where the toolkit's installer puts it."""
+    return shutil.which(name) or shutil.which(str(CUDA_TOOLS / name))
+
+
+def nvcc() -> str | None:
+    """NVIDIA's compiler, or what NVCC names instead."""
+    named = os.environ.get("NVCC")
+    return shutil.which(named) if named else cuda_tool("nvcc")
+
+
 def libraries(*, are_for_gpus: bool = True) -> Iterator[Library]:
     """Every library that can be built on this machine, also for GPUs that others have."""
     yield Library("libms_deform_attn.so", (OP / "bindings" / "c_api.cpp", *cpu_kernels()))
@@ -99,16 +115,19 @@ def _openvino_extension() -> Iterator[Library]:
 
 def _for_gpus() -> Iterator[Library]:
     """The op for PyTorch, and for TensorRT 10 and 11 if its headers are installed; need nvcc."""
-    nvcc = shutil.which(os.environ.get("NVCC") or "nvcc")
-    if nvcc is None:
+    compiler = nvcc()
+    if compiler is None:
+        if has_gpu() and not os.environ.get("NVCC"):
+            print(NO_NVCC)
         return
-    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
+    listing = [compiler, "--list-gpu-code"]
+    known = subprocess.run(listing, capture_output=True, text=True, check=True)
     flags = (*NVCC_FLAGS, *gpu_code(known.stdout.split()))
     link_flags = ("--cudart=static",)
     yield Library(
         library.CUDA_KERNELS,
         (OP / "bindings" / "cuda_c_api.cpp", *sorted(CORE.glob("*.cu"))),
-        compiler=nvcc,
+        compiler=compiler,
         flags=flags,
         link_flags=link_flags,
     )
@@ -117,7 +136,7 @@ def _for_gpus() -> Iterator[Library]:
         yield Library(
             library.TENSORRT_PLUGIN,
             (*sorted((OP / "bindings").glob("tensorrt_*.cpp")), CORE / "kernel_cuda.cu"),
-            compiler=nvcc,
+            compiler=compiler,
             flags=flags,
             binding_flags=("-isystem", str(headers)),
             link_flags=link_flags,

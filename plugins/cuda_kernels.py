@@ -6,6 +6,7 @@ into a CUDA graph.
 """
 
 import ctypes
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from plugins import library
 from plugins.cpu_kernels import Params, shapes_of
+
+logger = logging.getLogger(__name__)
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # detr::DataType
 
@@ -42,6 +45,20 @@ class CudaKernels:
     def supports(self, device_type: str, dtype: torch.dtype) -> bool:
         """Whether there are kernels for values on this device and of this type."""
         return device_type == self._device_type and dtype in _TYPES
+
+    def why_unusable(self) -> str | None:
+        """Why the driver of this machine cannot run the kernels, if it cannot."""
+        of_driver, needed = ctypes.c_int(), ctypes.c_int()
+        versions = ctypes.byref(of_driver), ctypes.byref(needed)
+        if error := self._library.detrCudaVersions(*versions):
+            return self._text_of(error)
+        if of_driver.value // 1000 >= needed.value // 1000:
+            return None
+        return (
+            f"they were compiled with CUDA {_version(needed)}, and the driver supports CUDA "
+            f"{_version(of_driver)}; update the driver, or run `make plugins` with the nvcc of "
+            f"CUDA {of_driver.value // 1000}, named by NVCC"
+        )
 
     def forward(
         self,
@@ -127,8 +144,14 @@ class CudaKernels:
                 stream,
             )
         if error != 0:
-            text = self._library.detrCudaErrorText(error).decode()
-            raise RuntimeError(f"{name} failed with CUDA's error {error}, {text}")
+            raise RuntimeError(f"{name} failed with CUDA's {self._text_of(error)}")
+
+    def _text_of(self, error: int) -> str:
+        return f"error {error}, {self._library.detrCudaErrorText(error).decode()}"
+
+
+def _version(number: ctypes.c_int) -> str:
+    return f"{number.value // 1000}.{number.value % 1000 // 10}"
 
 
 def dense_inputs(value: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -145,6 +168,15 @@ def dense_inputs(value: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 @cache
 def cuda_kernels() -> CudaKernels | None:
-    """The kernels, if they are built and this is a machine with a GPU that PyTorch can use."""
+    """The kernels, if they are built and this is a machine with a GPU that PyTorch can use.
+
+    If only the driver is too old for them, the log says so.
+    """
     path = library.find(library.CUDA_KERNELS)
-    return CudaKernels(path) if path is not None and torch.cuda.is_available() else None
+    if path is None or not torch.cuda.is_available():
+        return None
+    kernels = CudaKernels(path)
+    if why := kernels.why_unusable():
+        logger.warning("multi-scale deformable attention: no native kernels: %s", why)
+        return None
+    return kernels

@@ -127,7 +127,7 @@ class TritonKernels:
             kernel[(batch * blocks * num_heads,)](
                 *tensors,
                 *results,
-                tuple(spatial_shapes),
+                tuple(map(float, spatial_shapes)),
                 num_tokens,
                 num_queries,
                 NUM_HEADS=num_heads,
@@ -192,7 +192,10 @@ def triton_kernels() -> TritonKernels | None:
         from plugins import triton_source
 
         triton.runtime.driver.active.get_current_target()  # compiles its launcher with a C compiler
-    except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
+    except (
+        *(ImportError, RuntimeError, OSError, subprocess.CalledProcessError),
+        AssertionError,  # where it does not find the driver's library
+    ) as error:
         logger.info("multi-scale deformable attention: no Triton kernels: %s", error)
         return None
     return TritonKernels(triton_source)

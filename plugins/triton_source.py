@@ -37,10 +37,12 @@ def _levels_of(sample, shapes, NUM_LEVELS: tl.constexpr, NUM_POINTS: tl.constexp
     start = tl.zeros_like(level)
     tokens = 0
     for i in tl.static_range(NUM_LEVELS):
-        height = tl.where(level == i, shapes[2 * i], height)
-        width = tl.where(level == i, shapes[2 * i + 1], width)
+        rows = tl.cast(shapes[2 * i], tl.int32)
+        columns = tl.cast(shapes[2 * i + 1], tl.int32)
+        height = tl.where(level == i, rows, height)
+        width = tl.where(level == i, columns, width)
         start = tl.where(level == i, tokens, start)
-        tokens += shapes[2 * i] * shapes[2 * i + 1]
+        tokens += rows * columns
     return level, height, width, start
 
 
@@ -140,7 +142,7 @@ def _samples(
     return element, exists, weight, levels, spot, offset, extent
 
 
-@triton.jit(do_not_specialize=["shapes", "num_tokens", "num_queries"])
+@triton.jit(do_not_specialize=["num_tokens", "num_queries"])
 def forward_kernel(
     value_ptr, reference_ptr, offsets_ptr, logits_ptr,
     output_ptr,
@@ -150,7 +152,11 @@ def forward_kernel(
     SCALE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The operator; all tensors are dense. `shapes`: height, width, height, ... of the levels."""
+    """The operator; all tensors are dense. `shapes`: height, width, height, ... of the levels.
+
+    These are floats: kernels are compiled for integers in a tuple that are 1 or divisible by 16,
+    so almost every size of image would have its own.
+    """
     image, head, place, row, exists = _items(num_queries, NUM_HEADS, BLOCK_Q)
     _, _, weight, levels, spot, _, _ = _samples(
         reference_ptr, offsets_ptr, logits_ptr, shapes, place, row,
@@ -225,7 +231,7 @@ def _write_locations(
                 tl.store(target + 3, tl.sum(higher, axis=1), mask=exists)
 
 
-@triton.jit(do_not_specialize=["shapes", "num_tokens", "num_queries"])
+@triton.jit(do_not_specialize=["num_tokens", "num_queries"])
 def backward_kernel(
     value_ptr, reference_ptr, offsets_ptr, logits_ptr,
     output_gradient_ptr, value_gradient_ptr, whole_ptr, scale_ptr,

@@ -252,7 +252,10 @@ def _explain(error: RuntimeError, cuda: Cuda) -> str:
             "machine, and CUDA_VISIBLE_DEVICES limits them"
         )
     if name == "cudaErrorInsufficientDriver":
-        return f"no NVIDIA driver, or one too old for this version of CUDA: {error}; {remedy}"
+        return (
+            f"no NVIDIA driver, or one too old for this version of CUDA: {error}; {remedy}; a "
+            "driver of CUDA 12 needs `pip install 'cuda-bindings==12.9.*'`"
+        )
     if name == "cudaErrorNoDevice":
         return f"no GPU is available to this process: {error}; {remedy}"
     return f"CUDA cannot be used: {error}; {remedy}"

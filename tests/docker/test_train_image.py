@@ -5,20 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from plugins import library
 from tests.docker import dockerfile
 
 ROOT = Path(__file__).parents[2]
+DOCKERFILE = ROOT / "docker/train.Dockerfile"
+INSTRUCTIONS = dockerfile.instructions(DOCKERFILE.read_text())
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> dockerfile.Stage:
     """The last stage without its virtual environment."""
-    return dockerfile.build(
-        ROOT / "docker/train.Dockerfile",
-        ROOT,
-        tmp_path_factory.mktemp("image"),
-        installs=False,
-    )
+    return dockerfile.build(DOCKERFILE, ROOT, tmp_path_factory.mktemp("image"), installs=False)
 
 
 # The helps of all commands, in one process: PyTorch takes seconds to import.
@@ -59,3 +57,11 @@ def test_every_module_of_the_image_finds_what_it_imports(image):
 def test_the_image_starts_training_as_compose_does(image):
     assert image.command[1:3] == ["-m", "model.train"]
     assert int(image.user.split(":")[0]) > 0
+
+
+def test_the_image_has_the_kernels_of_a_gpu_as_it_has_no_compiler_to_run_triton():
+    bases = [rest for keyword, rest in INSTRUCTIONS if keyword == "FROM"]
+    kernels = [rest.split()[1] for _, rest in INSTRUCTIONS if rest.startswith("--from=kernels")]
+
+    assert kernels == [f"/build/build/plugins/{library.CUDA_KERNELS}"]
+    assert [base.split()[0].split("-", 1)[1] for base in bases[1:]] == ["trixie", "slim-trixie"]

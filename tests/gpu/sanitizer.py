@@ -4,14 +4,13 @@ Neither Python nor TensorRT runs under it: they launch thousands of kernels that
 of them many times slower than alone.
 """
 
-import os
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
+from plugins.build import cuda_tool, nvcc
 from tests.plugins.emulated import BACKWARD, CORE, KERNEL, Call, outputs
 
 SOURCE = Path(__file__).parent / "run_cases.cu"
@@ -26,12 +25,12 @@ def build_program(directory: Path, *, gpu: str = "native") -> Path:
     Raises:
         AssertionError: there is no nvcc, or it failed; says which.
     """
-    nvcc = shutil.which(os.environ.get("NVCC") or "nvcc")
-    assert nvcc, "nvcc is not on the path; it comes with the CUDA toolkit"
+    compiler = nvcc()
+    assert compiler, "nvcc is not on the path; it comes with the CUDA toolkit"
     program = directory / "run_cases"
     options = ["-std=c++17", "-O3", "-lineinfo", f"--gpu-architecture={gpu}", "-I", str(CORE)]
     options += ["--Werror=all-warnings"]
-    command = [nvcc, *options, str(KERNEL), str(BACKWARD), str(SOURCE), "-o", str(program)]
+    command = [compiler, *options, str(KERNEL), str(BACKWARD), str(SOURCE), "-o", str(program)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return program
@@ -52,7 +51,7 @@ def run_sanitized(
         AssertionError: there is no compute-sanitizer, or it or the program found something; the
             message is what they said.
     """
-    sanitizer = shutil.which("compute-sanitizer")
+    sanitizer = cuda_tool("compute-sanitizer")
     assert sanitizer, "compute-sanitizer is not on the path; it comes with the CUDA toolkit"
     source, target = directory / "calls", directory / "outputs"
     source.write_bytes(b"".join(call.to_bytes() for call in calls))

@@ -1,7 +1,5 @@
 """The plugin in engines of TensorRT against the reference in float64; kernels under sanitizers."""
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ from torch import Tensor
 
 from benchmarks.one_node import Gpu, named, plan_of_node, run_plan
 from model.network.ops.reference import ms_deform_attn_reference
+from plugins.build import cuda_tool, nvcc
 from tests.gpu.sanitizer import build_program, run_sanitized
 from tests.plugins.emulated import Call
 from tests.plugins.test_cuda_kernel import DTYPES, TABLE, exact
@@ -47,8 +46,8 @@ def test_the_plugin_equals_the_reference(
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    for tool in (os.environ.get("NVCC") or "nvcc", "compute-sanitizer"):
-        if shutil.which(tool) is None:
+    for tool, found in (("nvcc", nvcc()), ("compute-sanitizer", cuda_tool("compute-sanitizer"))):
+        if found is None:
             pytest.skip(f"left out, without {tool}: the kernels under the sanitizers")
     return build_program(tmp_path_factory.mktemp("program"))
 

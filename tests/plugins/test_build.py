@@ -170,6 +170,55 @@ def test_serving_waits_for_no_library_that_a_machine_without_a_gpu_cannot_use(
     assert (folder / "libone.so").exists() == is_made
 
 
+@pytest.fixture
+def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A CUDA toolkit that is not on the path, and the only one."""
+    tools = tmp_path / "cuda" / "bin"
+    tools.mkdir(parents=True)
+    nvcc = tools / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho sm_90\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    monkeypatch.setattr(build, "CUDA_TOOLS", tools)
+    return nvcc
+
+
+def test_nvcc_is_found_where_the_toolkit_puts_it_unless_another_one_is_named(
+    toolkit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NVCC", raising=False)
+    by_default = build.nvcc()
+    monkeypatch.setenv("NVCC", "none")
+    unwanted = build.nvcc()
+    monkeypatch.setenv("NVCC", str(toolkit))
+
+    assert by_default == build.nvcc() == str(toolkit)
+    assert unwanted is None
+
+
+@pytest.mark.parametrize(("has_gpu", "named", "is_said"), [
+    (True, None, True), (True, "none", False), (False, None, False),
+])  # fmt: skip
+def test_a_machine_with_a_gpu_and_without_nvcc_is_told_what_is_missing(
+    toolkit: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    has_gpu: bool,
+    named: str | None,
+    is_said: bool,
+) -> None:
+    toolkit.unlink()
+    monkeypatch.delenv("NVCC", raising=False)
+    if named:
+        monkeypatch.setenv("NVCC", named)
+    monkeypatch.setattr(build, "has_gpu", lambda: has_gpu)
+
+    assert list(build._for_gpus()) == []
+
+    assert capsys.readouterr().out.startswith("no nvcc: nothing is built for GPUs") == is_said
+
+
 def code_of(flags: list[str]) -> list[str]:
     """What the flags make: sm_ machine code, compute_ portable code."""
     return [flag.split("code=")[-1] for flag in flags]

@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -253,6 +254,28 @@ def test_a_call_that_makes_no_sense_is_refused_with_the_reason(kernels: CudaKern
         kernels.forward(value, [0, 5, *flat(shapes)[2:]], *others)
     with pytest.raises(ValueError, match="more than 64 levels"):
         kernels.forward(many[0], flat(many[1]), *many[2:])
+
+
+@pytest.mark.parametrize(
+    ("driver", "why"),
+    [
+        (12080, "compiled with CUDA 13.0, and the driver supports CUDA 12.8; .* nvcc of CUDA 12,"),
+        (13000, None),
+        (13020, None),
+        (14000, None),
+    ],
+)
+def test_a_driver_of_an_older_cuda_is_named(
+    kernels: CudaKernels, path: Path, driver: int, why: str | None
+) -> None:
+    ctypes.CDLL(str(path)).setDriver(driver)
+    try:
+        found = kernels.why_unusable()
+    finally:
+        ctypes.CDLL(str(path)).setDriver(13000)
+
+    assert (found is None) == (why is None)
+    assert re.search(why or "^$", found or "")
 
 
 def float32_only(directory: Path, source: str) -> Path:

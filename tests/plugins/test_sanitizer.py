@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from plugins import build
 from tests.gpu.sanitizer import build_program, run_sanitized
 from tests.plugins.emulated import Call, needs_compiler, program
 from tests.plugins.test_cuda_kernel import PUBLISHED, assert_rounded_once
@@ -71,6 +72,7 @@ def test_a_sanitizer_that_is_missing_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(build, "CUDA_TOOLS", tmp_path)
 
     with pytest.raises(AssertionError, match="compute-sanitizer is not on the path"):
         run_sanitized("memcheck", ["true"], calls=CALLS, directory=tmp_path)

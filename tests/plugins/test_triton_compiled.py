@@ -5,9 +5,13 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from plugins.triton_kernels import TritonKernels
+from tests.ops.cases import OpCase
 
 pytestmark = pytest.mark.skipif(
     find_spec("triton") is None, reason="triton is not installed; `make triton` does it"
@@ -34,7 +38,7 @@ def type_of(argument: str) -> str | tuple[str, ...]:
     if argument in CONSTANTS:
         return "constexpr"
     if argument == "shapes":
-        return ("i32",) * 8
+        return ("fp32",) * 8
     if argument.endswith("_ptr"):
         return "*fp32" if argument in IN_FLOAT32 else "*bf16"
     return "i32"
@@ -99,3 +103,43 @@ def test_sixteen_bytes_are_loaded_and_four_numbers_added_at_once() -> None:
     assert "ld.global.v4.b32" in code
     assert "red.global.gpu.relaxed.add.v4.f32" in code
     assert "red.global.gpu.relaxed.add.f32" not in code
+
+
+class Unlaunched:
+    """A kernel that remembers what it would be compiled for, instead of running."""
+
+    def __init__(self, kernel: Any) -> None:
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import make_backend
+        from triton.runtime.jit import create_function_from_signature
+
+        backend = make_backend(GPUTarget("cuda", 90, 32))
+        self._bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        self.variants: list[str] = []
+
+    def __getitem__(self, grid: tuple[int]) -> "Unlaunched":
+        return self
+
+    def __call__(self, *arguments: Any, num_warps: int, **others: Any) -> None:
+        self.variants.append(str(self._bind(*arguments, **others)[1]))
+
+
+def test_images_of_every_size_run_the_same_code() -> None:
+    """Triton makes code of its own for integers that are 1 or divisible by 16, also in tuples."""
+    from plugins import triton_source
+
+    forward, backward = map(
+        Unlaunched, (triton_source.forward_kernel, triton_source.backward_kernel)
+    )
+    source: Any = SimpleNamespace(forward_kernel=forward, backward_kernel=backward)
+    kernels = TritonKernels(source, device_type="cpu")
+
+    for shapes in (((17, 19), (3, 5)), ((16, 32), (1, 1)), ((16, 1), (48, 2))):
+        value, _, *others = OpCase("a size", queries=33, shapes=shapes).inputs()
+        sides = [side for shape in shapes for side in shape]
+        output = kernels.forward(value, sides, *others)
+        kernels.backward(output, value, sides, *others)
+
+    for kernel in (forward, backward):
+        assert len(kernel.variants) == 3
+        assert len(set(kernel.variants)) == 1

@@ -30,6 +30,14 @@ DETR_EXPORT const char* detrCudaRefusal(const detr::MSDeformAttnParams* params)
     return numTokens == params->numTokens ? nullptr : "levels that do not add up to the tokens";
 }
 
+// The newest CUDA that the driver supports, and the one that the kernels were compiled with: 13000
+// is 13.0. Uses no GPU.
+DETR_EXPORT int detrCudaVersions(int* ofDriver, int* ofKernels)
+{
+    const cudaError_t error = cudaDriverGetVersion(ofDriver);
+    return error != cudaSuccess ? error : cudaRuntimeGetVersion(ofKernels);
+}
+
 // Starts the operator on `stream`. `type` is the number of a detr::DataType. The level shapes of
 // `params` are in the host's memory, which is free when this returns; `shapesOnDevice` has room for
 // as many.

@@ -40,9 +40,10 @@ struct FloatSum
         }
     }
 
+    // CUDA 12.0, which Ubuntu 24.04 brings, knows the GPUs, but not their instruction.
     static __device__ void addVector(float* target, float4 x)
     {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12010
         atomicAdd(reinterpret_cast<float4*>(target), x);
 #else
         atomicAdd(target, x.x);

@@ -28,6 +28,21 @@ inline const char* cudaGetErrorString(cudaError_t error)
     return "unrecognized error code";
 }
 
+constexpr int kRuntimeVersion = 13000;
+inline int driverVersion = kRuntimeVersion; // of the driver, which tests may choose
+
+inline cudaError_t cudaDriverGetVersion(int* version)
+{
+    *version = driverVersion;
+    return cudaSuccess;
+}
+
+inline cudaError_t cudaRuntimeGetVersion(int* version)
+{
+    *version = kRuntimeVersion;
+    return cudaSuccess;
+}
+
 inline cudaError_t cudaMemsetAsync(void* data, int value, std::size_t size, cudaStream_t)
 {
     if (size != 0)

@@ -1,4 +1,5 @@
 // Sets how later launches run, when the kernels are loaded as a library: see fibres.h.
+#include "cuda_runtime_api.h"
 #include "fibres.h"
 
 extern "C" __attribute__((visibility("default"))) void setOrder(int isForward)
@@ -9,4 +10,9 @@ extern "C" __attribute__((visibility("default"))) void setOrder(int isForward)
 extern "C" __attribute__((visibility("default"))) void leaveOut(int line)
 {
     emulator::leaveOut(line);
+}
+
+extern "C" __attribute__((visibility("default"))) void setDriver(int version)
+{
+    driverVersion = version;
 }

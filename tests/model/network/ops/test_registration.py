@@ -1,5 +1,6 @@
 """`detr::ms_deform_attn` in torch: its gradient, and what happens without kernels."""
 
+import ctypes
 import itertools
 import logging
 import subprocess
@@ -17,8 +18,10 @@ from model.network.ops import registration
 from model.network.ops.ms_deform_attn import ms_deform_attn
 from model.network.ops.registration import has_kernels
 from plugins import cpu_kernels, cuda_kernels, library, triton_kernels
+from plugins.cuda_kernels import CudaKernels
 from plugins.triton_kernels import TritonKernels
 from tests.ops.cases import CASES, OpCase
+from tests.plugins import emulated
 
 ROOT = Path(__file__).parents[4]
 POINTS, BOXES = CASES[0], CASES[1]
@@ -183,6 +186,52 @@ def test_without_nvcc_a_gpu_runs_triton_and_says_so_once(
         "multi-scale deformable attention: Triton kernels, as there are no native ones; `make "
         "plugins` with nvcc builds them"
     ]
+
+
+@pytest.fixture
+def _gpu_with_nvcc(_gpu_without_nvcc: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same machine after `make plugins` with nvcc; its kernels are emulated."""
+    path = emulated.library()
+    monkeypatch.setattr(library, "find", {library.CUDA_KERNELS: path}.get)
+
+
+@emulated.needs_compiler
+@pytest.mark.usefixtures("_gpu_with_nvcc")
+def test_training_on_a_gpu_takes_the_native_kernels_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernels = registration.kernels_for("cuda", torch.float32)
+    assert isinstance(kernels, CudaKernels)
+    # There is no tensor on a GPU here, so one on the CPU is computed by the same kernels.
+    monkeypatch.setattr(registration, "kernels_for", lambda *_: kernels)
+    value, shapes, *others = differentiable(POINTS, torch.float32)
+
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            ms_deform_attn(value, shapes, *others).square().sum().backward()
+
+    expected = ms_deform_attn(value, shapes, *others, backend="reference").square().sum()
+    gradients = torch.autograd.grad(expected, (value, *others))
+    for tensor, gradient in zip((value, *others), gradients, strict=True):
+        torch.testing.assert_close(tensor.grad, 2 * gradient)
+    assert caplog.messages == ["multi-scale deformable attention: native kernels, CUDA"]
+
+
+@emulated.needs_compiler
+@pytest.mark.usefixtures("_gpu_with_nvcc")
+def test_where_the_driver_is_too_old_for_the_native_kernels_triton_runs_and_the_log_says_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    of_emulator = ctypes.CDLL(str(emulated.library()))
+    of_emulator.setDriver(12080)
+    try:
+        kernels = [registration.kernels_for("cuda", torch.float32) for _ in range(2)]
+    finally:
+        of_emulator.setDriver(13000)
+
+    assert all(isinstance(one, TritonKernels) for one in kernels)
+    assert len(caplog.messages) == 1
+    assert "no native kernels: they were compiled with CUDA 13.0" in caplog.messages[0]
 
 
 WITHOUT_LIBRARY = """
