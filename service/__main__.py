@@ -59,7 +59,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 http=bounded_protocol(settings, app.state.metrics, labels=app.state.labels),
                 ws="none",
-                proxy_headers=False,  # see service.forwarded
+                proxy_headers=False,  # see service.clients
                 backlog=BACKLOG,
             )
         )

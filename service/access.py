@@ -1,17 +1,17 @@
-"""API keys: if they are configured, only requests that carry one are served."""
+"""Who may ask: clients with an API key, if keys are configured, and web pages of named origins."""
 
 import hashlib
 import hmac
 from pathlib import Path
 
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.error_bodies import error_body
-from service.errors import Unauthorized
-from service.metrics import Metrics
+from service.error_bodies import answer_error
+from service.errors import Forbidden, Unauthorized
 
 LEAST_CHARACTERS = 16  # in a key
 _OPEN_PATHS = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
@@ -48,10 +48,9 @@ def read_keys(path: Path) -> list[bytes]:
 class KeyCheck:
     """ASGI middleware that answers 401 to requests without a key, except for health checks."""
 
-    def __init__(self, app: ASGIApp, *, keys: list[bytes], metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, keys: list[bytes]) -> None:
         self._app = app
         self._keys = keys
-        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on if it carries a key."""
@@ -62,11 +61,7 @@ class KeyCheck:
             "expected a valid API key; send it as the header "
             "Authorization: Bearer KEY, or X-API-Key: KEY"
         )
-        self._metrics.rejects.labels(error.code).inc()
-        Request(scope).state.log_fields["code"] = error.code
-        body = error_body(error, scope["path"])
-        response = Response(body, error.status, error.headers, "application/json")
-        await response(scope, receive, send)
+        await answer_error(Request(scope), error)(scope, receive, send)
 
     def _may_pass(self, scope: Scope) -> bool:
         path = scope["path"]
@@ -78,6 +73,30 @@ class KeyCheck:
         digest = _digest(given.encode("latin-1"))  # as HTTP's headers are decoded
         # Compares digests of equal length, and all of them, so that timing reveals nothing.
         return sum([hmac.compare_digest(digest, key) for key in self._keys]) > 0
+
+
+class OriginCheck(CORSMiddleware):
+    """Starlette's CORS middleware; a page that may not ask is told so as in any other error."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a page's question whether it may ask; pass on everything else."""
+        try:
+            await super().__call__(scope, receive, send)
+        except Forbidden as error:
+            await answer_error(Request(scope), error)(scope, receive, send)
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Raises Forbidden if the page may not ask."""
+        response = super().preflight_response(request_headers)
+        if response.status_code != 200:
+            method, origin = (
+                request_headers[name][:200] for name in ("access-control-request-method", "origin")
+            )
+            raise Forbidden(
+                f"expected {', '.join(self.allow_methods)} from a page of an origin that "
+                f"DETR_CORS_ORIGINS names, got {method!r} from {origin!r}"
+            )
+        return response
 
 
 def bearer_of(headers: Headers) -> str:

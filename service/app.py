@@ -10,16 +10,15 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 
 from service import admin, openapi, pages, routes, routes_deepstack, routes_inference
-from service.access import KeyCheck, read_keys
+from service.access import KeyCheck, OriginCheck, read_keys
 from service.body_limits import BodyLimits
 from service.boundary import REQUEST_ID, Boundary
 from service.client_memory import ClientMemory
-from service.error_bodies import error_body
+from service.clients import ForwardedClients
+from service.error_bodies import answer_error
 from service.errors import MethodNotAllowed, NotFound, ServiceError
-from service.forwarded import ForwardedClients
 from service.image_decoder import client_memory
 from service.metrics import Metrics
 from service.route_labels import RouteLabels
@@ -133,13 +132,14 @@ def _add_middleware(app: FastAPI, settings: Settings, memory: ClientMemory) -> N
     """What a request passes before its route; the middleware that is added last comes first."""
     if settings.api_keys_file is not None:
         keys = read_keys(settings.api_keys_file)
-        app.add_middleware(KeyCheck, keys=keys, metrics=app.state.metrics)
+        app.add_middleware(KeyCheck, keys=keys)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware,
+            OriginCheck,
             allow_origins=split_commas(settings.cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
+            allow_private_network=True,
             expose_headers=["Retry-After", "Server-Timing", REQUEST_ID],
         )
     app.add_middleware(
@@ -168,15 +168,12 @@ def _open_traces(settings: Settings) -> "Traces | None":
 
 async def _answer_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    request.app.state.metrics.rejects.labels(error.code).inc()
-    request.state.log_fields["code"] = error.code
-    body = error_body(error, request.url.path)
-    return Response(body, error.status, error.headers, "application/json")
+    return answer_error(request, error)
 
 
 async def _answer_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return await _answer_service_error(request, invalid_request(error.errors()))
+    return answer_error(request, invalid_request(error.errors()))
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
@@ -184,6 +181,6 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     assert isinstance(error, HTTPException)
     kind = MethodNotAllowed if error.status_code == 405 else NotFound
     message = f"{request.method} {request.url.path[:200]}: {error.detail}; see /docs"
-    response = await _answer_service_error(request, kind(message))
+    response = answer_error(request, kind(message))
     response.headers.update(error.headers or {})
     return response

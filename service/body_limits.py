@@ -12,6 +12,7 @@ from starlette.types import Message, Receive, Scope
 from bundle.memory import allowed_memory_bytes
 from service.body_budget import COPIES, Body, BodyBudget
 from service.client_memory import ClientMemory
+from service.clients import counted_client
 from service.decoding import give_memory_back
 from service.errors import PayloadTooLarge, RequestTimeout
 from service.settings import Settings
@@ -63,8 +64,7 @@ def limited_body(scope: Scope, receive: Receive, *, limits: BodyLimits) -> Itera
     the number of bytes left of the body once it was read.
     """
     declared = Headers(scope=scope).get("content-length", "")
-    client = scope.get("client")
-    body = limits.budget.open(client[0] if client else None)
+    body = limits.budget.open(counted_client(scope.get("client")))
     scope.setdefault("state", {})["settle_body"] = partial(limits.budget.settle, body)
     started: float | None = None
     num_bytes = 0

@@ -21,8 +21,8 @@ class Connection(Protocol):
     """A connection that waits for its client."""
 
     @property
-    def host(self) -> str | None:
-        """The address of the client."""
+    def counted_client(self) -> str | None:
+        """Whom its client counts with."""
 
     def evict(self) -> None:
         """Close the connection to make room."""
@@ -43,17 +43,17 @@ class ConnectionTable:
         self._unfinished: dict[str | None, OrderedDict[Connection, None]] = {}  # by client
         self._warned_at = -WARNING_INTERVAL_S
 
-    def has_room(self, num_open: int, host: str | None = None) -> bool:
+    def has_room(self, num_open: int, client: str | None = None) -> bool:
         """Whether a new connection may stay; at the limit, another one is closed for it.
 
         Args:
             num_open: how many connections are open, with the new one.
-            host: the address of its client.
+            client: whom its client counts with.
         """
         if num_open <= self.most:
             return True
         self._warn()
-        one = next(iter(self._idle), None) or self._of_greediest(host)
+        one = next(iter(self._idle), None) or self._of_greediest(client)
         if one is None:
             return False
         self.remove(one)
@@ -68,20 +68,20 @@ class ConnectionTable:
     def add_unfinished(self, connection: Connection) -> None:
         """Note that a connection waits for its client in the middle of a request, or for a turn."""
         self.remove(connection)
-        self._unfinished.setdefault(connection.host, OrderedDict())[connection] = None
+        self._unfinished.setdefault(connection.counted_client, OrderedDict())[connection] = None
 
     def remove(self, connection: Connection) -> None:
         """Note that a connection no longer waits for its client, or is lost."""
         self._idle.pop(connection, None)
-        ones = self._unfinished.get(connection.host, OrderedDict())
+        ones = self._unfinished.get(connection.counted_client, OrderedDict())
         ones.pop(connection, None)
         if not ones:
-            self._unfinished.pop(connection.host, None)
+            self._unfinished.pop(connection.counted_client, None)
 
-    def _of_greediest(self, host: str | None) -> Connection | None:
-        """An unfinished connection of the client with most, if it keeps as many as `host` gets."""
+    def _of_greediest(self, client: str | None) -> Connection | None:
+        """Of the client with most unfinished ones, if it keeps as many of them as `client` gets."""
         ones = max(self._unfinished.values(), key=len, default=OrderedDict())
-        num_own = len(self._unfinished.get(host, ()))
+        num_own = len(self._unfinished.get(client, ()))
         return next(iter(ones)) if len(ones) - 1 >= num_own + 1 else None
 
     def _warn(self) -> None:

@@ -4,6 +4,9 @@ import json
 from collections.abc import Mapping
 from http import HTTPStatus
 
+from starlette.requests import Request
+from starlette.responses import Response
+
 from service.errors import ServiceError
 from service.schemas import ErrorDetail, ErrorResponse
 
@@ -20,6 +23,14 @@ def error_body(error: ServiceError, path: str = "") -> bytes:
         return json.dumps({"error": error.message}).encode()
     detail = ErrorDetail(code=error.code, message=error.message)
     return ErrorResponse(error=detail).model_dump_json().encode()
+
+
+def answer_error(request: Request, error: ServiceError) -> Response:
+    """The answer to a request that fails; metrics and log are told of the error."""
+    request.app.state.metrics.rejects.labels(error.code).inc()
+    request.state.log_fields["code"] = error.code
+    body = error_body(error, request.url.path)
+    return Response(body, error.status, error.headers, "application/json")
 
 
 def last_answer(error: ServiceError, headers: Mapping[str, str]) -> bytes:

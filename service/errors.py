@@ -145,7 +145,7 @@ class Unauthorized(ServiceError):
 
 
 class Forbidden(ServiceError):
-    """The request lacks the administrator's key."""
+    """The request lacks the administrator's key, or comes from a web page that may not ask."""
 
     status = 403
     code = "forbidden"

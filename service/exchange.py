@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from bundle.detect import Found
 from service.boundary import answer_unless_gone
+from service.clients import counted_client
 from service.detector import Detector
 from service.errors import ClientGone, UnsupportedMediaType
 from service.metrics import Metrics, Stage, Stopwatch
@@ -40,8 +41,8 @@ def names_of(request: Request) -> list[str]:
 
 
 def client_of(request: Request) -> str | None:
-    """The client's address; clients take turns."""
-    return request.client.host if request.client else None
+    """Whom the request counts with; clients take turns."""
+    return counted_client(request.client)
 
 
 def is_ready(request: Request) -> bool:

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.boundary import REQUEST_ID, log_access
+from service.clients import counted_client
 from service.connections import ConnectionTable, possible_connections
 from service.error_bodies import last_answer
 from service.errors import (
@@ -95,10 +96,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection if there is room for it."""
         super().connection_made(transport)
+        self.counted_client = counted_client(self.client)
         # Without it, a client could leave up to 64 KiB unread for ever, even after `close`.
         transport.set_write_buffer_limits(high=0)
         self.flow = _Flow(self, transport)
-        if self._table.has_room(len(self.connections), self.host):
+        if self._table.has_room(len(self.connections), self.counted_client):
             self._note_wait()
             self._start_timer(self._settings.header_timeout_s)
         else:
@@ -110,15 +112,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._drop_answer()  # uvicorn does so only for the last request, not the one in progress
         super().connection_lost(exc)
         self._table.remove(self)
-        self._turns.remove(self, client=self.host)
+        self._turns.remove(self, client=self.counted_client)
         self._unset_keepalive_if_required()
         if self._stall_timer is not None:
             self._stall_timer.cancel()
-
-    @property
-    def host(self) -> str | None:
-        """The address of the client."""
-        return self.client[0] if self.client else None
 
     def evict(self) -> None:
         """Close this connection, which waits for its client, to make room for another."""
@@ -284,7 +281,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._awaits_turn = True
         start = partial(self._start_now, cycle, app)
-        self._turns.add(self, start, client=self.host, loop=self.loop)
+        self._turns.add(self, start, client=self.counted_client, loop=self.loop)
 
     def _start_now(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if not self.transport.is_closing():
@@ -365,7 +362,7 @@ class BoundedProtocol(HttpToolsProtocol):
             {
                 "status": error.status,
                 "request_id": request_id,
-                "client": self.host,
+                "client": self.client[0] if self.client else None,
                 "code": error.code,
             }
         )

@@ -1,11 +1,13 @@
 """Serves the page, its assets, the API docs and the sample images to browsers."""
 
-from functools import cache
+import os
 from importlib import resources
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi.responses import FileResponse, Response
+from starlette.datastructures import Headers
+from starlette.staticfiles import NotModifiedResponse, StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from service.errors import NotFound
@@ -30,12 +32,19 @@ _POLICY = (
 
 
 class WholeFile(FileResponse):
-    """A file without its ranges, which nobody needs of files this small: Starlette's own answers to
-    impossible ranges are plain text.
+    """A file, or 304 if the client has it.
+
+    Without ranges, which nobody needs of files this small: Starlette's own answers to impossible
+    ranges are plain text.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the file."""
+        self.stat_result = os.stat(self.path)
+        self.set_stat_headers(self.stat_result)
+        if StaticFiles().is_not_modified(self.headers, Headers(scope=scope)):
+            await NotModifiedResponse(self.headers)(scope, receive, send)
+            return
         self.headers["Accept-Ranges"] = "none"
         headers = [header for header in scope["headers"] if header[0] != b"range"]
         await super().__call__({**scope, "headers": headers}, receive, send)
@@ -80,15 +89,10 @@ async def sample(request: Request, name: str, *, model: str | None = None) -> Fi
     return WholeFile(file)
 
 
-def _html(name: str, more_styles: str) -> Response:
+def _html(name: str, more_styles: str) -> WholeFile:
     headers = {
         "Content-Security-Policy": _POLICY.format(more_styles),
         "Referrer-Policy": "no-referrer",
         "Cache-Control": "no-cache",
     }
-    return HTMLResponse(_read(_PAGE / name), headers=headers)
-
-
-@cache
-def _read(path: Path) -> bytes:
-    return path.read_bytes()
+    return WholeFile(_PAGE / name, headers=headers)

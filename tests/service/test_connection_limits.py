@@ -81,8 +81,8 @@ def test_a_new_client_does_not_wait_for_all_that_connected_before_it(target: Tar
 class Held:
     """A connection that waits for its client."""
 
-    def __init__(self, host: str) -> None:
-        self.host = host
+    def __init__(self, counted_client: str) -> None:
+        self.counted_client = counted_client
         self.is_evicted = False
 
     def evict(self) -> None:

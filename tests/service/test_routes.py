@@ -263,6 +263,20 @@ async def test_files_are_sent_whole(client: httpx.AsyncClient, wanted: str) -> N
     assert response.content == (await client.get("/samples/1.png")).content
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/page/app.js", "/samples/1.png"])
+async def test_a_file_that_the_client_has_is_not_sent_again(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    whole = await client.get(path)
+    given = whole.headers["ETag"]
+
+    same = await client.get(path, headers={"If-None-Match": f'"other", W/{given}', "Range": "0-1"})
+    other = await client.get(path, headers={"If-None-Match": '"other"'})
+
+    assert (same.status_code, same.content, same.headers["ETag"]) == (304, b"", given)
+    assert (other.status_code, other.content) == (200, whole.content)
+
+
 @pytest.mark.parametrize("path", ["/", "/docs"])
 async def test_pages_load_nothing_from_elsewhere(client: httpx.AsyncClient, path: str) -> None:
     response = await client.get(path)

@@ -1,12 +1,13 @@
-"""The client behind a proxy: who a trusted proxy says it is, if that is an address."""
+"""Who a client is: behind a proxy, who a trusted proxy says it is; and whom it counts with."""
 
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 _PROXY = "detr.proxy"  # in a scope: the address that the request came from
+_SUBSCRIBER_BITS = 64  # of an IPv6 address; whoever has one address has all that begin with them
 
 
 class ForwardedClients:
@@ -34,15 +35,29 @@ class ForwardedClients:
         if scope.get("client") != proxy:
             host, port = scope["client"]
             address = _address(host)
-            scope["client"] = proxy if address is None else (address, port)
+            scope["client"] = proxy if address is None else (str(address), port)
         await self._app(scope, receive, send)
 
 
-def _address(text: str) -> str | None:
+def counted_client(client: tuple[str, int] | None) -> str | None:
+    """Whom a client, (address, port), counts with: turns and limits are for all of them together.
+
+    In IPv4, that is its address. In IPv6, it is its network of 64 bits.
+    """
+    if client is None:
+        return None
+    address = _address(client[0])
+    if isinstance(address, IPv6Address):
+        return str(IPv6Network((int(address), _SUBSCRIBER_BITS), strict=False))
+    return client[0] if address is None else str(address)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    """An address without a zone, which may be any text."""
     try:
         address = ip_address(text)
     except ValueError:
         return None
-    if not isinstance(address, IPv6Address):
-        return str(address)
-    return str(address.ipv4_mapped or IPv6Address(int(address)))  # a zone may be any text
+    if isinstance(address, IPv6Address):
+        return address.ipv4_mapped or IPv6Address(int(address))
+    return address
