@@ -32,7 +32,7 @@ def faultless_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageHeade
         simplejpeg.decode_jpeg(
             *(data, "GRAY"), min_height=1, min_width=1, min_factor=8, strict=True
         )
-    except ValueError:
+    except (ValueError, LookupError):  # simplejpeg has no name for 4:4:1
         return None
     return header
 

@@ -18,12 +18,14 @@ _SIGNATURES = (
     (rb"\0\0\x01[\xba\xb3]|G.{187}G", "a video", _FRAMES),  # MPEG
     (rb"GIF8[79]a", "GIF", "convert it to PNG"),
     (rb"BM.{4}\0{4}", "BMP", "convert it to PNG"),
+    (rb"FUJIFILM|IIR[OS]|IIU\0|FOVb", "a camera's raw file", _CONVERT),
     (rb"II[*+]\0|MM\0[*+]", "TIFF or a camera's raw file", "convert it to PNG or JPEG"),
     (rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL", _CONVERT),
     (rb"\0\0\0\x0cjP {2}|\xff\x4f\xff\x51", "JPEG 2000", _CONVERT),
     (rb"8BPS", "a Photoshop file", _CONVERT),
     (rb"%PDF-", "PDF", "convert its pages to JPEG"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript", _CONVERT),
+    (rb"\0\0[\x02\x03\x0a\x0b]\0{5}", "TGA", "convert it to PNG"),
     (rb"\0\0[\x01\x02]\0", "an icon", "convert it to PNG"),
     (rb"P[1-7]\s", "a PNM image", "convert it to PNG"),
     (rb"qoif", "QOI", "convert it to PNG"),
@@ -53,7 +55,7 @@ def describe_content(data: bytes) -> str:
     for pattern, name, advice in _PATTERNS:
         if pattern.match(start):
             return f"{name}; {advice}"
-    return f"content of an unknown kind (it starts with {start[:8]!r})"
+    return f"content of an unknown kind (it starts with {data[:8]!r})"
 
 
 def _without_mark(start: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""The segments of a JPEG file, and a limit on its scans."""
+"""The segments of a JPEG file, and what they say: how many scans, which rare kind, how decoded."""
 
 import re
 from collections.abc import Iterator
@@ -10,6 +10,14 @@ from bundle.file_pieces import PieceCounter
 
 SCAN = 0xDA
 MOST_SCANS = 100  # encoders write at most 12
+_JPEG_LS = 0xF7
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # these are tables
+_RARE_FRAMES = {
+    0xCB: "lossless arithmetic coding",
+    **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "a hierarchy of frames"),
+}
+_PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
+_BEFORE_SCANS = 1000  # segments that are read
 _NEXT_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")  # except those inside the data of a scan
 _STEP_BYTES = 1 << 18  # searched at a time: Python's lock is held meanwhile
 
@@ -43,6 +51,40 @@ def has_too_many_scans(data: bytes) -> bool:
         return False
     scans = (marker for marker, _ in segments(data) if marker == SCAN)
     return next(islice(scans, MOST_SCANS, None), None) is not None
+
+
+def unreadable_kind(data: bytes) -> str | None:
+    """What libjpeg or Pillow cannot read about a JPEG that need not be damaged.
+
+    Layout of the frame header: https://www.w3.org/Graphics/JPEG/itu-t81.pdf, B.2.2.
+    """
+    for marker, content in islice(segments(data), _BEFORE_SCANS):
+        if marker == _JPEG_LS:
+            return "JPEG-LS"
+        if marker in _FRAMES and len(content) > 5:
+            if marker in _RARE_FRAMES:
+                return _RARE_FRAMES[marker]
+            if content[0] != 8:
+                return f"{content[0]} bits per sample"
+            return None if any(content[1:3]) else "its height after its pixels"
+    return None
+
+
+def is_decoded_at_its_end(data: bytes) -> bool:
+    """Whether the coefficients of the whole image are kept until its last scan is read.
+
+    They are if it is progressive, or if its first scan does not have all its colours. True if the
+    file does not tell.
+    """
+    num_colours = 0
+    for marker, content in islice(segments(data), _BEFORE_SCANS):
+        if marker in _PROGRESSIVE:
+            return True
+        if marker in _FRAMES and len(content) > 5:
+            num_colours = content[5]
+        elif marker == SCAN and content:
+            return content[0] != num_colours
+    return True
 
 
 def _count_scan_markers(data: bytes) -> int:

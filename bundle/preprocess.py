@@ -20,14 +20,15 @@ from cv2.typing import MatLike
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
+from bundle.decoding_memory import decoding_bytes
 from bundle.device_image import Decoded
 from bundle.file_pieces import FileInPieces
 from bundle.image_formats import describe_content
 from bundle.jpeg_end import complete_jpeg
-from bundle.jpeg_segments import MOST_SCANS, has_too_many_scans
+from bundle.jpeg_segments import MOST_SCANS, has_too_many_scans, unreadable_kind
 from bundle.png_chunks import chunks, lacks_palette, without_remarks
-from bundle.sixteen_bit import is_deep_colour, is_mixed_up
-from bundle.to_rgb import STRIP_PIXELS, to_rgb
+from bundle.sixteen_bit import is_mixed_up
+from bundle.to_rgb import to_rgb
 
 MAX_PIXELS = 100_000_000  # 300 MB once decoded; a decompression bomb claims more in its header
 
@@ -153,7 +154,7 @@ def decode_image(
         UndecodableImage: empty, truncated or corrupt, or more than `max_pixels` by its header.
     """
     image_format = _sniff_format(data, formats)
-    with _decoding(image_format):
+    with _decoding(image_format, data):
         data = without_remarks(data) if image_format == "PNG" else data
         image = _open(data, image_format, max_pixels)
         pixels = _faultless_jpeg(image, data, least_side)
@@ -176,11 +177,11 @@ def read_header(
         UnsupportedImage, UndecodableImage: as `decode_image`, as far as the header shows it.
     """
     image_format = _sniff_format(data, formats)
-    with _decoding(image_format):
+    with _decoding(image_format, data):
         plain = without_remarks(data) if image_format == "PNG" else data
         image = _open(plain, image_format, max_pixels)
         orientation = _orientation(image, plain)
-        num_bytes = _decoding_bytes(image, plain) + (len(plain) if plain is not data else 0)
+        num_bytes = decoding_bytes(image, plain) + (len(plain) if plain is not data else 0)
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow reports its size as displayed
         orientation = image.tag_v2.get(_EXIF_ORIENTATION, 1)
         return ImageHeader((image.height, image.width), orientation, num_bytes)
@@ -201,16 +202,29 @@ def read_short_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageHead
 
 
 @contextmanager
-def _decoding(image_format: str) -> Iterator[None]:
+def _decoding(image_format: str, data: bytes) -> Iterator[None]:
     """Turns the exceptions of decoders into UndecodableImage."""
     try:
         yield
     except UndecodableImage:
         raise
     except UnidentifiedImageError as error:
-        raise UndecodableImage(f"the {image_format} image is damaged: unreadable header") from error
+        raise _undecodable(image_format, data, "unreadable header") from error
     except _DECODER_ERRORS as error:
-        raise UndecodableImage(f"the {image_format} image is damaged: {error}") from error
+        raise _undecodable(image_format, data, str(error)) from error
+
+
+def _undecodable(image_format: str, data: bytes, reason: str) -> UndecodableImage:
+    kind = unreadable_kind(data) if image_format == "JPEG" else None
+    if kind is not None:
+        return UndecodableImage(
+            "expected a JPEG image of the usual kind, with 8 bits per sample, got one with "
+            f"{kind}; save it again as JPEG or PNG"
+        )
+    num_bytes = 8 + int.from_bytes(data[4:8], "little")
+    if image_format == "WEBP" and num_bytes > len(data):
+        reason = f"it is truncated to {len(data)} of {num_bytes} bytes"
+    return UndecodableImage(f"the {image_format} image is damaged: {reason}")
 
 
 def resized_size(height: int, width: int, *, short_side: int, long_side: int) -> tuple[int, int]:
@@ -318,23 +332,6 @@ def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
     return image
 
 
-def _decoding_bytes(image: Image.Image, data: bytes) -> int:
-    """An estimate from the largest bytes per pixel seen when decoding 6-megapixel images."""
-    if image.format == "WEBP":
-        bytes_per_pixel = 20  # Pillow decodes it like an animation, with three canvases
-    elif image.format == "PNG" and is_deep_colour(data):
-        bytes_per_pixel = 36
-    elif image.mode.startswith("I"):
-        bytes_per_pixel = 9
-    elif image.info.get("progressive"):
-        bytes_per_pixel = 9  # all coefficients first
-    else:
-        bytes_per_pixel = 4 if image.mode in ("1", "L", "P") else 7
-    num_pixels = image.width * image.height
-    strip_bytes = 16 * min(num_pixels, STRIP_PIXELS)
-    return num_pixels * bytes_per_pixel + strip_bytes
-
-
 def _faultless_jpeg(image: Image.Image, data: bytes, least_side: int | None) -> Uint8Array | None:
     """What Pillow would return, in about two thirds of the time; None if Pillow has to decide.
 
@@ -347,6 +344,8 @@ def _faultless_jpeg(image: Image.Image, data: bytes, least_side: int | None) -> 
             return None
         smaller = {} if least_side is None else _smaller(image.width, image.height, least_side)
         pixels = np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True, **smaller))
+    except LookupError:  # simplejpeg has no name for 4:4:1
+        return None
     except ValueError as error:  # strict: for a warning too
         if _LOST_BLOCKS.search(str(error)):
             raise UndecodableImage(

@@ -16,7 +16,15 @@ from bundle.preprocess import (
     read_header,
     read_short_header,
 )
-from tests.bundle.image_files import PIXELS, Encode, exif_of, png, png_chunks
+from tests.bundle.image_files import (
+    PIXELS,
+    Encode,
+    exif_of,
+    jpeg_in_scans,
+    jpeg_of_quarter_height_chroma,
+    png,
+    png_chunks,
+)
 
 
 def decoded_or_none(data: bytes) -> list[Any] | None:
@@ -66,6 +74,15 @@ def test_every_kind_of_jpeg_decodes_as_pillow_decodes_it(
     options = {"subsampling": subsampling, "restart_marker_blocks": restart}
     data = encode(image, "JPEG", quality=80, progressive=progressive, **options)
 
+    decoded = decode_image(data)
+
+    np.testing.assert_array_equal(decoded, Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    "data", [jpeg_of_quarter_height_chroma(), jpeg_in_scans(Image.fromarray(PIXELS))]
+)
+def test_a_rare_kind_of_jpeg_decodes_as_pillow_decodes_it(data: bytes) -> None:
     decoded = decode_image(data)
 
     np.testing.assert_array_equal(decoded, Image.open(io.BytesIO(data)).convert("RGB"))

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from bundle.preprocess import decode_image
+from tests.bundle.image_files import jpeg_in_scans
 
 SIDE = 1600
 # Prints the most memory that decoding each file took, and what its header said.
@@ -57,7 +58,9 @@ def test_the_memory_that_decoding_takes_is_told_from_the_header(
         flawed(encode(rgb, "JPEG")),
         flawed(encode(rgb, "JPEG", progressive=True, subsampling=0)),
         flawed(encode(rgb, "JPEG", exif=turned)),
+        flawed(jpeg_in_scans(rgb)),
         encode(rgb.convert("CMYK"), "JPEG"),
+        encode(rgb.convert("CMYK"), "JPEG", progressive=True),
         encode(grey, "PNG", compress_level=1),
         encode(rgba, "PNG", compress_level=1),
         encode(rgba.convert("LA"), "PNG", compress_level=1),

@@ -8,7 +8,7 @@ from PIL import Image
 
 from bundle.faultless_jpeg import faultless_header, trial_jpegs
 from bundle.preprocess import read_header
-from tests.bundle.image_files import PIXELS, Encode, exif_of
+from tests.bundle.image_files import PIXELS, Encode, exif_of, jpeg_of_quarter_height_chroma
 
 
 def decodes_in_full(data: bytes) -> bool:
@@ -57,6 +57,10 @@ def test_other_colours_have_none(encode: Encode, mode: str) -> None:
     data = encode(Image.fromarray(PIXELS).convert(mode), "JPEG", keep_rgb=True)
 
     assert faultless_header(data) is None
+
+
+def test_a_jpeg_that_simplejpeg_has_no_name_for_has_none() -> None:
+    assert faultless_header(jpeg_of_quarter_height_chroma()) is None
 
 
 def test_an_image_that_is_too_large_has_none(encode: Encode) -> None:

@@ -1,6 +1,15 @@
-import pytest
+from typing import Any
 
-from bundle.jpeg_segments import MOST_SCANS, has_too_many_scans, segments
+import pytest
+from PIL import Image
+
+from bundle.jpeg_segments import (
+    MOST_SCANS,
+    has_too_many_scans,
+    is_decoded_at_its_end,
+    segments,
+)
+from tests.bundle.image_files import PIXELS, Encode, jpeg_in_scans
 
 STEP = 1 << 18
 
@@ -27,3 +36,22 @@ def test_every_scan_counts_wherever_the_search_steps_meet(num_bytes: int, num_sc
 @pytest.mark.parametrize("data", [b"", b"\xff", b"\xff\xd8"])
 def test_what_is_too_short_has_no_scans(data: bytes) -> None:
     assert not has_too_many_scans(data)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{"progressive": False}, {"progressive": True}], ids=str)
+def test_a_progressive_jpeg_is_decoded_at_its_end(
+    encode: Encode, mode: str, options: dict[str, Any]
+) -> None:
+    data = encode(Image.fromarray(PIXELS).convert(mode), "JPEG", **options)
+
+    assert is_decoded_at_its_end(data) == options["progressive"]
+
+
+def test_a_jpeg_that_has_its_colours_one_after_another_is_decoded_at_its_end() -> None:
+    assert is_decoded_at_its_end(jpeg_in_scans(Image.fromarray(PIXELS)))
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8" + b"\xff\xfe\0\2" * 2000])
+def test_a_jpeg_that_does_not_tell_may_be_decoded_at_its_end(data: bytes) -> None:
+    assert is_decoded_at_its_end(data)

@@ -18,7 +18,7 @@ from bundle.preprocess import (
     decode_image,
     read_header,
 )
-from tests.bundle.image_files import PIXELS, Encode, exif_of, png, png_chunks
+from tests.bundle.image_files import PIXELS, Encode, exif_of, jpeg_with_frame, png, png_chunks
 
 
 @pytest.mark.parametrize("read", [decode_image, read_header])
@@ -287,3 +287,30 @@ def test_samples_of_32_bits_are_refused(read: Callable[..., object], dtype: type
 
     with pytest.raises(UndecodableImage, match=r"TIFF image of 8 or 16 bits .* got 32 bits"):
         read(tiff.getvalue(), formats=DATASET_FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("frame", "name"),
+    [
+        ({"precision": 12}, "12 bits per sample"),
+        ({"precision": 16, "marker": 0xC3}, "16 bits per sample"),
+        ({"height": 0}, "its height after its pixels"),
+        ({"marker": 0xF7}, "JPEG-LS"),
+        ({"marker": 0xC5}, "a hierarchy of frames"),
+        ({"marker": 0xCB}, "lossless arithmetic coding"),
+    ],
+)
+def test_a_jpeg_of_a_rare_kind_is_named_instead_of_damaged(
+    encode: Encode, frame: dict[str, int], name: str
+) -> None:
+    data = jpeg_with_frame(encode(PIXELS, "JPEG"), **{"height": 7, **frame})
+
+    with pytest.raises(UndecodableImage, match=f"8 bits per sample, got one with {name}; save it"):
+        decode_image(data)
+
+
+def test_a_webp_that_breaks_off_is_told_how_much_is_missing(encode: Encode) -> None:
+    data = encode(PIXELS, "WEBP")
+
+    with pytest.raises(UndecodableImage, match=f"truncated to 60 of {len(data)} bytes"):
+        decode_image(data[:60])
