@@ -90,26 +90,6 @@ def sum_in_place(tensor: Tensor) -> None:
             dist.all_reduce(tensor)
 
 
-def sum_with_gradient(x: Tensor) -> Tensor:
-    """The sum of x over all processes. Its gradient is summed over them, too."""
-    if num_processes() == 1:
-        return x
-    total: Tensor = _Sum.apply(x)  # type: ignore[no-untyped-call]
-    return total
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone(memory_format=torch.contiguous_format)
-        sum_in_place(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _Sum.forward(ctx, gradients[0])
-
-
 def largest(number: int) -> int:
     """The largest of the numbers of all processes."""
     if num_processes() == 1:

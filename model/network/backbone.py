@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.distributed import num_processes, sum_with_gradient
+from model.distributed import num_processes
 from model.network.convolution import Conv2d
 from model.network.padding import valid_cells, zero_padding
 from model.network.recompute import run_layer
+from model.network.valid_norm import valid_norm
 
 BATCH_NORM_MOMENTUM, BATCH_NORM_EPS = 0.1, 1e-5
 
@@ -61,18 +62,14 @@ class BatchNorm2d(nn.Module):
     def _normalise_valid(self, x: Tensor, padding: Tensor) -> Tensor:
         """Normalise by mean and variance of the cells that are not padding, in float32."""
         valid = valid_cells(padding, x.float())
-        sums = torch.cat([(x * valid).sum((0, 2, 3)), valid.sum()[None]])  # (C + 1,)
-        total, count = sum_with_gradient(sums).split((x.shape[1], 1))
-        mean = total / count  # (C,)
-        centred = (x - mean[:, None, None]) * valid
-        variance = sum_with_gradient(centred.square().sum((0, 2, 3))) / count
+        result, mean, variance, count = valid_norm(
+            x, valid, weight=self.weight, bias=self.bias, eps=BATCH_NORM_EPS
+        )
         with torch.no_grad():
             unbiased = variance * (count / (count - 1).clamp(min=1))
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), BATCH_NORM_MOMENTUM)
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), BATCH_NORM_MOMENTUM)
-        scale = self.weight * torch.rsqrt(variance + BATCH_NORM_EPS)
-        normalised: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
-        return normalised.to(x.dtype)
+        return result.to(x.dtype)
 
 
 class Shortcut(nn.Sequential):

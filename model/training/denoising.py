@@ -5,6 +5,7 @@ Source: contrastive denoising, DINO, arXiv:2203.03605, after DN-DETR, arXiv:2203
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -23,17 +24,23 @@ def num_groups(num_objects: int, *, num_queries: int) -> int:
 
 
 def add_noise(
-    targets: list[dict[str, Any]], *, num_queries: int, num_classes: int, config: LossConfig
+    targets: list[dict[str, Any]],
+    *,
+    num_queries: int,
+    num_classes: int,
+    config: LossConfig,
+    seed: tuple[int, ...],
 ) -> NoisyObjects:
     """The objects of every image, once near their place and once far from it, in every group.
 
-    On the host, with the random numbers of torch there, image by image.
-
     Args:
-        targets: labels (G,) and boxes (G, 4) normalised cxcywh of every image, on the host.
+        targets: image_id, labels (G,) and boxes (G, 4) normalised cxcywh of every image, on the
+            host.
         num_queries: how many an image has for this, unless a single group needs more.
+        seed: of the step. The noise of an image depends on it and on the image's id alone, so it is
+            the same in any batch and process.
     """
-    slots = [_slots(target, num_queries, num_classes, config) for target in targets]
+    slots = [_slots(target, num_queries, num_classes, config, seed) for target in targets]
     labels, boxes, groups, truth = zip(*slots, strict=True)
     return NoisyObjects(
         pad_sequence(list(labels), batch_first=True),
@@ -44,7 +51,11 @@ def add_noise(
 
 
 def _slots(
-    target: dict[str, Any], num_queries: int, num_classes: int, config: LossConfig
+    target: dict[str, Any],
+    num_queries: int,
+    num_classes: int,
+    config: LossConfig,
+    seed: tuple[int, ...],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Labels, boxes, groups and truth of an image; in every group, near copies, then far ones."""
     count = len(target["labels"])
@@ -52,7 +63,9 @@ def _slots(
     order = torch.arange(count).repeat(2 * repeats)  # (n,)
     groups = torch.arange(repeats).repeat_interleave(2 * count)
     is_far = torch.tensor([False, True]).repeat_interleave(count).repeat(repeats)
-    noise = torch.rand(len(order), 10)
+    entropy = np.random.SeedSequence([*seed, target["image_id"] % 2**64])
+    generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+    noise = torch.rand(len(order), 10, generator=generator)
     is_wrong = noise[:, 0] < config.denoising_label_noise
     others = (noise[:, 1] * num_classes).long().clamp(max=num_classes - 1)
     labels = torch.where(is_wrong, others, target["labels"][order])

@@ -103,7 +103,13 @@ def _set_gradients(
         try:
             with _buffers_kept_on_failure(state.model):
                 terms = accumulate_gradients(
-                    state.model, batches, config=config, dtype=dtype, scaler=state.scaler, lap=lap
+                    state.model,
+                    batches,
+                    config=config,
+                    dtype=dtype,
+                    step=state.progress.step,
+                    scaler=state.scaler,
+                    lap=lap,
                 )
                 norm = _clip_gradients(state, config)
                 return _read_finite(terms, norm, state, batches, config, dtype)
@@ -131,7 +137,9 @@ def _read_finite(
     Beside the matching of each forward pass, this is where the host waits for a GPU.
     """
     *values, gradient_norm = torch.cat((terms.total, norm[None])).tolist()
-    diagnose = partial(_diagnose, model=state.model, config=config, dtype=dtype)
+    diagnose = partial(
+        _diagnose, model=state.model, config=config, dtype=dtype, step=state.progress.step
+    )
     if not all(map(math.isfinite, values)):
         bad = [batch for part, batch in zip(terms.parts.tolist(), batches, strict=True)
                if not all(map(math.isfinite, part))]  # fmt: skip
@@ -168,6 +176,7 @@ def accumulate_gradients(
     *,
     config: TrainConfig,
     dtype: torch.dtype,
+    step: int = 0,
     scaler: torch.amp.GradScaler = UNSCALED,
     lap: Lap = ignore,
 ) -> LossTerms:
@@ -193,7 +202,7 @@ def accumulate_gradients(
         if not batch[2]:
             _follow_statistics(model, batch, config)
             continue
-        terms = _loss_terms(model, batch, config, dtype, normalisers, lap)
+        terms = _loss_terms(model, batch, config, dtype, step, normalisers, lap)
         values = torch.stack([terms[name] for name in names])
         scaler.scale(values.sum()).backward()
         lap("backward")
@@ -239,6 +248,7 @@ def _loss_terms(
     batch: MicroBatch,
     config: TrainConfig,
     dtype: torch.dtype,
+    step: int,
     normalisers: LossNormalisers | None = None,
     lap: Lap = ignore,
 ) -> dict[str, Tensor]:
@@ -255,6 +265,7 @@ def _loss_terms(
             num_queries=num_queries,
             num_classes=config.model.num_classes,
             config=config.loss,
+            seed=(config.seed, step),
         ).to(device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         pixels = normalise(images, padding_mask, preprocess=config.preprocess)
@@ -274,6 +285,7 @@ def _diagnose(
     batches: list[MicroBatch],
     config: TrainConfig,
     dtype: torch.dtype,
+    step: int,
 ) -> str:
     """What is not finite, in which images of which process, and the first bad tensor.
 
@@ -283,7 +295,7 @@ def _diagnose(
     with alone():
         for batch in batches:
             culprit = culprit or first_bad_tensor(
-                model, partial(_loss_terms, model, batch, config, dtype)
+                model, partial(_loss_terms, model, batch, config, dtype, step)
             )
     image_ids = [target["image_id"] for batch in batches for target in batch[2]]
     found = gather((image_ids, culprit))

@@ -51,6 +51,7 @@ CASES = {
     "base": case("base", "varifocal", train_batch_norm=True, frozen_stages=-1),
     "refine": case("refine"),
     "two_stage": case("two_stage", "varifocal"),
+    "recipes": case("two_stage", denoising_queries=12, one_to_many_queries=8),
 }
 
 

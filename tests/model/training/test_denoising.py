@@ -26,6 +26,7 @@ CONFIG = LossConfig(one_to_many_matches=2)
 def target(num_objects: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(num_objects)
     return {
+        "image_id": num_objects,
         "labels": torch.randint(0, 3, (num_objects,), generator=generator),
         "boxes": 0.3 + 0.2 * torch.rand(num_objects, 4, generator=generator),
         "size": torch.tensor([48, 64]),
@@ -34,7 +35,8 @@ def target(num_objects: int) -> dict[str, Any]:
 
 def noise(*counts: int, **changes: Any) -> NoisyObjects:
     targets = [target(count) for count in counts]
-    return add_noise(targets, num_queries=12, num_classes=3, config=replace(CONFIG, **changes))
+    config = replace(CONFIG, **changes)
+    return add_noise(targets, num_queries=12, num_classes=3, config=config, seed=(0, 0))
 
 
 @pytest.fixture
@@ -92,8 +94,8 @@ def test_a_share_of_the_labels_is_wrong(share: float, expected: float) -> None:
     labels = torch.ones(100, dtype=torch.int64)
     many = {**target(100), "labels": labels}
 
-    noisy = add_noise([many], num_queries=1000, num_classes=3,
-                      config=replace(CONFIG, denoising_label_noise=share))  # fmt: skip
+    config = replace(CONFIG, denoising_label_noise=share)
+    noisy = add_noise([many], num_queries=1000, num_classes=3, config=config, seed=(0, 0))
 
     wrong = (noisy.labels != 1).float().mean().item()
     assert wrong == pytest.approx(expected, abs=0.05)
