@@ -20,6 +20,7 @@ from plugins.cpu_kernels import Params, shapes_of
 
 logger = logging.getLogger(__name__)
 
+OLDEST = (7, 5)  # compute capability; see GPUS in plugins/build.py
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # detr::DataType
 
 
@@ -46,8 +47,11 @@ class CudaKernels:
         """Whether there are kernels for values on this device and of this type."""
         return device_type == self._device_type and dtype in _TYPES
 
-    def why_unusable(self) -> str | None:
-        """Why the driver of this machine cannot run the kernels, if it cannot."""
+    def why_unusable(self, compute_capability: tuple[int, int]) -> str | None:
+        """Why this machine's driver, or a GPU of it, cannot run the kernels, if it cannot."""
+        if compute_capability < OLDEST:
+            of_gpu, oldest = (".".join(map(str, one)) for one in (compute_capability, OLDEST))
+            return f"the GPU has compute capability {of_gpu}, and they need {oldest}"
         of_driver, needed = ctypes.c_int(), ctypes.c_int()
         versions = ctypes.byref(of_driver), ctypes.byref(needed)
         if error := self._library.detrCudaVersions(*versions):
@@ -170,13 +174,13 @@ def dense_inputs(value: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor
 def cuda_kernels() -> CudaKernels | None:
     """The kernels, if they are built and this is a machine with a GPU that PyTorch can use.
 
-    If only the driver is too old for them, the log says so.
+    If only the driver or the GPU is too old for them, the log says so.
     """
     path = library.find(library.CUDA_KERNELS)
     if path is None or not torch.cuda.is_available():
         return None
     kernels = CudaKernels(path)
-    if why := kernels.why_unusable():
+    if why := kernels.why_unusable(torch.cuda.get_device_capability()):
         logger.warning("multi-scale deformable attention: no native kernels: %s", why)
         return None
     return kernels

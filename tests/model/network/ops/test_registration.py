@@ -157,6 +157,7 @@ def _gpu_without_nvcc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     triton = SimpleNamespace(runtime=SimpleNamespace(driver=driver))
     source = SimpleNamespace(forward_kernel={(4,): lambda *tensors, **options: None})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(library, "find", lambda name: None)
     monkeypatch.setitem(sys.modules, "triton", triton)
     monkeypatch.setattr(plugins, "triton_source", source, raising=False)
