@@ -1,5 +1,6 @@
 """Who a client is: behind a proxy, who a trusted proxy says it is; and whom it counts with."""
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any
 
@@ -44,12 +45,15 @@ def counted_client(client: tuple[str, int] | None) -> str | None:
 
     In IPv4, that is its address. In IPv6, it is its network of 64 bits.
     """
-    if client is None:
-        return None
-    address = _address(client[0])
+    return _counted(client[0]) if client else None
+
+
+@lru_cache(maxsize=1024)  # asked several times in each request
+def _counted(host: str) -> str:
+    address = _address(host)
     if isinstance(address, IPv6Address):
         return str(IPv6Network((int(address), _SUBSCRIBER_BITS), strict=False))
-    return client[0] if address is None else str(address)
+    return host if address is None else str(address)
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
