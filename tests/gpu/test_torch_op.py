@@ -151,6 +151,25 @@ def test_work_goes_to_the_current_stream() -> None:
     assert_close(output, expected[0])
 
 
+def test_a_gpu_that_is_not_the_current_one_computes_its_own_tensors(
+    kernels: CudaKernels | TritonKernels,
+) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("left out, with one GPU: tensors on another one than the current")
+    case = TABLE["published sizes"]
+    value, shapes, *others = case.inputs()
+    value, *others = (tensor.to("cuda:1") for tensor in (value, *others))
+    flat = list(itertools.chain.from_iterable(shapes))
+
+    output = kernels.forward(value, flat, *others)
+    gradients = kernels.backward(gradient_of(output), value, flat, *others)
+
+    assert torch.cuda.current_device() == 0
+    for result, expected in zip((output, *gradients), exact(case, torch.float32), strict=True):
+        assert result.device == value.device
+        assert_close(result, expected)
+
+
 def test_a_cuda_graph_replays_output_and_gradients_on_new_values() -> None:
     call = call_of(TABLE["published sizes"], torch.float32)
     value = torch.zeros_like(call[0]).requires_grad_()

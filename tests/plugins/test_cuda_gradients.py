@@ -2,23 +2,17 @@
 
 import ctypes
 import itertools
-import math
-import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from model.network.ops.reference import ms_deform_attn_reference
-from plugins.build import GPUS
-from plugins.cuda_kernels import OLDEST, CudaKernels
+from plugins.cuda_kernels import CudaKernels
 from tests.ops.cases import CASES, PYRAMID, OpCase
 from tests.ops.interpreted import InterpretedKernels
 from tests.plugins.emulated import (
@@ -259,66 +253,6 @@ def test_a_call_that_makes_no_sense_is_refused_with_the_reason(kernels: CudaKern
         kernels.forward(value, [0, 5, *flat(shapes)[2:]], *others)
     with pytest.raises(ValueError, match="more than 64 levels"):
         kernels.forward(many[0], flat(many[1]), *many[2:])
-
-
-@pytest.mark.parametrize(
-    ("driver", "why"),
-    [
-        (12080, "compiled with CUDA 13.0, and the driver supports CUDA 12.8; .* nvcc of CUDA 12,"),
-        (13000, None),
-        (13020, None),
-        (14000, None),
-    ],
-)
-def test_a_driver_of_an_older_cuda_is_named(
-    kernels: CudaKernels, path: Path, driver: int, why: str | None
-) -> None:
-    ctypes.CDLL(str(path)).setDriver(driver)
-    try:
-        found = kernels.why_unusable((7, 5))
-    finally:
-        ctypes.CDLL(str(path)).setDriver(13000)
-
-    assert (found is None) == (why is None)
-    assert re.search(why or "^$", found or "")
-
-
-def test_a_gpu_that_there_is_no_code_for_is_named(kernels: CudaKernels) -> None:
-    oldest = min(GPUS)
-
-    assert divmod(oldest, 10) == OLDEST
-    assert kernels.why_unusable((7, 0)) == ("the GPU has compute capability 7.0, and they need 7.5")
-    assert kernels.why_unusable((12, 1)) is None
-
-
-class Made(TorchDispatchMode):
-    """The shapes of all tensors that are made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: list[tuple[int, ...]] = []
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        made = function(*args, **(kwargs or {}))
-        self.shapes += [tuple(t.shape) for t in tree_leaves(made) if isinstance(t, Tensor)]
-        return made
-
-
-def test_no_tensor_has_a_number_for_every_sample_but_the_results(kernels: CudaKernels) -> None:
-    case = OpCase("many samples", queries=50)
-    value, shapes, *others = case.inputs()
-    samples = others[2].numel()
-
-    with Made() as made:
-        output = kernels.forward(value, flat(shapes), *others)
-        kernels.backward(output, value, flat(shapes), *others)
-
-    assert value.numel() < samples
-    large = [shape for shape in made.shapes if math.prod(shape) >= samples]
-    assert set(large) == {tuple(tensor.shape) for tensor in others[1:]}
-    assert len(large) == 2
 
 
 def float32_only(directory: Path, source: str) -> Path:

@@ -140,6 +140,7 @@ cudaError_t cudaLaunchKernelEx(
     {
         return cudaErrorInvalidConfiguration;
     }
+    lastStream = config->stream;
     gridDim = grid;
     blockDim = block;
     for (uint64_t i = 0; i < numBlocks; ++i)

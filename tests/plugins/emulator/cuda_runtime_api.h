@@ -28,6 +28,8 @@ inline const char* cudaGetErrorString(cudaError_t error)
     return "unrecognized error code";
 }
 
+inline cudaStream_t lastStream = nullptr; // that a kernel was launched in
+
 constexpr int kRuntimeVersion = 13000;
 inline int driverVersion = kRuntimeVersion; // of the driver, which tests may choose
 
