@@ -126,7 +126,9 @@ def _measure_checkpoint(task: Task) -> Result:
 
     from model.checkpoints.checkpoint_file import build_model, load_checkpoint
     from model.network.inference import DetectionModel, torch_predictor
+    from model.training.precision import set_tf32
 
+    set_tf32(False)
     checkpoint = load_checkpoint(task.checkpoint)
     model = DetectionModel(build_model(checkpoint), checkpoint.config.preprocess)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -123,8 +123,10 @@ def _evaluate_checkpoint(args: argparse.Namespace) -> None:
     from model.checkpoints.checkpoint_file import build_model, load_checkpoint, write_checkpoint
     from model.evaluation.report import evaluate_command, found_thresholds
     from model.network.inference import DetectionModel, torch_predictor
+    from model.training.precision import set_tf32
 
     checkpoint = load_checkpoint(args.checkpoint)
+    set_tf32(checkpoint.config.tf32)
     model = DetectionModel(build_model(checkpoint), checkpoint.config.preprocess)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     metrics = evaluate_command(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks.coco_val import Archive, fetch_archives
@@ -18,6 +19,7 @@ from benchmarks.published_results import Result, format_results, load_result, sa
 from benchmarks.reproduce import Sources, report, reproduce
 from engines.cpu import openvino_engine
 from model.data.digits import DigitsDataset
+from model.training.precision import set_tf32
 from tests.data.parity.make_checkpoint import checkpoint
 from tests.file_server import Server
 
@@ -99,6 +101,7 @@ def test_checkpoint_and_bundle_are_evaluated_and_nothing_is_done_twice(
     run: Run, server: Server, exports: list[Path], tmp_path: Path
 ) -> None:
     forms = ("checkpoint", "int8")
+    set_tf32(True)
 
     results = run(forms=forms)
     num_requests = len(server.requests)
@@ -108,6 +111,7 @@ def test_checkpoint_and_bundle_are_evaluated_and_nothing_is_done_twice(
     assert list(by_form) == [*forms]
     assert by_form["checkpoint"] < 0.1 < 0.5 < by_form["int8"]
     assert again == results
+    assert not torch.backends.cudnn.allow_tf32  # of a GPU, where it is on by default
     assert num_requests == len(server.requests) == 3
     assert exports == [tmp_path / "out/base.safetensors"]
 

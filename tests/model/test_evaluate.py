@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bundle.manifest import ClassInfo
@@ -22,6 +23,7 @@ from model.evaluate import main
 from model.evaluation.evaluation import evaluate
 from model.network.deformable_detr import DeformableDetr
 from model.network.inference import DetectionModel, torch_predictor
+from model.training.precision import set_tf32
 from tests.model.html_page import read_page
 
 FIXTURE = Path("tests/data/coco_fixture12")
@@ -214,6 +216,16 @@ def test_the_command_prints_the_report_and_writes_coco_results(checkpoint, tmp_p
     assert printed.count("\n") == 1 + 80 + 1 + 1 + 12 + 1
     assert len(results) == 3 * tiny().model.num_detections
     assert set(results[0]) == {"image_id", "category_id", "bbox", "score"}
+
+
+def test_float32_is_as_exact_on_a_gpu_as_in_training(checkpoint, capsys):
+    set_tf32(True)
+
+    status = main(["--checkpoint", str(checkpoint), "--data", str(FIXTURE), "--limit", "1"])
+
+    assert status == 0
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_the_page_says_whether_images_were_padded(checkpoint, tmp_path):
