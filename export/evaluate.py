@@ -1,9 +1,9 @@
 """python -m export.evaluate --bundle DIR: COCO's numbers for a bundle, as it is served."""
 
 if __name__ == "__main__":  # before the imports that take long
-    from bundle.ctrl_c import end_at_ctrl_c
+    from bundle.command import begin_command
 
-    end_at_ctrl_c()
+    begin_command()
 
 import argparse
 import sys

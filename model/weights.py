@@ -6,9 +6,9 @@ python -m model.weights resnet18|resnet34|resnet50|resnet101     the ImageNet ba
 """
 
 if __name__ == "__main__":  # before the imports that take long
-    from bundle.ctrl_c import end_at_ctrl_c
+    from bundle.command import begin_command
 
-    end_at_ctrl_c()
+    begin_command()
 
 import argparse
 import sys

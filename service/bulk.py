@@ -10,9 +10,9 @@ Exit status: 0; 1 if images could not be read or run (the others are done, and `
 """
 
 if __name__ == "__main__":  # before the imports that take long
-    from bundle.ctrl_c import end_at_ctrl_c, raise_at_ctrl_c
+    from bundle.command import begin_command, raise_at_ctrl_c
 
-    end_at_ctrl_c()
+    begin_command()
 
 import argparse
 import hashlib

@@ -5,9 +5,9 @@ status: 0 if every answer is right, 1 if one is not, 2 if nothing could be tried
 """
 
 if __name__ == "__main__":  # before the imports that take long
-    from bundle.ctrl_c import end_at_ctrl_c
+    from bundle.command import begin_command
 
-    end_at_ctrl_c()
+    begin_command()
 
 import argparse
 import sys

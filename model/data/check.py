@@ -10,9 +10,9 @@ where the splits are compared, but not named.
 """
 
 if __name__ == "__main__":  # before the imports that take long
-    from bundle.ctrl_c import end_at_ctrl_c
+    from bundle.command import begin_command
 
-    end_at_ctrl_c()
+    begin_command()
 
 import argparse
 import sys

@@ -8,9 +8,9 @@ DIR appears whole or not at all.
 """
 
 if __name__ == "__main__":  # before the imports that take long
-    from bundle.ctrl_c import end_at_ctrl_c, raise_at_ctrl_c
+    from bundle.command import begin_command, raise_at_ctrl_c
 
-    end_at_ctrl_c()
+    begin_command()
 
 import argparse
 import json

@@ -8,9 +8,9 @@ and scribbles are drawn as distractors without a label.
 """
 
 if __name__ == "__main__":  # before the imports that take long
-    from bundle.ctrl_c import end_at_ctrl_c
+    from bundle.command import begin_command
 
-    end_at_ctrl_c()
+    begin_command()
 
 import argparse
 import json

@@ -1,5 +1,6 @@
-"""Ctrl-C while a command imports leaves no trace, and later it is the command's own affair."""
+"""How a command starts: Ctrl-C while it imports, and a reader of its output that has ended."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,43 @@ def test_a_command_at_work_says_what_became_of_it() -> None:
 
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1] == "interrupted: no results written"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_command_goes_on_when_nobody_reads_its_output(stream: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    work = f"""
+import sys
+from bundle.command import begin_command
+begin_command()
+for _ in range(2):
+    print("x" * 100_000, file=sys.{stream})
+sys.exit(3)
+"""
+
+    done = subprocess.run(
+        [sys.executable, "-c", work],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: writer},  # type: ignore[call-overload]
+        cwd=ROOT,
+        timeout=60,
+    )
+    os.close(writer)
+
+    assert done.returncode == 3
+    assert not done.stdout
+    assert not done.stderr
+
+
+def test_output_that_is_read_is_as_it_was() -> None:
+    work = "from bundle.command import begin_command\nbegin_command()\nprint('B\u00e4r')"
+
+    done = subprocess.run(
+        [sys.executable, "-c", work],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        stdout=subprocess.PIPE,
+        timeout=60,
+    )
+
+    assert done.stdout == b"B\xe4r\n"
