@@ -106,4 +106,5 @@ def float_type_of(precision: str, graph: str) -> str:
 def reason(error: Exception) -> str:
     """A runtime's error in one line, without locations in its source."""
     lines = (line.strip() for line in str(error).splitlines())
-    return " ".join(line for line in lines if line and not line.startswith("Exception from"))
+    told = " ".join(line for line in lines if line and not line.startswith("Exception from"))
+    return told.replace("std::bad_alloc", "there is too little memory")

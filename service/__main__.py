@@ -41,6 +41,7 @@ BACKLOG = 2048  # connections that the kernel keeps until they are accepted
 ACCEPTED_AT_ONCE = 8  # connections; 32 take a lone one 10% more of CPU time, and gain little
 GRACE_S = 5.0  # for closing the engine after the last request
 LAST_WORDS_S = 1.0  # for sending the last answers, after the drain timeout or a failure
+_LIMITS = "raise the limits on open files and threads (ulimit -n, ulimit -u)"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -151,10 +152,13 @@ def serve(settings: Settings, open_engine: OpenEngine = open_served) -> int:
     address = f"http://{_for_url(settings.host)}:{listeners[0].getsockname()[1]}"
     server = Server(app, settings)
     longest_s = settings.drain_delay_s + settings.drain_timeout_s + GRACE_S
-    threading.Thread(target=_end_in_time, args=(server, longest_s), daemon=True).start()
+    try:
+        threading.Thread(target=_end_in_time, args=(server, longest_s), daemon=True).start()
+        # It is not closed: closing waits for threads, and they may hang. See `leave`.
+        loop = (server.config.get_loop_factory() or asyncio.new_event_loop)()
+    except (OSError, RuntimeError) as error:
+        return _fail(f"cannot start: {error}; {_LIMITS}")
     logger.info("the page is at %s/ and the API docs are at %s/docs", address, address)
-    # The loop is not closed: closing waits for threads, and they may hang. See `leave`.
-    loop = (server.config.get_loop_factory() or asyncio.new_event_loop)()
     loop.run_until_complete(server.serve(listeners))
     return 1 if app.state.serving.failure else 0
 
@@ -193,13 +197,20 @@ def _listen(host: str, port: int) -> list[socket.socket]:
     clients open 200 connections again and again. Now it waits for 2.5 ms, or 14 ms.
     """
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    first = socket.create_server(address[:2], family=family, backlog=BACKLOG)
-    return [first, *(first.dup() for _ in range(ACCEPTED_AT_ONCE - 1))]
+    with contextlib.ExitStack() as opened:  # closes them if one of them cannot be opened
+        first = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        listeners = [opened.enter_context(first)]
+        for _ in range(ACCEPTED_AT_ONCE - 1):
+            listeners.append(opened.enter_context(first.dup()))
+        opened.pop_all()
+    return listeners
 
 
 def _tell_listening(error: OSError | UnicodeError) -> str:
     """Why the port cannot be opened, and which setting to change."""
     reason = getattr(error, "strerror", None) or error
+    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+        return f"{reason}; {_LIMITS}"
     if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
         return f"{reason}; choose another port with DETR_PORT (make serve PORT=8001)"
     return (

@@ -67,11 +67,12 @@ def read_json_images(body: bytes) -> JsonImages:
 
     Raises:
         MalformedBody: not JSON.
-        InvalidRequest: URLs, unknown names, or values of the wrong type.
+        InvalidRequest: URLs, unknown names, names given twice, or values of the wrong type.
         NoImage: there is no image under a known name.
         InvalidImage: text that is not base64.
     """
     fields = read_json(body)
+    _require_once(fields, body)
     _refuse_urls(fields)
     _check_names(fields)
     texts = [text for name in FILE_FIELDS for text in _as_list(fields.get(name, []))]
@@ -119,6 +120,17 @@ def kind_of(value: object) -> str:
         return json.dumps(value)
     kinds = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return kinds[type(value)]
+
+
+def _require_once(fields: dict[str, Any], body: bytes) -> None:
+    """Refuse a name that is given twice: the parser keeps the last one, and drops images."""
+    for name in {*fields} & {*FILE_FIELDS, ID_FIELD}:
+        quoted = f'"{name}"'.encode()
+        if body.find(quoted) != body.rfind(quoted):
+            raise InvalidRequest(
+                f"{name!r} is given more than once in the JSON body; write a list: "
+                f'{{"{name}": [...]}}'
+            )
 
 
 def _refuse_urls(fields: dict[str, Any]) -> None:

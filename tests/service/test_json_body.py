@@ -53,6 +53,23 @@ def test_one_image_may_stand_without_a_list_broken_into_lines_or_as_a_data_uri(
 
 
 @pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        ('{"image": "eA==", "image": "eQ=="}', "image"),
+        ('{"images": ["eA=="], "images" : ["eQ=="]}', "images"),
+        ('{"file": "eA==", "image_ids": 1, "image_ids": 2}', "image_ids"),
+    ],
+)
+def test_json_that_gives_a_name_twice_loses_no_image(address: str, body: str, name: str) -> None:
+    response = httpx.post(
+        f"{address}/detect", content=body, headers={"Content-Type": "application/json"}
+    )
+
+    assert (response.status_code, code_of(response)) == (422, "invalid_request")
+    assert f"{name!r} is given more than once" in message_of(response)
+
+
+@pytest.mark.parametrize(
     ("body", "status", "code", "message"),
     [
         ({"images": ["http://x.org/a.jpg"]}, 422, "invalid_request", "not fetched from URLs"),
