@@ -19,6 +19,7 @@ from plugins.cuda_kernels import dense_inputs
 
 logger = logging.getLogger(__name__)
 
+_OLDEST = (7, 0)  # compute capability that Triton compiles for, as torch.compile assumes
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
 _LARGEST_BLOCK = 2**17
 _LARGEST_IMAGE = 2**31
@@ -184,7 +185,7 @@ def _fixed_point_scale(gradient: Tensor, num_queries: int) -> Tensor:
 @cache
 def triton_kernels() -> TritonKernels | None:
     """The kernels, if Triton is installed and can launch on this machine's GPU."""
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < _OLDEST:
         return None
     try:
         import triton

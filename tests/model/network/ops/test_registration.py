@@ -189,6 +189,15 @@ def test_without_nvcc_a_gpu_runs_triton_and_says_so_once(
     ]
 
 
+@pytest.mark.usefixtures("_gpu_without_nvcc")
+def test_a_gpu_that_triton_does_not_know_runs_plain_pytorch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 1))
+
+    assert registration.kernels_for("cuda", torch.float32) is None
+
+
 @pytest.fixture
 def _gpu_with_nvcc(_gpu_without_nvcc: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same machine after `make plugins` with nvcc; its kernels are emulated."""
