@@ -70,12 +70,10 @@ class Served(NamedTuple):
 
 def serve_ours(port: int, served: Served) -> None:
     """This service, as `make serve` runs it."""
-    from service.__main__ import Server
-    from service.app import create_app
+    from service.__main__ import serve
 
     settings = Settings(bundle=served.directory, port=port, log_level="warning")
-    app = create_app(settings) if served.is_real else create_app(settings, lambda *_: MockEngine())
-    Server(app, settings).run(sockets=[socket.create_server(("127.0.0.1", port), backlog=2048)])
+    serve(settings, open_served if served.is_real else lambda *_: MockEngine())
 
 
 def serve_plain_fastapi(port: int, served: Served) -> None:

@@ -11,6 +11,7 @@ if __name__ == "__main__":  # before the imports that take long
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import signal
@@ -141,7 +142,10 @@ def serve(settings: Settings, open_engine: OpenEngine = open_served) -> int:
     early_signals.heed()  # until the server runs
     try:
         app = create_app(
-            settings, open_engine, on_failure=lambda: setattr(server, "should_exit", True)
+            settings,
+            open_engine,
+            on_failure=lambda: setattr(server, "should_exit", True),
+            on_ready=spare_what_lives_long,
         )
     except ValueError as error:
         return _fail(str(error))
@@ -161,6 +165,16 @@ def serve(settings: Settings, open_engine: OpenEngine = open_served) -> int:
     logger.info("the page is at %s/ and the API docs are at %s/docs", address, address)
     loop.run_until_complete(server.serve(listeners))
     return 1 if app.state.serving.failure else 0
+
+
+def spare_what_lives_long() -> None:
+    """Let the garbage collector pass over everything that there is now.
+
+    To go through it takes 50 ms, in which nothing is answered, and was due every 450 images.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def leave(status: int) -> NoReturn:

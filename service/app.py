@@ -62,6 +62,7 @@ def create_app(
     open_engine: OpenEngine = open_served,
     *,
     on_failure: Callable[[], None] = lambda: None,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """The app for the bundles of the settings.
 
@@ -71,7 +72,7 @@ def create_app(
     Args:
         settings: the only configuration; nothing else is read from the environment.
         open_engine: opens the engine of a bundle.
-        on_failure: see `Serving`, which is in `app.state.serving`.
+        on_failure, on_ready: see `Serving`, which is in `app.state.serving`.
 
     Raises:
         ValueError: a bundle is missing or damaged, the GPU cannot decode, or what sends traces is
@@ -97,6 +98,7 @@ def create_app(
         memory=memory,
         open_engine=open_engine,
         on_failure=on_failure,
+        on_ready=on_ready,
     )
     app.state.is_stopping = False
     modules = (routes, routes_deepstack, routes_inference, admin, pages)

@@ -38,6 +38,7 @@ class Serving:
         open_engine: opens the engine of a bundle.
         on_failure: called when the service cannot go on, with the reason logged and kept in
             `failure`; the process should end.
+        on_ready: called when all models were started, and when one was replaced.
 
     Raises:
         ValueError: a bundle is missing or damaged, or the settings' decoder cannot be opened.
@@ -51,11 +52,13 @@ class Serving:
         memory: ClientMemory,
         open_engine: OpenEngine,
         on_failure: Callable[[], None],
+        on_ready: Callable[[], None],
     ) -> None:
         self.state = State.LOADING
         self.failure: str | None = None
         self._metrics = metrics
         self._on_failure = on_failure
+        self._on_ready = on_ready
         decode = open_decoder(settings.decoder, device=settings.device)
         self._decoder = ImageDecoder(settings, metrics=metrics, memory=memory, decode=decode)
         shared = Shared(
@@ -100,6 +103,7 @@ class Serving:
         except CannotStart as error:
             self._fail(str(error))
         if self.state is State.LOADING:
+            self._on_ready()
             self.state = State.READY
             if self._is_reload_due:
                 self.reload_all()
@@ -169,6 +173,7 @@ class Serving:
                 raise ReloadRefused(f"the old bundle keeps serving: {error}") from error
             self._metrics.reloads.labels(new.name, "swapped").inc()
             await model.swap(new)
+            self._on_ready()
             return new.model_ref
 
     def _require_ready(self) -> None:

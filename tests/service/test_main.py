@@ -1,12 +1,14 @@
 """python -m service in a separate process: start, stop under load, and what it refuses."""
 
 import asyncio
+import gc
 import os
 import re
 import shutil
 import signal
 import socket
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import httpx
 import pytest
 
 from service import farewell
-from service.__main__ import Server
+from service.__main__ import Server, spare_what_lives_long
 from service.app import create_app
 from service.settings import Settings
 from tests.fakes import FakeEngine
@@ -359,3 +361,25 @@ def test_a_wrong_host_and_a_mistyped_setting_are_named(start: Start) -> None:
     assert status == 1
     assert re.search(r"DETR_DEADLINE is not a setting .*did you mean 'DETR_DEADLINE_S'", log)
     assert re.search(r"error: cannot listen on a\.\.b:\d+: .*DETR_HOST.*\n$", log)
+
+
+class Cycle:
+    """Refers to itself, so that only the garbage collector frees it."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_the_collector_passes_over_what_lives_long_until_something_takes_its_place() -> None:
+    served = Cycle()
+    old_bundle = weakref.ref(served)
+    try:
+        spare_what_lives_long()
+        del served
+        gc.collect()
+        assert old_bundle() is not None
+
+        spare_what_lives_long()
+        assert old_bundle() is None
+    finally:
+        gc.unfreeze()

@@ -362,3 +362,20 @@ def test_sighup_reloads_and_a_bad_bundle_is_one_line_of_log(
     (line,) = re.findall("not reloaded, the old one keeps serving: (.*)", log)
     assert "no bundle there" in line
     assert "Traceback" not in log
+
+
+@pytest.mark.anyio
+async def test_it_is_told_when_other_models_serve(settings: Settings, place: Place) -> None:
+    told: list[str] = []
+    changes = {"bundle": place.path, "admin_key": KEY}
+    telling = create_app(
+        Settings(**settings.model_dump() | changes),
+        lambda *_: FakeEngine(),
+        on_ready=lambda: told.append(telling.state.serving.state),
+    )
+    async with running(telling) as client:
+        assert told == ["loading"]
+
+        await client.post("/admin/reload", headers=HEADERS)
+
+    assert told == ["loading", "ready"]
