@@ -30,7 +30,7 @@ PREFIX = "DETR_"
 SHORTEST_ADMIN_KEY = 8  # characters
 LONGEST_STOP_S = 86_400  # a day; Python cannot sleep for 1e20 s
 MAX_THREADS = 1024  # more is a slip, for which runtimes have no good message
-# As browsers send it, in small letters: compared as text, any other would never match.
+# As browsers send it, in small letters and ASCII: compared as text, others would never match.
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#A-Z\s]+")
 
 
@@ -327,10 +327,10 @@ class Settings(BaseSettings):
     @classmethod
     def _check_origins(cls, text: str) -> str:
         for origin in split_commas(text):
-            if not _ORIGIN.fullmatch(origin):
+            if not (origin.isascii() and _ORIGIN.fullmatch(origin)):
                 raise ValueError(
-                    "expected origins as browsers send them, such as https://example.com, without "
-                    f"a slash at the end; got {origin!r}"
+                    "expected origins as browsers send them, such as https://example.com or "
+                    f"https://xn--bcher-kva.example, without a slash at the end; got {origin!r}"
                 )
         return text
 

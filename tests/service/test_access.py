@@ -218,7 +218,14 @@ async def test_what_is_answered_before_its_route_is_counted_under_it(
 
 @pytest.mark.parametrize(
     "origins",
-    ["a.test", "https://a.test/", "https://a.test/page", "HTTPS://A.test", "https://b.test, a b"],
+    [
+        "a.test",
+        "https://bücher.test",
+        "https://a.test/",
+        "https://a.test/page",
+        "HTTPS://A.test",
+        "https://b.test, a b",
+    ],
 )
 def test_an_origin_that_no_browser_sends_is_refused(fake_bundle: Path, origins: str) -> None:
     with pytest.raises(ValueError, match="expected origins as browsers send them"):
