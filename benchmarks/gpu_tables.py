@@ -1,6 +1,7 @@
 """The tables of bench_gpu."""
 
 import statistics
+from collections.abc import Iterator
 
 from benchmarks import gpu_models, gpu_operator
 from benchmarks.gpu_models import ModelTask, agreement
@@ -23,7 +24,19 @@ def operator_table(measured: Measured) -> str:
             cells += time_cells(measured.times(name, part), yardstick, digits=4)
         error = about["error"]
         rows.append([*cells, "" if error is None else f"{error:.1e}"])
-    return table(f"{task}{_whole(measured)}", head, rows=rows)
+    shown = table(f"{task}{_whole(measured)}", head, rows=rows)
+    return "\n".join([shown, *_beside_bars(measured)])
+
+
+def _beside_bars(measured: Measured) -> Iterator[str]:
+    """How many times faster ours is than each that it has to beat."""
+    medians = {name: measured.median(name, "both") for name in measured.turns}
+    ours = medians.get(gpu_operator.OURS)
+    for name, bar in gpu_operator.BARS.items():
+        theirs = medians.get(name)
+        if ours and theirs:
+            times = f"{theirs / ours:.2f} times as fast as {name}"
+            yield f"Forward and backward: {times}; at least {bar:g} is wanted on an H100.\n"
 
 
 def model_table(measured: Measured) -> str:
