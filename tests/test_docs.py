@@ -156,6 +156,14 @@ def test_the_answer_in_the_readme_is_from_the_demo_bundle():
     assert json.loads(answer)["model"]["version"] == version
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_table_has_a_row_of_headings(page):
+    lines = ["", *text(page).splitlines()]
+    rules = [n for n, line in enumerate(lines) if re.fullmatch(r"\|(?: *:?-+:? *\|)+", line)]
+
+    assert [n for n in rules if lines[n - 1].count("|") != lines[n].count("|")] == []
+
+
 def test_every_bundle_of_the_repository_is_listed_with_its_ap():
     listed = re.findall(r"^\| `(\w+)` \|.*\| AP ([\d.]+), AP50 ([\d.]+) \|$",
                         text("bundles/README.md"), flags=re.M)  # fmt: skip
