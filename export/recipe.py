@@ -93,9 +93,9 @@ def traced(
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".fp32.", dir=folder) as scratch:
         with stage("tracing the model and writing its graphs"):
-            exact = write_exact(
-                checkpoint, model, directory=Path(scratch), name=name, samples=samples
-            )
+            directory = Path(scratch) / "fp32"  # with the rights of any folder; scratch is private
+            directory.mkdir()
+            exact = write_exact(checkpoint, model, directory=directory, name=name, samples=samples)
         comparisons = verify_on_cpu(exact, model)
         exact = exact.with_manifest(batches=batches_allowed(comparisons))
         versions = exact.manifest.provenance["versions"]

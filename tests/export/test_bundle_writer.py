@@ -174,6 +174,19 @@ def test_a_bundle_loads_and_tells_where_it_comes_from(exported, variant):
 
 
 @pytest.mark.slow
+def test_whoever_may_read_other_new_files_may_read_a_bundle(exported, tmp_path):
+    # A container's user is not the one who exported it.
+    directory = exported(Variant.TWO_STAGE).directory
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    rights = {path.is_dir(): path.stat().st_mode for path in tmp_path.iterdir()}
+
+    wrong = [path for path in (directory, *directory.rglob("*"))
+             if path.stat().st_mode != rights[path.is_dir()]]  # fmt: skip
+
+    assert wrong == []
+
+
 def test_the_smallest_side_is_told_to_the_service(exported):
     assert exported(Variant.BASE).manifest.preprocess.min_side == 1
     assert exported(Variant.TWO_STAGE).manifest.preprocess.min_side == 64
