@@ -68,12 +68,12 @@ DETECT_BODY = {
     },
 }
 FOUND = {  # in a sample of the demo
-    "bbox": [51.167, 57.672, 28.731, 34.754],
+    "bbox": [48.568, 57.746, 31.858, 34.881],
     "category_id": 4,
     "category_name": "three",
-    "score": 0.885009,
+    "score": 0.922654,
 }
-ANSWERS = {
+ANSWERS: dict[str, dict[str, Any]] = {
     "detections": {
         "summary": "format=detections, the default",
         "value": {
@@ -86,7 +86,7 @@ ANSWERS = {
                     "detections": [FOUND],
                 }
             ],
-            "model": {"name": "demo", "variant": "two_stage", "version": "803985d354e1"},
+            "model": {"name": "demo", "variant": "two_stage", "version": "628aef529863"},
         },
     },
     "coco": {

@@ -116,7 +116,7 @@ class Detection(TypedDict):
             max_length=4,
             description="[x, y, width, height] in pixels of the image as displayed (EXIF "
             "orientation applied), origin at the top left.",
-            examples=[(51.167, 57.672, 28.731, 34.754)],
+            examples=[(48.568, 57.746, 31.858, 34.881)],
         ),
     ]
     category_id: int
@@ -194,7 +194,7 @@ class CocoResult(TypedDict):
     category_id: int
     bbox: Annotated[
         list[float],
-        Field(min_length=4, max_length=4, examples=[(51.167, 57.672, 28.731, 34.754)]),
+        Field(min_length=4, max_length=4, examples=[(48.568, 57.746, 31.858, 34.881)]),
     ]
     score: float
 

@@ -3,15 +3,21 @@
 import fnmatch
 import json
 import re
+import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from bundle.manifest import Manifest, version_of
+from bundle.detect import detect
+from bundle.manifest import Bundle, Manifest, version_of
+from bundle.preprocess import decode_image
+from engines.load import open_engine
 from model.configs import CONFIGS
 from service import errors
+from service.description import ANSWERS
 from service.metrics import Metrics
 from service.schemas import DetectQuery
 from service.settings import Settings
@@ -148,12 +154,28 @@ def test_every_query_parameter_is_documented():
     assert documented == set(DetectQuery.model_fields)
 
 
-def test_the_answer_in_the_readme_is_from_the_demo_bundle():
-    version = version_of(Manifest.load(ROOT / "bundles/demo"))
+def test_the_answers_in_the_readme_and_of_the_api_are_from_the_demo_bundle(tmp_path):
+    # Engines keep what they compiled in the bundle.
+    bundle = Bundle.load(shutil.copytree(ROOT / "bundles/demo", tmp_path / "demo"))
+    manifest = bundle.manifest
+    image = decode_image((bundle.directory / "samples/2.png").read_bytes())
+    with closing(open_engine(bundle, engine="onnxruntime", threads=1)) as engine:
+        (found,) = detect(engine.run, [image], preprocess=manifest.preprocess,
+                          threshold=manifest.lowest_scores())  # fmt: skip
 
-    (answer,) = re.findall(r"```json\n(.*?)```", text("README.md"), flags=re.S)
+    (readme,) = re.findall(r"```json\n(.*?)```", text("README.md"), flags=re.S)
+    example = ANSWERS["detections"]["value"]
 
-    assert json.loads(answer)["model"]["version"] == version
+    for answer, places in ((json.loads(readme), range(len(found.scores))), (example, [0])):
+        assert answer["model"] == {"name": "demo", "variant": "two_stage",
+                                   "version": version_of(manifest)}  # fmt: skip
+        (result,) = answer["results"]
+        assert len(result["detections"]) == len(places)
+        for place, shown in zip(places, result["detections"], strict=True):
+            kind = manifest.classes[found.labels[place]]
+            assert (shown["category_id"], shown["category_name"]) == (kind.id, kind.name)
+            assert shown["score"] == pytest.approx(found.scores[place], abs=1e-4)
+            assert shown["bbox"] == pytest.approx(found.boxes_xywh_px[place], abs=2e-3)
 
 
 @pytest.mark.parametrize("page", PAGES)
