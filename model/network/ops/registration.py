@@ -175,5 +175,22 @@ def _refuse(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     raise RuntimeError('ms_deform_attn has no second derivative here; backend="reference" has one')
 
 
+def _under_autocast(value: Tensor, spatial_shapes: Sequence[int], *tensors: Tensor) -> Tensor:
+    """Takes float32 values in the type of autocast, if kernels have it; others as they are.
+
+    Locations and weights stay as they are, too: kernels compute them in float32.
+    """
+    device_type = value.device.type
+    dtype = torch.get_autocast_dtype(device_type)
+    if value.dtype == torch.float32 and has_kernels(device_type, dtype):
+        value = value.to(dtype)
+    with torch.autocast(device_type, enabled=False):
+        output: Tensor = ms_deform_attn_operator(value, spatial_shapes, *tensors)
+    return output
+
+
+_rules = torch.library.Library("detr", "FRAGMENT")  # they last as long as it does
+for _key in ("AutocastCPU", "AutocastCUDA"):
+    _rules.impl("ms_deform_attn", _under_autocast, _key)
 torch.library.register_autograd("detr::ms_deform_attn", _gradients, setup_context=_save)
 torch.library.register_autograd("detr::ms_deform_attn_backward", _refuse)

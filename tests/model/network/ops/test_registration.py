@@ -149,6 +149,32 @@ def test_autocast_trains_through_the_operator() -> None:
     assert projection.grad.isfinite().all()
 
 
+@needs_kernels
+@pytest.mark.parametrize(
+    ("given", "autocast", "expected"),
+    [
+        (torch.float32, torch.bfloat16, torch.bfloat16),
+        (torch.float64, torch.bfloat16, torch.float64),
+        (torch.float32, torch.float16, torch.float32),  # which a CPU has no kernels for
+    ],
+    ids=str,
+)
+def test_autocast_takes_values_in_its_type_and_leaves_the_rest(
+    given: torch.dtype, autocast: torch.dtype, expected: torch.dtype
+) -> None:
+    value, shapes, reference, offsets, logits = differentiable(POINTS, given)
+
+    with torch.autocast("cpu", autocast):
+        output = ms_deform_attn(value, shapes, reference, offsets, logits)
+    output.float().sum().backward()
+
+    rounded = ms_deform_attn(value.detach().to(expected), shapes, reference, offsets, logits)
+    assert output.dtype == expected
+    torch.testing.assert_close(output, rounded, rtol=0, atol=0)
+    assert value.grad is not None
+    assert value.grad.dtype == given
+
+
 @pytest.fixture
 def _gpu_without_nvcc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine with a GPU and Triton, as far as the search for kernels can tell."""
