@@ -1,5 +1,6 @@
 """One served model: its detector, and how a reload replaces that."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -57,6 +58,7 @@ class ServedModel:
     def __init__(self, place: BundlePlace, shared: Shared) -> None:
         self._place = place
         self._shared = shared
+        self._leaving: dict[Detector, asyncio.Task[None]] = {}  # replaced, and yet to finish
         try:
             bundle = Bundle.load(place.directory)
         except ValueError as error:
@@ -68,6 +70,11 @@ class ServedModel:
     def name(self) -> str:
         """What requests call it."""
         return self.detector.name
+
+    @property
+    def depth(self) -> int:
+        """Images admitted and not yet started, also before a reload."""
+        return sum(detector.depth for detector in (self.detector, *self._leaving))
 
     async def start(self) -> None:
         """Start the first engine.
@@ -127,15 +134,18 @@ class ServedModel:
             *(new.model_ref.name, new.model_ref.version),
             *(old.model_ref.name, old.model_ref.version),
         )
-        await old.close()
+        closing = self._leaving[old] = asyncio.create_task(old.close())
+        closing.add_done_callback(lambda _: self._leaving.pop(old))
+        await asyncio.shield(closing)  # the end of the service cancels a reload, but waits for this
 
     def abort(self, error: ServiceError) -> None:
         """Answer every request with an error and admit no more."""
-        self.detector.abort(error)
+        for detector in (self.detector, *self._leaving):
+            detector.abort(error)
 
     async def close(self) -> None:
-        """Refuse new requests, finish admitted ones, release the engine."""
-        await self.detector.close()
+        """Refuse new requests, finish admitted ones, release the engines."""
+        await asyncio.gather(self.detector.close(), *self._leaving.values())
 
     def _detector_for(self, bundle: Bundle) -> Detector:
         return Detector(

@@ -66,7 +66,7 @@ class Serving:
             metrics,
             self._decoder,
             open_engine,
-            depth_of_all=lambda: sum(model.detector.depth for model in self.models),
+            depth_of_all=lambda: sum(model.depth for model in self.models),
             on_failure=self._fail,
         )
         self.models = [ServedModel(place, shared) for place in settings.bundle_places]

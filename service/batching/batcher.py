@@ -124,22 +124,19 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
     ) -> Ticket[Item, Result]:
         """Reserve places for all `count` items of a request, or for none.
 
-        Clients take turns. Where the queue is full, the newest request of the client that holds
-        most gives way to one of a client that would hold less.
+        Clients take turns. Where the queue is full, the newest requests of the client that holds
+        most give way to one of a client that would hold less, if that makes room for it.
 
         Raises:
             NotReady, Overloaded: see `check`.
         """
         self.check(count, client=client, deadline_s=deadline_s)
-        while self._is_full(count):
-            greedy = self._queue.greedier(client, count)
-            if greedy is None:  # its other requests have begun
-                raise self._refusal(count, client)
-            greedy.fail(
+        for ticket in self._giving_way(count, client) or ():
+            ticket.fail(
                 Overloaded(
                     "the queue is full, and the request gave way to one of a client with fewer "
                     "images in it; send it again, or less at a time",
-                    retry_after_s=self.expected_wait_s(count, client=greedy.client),
+                    retry_after_s=self.expected_wait_s(count, client=ticket.client),
                 )
             )
         deadline = None if deadline_s is None else self._clock() + deadline_s
@@ -157,8 +154,12 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         """
         if self._is_closing:
             raise NotReady("the service is shutting down; send the request again", retry_after_s=1)
-        if self._is_full(count) and self._queue.greedier(client, count) is None:
-            raise self._refusal(count, client)
+        if self._giving_way(count, client) is None:
+            raise Overloaded(
+                f"the queue is full (places taken: {self._depth_of_all()} of {self._max_queue}; "
+                f"needed: {count})",
+                retry_after_s=self.expected_wait_s(count, client=client),
+            )
         wait_s = self.expected_wait_s(count, client=client)
         if deadline_s is not None and wait_s > deadline_s:
             raise Overloaded(
@@ -167,15 +168,10 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
                 retry_after_s=wait_s - deadline_s,
             )
 
-    def _is_full(self, count: int) -> bool:
-        return self._depth_of_all() + count > self._max_queue
-
-    def _refusal(self, count: int, client: Hashable) -> Overloaded:
-        return Overloaded(
-            f"the queue is full (places taken: {self._depth_of_all()} of {self._max_queue}; "
-            f"needed: {count})",
-            retry_after_s=self.expected_wait_s(count, client=client),
-        )
+    def _giving_way(self, count: int, client: Hashable) -> list[Ticket[Item, Result]] | None:
+        """The requests that make room for `count` items; None if there is no room for them."""
+        num_missing = self._depth_of_all() + count - self._max_queue
+        return self._queue.giving_way(client, count, num_missing=num_missing)
 
     def expected_wait_s(self, count: int, *, client: Hashable = None) -> float:
         """Seconds until the last of `count` further items of a client would start."""

@@ -55,19 +55,27 @@ class ItemQueue(Generic[Item, Result]):
         )
         return own + others + count - 1
 
-    def greedier(self, client: Hashable, count: int) -> Ticket[Item, Result] | None:
-        """The newest request of the client with the most places, if it can give way to this one.
+    def giving_way(
+        self, client: Hashable, count: int, *, num_missing: int
+    ) -> list[Ticket[Item, Result]] | None:
+        """The requests that give `num_missing` places to one of a client; None if they have fewer.
 
-        It can if nothing of it was taken, and if this client would still have fewer places than
-        the other after adding `count`.
+        Each is the newest of the client with the most places then. It can give way if nothing of it
+        was taken, and if this client would still have fewer places than the other after adding
+        `count`.
         """
-        other, held = max(self._num_held.items(), key=lambda item: item[1], default=(client, 0))
-        if other == client or held <= self._num_held[client] + count:
-            return None
-        for ticket in reversed(self._tickets):
-            if ticket.client == other and ticket.num_held == ticket.count:
-                return ticket
-        return None
+        held, found = self._num_held.copy(), []
+        untouched = [ticket for ticket in self._tickets if ticket.num_held == ticket.count]
+        while num_missing > 0:
+            other, most = max(held.items(), key=lambda item: item[1], default=(client, 0))
+            ticket = next((one for one in reversed(untouched) if one.client == other), None)
+            if ticket is None or other == client or most <= held[client] + count:
+                return None
+            untouched.remove(ticket)
+            found.append(ticket)
+            held[other] -= ticket.count
+            num_missing -= ticket.count
+        return found
 
     async def wait_until_all_left(self) -> None:
         """Return once no request holds a ticket."""

@@ -1,6 +1,7 @@
 """Clients take turns in the queue: one that sends much delays only itself."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -16,6 +17,18 @@ from tests.service.batching.shouting import (
 )
 
 pytestmark = pytest.mark.anyio
+
+
+async def test_nobody_gives_way_to_a_request_that_is_refused_all_the_same(batcher: Batcher) -> None:
+    with contextlib.ExitStack() as stack:
+        for client in "aaaabbccdd":
+            stack.enter_context(batcher.admit(1, client=client))
+
+        for refuse in (batcher.check, batcher.admit):
+            with pytest.raises(Overloaded, match="places taken: 10 of 10; needed: 3"):
+                refuse(3, client="modest")
+
+        assert batcher.depth == MAX_QUEUE
 
 
 @pytest.mark.parametrize("bucket", ["a", "another"])
