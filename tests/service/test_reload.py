@@ -17,7 +17,6 @@ from pydantic import SecretStr
 
 from bundle.manifest import Bundle
 from service.app import create_app
-from service.errors import NotReady
 from service.settings import Settings
 from tests.fakes import FakeEngine, Gate
 from tests.server_process import Process
@@ -155,66 +154,6 @@ async def test_the_old_engine_answers_what_it_had_admitted(
     assert (await held).json()["model"]["name"] == "first"
     assert (await reload).status_code == 200
     assert old.is_closed
-
-
-async def hold_and_reload(
-    app: FastAPI, client: httpx.AsyncClient, engines: list[FakeEngine], png_bytes: bytes
-) -> "asyncio.Task[httpx.Response]":
-    """Reload while the engine that served until then is at work on a request."""
-    old = app.state.serving.model().detector
-    held = await begin_and_hold(client, engines[0], png_bytes)
-    app.state.serving.begin_reload()
-    while app.state.serving.model().detector is old:
-        await asyncio.sleep(0)
-    return held
-
-
-@pytest.mark.anyio
-async def test_a_stop_that_runs_out_of_patience_answers_requests_of_the_old_engine(
-    app: FastAPI, client: httpx.AsyncClient, engines: list[FakeEngine], png_bytes: bytes
-) -> None:
-    held = await hold_and_reload(app, client, engines, png_bytes)
-
-    app.state.serving.abort(NotReady("the service is stopping"))
-    ended, _ = await asyncio.wait({held}, timeout=1)
-    engines[0].gate.open()
-
-    assert ended == {held}
-    assert (held.result().status_code, code_of(held.result())) == (503, "not_ready")
-
-
-@pytest.mark.anyio
-async def test_images_that_wait_for_the_old_engine_count_for_the_queue(
-    app: FastAPI, client: httpx.AsyncClient, engines: list[FakeEngine], png_bytes: bytes
-) -> None:
-    serving = app.state.serving
-    old = serving.model().detector
-    with old.admit(4):
-        reload = serving.begin_reload()
-        while serving.model().detector is old:
-            await asyncio.sleep(0)
-
-        refused = await client.post("/detect", content=png_bytes)
-    await reload
-
-    assert (refused.status_code, code_of(refused)) == (503, "overloaded")
-
-
-@pytest.mark.anyio
-async def test_the_end_waits_for_what_the_old_engine_had_admitted(
-    app: FastAPI, client: httpx.AsyncClient, engines: list[FakeEngine], png_bytes: bytes
-) -> None:
-    held = await hold_and_reload(app, client, engines, png_bytes)
-
-    closing = asyncio.ensure_future(app.state.serving.close())
-    await asyncio.sleep(0.01)
-    has_waited = not closing.done()
-    engines[0].gate.open()
-    await closing
-
-    assert has_waited
-    assert (await held).status_code == 200
-    assert [engine.is_closed for engine in engines] == [True, True]
 
 
 @pytest.mark.anyio
