@@ -94,8 +94,11 @@ def _write(split: Split, directory: Path, name: str) -> None:
 
 
 def _free_name(source: Path, image_dir: Path, image_id: int) -> str:
-    """The file's name, preceded by the image's id if another folder has a file of that name."""
-    return f"{image_id}-{source.name}" if (image_dir / source.name).exists() else source.name
+    """The file's name, preceded by the image's id as often as another image has that name."""
+    name = source.name
+    while (image_dir / name).exists():
+        name = f"{image_id}-{name}"
+    return name
 
 
 def _link(source: Path, target: Path) -> None:

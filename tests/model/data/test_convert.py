@@ -61,6 +61,22 @@ def test_images_of_the_same_name_in_two_folders_stay_two(tmp_path: Path) -> None
     assert len(open_data_set(tmp_path / "coco").open("all").files) == 2
 
 
+def test_a_name_that_was_made_for_an_image_never_takes_the_file_of_another(tmp_path: Path) -> None:
+    names = ["day/a.png", "dusk/3-a.png", "night/a.png"]
+    for name in names:
+        exports.write_images(tmp_path / "data" / Path(name).parent, {Path(name).name: []})
+    content = exports.coco_content({name: [("bolt", (4, 6, 20, 10))] for name in names})
+    exports.write(tmp_path / "data" / "instances.json", json.dumps(content))
+    before = [(tmp_path / "data" / name).read_bytes() for name in names]
+
+    convert(open_data_set(tmp_path / "data"), tmp_path / "coco")
+
+    written = json.loads((tmp_path / "coco" / "instances.json").read_text())["images"]
+    copies = [tmp_path / "coco" / "images" / image["file_name"] for image in written]
+    assert [copy.read_bytes() for copy in copies] == before
+    assert [(tmp_path / "data" / name).read_bytes() for name in names] == before
+
+
 def test_images_are_copied_where_links_cannot_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
