@@ -129,6 +129,8 @@ class _Reader:
             self._check_entries(section)
         self._image_ids = self._number("images")
         self._category_ids = self._number("categories")
+        known = (_whole(entry.get("id")) for _, entry in self._entries("annotations"))
+        self._largest_annotation_id = max((n for n in known if n is not None), default=0)
 
     def images(self) -> Iterator[ImageEntry]:
         """The images that have an id and a file name."""
@@ -265,11 +267,11 @@ class _Reader:
         return size
 
     def _annotation_id(self, where: str, entry: dict[str, Any], position: int) -> int:
-        value = read_id(entry.get("id"))
-        if isinstance(value, int):
+        value = _whole(entry.get("id"))
+        if value is not None:
             return value
         self._note("annotations have no whole number as id: renumbered", where, entry, "id")
-        return position
+        return self._largest_annotation_id + position
 
     def _box(self, where: str, entry: dict[str, Any]) -> tuple[float, float, float, float]:
         if entry.get("bbox") in (None, []) and (box := box_of(entry.get("segmentation"))):

@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 
 from bundle.preprocess import decode_image
 from model.data.image_file import Image, decode_file
-from model.data.image_files import MIN_TRAINING_SIDE_PX
 from model.data.mixing import Mix
 from model.data.split import Split
 from model.data.transforms import Sample, Transform, to_target
@@ -47,7 +46,7 @@ class CocoDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
         self._split = split
         image_ids = [image.id for image in split.images]
         if transform is not None:
-            image_ids = [i for i in image_ids if min(split.size(i)) >= MIN_TRAINING_SIDE_PX]
+            image_ids = [i for i in image_ids if split.is_trained_on(i)]
         # (I, 2), height and width as displayed, before the transform.
         self.sizes = np.array([split.size(image_id) for image_id in image_ids]).reshape(-1, 2)
         self.is_portrait = self.sizes[:, 0] > self.sizes[:, 1]

@@ -43,6 +43,8 @@ def doubts(split: Split, model: ModelConfig | None) -> Iterator[Fault]:
 
 def _targets(split: Split, model: ModelConfig | None) -> Iterator[Fault]:
     targets = [box for box in split.annotations.boxes if split.training_box(box) is not None]
+    if model is not None:  # to be trained
+        targets = [box for box in targets if split.is_trained_on(box.image_id)]
     if not targets:
         if split.files:
             yield Fault("no-targets", None, None, "no annotation can be trained on")

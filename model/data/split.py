@@ -10,7 +10,7 @@ from typing import Any
 from model.data.annotations import Annotations, BoxEntry, ImageEntry
 from model.data.faults import Fault
 from model.data.image_file import ImageFile
-from model.data.image_files import read_image_files, size_fault
+from model.data.image_files import MIN_TRAINING_SIDE_PX, read_image_files, size_fault
 
 MIN_BOX_SIDE_PX = 1.0  # thinner boxes are not trained on, as published
 
@@ -36,6 +36,10 @@ class Split:
     def size(self, image_id: int) -> tuple[int, int]:
         """(height, width) of an image as displayed."""
         return self.files[image_id].header.size
+
+    def is_trained_on(self, image_id: int) -> bool:
+        """Whether an image is large enough for training."""
+        return min(self.size(image_id)) >= MIN_TRAINING_SIDE_PX
 
     def files_digest(self) -> str:
         """A digest of the contents of all image files, whatever their names."""

@@ -165,6 +165,23 @@ def test_ids_that_are_text_are_numbered_and_that_is_said(read, value):
     assert f"id {json.dumps(value)} of images[0]" in annotations.faults[0].message
 
 
+@pytest.mark.parametrize("known", [2, -4, 0])
+def test_annotations_without_a_number_get_one_that_no_other_has(tmp_path, known):
+    box = {"image_id": 1, "category_id": 5, "bbox": [1, 2, 3, 4]}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 60}],
+        "annotations": [box | {"id": known}, box, box | {"id": "b"}],
+        "categories": [{"id": 5, "name": "cat"}],
+    }
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
+
+    first, *others = (entry.id for entry in read_annotations(path).boxes)
+
+    assert first == known
+    assert len({known, *others}) == 3
+
+
 @pytest.mark.parametrize("order", [["a", "b", 7], ["b", 7, "a"]])
 def test_text_ids_have_the_same_numbers_in_any_order(tmp_path, order):
     categories = [{"id": key, "name": f"class {key}"} for key in order]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from model.config import ModelConfig
-from model.data.check import check_split, main
+from model.data.check import check_split, check_validation, main
 from model.data.data_set import open_data_set
 from model.data.faults import Fault, describe
 from tests.model.data.reading import read_split
@@ -258,6 +258,20 @@ def test_a_tiny_image_is_reported(sound):
     (fault,) = check(annotation_file, image_dir)
 
     assert (fault.kind, fault.image_id, fault.fatal) == ("tiny-image", 2, False)
+
+
+def test_boxes_of_tiny_images_alone_are_no_targets_but_can_be_evaluated_on(sound):
+    content, write = sound
+    del content["annotations"][:2]
+    content["images"][1].update(height=31, width=33)
+    annotation_file, image_dir = write()
+    Image.new("RGB", (33, 31)).save(image_dir / "b.png")
+    split = read_split(annotation_file, image_dir)
+
+    trained, evaluated = check_split(split, SMALL_MODEL), check_validation(split)
+
+    assert [f.kind for f in trained if f.fatal] == ["no-targets"]
+    assert {f.kind for f in evaluated} == {"tiny-image"}
 
 
 def test_every_fault_is_found_in_one_pass(sound):
