@@ -94,16 +94,17 @@ def _check(
             f"expected attention_logits {tuple(sampling_offsets.shape[:-1])}, "
             f"got {tuple(attention_logits.shape)}"
         )
-    num_queries = sampling_offsets.shape[1]
-    if reference_points.shape[1:3] != (num_queries, num_levels) or (
+    batch, num_queries, num_heads = sampling_offsets.shape[:3]
+    if reference_points.shape[:-1] != (batch, num_queries, num_levels) or (
         reference_points.shape[-1] not in (2, 4)
     ):
         raise ValueError(
-            f"expected reference_points (B, {num_queries}, {num_levels}, 2 or 4), "
+            f"expected reference_points ({batch}, {num_queries}, {num_levels}, 2 or 4), "
             f"got {tuple(reference_points.shape)}"
         )
-    num_heads = sampling_offsets.shape[2]
-    if value.shape[2] != num_heads:
-        raise ValueError(f"expected value with M = {num_heads}, got {tuple(value.shape)}")
+    if value.shape[0] != batch or value.shape[2] != num_heads:
+        raise ValueError(
+            f"expected value with B = {batch} and M = {num_heads}, got {tuple(value.shape)}"
+        )
     num_tokens = sum(h * w for h, w in spatial_shapes)
     torch._check(value.shape[1] == num_tokens, lambda: "spatial_shapes do not add up to S of value")

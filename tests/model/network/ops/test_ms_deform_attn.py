@@ -143,7 +143,10 @@ def test_a_wide_level_is_sampled_where_float32_says_when_values_are_half(
         (2, (2, 4, 2, 2), "expected reference_points"),
         (2, (2, 5, 2, 3), "expected reference_points"),
         (4, (2, 5, 2, 2, 4), "expected attention_logits"),
-        (0, (2, 30, 3, 4), "expected value with M = 2"),
+        (2, (1, 5, 2, 2), "expected reference_points"),  # kernels would read what is behind it
+        (2, (5, 2, 2), "expected reference_points"),
+        (0, (2, 30, 3, 4), "expected value with B = 2 and M = 2"),
+        (0, (3, 30, 2, 4), "expected value with B = 2 and M = 2"),
     ],
 )
 def test_shapes_that_disagree_are_refused(
