@@ -26,8 +26,8 @@ class BatchNorm2d(nn.Module):
     """Batch norm that either trains or is a fixed affine map in every mode.
 
     `trained=False` is the published recipe: running statistics never change, and weight and
-    bias get no gradient. With a padding mask, statistics exclude padding. In training, they are
-    those of the images of all processes.
+    bias get no gradient. One whose weight is frozen is fixed, too. With a padding mask, statistics
+    exclude padding. In training, they are those of the images of all processes.
     """
 
     running_mean: Tensor
@@ -35,7 +35,6 @@ class BatchNorm2d(nn.Module):
 
     def __init__(self, channels: int, *, trained: bool) -> None:
         super().__init__()
-        self.trained = trained
         self.weight = nn.Parameter(torch.ones(channels), requires_grad=trained)
         self.bias = nn.Parameter(torch.zeros(channels), requires_grad=trained)
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -43,7 +42,7 @@ class BatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """Normalise x (B, C, h, w), whose padding (B, h, w) bool is True on padding."""
-        is_training = self.training and self.trained
+        is_training = self.training and self.weight.requires_grad
         if padding is None and is_training and num_processes() > 1:
             padding = torch.zeros_like(x[:, 0], dtype=torch.bool)
         if padding is not None and is_training:

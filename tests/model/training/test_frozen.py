@@ -1,5 +1,6 @@
 """Parts of a model that a run does not train."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from tests.model.runs import run_config
 
 
 def test_frozen_parts_stay_as_they_are_in_a_run(images: Path, tmp_path: Path) -> None:
-    config = run_config(freeze=("encoder", "decoder.layers.1"), epochs=1, num_workers=0)
+    parts = ("encoder", "decoder.layers.1", "backbone.layer3")
+    model = replace(tiny().model, train_batch_norm=True, frozen_stages=0)
+    config = run_config(freeze=parts, epochs=1, num_workers=0, model=model)
     data = open_data(config, images)
     start = tmp_path / "start"
     train(config, data, out_dir=start)
@@ -25,9 +28,11 @@ def test_frozen_parts_stay_as_they_are_in_a_run(images: Path, tmp_path: Path) ->
         safetensors.torch.load_file(folder / "last.safetensors") for folder in (start, tmp_path)
     )
     changed = {name for name, tensor in after.items() if not tensor.equal(before[name])}
-    frozen = {name for name in after if name.startswith(("encoder.", "decoder.layers.1."))}
+    stem = ("backbone.conv1.", "backbone.bn1.")
+    frozen = {name for name in after if name.startswith((*(f"{part}." for part in parts), *stem))}
     assert not changed & frozen
     assert {"decoder.layers.0.norm1.weight", "class_heads.0.weight"} <= changed
+    assert {"backbone.layer1.0.bn1.running_mean", "backbone.layer4.0.bn1.running_var"} <= changed
 
 
 def test_a_name_is_a_whole_part() -> None:
