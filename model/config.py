@@ -265,6 +265,7 @@ class TrainConfig:
             self, 0, "pretrain_steps", "weight_decay", "backbone_lr_factor", "offsets_lr_factor",
             "warmup_steps", "num_workers", "seed", "keep_last",
         )  # fmt: skip
+        _require(self.seed < 2**32, f"seed must be below 2^32, got {self.seed}")
         for name in ("learning_rate", "clip_norm", "minutes"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"{name} must be positive, got {value}")

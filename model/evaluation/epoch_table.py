@@ -51,4 +51,6 @@ def write_epochs(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def _cell(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6g}"
+    if math.isnan(value):
+        return ""
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.6g}"

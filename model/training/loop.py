@@ -184,6 +184,7 @@ def _run(
             continue
         metrics = end_epoch(state, data, run_time=run_time, stop=stop, board=board, out_dir=out_dir)
         save()
+        run_time.count()  # before the next epoch begins, if there is the time for one
     if metrics is not None or needs_report(out_dir):
         report_best(
             data, last_epoch=state.progress.epoch, metrics=metrics, stop=stop, out_dir=out_dir
@@ -213,7 +214,6 @@ def train_epoch(
     progress, config = state.progress, run_time.config
     num_steps = steps_per_epoch(len(data.train), config)
     state.model.train()
-    run_time.count()
     times = StepTimes(next(state.model.parameters()).device)
     saved_at = progress.seconds
     with (

@@ -294,6 +294,8 @@ def _diagnose(
     culprit = None
     with alone():
         for batch in batches:
+            if not batch[2]:  # nothing was run in this process
+                continue
             culprit = culprit or first_bad_tensor(
                 model, partial(_loss_terms, model, batch, config, dtype, step)
             )

@@ -95,7 +95,7 @@ class RunTime:
         return f"epoch {number} ({share:.0%} of {self.config.minutes:g} min)"
 
     def left(self, steps_per_epoch: int) -> timedelta:
-        """How long the run will take from now; if it has no limit, without evaluations."""
+        """How long the run will take from now; if it has no limit, at the pace so far."""
         progress = self.progress
         if self.config.minutes is None:
             steps = self.config.epochs * steps_per_epoch - progress.step

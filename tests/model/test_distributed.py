@@ -1,6 +1,7 @@
 """Any number of processes train the same weights."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from bundle.preprocess import Preprocess
 from model.config import AugmentConfig, LossConfig, TrainConfig, Variant
 from model.configs import tiny
 from model.data.loading import RunData, epoch_batches, open_data
-from model.distributed import num_processes, process_index, sum_in_place
+from model.distributed import PeerFailed, num_processes, process_index, sum_in_place
 from model.evaluation.evaluation import evaluate
 from model.network.backbone import BatchNorm2d
 from model.network.deformable_detr import DeformableDetr
 from model.network.inference import DetectionModel
+from model.training.non_finite import NonFiniteLoss
 from model.training.optimiser_step import take_step
 from model.training.training_state import TrainingState
 from model.training.validation_loss import ValidationLoss
@@ -188,6 +190,41 @@ def test_several_processes_find_the_same_metrics_to_the_bit_and_the_loss_to_roun
     found = [evaluation for _, evaluation, _ in together]
     assert [metrics for metrics, _ in found] == [expected] * len(together)
     assert [one for _, one in found] == pytest.approx([loss] * len(together), rel=1e-6)
+
+
+class _NoGradient(torch.autograd.Function):
+    """Passes a tensor on, and NaN back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0] * math.nan
+
+
+def step_with_a_bad_gradient(data: RunData, out: Path) -> None:
+    """A step of one image, which one of the processes has."""
+    config = CASES["refine"]
+    state = TrainingState.start(start_model(config), config)
+    state.model.encoder.register_forward_hook(lambda *call: _NoGradient.apply(call[-1]))
+    *_, last = epoch_batches(data.train, config, epoch=0)
+    try:
+        take_step(state, last, config=config, dtype=torch.float32)
+    except (NonFiniteLoss, PeerFailed) as error:
+        (out / f"{process_index()}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+def test_a_bad_gradient_is_told_though_a_process_has_no_image(
+    data: RunData, tmp_path: Path
+) -> None:
+    run_together(2, step_with_a_bad_gradient, data, tmp_path)
+
+    main, other = ((tmp_path / f"{process}.txt").read_text() for process in (0, 1))
+    assert main.startswith("NonFiniteLoss: step 1 (epoch 1): gradient is not finite; image ids [")
+    assert "first bad tensor: gradient of encoder." in main
+    assert other.startswith("PeerFailed: ")
 
 
 def test_batch_norm_has_the_statistics_of_all_processes(together: list[Any]) -> None:

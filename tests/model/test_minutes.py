@@ -14,7 +14,7 @@ from model.checkpoints.checkpoint_file import load_checkpoint
 from model.config import TrainConfig
 from model.data.loading import open_data
 from model.training.loop import train
-from tests.model.runs import interrupted_data, run_config, send
+from tests.model.runs import epochs_of, interrupted_data, run_config, send
 
 
 def seconds() -> Callable[[], float]:
@@ -52,6 +52,17 @@ def test_a_run_ends_with_its_schedule_in_the_time_it_is_given(
     assert progress["step_in_epoch"] == 0
     assert load_checkpoint(tmp_path / "last.safetensors").provenance["epochs"] == progress["epoch"]
     assert "padding" in caplog.text
+
+
+@pytest.mark.parametrize(("budget_s", "steps"), [(12, ["6"]), (13, ["6", "7"])])
+def test_no_epoch_begins_without_the_time_for_a_step(
+    budget_s: int, steps: list[str], images: Path, tmp_path: Path
+) -> None:
+    config = timed_config(budget_s)
+
+    train(config, open_data(config, images), out_dir=tmp_path, clock=seconds())
+
+    assert [row["step"] for row in epochs_of(tmp_path)] == steps
 
 
 def test_a_run_that_was_stopped_does_not_get_its_time_again(images: Path, tmp_path: Path) -> None:

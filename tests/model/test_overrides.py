@@ -71,6 +71,7 @@ def test_a_whole_group_may_be_left_out_or_begun() -> None:
         ("epochs=none", "epochs: expected a whole number, got 'none'"),
         ("epochs=", "epochs: expected a whole number, got ''"),
         ("epochs=0", "epochs must be at least 1, got 0"),
+        ("seed=4294967296", "seed must be below 2^32, got 4294967296"),
         ("num_threads=two", "num_threads: expected a whole number or none, got 'two'"),
         ("learning_rate=nan", "learning_rate: expected a number, got 'nan'"),
         ("learning_rate=-1", "learning_rate must be positive, got -1"),

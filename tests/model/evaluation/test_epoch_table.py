@@ -20,6 +20,14 @@ def test_rows_come_back_with_gaps_where_there_was_no_number(tmp_path: Path) -> N
     assert second == {"epoch": 2, "loss": 2e-7, "AP, of cats": 0.5}
 
 
+def test_no_step_is_rounded(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+
+    append_epoch(path, {"epoch": 1, "step": 2_957_183, "loss": math.inf})
+
+    assert path.read_text() == "epoch,step,loss\n1,2957183,inf\n"
+
+
 def test_a_run_that_went_back_replaces_its_later_epochs(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     for epoch in (1, 2, 3):
