@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from bundle.atomic import write_atomically
 from bundle.manifest import ClassInfo
-from model.data.transforms import Sample, Transform, to_target
+from model.data.transforms import Sample, to_target
 
 Split = Literal["train", "val"]
 
@@ -278,12 +278,10 @@ class DigitsDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
         *,
         seed: int = 0,
         num_images: int = NUM_VAL_IMAGES,
-        transform: Transform | None = None,
     ) -> None:
         self.split = split
         self.seed = seed
         self.num_images = num_images
-        self.transform = transform
         self.epoch = 0
         self._truth: dict[str, Any] | None = None
 
@@ -313,10 +311,7 @@ class DigitsDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, dict[str, Any]]:
         """Image (h, w, 3) uint8 RGB and its target."""
-        rng = self._rng(index)
-        sample = make_sample(rng, self.split)
-        if self.transform is not None:
-            sample = self.transform(sample, rng)
+        sample = make_sample(self._rng(index), self.split)
         return sample.image, to_target(sample, self.image_id(index))
 
     def image_id(self, index: int) -> int:
@@ -324,7 +319,7 @@ class DigitsDataset(Dataset[tuple[np.ndarray, dict[str, Any]]]):
         return index + 1
 
     def read_image(self, index: int) -> np.ndarray:
-        """The image (h, w, 3) uint8 RGB before any transform."""
+        """The image (h, w, 3) uint8 RGB."""
         return make_sample(self._rng(index), self.split).image
 
     def ground_truth(self) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _open_digits(config: TrainConfig) -> RunData:
 
 def largest_images(dataset: Any, config: TrainConfig) -> tuple[int, int]:
     """The largest height and width that a training batch can have, in pixels."""
-    if dataset.transform is None:  # images of the size they are trained with
+    if config.dataset == "digits":  # images of the size they are trained with
         height, width = dataset.sizes.max(axis=0).tolist()
         return height, width
     return largest_size(dataset.sizes, config.augment, preprocess=config.preprocess)
