@@ -41,6 +41,7 @@ RECIPES = {
     "colour jitter": "augment.colour_jitter=0.5",
     "mosaic": "augment.mosaic_probability=0.5",
     "pasted objects": "augment.paste_probability=0.5",
+    "scaled decoding": "augment.scaled_decoding=true",
 }
 COLUMNS = ("recipe", "seed", "epochs", "AP", "AP50")
 Row = dict[str, str]
