@@ -103,6 +103,12 @@ def float_type_of(precision: str, graph: str) -> str:
     return "fp16" if graph == HALF_FORM else "fp32"
 
 
+def remedy(error: Exception, otherwise: str) -> str:
+    """What to do about a runtime's error: memory, if that was too little, or else `otherwise`."""
+    is_memory = "std::bad_alloc" in str(error)
+    return "stop other programs, or allow the process more memory" if is_memory else otherwise
+
+
 def reason(error: Exception) -> str:
     """A runtime's error in one line, without locations in its source."""
     lines = (line.strip() for line in str(error).splitlines())

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from bundle.regular_file import require_file
 from service.error_bodies import answer_error
 from service.errors import Forbidden, Unauthorized
 
@@ -26,9 +27,10 @@ def read_keys(path: Path) -> list[bytes]:
             cannot be sent.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        text = require_file(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"DETR_API_KEYS_FILE: cannot read {path}: {error}") from error
+    lines = [line.strip() for line in text.splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise ValueError(f"DETR_API_KEYS_FILE: expected one key per line in {path}, got none")

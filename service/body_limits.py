@@ -27,12 +27,13 @@ class BodyLimits:
     """Limits of size and time for one body, and of memory for all bodies together.
 
     Attributes:
-        max_bytes: the size of one body.
+        max_bytes: the size of one body, and what to raise for a larger one.
         timeout_s: the time for one body, plus a second for every `min_bytes_per_s` received.
         budget: the memory for the bodies of all requests.
     """
 
     max_bytes: int
+    max_bytes_setting: str
     timeout_s: float
     min_bytes_per_s: int
     budget: BodyBudget
@@ -45,9 +46,11 @@ class BodyLimits:
         budget = BodyBudget(
             max(most_bytes, 2 * client_bytes), client_bytes=client_bytes, memory=memory
         )
-        return cls(
-            settings.max_body_bytes, settings.body_timeout_s, settings.min_body_bytes_per_s, budget
+        most = (
+            (settings.max_body_bytes, "DETR_MAX_BODY_BYTES"),
+            (memory.most_bytes // COPIES, "DETR_CLIENT_MEMORY_BYTES"),
         )
+        return cls(*min(most), settings.body_timeout_s, settings.min_body_bytes_per_s, budget)
 
 
 def client_body_bytes(settings: Settings) -> int:
@@ -119,7 +122,7 @@ async def _wait(receive: Receive, body: Body, until: float) -> Message | None:
 def _too_large(limits: BodyLimits, arrived: str) -> PayloadTooLarge:
     return PayloadTooLarge(
         f"expected a body of at most {limits.max_bytes} bytes, got {arrived}; "
-        "send fewer or smaller images, or raise the service's DETR_MAX_BODY_BYTES"
+        f"send fewer or smaller images, or raise the service's {limits.max_bytes_setting}"
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.detect import Found
-from bundle.known_answers import Errors, read_known_answers
+from bundle.known_answers import Errors
 from bundle.manifest import Bundle, Manifest
 from bundle.postprocess import ImageOutput
 from bundle.preprocess import Geometry, pad_batch
@@ -146,7 +146,7 @@ class Detector:
         self._metrics.selftest_passed.labels(self.name).set(self._started is not None)
         if self._started is None:
             return
-        engine, outcomes, _ = self._started
+        engine, outcomes = self._started.engine, self._started.outcomes
         self._metrics.engine.labels(self.name, *engine.info).set(1)
         self._metrics.gpu_memory.labels(self.name).set(engine.gpu_memory_bytes)
         self._count_captures(engine)
@@ -286,11 +286,11 @@ class Detector:
         self._failures_in_row = self._failures_in_row + 1 if has_failed else 0
         is_probing = self._probe is not None and not self._probe.done()
         if self._failures_in_row >= self._settings.max_failures and not is_probing:
-            self._probe = asyncio.create_task(self._try_known_image())
+            assert self._started is not None
+            self._probe = asyncio.create_task(self._try_known_image(self._started.known_image))
 
-    async def _try_known_image(self) -> None:
+    async def _try_known_image(self, image: Pixels) -> None:
         """Distinguish a broken engine from images that make it fail."""
-        image = read_known_answers(self.bundle.directory)[0].image
         num_failed = self._failures_in_row
         try:
             with self._require_batcher().admit(1) as ticket:

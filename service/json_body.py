@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic_core import from_json
 
 from service.errors import InvalidImage, InvalidRequest, MalformedBody, NoImage
+from service.json_names import name_given_twice
 from service.names import did_you_mean
 from service.schemas import FILE_FIELDS, ID_FIELD, DetectQuery
 
@@ -48,7 +49,7 @@ def read_json(body: bytes, *, max_values: int = _MAX_VALUES) -> dict[str, Any]:
 
     Raises:
         MalformedBody: not JSON.
-        InvalidRequest: not an object, or one with too many values.
+        InvalidRequest: not an object, or one with too many values or a name given twice.
     """
     if body.count(b",") >= max_values:
         raise InvalidRequest(f"expected at most {max_values} values in a JSON body, got more")
@@ -59,6 +60,7 @@ def read_json(body: bytes, *, max_values: int = _MAX_VALUES) -> dict[str, Any]:
         raise MalformedBody(f"the JSON body cannot be read: {error}") from error
     if not isinstance(parsed, dict):
         raise InvalidRequest(f"expected a JSON object, got {kind_of(parsed)}")
+    _require_once(body)
     return parsed
 
 
@@ -67,12 +69,11 @@ def read_json_images(body: bytes) -> JsonImages:
 
     Raises:
         MalformedBody: not JSON.
-        InvalidRequest: URLs, unknown names, names given twice, or values of the wrong type.
+        InvalidRequest: see `read_json`; or URLs, unknown names, or values of the wrong type.
         NoImage: there is no image under a known name.
         InvalidImage: text that is not base64.
     """
     fields = read_json(body)
-    _require_once(fields, body)
     _refuse_urls(fields)
     _check_names(fields)
     texts = [text for name in FILE_FIELDS for text in _as_list(fields.get(name, []))]
@@ -122,15 +123,16 @@ def kind_of(value: object) -> str:
     return kinds[type(value)]
 
 
-def _require_once(fields: dict[str, Any], body: bytes) -> None:
-    """Refuse a name that is given twice: the parser keeps the last one, and drops images."""
-    for name in {*fields} & {*FILE_FIELDS, ID_FIELD}:
-        quoted = f'"{name}"'.encode()
-        if body.find(quoted) != body.rfind(quoted):
-            raise InvalidRequest(
-                f"{name!r} is given more than once in the JSON body; write a list: "
-                f'{{"{name}": [...]}}'
-            )
+def _require_once(body: bytes) -> None:
+    try:
+        name = name_given_twice(body)
+    except ValueError as error:
+        raise InvalidRequest(f"JSON body: {error}") from error
+    if name is not None:
+        raise InvalidRequest(
+            f"{name[:100]!r} is given more than once in an object of the JSON body; for several "
+            "values write a list"
+        )
 
 
 def _refuse_urls(fields: dict[str, Any]) -> None:

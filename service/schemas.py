@@ -5,8 +5,8 @@ from enum import StrEnum
 from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import to_json
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError, to_json
 from typing_extensions import TypedDict  # that of typing is too plain for pydantic before 3.12
 
 from bundle.manifest import Batches, ClassInfo, Manifest, version_of
@@ -88,6 +88,14 @@ class DetectQuery(BaseModel):
         OutputFormat,
         Field(description="`detections`, or `coco`: the flat list that COCO evaluators load."),
     ] = OutputFormat.DETECTIONS
+
+    @field_validator("threshold", "num_detections", "top_k", "nms_iou", "tile", mode="before")
+    @classmethod
+    def _check_digits(cls, value: Any) -> Any:
+        """Refuse 1_0, which pydantic takes for 10."""
+        if isinstance(value, str) and "_" in value:
+            raise PydanticCustomError("number", "Input should be a number without underscores")
+        return value
 
     def most_detections(self, manifest: Manifest) -> int | None:
         """Most detections for one image; None for no limit. Tiles add up to more than the model's.

@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from bundle.known_answers import read_known_answers
 from bundle.manifest import Bundle
+from bundle.preprocess import Uint8Array
 from engines.base import Engine, EngineFailure
 from engines.guard import GuardedEngine, guard
 from engines.load import GpuOptions, open_engine
@@ -31,6 +33,7 @@ class Started(NamedTuple):
     engine: GuardedEngine
     outcomes: Sequence[Outcome]  # of the known answers
     warm_up_s: float  # the longest run on them
+    known_image: Uint8Array  # the first of them; the bundle's directory may hold another by now
 
 
 def open_served(bundle: Bundle, settings: Settings) -> Engine:
@@ -93,6 +96,7 @@ def _start(bundle: Bundle, settings: Settings, open_it: OpenEngine) -> Started:
             max_batch_size=settings.limit_batch(engine.max_batch_size),
             at_full_size=True,
         )
+        known_image = read_known_answers(bundle.directory)[0].image
     except BaseException:
         engine.close()
         raise
@@ -100,7 +104,7 @@ def _start(bundle: Bundle, settings: Settings, open_it: OpenEngine) -> Started:
     logger.info("%s: the engine gives the known answers; tries: %d", place, len(outcomes))
     info = ", ".join(f"{name} {value}" for name, value in engine.info._asdict().items())
     logger.info("%s: the engine is warm: %s", place, info)
-    return Started(engine, outcomes, longest_run_s)
+    return Started(engine, outcomes, longest_run_s, known_image)
 
 
 def _describe(error: BaseException) -> str:

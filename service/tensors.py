@@ -26,6 +26,8 @@ _LENGTH = struct.Struct("<I")
 Item = TypeVar("Item")
 # At most 8, checked one by one: a model or an error for each of a million takes a gigabyte.
 Few = Annotated[list[Item], FailFast(), Field(max_length=8)]
+# -1 is any size where a model is described. No product of these is too long to be written.
+Size = Annotated[StrictInt, Field(ge=-1, lt=2**31)]
 # Some clients write null for what they do not give.
 Parameters = Annotated[
     dict[str, Any], BeforeValidator(lambda given: {} if given is None else given)
@@ -37,7 +39,7 @@ class InputTensor(BaseModel):
 
     name: str
     datatype: str
-    shape: Few[StrictInt]
+    shape: Few[Size]
     parameters: Parameters = {}
     data: list[Any] | None = None
 

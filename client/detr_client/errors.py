@@ -1,6 +1,11 @@
 """What can go wrong with a request."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import httpx
+
+T = TypeVar("T")
 
 
 class DetrError(Exception):
@@ -37,6 +42,19 @@ class DetrError(Exception):
         except (ValueError, KeyError, TypeError):
             message, code = f"status {response.status_code}: {response.text[:200]}", None
         return cls(message, status=response.status_code, code=code, request_id=request_id)
+
+
+def read_answer(response: httpx.Response, read: Callable[[Any], T]) -> T:
+    """What is in the JSON of an answer.
+
+    Raises:
+        DetrError: it is not the service's, but perhaps a page of a proxy.
+    """
+    try:
+        return read(response.json())
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"expected an answer of the service, got {response.text[:200]!r}"
+        raise DetrError(message, status=response.status_code) from error
 
 
 class Unreachable(DetrError):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import httpx
 
-from detr_client.errors import DetrError, Unreachable
+from detr_client.errors import DetrError, Unreachable, read_answer
 from detr_client.images import File, ImageLike, to_file
 from detr_client.options import Options, given
 from detr_client.results import ImageResult
@@ -63,8 +63,7 @@ def ask(send: Send, retries: Retries) -> Conversation[httpx.Response]:
 def ask_model(model: str | None, retries: Retries) -> Conversation[dict[str, Any]]:
     """What GET /model says about this model, or about the first if None."""
     response = yield from ask(Send("GET", "/model", {"params": _model_param(model)}), retries)
-    answer: dict[str, Any] = response.json()
-    return answer
+    return read_answer(response, _model)
 
 
 def ask_detections(
@@ -96,7 +95,7 @@ def ask_detections(
             "data": {"image_ids": ",".join(map(str, some_ids))},
         }
         response = yield from ask(Send("POST", "/detect", {**form, "params": params}), retries)
-        results += [ImageResult.from_json(result) for result in response.json()["results"]]
+        results += read_answer(response, _results)
     return results
 
 
@@ -112,6 +111,14 @@ def batches(images: Sequence[ImageLike], batching: Batching) -> Iterator[list[Fi
         group.append(file)
     if group:
         yield group
+
+
+def _model(answer: Any) -> dict[str, Any]:
+    return {**answer}
+
+
+def _results(answer: Any) -> list[ImageResult]:
+    return [ImageResult.from_json(result) for result in answer["results"]]
 
 
 def _model_param(model: str | None) -> dict[str, str]:

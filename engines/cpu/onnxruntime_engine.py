@@ -20,6 +20,7 @@ from engines.base import (
     choose_precision,
     float_type_of,
     reason,
+    remedy,
 )
 from engines.cores import allowed_cores
 
@@ -126,11 +127,11 @@ def _open_session(path: Path, threads: int, providers: Sequence[Provider]) -> or
     try:
         session = ort.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
     except RUNTIME_ERRORS as error:
-        remedy = (
+        otherwise = (
             REMEDY if providers[0] == CPU else "install what is missing, or choose another engine"
         )
         raise ValueError(
-            f"{path}: ONNX Runtime cannot load it ({reason(error)}); {remedy}"
+            f"{path}: ONNX Runtime cannot load it ({reason(error)}); {remedy(error, otherwise)}"
         ) from error
     used = session.get_providers()
     if used[0] != providers[0].name:  # it continues without, and says why on stderr only

@@ -12,7 +12,15 @@ import openvino as ov
 from bundle.layout import OUTPUTS, PLUGIN_FORM, STANDARD_FORM
 from bundle.manifest import REMEDY, Bundle, Manifest
 from bundle.postprocess import RawOutput
-from engines.base import EngineInfo, FloatType, Mode, check_names, choose_precision, reason
+from engines.base import (
+    EngineInfo,
+    FloatType,
+    Mode,
+    check_names,
+    choose_precision,
+    reason,
+    remedy,
+)
 from engines.cpu.openvino_compile import GraphCompiler
 from engines.cpu.openvino_streams import RUNTIME_ERRORS, make_requests, run_in_parts
 from engines.cpu.signal_stack import kept_signal_stack
@@ -68,7 +76,7 @@ class OpenVinoEngine:
             threads = compiled.split.get_property("INFERENCE_NUM_THREADS")
         except RUNTIME_ERRORS as error:
             raise ValueError(
-                f"{path}: OpenVINO cannot load it ({reason(error)}); {REMEDY}"
+                f"{path}: OpenVINO cannot load it ({reason(error)}); {remedy(error, REMEDY)}"
             ) from error
         _check_ports(path, compiled.split, manifest)
         self.name = manifest.name

@@ -159,6 +159,17 @@ def test_an_error_of_a_proxy_is_reported_as_it_is(body: str) -> None:
     assert caught.value.code is None
 
 
+@pytest.mark.parametrize("body", ["<html>", "[]", '{"results": [{}]}', '{"results": 1}'])
+def test_an_answer_that_is_not_of_the_service_is_reported(body: str) -> None:
+    service = Service(httpx.Response(200, text=body))
+
+    with pytest.raises(DetrError, match="expected an answer of the service") as caught:
+        service.client().detect(b"x")
+
+    assert caught.value.status == 200
+    assert body in caught.value.message
+
+
 @pytest.mark.anyio
 async def test_the_async_client_asks_again_too() -> None:
     service = Service(busy(retry_after="7"), httpx.ReadError("reset"), done())

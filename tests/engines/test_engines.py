@@ -16,6 +16,7 @@ from bundle.preprocess import pad_batch
 from engines.base import Engine, EngineFailure
 from engines.cpu import onnxruntime_engine, openvino_streams
 from engines.cpu.onnxruntime_engine import OnnxRuntimeEngine
+from engines.cpu.openvino_compile import GraphCompiler
 from engines.cpu.openvino_engine import OpenVinoEngine
 from engines.load import EngineName, open_engine
 from tests.toy_bundle import TOY_GRAPH, make_toy_bundle
@@ -160,6 +161,21 @@ def test_every_error_of_onnx_runtime_is_translated(
 
     with pytest.raises(EngineFailure, match=r"ONNX Runtime failed on .*: broken"):
         engine.run(*pad_batch([scene]))
+
+
+@pytest.mark.parametrize(("fault", "advice"), [("std::bad_alloc", "memory"), ("x", "rebuild")])
+def test_a_graph_that_cannot_be_loaded_is_not_blamed_for_too_little_memory(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, fault: str, advice: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(fault)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    monkeypatch.setattr(GraphCompiler, "compile", fail)
+
+    for kind in ENGINES.values():
+        with pytest.raises(ValueError, match=rf"cannot load it .*\); .*{advice}"):
+            kind(Bundle.load(toy_bundle), threads=1)
 
 
 def test_the_errors_of_onnx_runtime_are_those_that_it_defines() -> None:

@@ -104,6 +104,11 @@ async def test_a_file_without_good_keys_is_refused_at_start(
         create_app(settings.model_copy(update={"api_keys_file": tmp_path / "keys"}))
 
 
+def test_a_device_holds_no_keys() -> None:
+    with pytest.raises(ValueError, match=r"DETR_API_KEYS_FILE: cannot read /dev/null: .*a device"):
+        read_keys(Path("/dev/null"))
+
+
 def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path: Path) -> None:
     for name, encoding in (("plain", "utf-8"), ("marked", "utf-8-sig")):
         (tmp_path / name).write_text("0123456789abcdef\n", encoding=encoding)

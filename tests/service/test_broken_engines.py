@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import numpy.typing as npt
 import pytest
 from fastapi import FastAPI
 
-from engines.base import Engine
+from bundle.postprocess import RawOutput
+from engines.base import Engine, EngineFailure
 from service.app import create_app
 from service.errors import NotReady
 from service.settings import Settings
@@ -118,6 +121,39 @@ async def test_images_that_fail_do_not_end_a_service_whose_engine_works(
     assert {answer.status_code for answer in failed} == {500}
     assert (ready.status_code, good.status_code) == (200, 200)
     assert "the images are at fault" in caplog.text
+
+
+class Breaking(FakeEngine):
+    """An engine that fails on everything once it is broken."""
+
+    is_broken = False
+
+    def run(self, images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
+        if self.is_broken:
+            raise EngineFailure("broken")
+        return super().run(images, padding_mask)
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_breaks_is_given_up_though_its_bundle_has_gone(
+    settings: Settings, fake_bundle: Path, tmp_path: Path, png_bytes: bytes
+) -> None:
+    has_failed = asyncio.Event()
+    bundle = shutil.copytree(fake_bundle, tmp_path / "bundle")
+    engine = Breaking(max_batch_size=4)
+    app = create_app(
+        settings.model_copy(update={"bundle": bundle, "max_failures": 1}),
+        lambda *_: engine,
+        on_failure=has_failed.set,
+    )
+
+    async with running(app) as client:
+        engine.is_broken = True
+        shutil.rmtree(bundle)
+        await client.post("/detect", content=png_bytes)
+        await asyncio.wait_for(has_failed.wait(), timeout=5)
+
+    assert "then a known image too: broken" in app.state.serving.failure
 
 
 @pytest.mark.anyio

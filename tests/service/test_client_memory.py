@@ -109,6 +109,16 @@ async def test_a_request_that_can_never_fit_is_told_so(
 
 
 @pytest.mark.anyio
+async def test_a_body_that_can_never_fit_is_told_so(settings: Settings) -> None:
+    async with running(app_with(settings, FakeEngine(), 100_000)) as client:
+        answer = await client.post("/detect", content=bytes(50_001))
+
+    assert (answer.status_code, code_of(answer)) == (413, "payload_too_large")
+    assert "at most 50000 bytes" in message_of(answer)
+    assert "raise the service's DETR_CLIENT_MEMORY_BYTES" in message_of(answer)
+
+
+@pytest.mark.anyio
 async def test_images_count_until_the_engine_has_run_them(
     settings: Settings, engine: FakeEngine, png_bytes: bytes
 ) -> None:

@@ -229,6 +229,8 @@ def test_files_have_the_shape_that_is_described(address: str, shape: list[Any]) 
         ({"inputs": [pixels_of([[0], [0, 0]], [1, 1, 3])]}, "whole numbers in 0..255"),
         ({"inputs": [pixels_of(None, [1, 1, 3])]}, "either 'data' or"),
         ({"inputs": [pixels_of([0] * 3, [20_000, 20_000, 3])]}, "pixels an image"),
+        ({"inputs": [pixels_of([0] * 3, [10**4298, 10, 10, 3])]}, "less than 2147483648"),
+        ({"inputs": [pixels_of([0] * 3, [-(10**4298), 10, 10, 3])]}, "greater than or equal to -1"),
         ({"inputs": [files_of([1], "ä")]}, "base"),
         ({"inputs": [{**files_of([1]), "data": [[1]]}]}, "text"),
         ({"inputs": [files_of([2], "eA==")]}, "2"),

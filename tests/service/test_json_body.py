@@ -58,6 +58,7 @@ def test_one_image_may_stand_without_a_list_broken_into_lines_or_as_a_data_uri(
         ('{"image": "eA==", "image": "eQ=="}', "image"),
         ('{"images": ["eA=="], "images" : ["eQ=="]}', "images"),
         ('{"file": "eA==", "image_ids": 1, "image_ids": 2}', "image_ids"),
+        (r'{"image": "eA==", "im\u0061ge": "eQ=="}', "image"),
     ],
 )
 def test_json_that_gives_a_name_twice_loses_no_image(address: str, body: str, name: str) -> None:

@@ -178,6 +178,18 @@ async def test_a_parameter_that_is_given_twice_is_refused(
         assert message_of(answer).startswith(f"{name}: expected one value, got 2: ")
 
 
+@pytest.mark.parametrize(
+    "written", ["threshold=0.0_1", "num_detections=1_0", "top_k=1_0", "nms_iou=0.0_5", "tile=1_00"]
+)
+async def test_numbers_have_no_underscores(
+    client: httpx.AsyncClient, png_bytes: bytes, written: str
+) -> None:
+    response = await client.post(f"/detect?{written}", content=png_bytes)
+
+    assert (response.status_code, code_of(response)) == (422, "invalid_request")
+    assert "a number without underscores" in message_of(response)
+
+
 async def test_every_stage_is_timed(client: httpx.AsyncClient, png_bytes: bytes) -> None:
     response = await client.post("/detect", content=png_bytes)
 
