@@ -25,11 +25,12 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.bench_service import make_body, make_bundle
+from benchmarks.mock_engine import FIXED_MS, IMAGE_MS, MAX_BATCH_SIZE
 from benchmarks.replicas import free_port, mock_replica, wait_until_ready
 
 HOST = "127.0.0.1"
 OTHER = ("127.0.0.2", 0)  # the address of the client that is not the attacker
-ENGINE = ("32", "8", "16")  # ms of a batch, ms of each image, images in a batch
+ENGINE = [f"{value:g}" for value in (FIXED_MS, IMAGE_MS, MAX_BATCH_SIZE)]
 PATIENCE_S = 2.0
 FLOOD_S = 5.0
 BODY = (

@@ -1,7 +1,7 @@
 """Throughput of the batcher with a mock engine, without HTTP: python -m benchmarks.bench_batcher.
 
-The engine sleeps 32 + 8 b ms for a batch of b. Clients in a closed loop ask again 3 to 8 ms after
-each answer, as if an image had to be sent and decoded; or requests arrive at random. The best
+The engine sleeps as long as `benchmarks.mock_engine`. Clients in a closed loop ask again 3 to 8 ms
+after each answer, as if an image had to be sent and decoded; or requests arrive at random. The best
 schedule for a number of clients is computed: it waits for all and runs them in one batch, or runs
 two groups in turn.
 """
@@ -14,10 +14,9 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from benchmarks.mock_engine import MAX_BATCH_SIZE
+from benchmarks.mock_engine import FIXED_MS, IMAGE_MS, MAX_BATCH_SIZE
 from service.batching.batcher import DynamicBatcher
 
-FIXED_S, ITEM_S = 0.032, 0.008
 RETURN_S = (0.003, 0.008)
 WARM_UP_S = 2.0
 Batcher = DynamicBatcher[int, list[int], int]
@@ -50,7 +49,7 @@ def best_per_s(num_clients: int, *, return_s: float = RETURN_S[1]) -> float:
 
 
 def _run_s(size: int) -> float:
-    return FIXED_S + ITEM_S * size
+    return (FIXED_MS + IMAGE_MS * size) / 1e3
 
 
 async def closed_loop(num_clients: int, *, seconds: float) -> Sample:

@@ -6,10 +6,7 @@ import numpy as np
 
 from bundle.manifest import ClassInfo
 from bundle.postprocess import ImageOutput
-from service.metrics import Metrics
-
-SCORE_FLOOR = 0.1  # below this the model is nearly sure that there is nothing
-COUNTED_SCORE = 0.3  # lowest score of a detection that is counted for its class
+from service.metrics import COUNTED_SCORE, SCORE_FLOOR, Metrics
 
 
 def count_found(

@@ -17,6 +17,8 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _PIXELS = (1e4, 1e5, 3e5, 1e6, 2e6, 5e6, 1e7, 2e7, 5e7, 1e8)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64)
 _FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1)
+SCORE_FLOOR = 0.1  # below this the model is nearly sure that there is nothing
+COUNTED_SCORE = 0.3  # lowest score of a detection that is counted for its class
 _SCORES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 
@@ -101,13 +103,13 @@ class Metrics:
         )
         self.scores = ScoreHistogram(
             "detr_score",
-            "Scores of 0.1 or more, by model, whatever the request's threshold.",
+            f"Scores of {SCORE_FLOOR} or more, by model, whatever the request's threshold.",
             bounds=_SCORES,
             registry=self.registry,
         )
         self.detections = new.counter(
             "detr_detections",
-            "Detections with a score of 0.3 or more, by model and class.",
+            f"Detections with a score of {COUNTED_SCORE} or more, by model and class.",
             ["model", "class_name"],
         )
 
