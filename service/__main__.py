@@ -40,7 +40,7 @@ logger = logging.getLogger("service")
 
 BACKLOG = 2048  # connections that the kernel keeps until they are accepted
 ACCEPTED_AT_ONCE = 8  # connections; 32 take a lone one 10% more of CPU time, and gain little
-LOOP_DESCRIPTORS = 10  # of uvloop, and some to spare
+LOOP_DESCRIPTORS = 10  # of the event loop, and some to spare
 GRACE_S = 5.0  # for closing the engine after the last request
 LAST_WORDS_S = 1.0  # for sending the last answers, after the drain timeout or a failure
 _LIMITS = "raise the limits on open files and threads (ulimit -n, ulimit -u)"
@@ -159,11 +159,10 @@ def serve(settings: Settings, open_engine: OpenEngine = open_served) -> int:
     longest_s = settings.drain_delay_s + settings.drain_timeout_s + GRACE_S
     try:
         threading.Thread(target=_end_in_time, args=(server, longest_s), daemon=True).start()
-        _require_descriptors()
         # It is not closed: closing waits for threads, and they may hang. See `leave`.
         loop = (server.config.get_loop_factory() or asyncio.new_event_loop)()
     except (OSError, RuntimeError) as error:
-        return _fail(f"cannot start: {_reason(error)}; {_LIMITS}")
+        return _fail(f"cannot start: {error}; {_LIMITS}")
     logger.info("the page is at %s/ and the API docs are at %s/docs", address, address)
     loop.run_until_complete(server.serve(listeners))
     return 1 if app.state.serving.failure else 0
@@ -218,20 +217,16 @@ def _listen(host: str, port: int) -> list[socket.socket]:
         listeners = [opened.enter_context(first)]
         for _ in range(ACCEPTED_AT_ONCE - 1):
             listeners.append(opened.enter_context(first.dup()))
+        with contextlib.ExitStack() as spare:  # without them, uvloop aborts the process
+            for _ in range(LOOP_DESCRIPTORS):
+                spare.enter_context(first.dup())
         opened.pop_all()
     return listeners
 
 
-def _require_descriptors() -> None:
-    """Raise OSError if the event loop would not get those that it opens: uvloop would abort."""
-    with contextlib.ExitStack() as opened:
-        for _ in range(LOOP_DESCRIPTORS):
-            opened.enter_context(open(os.devnull, "rb"))
-
-
 def _tell_listening(error: OSError | UnicodeError) -> str:
     """Why the port cannot be opened, and which setting to change."""
-    reason = _reason(error)
+    reason = getattr(error, "strerror", None) or error
     if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
         return f"{reason}; {_LIMITS}"
     if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
@@ -240,10 +235,6 @@ def _tell_listening(error: OSError | UnicodeError) -> str:
         f"{reason}; DETR_HOST (make serve HOST=) has to be an address of this machine: 127.0.0.1, "
         "or 0.0.0.0 for all of them"
     )
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 def _for_url(host: str) -> str:

@@ -338,7 +338,7 @@ def test_too_few_descriptors_are_reported(start: Start, most: int) -> None:
     status, log = start(launcher=few).end()
 
     assert status == 1
-    assert re.fullmatch(r"error: cannot (listen|start).* Too many open files; .*ulimit -n.*\n", log)
+    assert re.fullmatch(r"error: cannot listen on .*: Too many open files; .*ulimit -n.*\n", log)
 
 
 @pytest.mark.parametrize(
