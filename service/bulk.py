@@ -46,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = _parser()
     args = parser.parse_args(argv)
+    for option in ("workers", "cpus", "chunk_size"):
+        if getattr(args, option) < 1:
+            parser.error(
+                f"--{option.replace('_', '-')}: expected 1 or more, got {getattr(args, option)}"
+            )
     try:
         query = DetectQuery(
             threshold=args.threshold, num_detections=args.num_detections, nms_iou=args.nms_iou

@@ -379,6 +379,9 @@ def test_a_wrong_call_is_one_line(toy_bundle, photos, out, capsys):
     with pytest.raises(SystemExit):
         main([str(photos), *options, "--threshold", "7"])
     assert "threshold: Input should be" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(photos), *options, "--chunk-size", "-1"])
+    assert "--chunk-size: expected 1 or more, got -1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("folder", ["found", "photos", "photos/found"])
