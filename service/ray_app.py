@@ -163,18 +163,13 @@ def started_app(settings: Settings, open_engine: OpenEngine) -> FastAPI:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Deploy, serve until Ctrl-C or SIGTERM, and return the exit status."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    scale = _scale(parser, args)
     try:
         settings = Settings()
     except ValidationError as error:
         return _fail(describe_settings_faults(error))
-    scale = Scale(
-        min_replicas=args.min_replicas,
-        max_replicas=max(args.min_replicas, args.max_replicas),
-        cpus=args.cpus,
-        gpus=args.gpus,
-        wait_s=args.wait,
-    )
     try:
         ray.init(args.address)
         serve.start(http_options={"host": settings.host, "port": settings.port})
@@ -185,6 +180,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
     return 0
+
+
+def _scale(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Scale:
+    least = args.min_replicas
+    most = max(least, 1) if args.max_replicas is None else args.max_replicas
+    if not 1 <= least <= most:
+        parser.error(
+            f"expected 1 <= --min-replicas <= --max-replicas, got {least} and {args.max_replicas}"
+        )
+    if not 0 < args.wait < math.inf:
+        parser.error(f"--wait: expected a time above 0, got {args.wait:g}")
+    if not (0 <= args.cpus < math.inf and 0 <= args.gpus < math.inf):
+        parser.error(f"--cpus, --gpus: expected 0 or more, got {args.cpus:g} and {args.gpus:g}")
+    return Scale(least, most, args.cpus, args.gpus, args.wait)
 
 
 def _wait_for_signal() -> None:
@@ -207,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     add: Callable[..., Any] = parser.add_argument
     add("--address", help="of the cluster; by default a new one on this machine")
     add("--min-replicas", type=int, default=defaults.min_replicas, help="default: %(default)s")
-    add("--max-replicas", type=int, default=defaults.max_replicas, help="default: %(default)s")
+    add("--max-replicas", type=int, help="default: as --min-replicas")
     add("--cpus", type=float, default=defaults.cpus, help="cores per replica (%(default)s)")
     add("--gpus", type=float, default=defaults.gpus, help="GPUs per replica (%(default)s)")
     add(

@@ -44,6 +44,25 @@ def test_replicas_grow_with_the_wait_and_shrink_one_by_one(ray_app, num_replicas
     assert ray_app.num_wanted(num_replicas, ratio) == wanted
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--min-replicas=0",
+        "--min-replicas=3 --max-replicas=2",
+        "--max-replicas=0",
+        "--wait=0",
+        "--wait=nan",
+        "--cpus=-1",
+        "--gpus=inf",
+    ],
+)
+def test_a_scale_that_cannot_be_is_refused(ray_app, capsys, option):
+    with pytest.raises(SystemExit, match="2"):
+        ray_app.main(option.split())
+
+    assert option.partition("=")[0] in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_the_wait_is_that_of_images_since_the_last_look(ray_app):
     waits = Histogram("waits", "", ["model"], registry=None)
     wait = ray_app.QueueWait(waits)
