@@ -182,7 +182,6 @@ async def answer_unless_gone(request: Request, work: Awaitable[Answer]) -> Answe
 
     watcher.add_done_callback(leave)
     try:
-        # In this task: a second one, and waiting for it, took 0.1 ms of a lone request.
         return await work
     except asyncio.CancelledError:
         if is_gone and not task.uncancel():

@@ -186,9 +186,7 @@ def _scale(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Scale:
     least = args.min_replicas
     most = max(least, 1) if args.max_replicas is None else args.max_replicas
     if not 1 <= least <= most:
-        parser.error(
-            f"expected 1 <= --min-replicas <= --max-replicas, got {least} and {args.max_replicas}"
-        )
+        parser.error(f"expected 1 <= --min-replicas <= --max-replicas, got {least} and {most}")
     if not 0 < args.wait < math.inf:
         parser.error(f"--wait: expected a time above 0, got {args.wait:g}")
     if not (0 <= args.cpus < math.inf and 0 <= args.gpus < math.inf):

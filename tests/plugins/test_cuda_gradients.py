@@ -20,7 +20,6 @@ from tests.plugins.emulated import (
     Call,
     barriers,
     gradients_program,
-    library,
     needs_compiler,
 )
 
@@ -46,17 +45,6 @@ ALL_TYPES = [(name, torch.float32) for name in TABLE] + [
 
 # Sums in float32: largest errors that were seen, 1e-6 in parts of the largest number of a tensor.
 FLOAT32_ERROR = 2e-6
-
-
-@pytest.fixture(scope="module")
-def path() -> Path:
-    return library()
-
-
-@pytest.fixture(scope="module")
-def kernels(path: Path) -> CudaKernels:
-    """The kernels that PyTorch would run on a GPU, for tensors of this CPU."""
-    return CudaKernels(path, device_type="cpu")
 
 
 @pytest.fixture

@@ -18,21 +18,10 @@ from torch.utils._pytree import tree_leaves
 from plugins.build import GPUS
 from plugins.cuda_kernels import OLDEST, CudaKernels
 from tests.ops.cases import OpCase
-from tests.plugins.emulated import library, needs_compiler
+from tests.plugins.emulated import needs_compiler
 from tests.plugins.test_cuda_gradients import TABLE, flat
 
 pytestmark = needs_compiler
-
-
-@pytest.fixture(scope="module")
-def path() -> Path:
-    return library()
-
-
-@pytest.fixture(scope="module")
-def kernels(path: Path) -> CudaKernels:
-    """The kernels that PyTorch would run on a GPU, for tensors of this CPU."""
-    return CudaKernels(path, device_type="cpu")
 
 
 @pytest.mark.parametrize(
