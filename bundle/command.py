@@ -31,7 +31,8 @@ def while_it_is_read(stream: TextIO) -> TextIO:
     if not isinstance(stream, io.TextIOWrapper):
         return stream  # closed, or a test's
     return io.TextIOWrapper(
-        io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False)),
+        # Without a buffer between them, which refuses what a signal's handler writes meanwhile.
+        _Pipe(stream.fileno(), "w", closefd=False),
         stream.encoding,
         stream.errors,
         line_buffering=stream.line_buffering,
@@ -41,7 +42,10 @@ def while_it_is_read(stream: TextIO) -> TextIO:
 
 class _Pipe(io.FileIO):
     def write(self, content: Any, /) -> int:
+        left = memoryview(content)
         try:
-            return super().write(content)
+            while left:
+                left = left[super().write(left) or 0 :]
         except BrokenPipeError:
-            return len(content)
+            pass
+        return len(content)

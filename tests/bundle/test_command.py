@@ -91,3 +91,24 @@ def test_output_that_is_read_is_as_it_was() -> None:
     )
 
     assert done.stdout == b"B\xe4r\n"
+
+
+SIGNALLED = """
+import signal, sys
+from bundle.command import while_it_is_read
+sys.stderr = while_it_is_read(sys.stderr)
+signal.signal(signal.SIGALRM, lambda *_: sys.stderr.write("handled\\n"))
+signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+for _ in range(60_000):
+    sys.stderr.write("written\\n")
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+def test_the_handler_of_a_signal_may_write_while_something_is_written() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", SIGNALLED], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert "handled" in ended.stderr
