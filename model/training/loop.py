@@ -44,7 +44,7 @@ from model.training.freed_memory import keep_freed_memory
 from model.training.frozen import freeze_parts
 from model.training.interrupt import Interrupted, StopRequest
 from model.training.memory import saved_if_memory_runs_out
-from model.training.optimiser_step import take_step
+from model.training.optimiser_step import finish_step, take_step
 from model.training.precision import compile_backbone, forward_dtype, set_tf32
 from model.training.run_directory import STATE_FILE
 from model.training.run_report import needs_report, report_best
@@ -55,6 +55,7 @@ from model.training.starting_weights import Fetch, load_starting_weights
 from model.training.state_file import StateFile
 from model.training.step_times import StepTimes
 from model.training.training_state import Progress, TrainingState
+from model.training.unread_step import StepFigures
 
 SAVE_INTERVAL_S = 600.0  # a crash loses at most this much work
 SCALAR_STEPS = 20  # between two points of a TensorBoard curve
@@ -169,7 +170,12 @@ def _run(
     state_path = out_dir / STATE_FILE
     state_file = StateFile(state_path, is_whole=start.is_from(state_path))
     fingerprint = run_fingerprint(start.config, data.summary)
-    save = in_main(partial(state_file.write, state, fingerprint))
+    write = in_main(partial(state_file.write, state, fingerprint))
+
+    def save() -> None:
+        finish_step(state)
+        write()
+
     if start.saved is None:
         save()
     else:
@@ -220,6 +226,7 @@ def train_epoch(
         _saved_if_others_fail(state, stop, save),
         _epoch_bar(run_time, num_images=len(data.train)) as bar,
     ):
+        show = partial(_show_step, board, bar=bar, run_time=run_time, num_steps=num_steps)
         steps = epoch_batches(
             data.train, config, epoch=progress.epoch, skip_steps=progress.step_in_epoch
         )
@@ -232,13 +239,12 @@ def train_epoch(
             )
             set_learning_rate(state.optimizer, factor)
             with saved_if_memory_runs_out(state, save):
-                values = take_step(state, batches, config=config, dtype=dtype, lap=times.lap)
-
+                take_step(
+                    state, batches, config=config, dtype=dtype, lap=times.lap,
+                    report=partial(show, learning_rate=config.learning_rate * factor),
+                )  # fmt: skip
             run_time.count_step(times.take())
-            values["learning_rate"] = config.learning_rate * factor
-            _show_step(bar, values, run_time, num_steps)
-            if progress.step % SCALAR_STEPS == 0:
-                record(board, "training", values=values, step=progress.step)
+            bar.update(min(_images_done(run_time), bar.total) - bar.n)
             stop.share()
             if stop.is_requested:
                 save()
@@ -263,14 +269,25 @@ def _epoch_bar(run_time: RunTime, *, num_images: int) -> tqdm:
     )
 
 
-def _show_step(bar: tqdm, values: dict[str, float], run_time: RunTime, num_steps: int) -> None:
+def _show_step(
+    board: Board | None,
+    figures: StepFigures,
+    *,
+    bar: tqdm,
+    run_time: RunTime,
+    num_steps: int,
+    learning_rate: float,
+) -> None:
+    """Show the figures of a step, which are known once the next one is under way."""
+    step, values = figures.step, {**figures.values, "learning_rate": learning_rate}
     bar.set_postfix(
         loss=f"{values['loss']:.3f}",
-        lr=f"{values['learning_rate']:.1e}",
+        lr=f"{learning_rate:.1e}",
         run_left=run_time.left(num_steps),
         refresh=False,
     )
-    bar.update(min(_images_done(run_time), bar.total) - bar.n)
+    if step % SCALAR_STEPS == 0:
+        record(board, "training", values=values, step=step)
 
 
 def _images_done(run_time: RunTime) -> int:
@@ -317,7 +334,8 @@ def _saved_if_others_fail(
     try:
         yield
     except (LoadingFailed, PeerFailed) as error:
-        save()
+        with alone():
+            save()
         stop.check()  # a stop may have ended the workers, too
         raise type(error)(
             f"{error}; saved after step {state.progress.step}: the same command continues "

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
+from model.distributed import alone
 from model.training.training_state import TrainingState
 
 SMALLER_IMAGES = (
@@ -56,7 +57,8 @@ def saved_if_memory_runs_out(state: TrainingState, save: Callable[[], None]) -> 
 
 def _save_where_it_can_be(save: Callable[[], None]) -> bool:
     try:
-        save()
+        with alone():  # the other processes are in the middle of the step
+            save()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,25 +24,19 @@ from model.network.inference import normalise
 from model.training.denoising import add_noise
 from model.training.losses import LossNormalisers, compute_losses, loss_names, loss_normalisers
 from model.training.non_finite import NonFiniteLoss, first_bad_tensor
+from model.training.schedule import step_unless
 from model.training.step_times import Lap, ignore
 from model.training.training_state import TrainingState
+from model.training.unread_step import (
+    LossTerms,
+    Report,
+    StepFigures,
+    UnreadStep,
+    ignore_figures,
+)
 
 # Of training without loss scaling.
 UNSCALED = torch.amp.GradScaler("cpu", enabled=False)
-
-
-class LossTerms(NamedTuple):
-    """The loss terms of a step, in the order of `loss_names`, on the device.
-
-    parts: (P, T), of each forward pass of this process. total: (T,), of those of all processes.
-    """
-
-    parts: Tensor
-    total: Tensor
-
-
-class _ScaleTooLarge(Exception):
-    """Gradients of the scaled loss overflowed."""
 
 
 def take_step(
@@ -53,37 +46,64 @@ def take_step(
     config: TrainConfig,
     dtype: torch.dtype,
     lap: Lap = ignore,
-) -> dict[str, float]:
+    report: Report = ignore_figures,
+) -> None:
     """Update the weights with one effective batch; learning rates are already set.
+
+    The device leaves the weights as they are if a figure of the step is not finite. The host reads
+    the figures in the next call, or in `finish_step`: it waits for a GPU only where it matches (and
+    in float16 for the norm, as gradients that overflow are computed again with half the scale).
 
     Args:
         batches: this process's share, run one after another. Those of all processes count as one.
         lap: is told when a part of the step ends.
-
-    Returns:
-        Every weighted loss term, their sum as "loss", and "gradient_norm" before clipping.
+        report: is given the step's figures when they have been read.
 
     Raises:
-        NonFiniteLoss: loss or gradient is NaN or infinite; no weight was changed.
+        NonFiniteLoss: loss or gradient of the step before was NaN or infinite; neither step changed
+            a weight of the model, but `state.average` may be spoilt.
         PeerFailed: another process has ended.
     """
-    progress = state.progress
-    try:
-        values = _set_gradients(state, batches, config, dtype, lap)
-    except NonFiniteLoss as error:
-        raise NonFiniteLoss(
-            f"step {progress.step + 1} (epoch {progress.epoch + 1}): {error}. Nothing of this step "
-            "was saved; earlier checkpoints are good. A lower learning_rate often helps"
-        ) from None
-    state.scaler.step(state.optimizer)
+    progress, model = state.progress, state.model
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    with _buffers_restored_on_failure(model, buffers):
+        terms, norm = _set_gradients(state, batches, config, dtype, lap)
+    finish_step(state)
+    unread = UnreadStep(
+        progress.step + 1,
+        batches,
+        figures=torch.cat((terms.total, norm[None])),
+        part_terms=terms.parts,
+        config=config,
+        dtype=dtype,
+        buffers=buffers,
+        report=report,
+    )
+    step_unless(unread.is_bad, state.optimizer)
     state.scaler.update()
     if state.average is not None:
-        state.average.update(progress.step + 1)
+        state.average.update(unread.step)
+    state.unread = unread
     progress.step += 1
     progress.step_in_epoch += 1
-    progress.loss_sum += values["loss"]
     lap("optimiser")
-    return values
+
+
+def finish_step(state: TrainingState) -> None:
+    """Read the figures of the last step, and count its loss, unless that has been done.
+
+    Needed before the state is saved or evaluated.
+
+    Raises:
+        NonFiniteLoss, PeerFailed: see `take_step`.
+    """
+    unread, state.unread = state.unread, None
+    if unread is None:
+        return
+    with _buffers_restored_on_failure(state.model, unread.buffers):
+        figures = _read_finite(unread, state)
+    state.progress.loss_sum += figures.values["loss"]
+    unread.report(figures)
 
 
 def _set_gradients(
@@ -92,29 +112,36 @@ def _set_gradients(
     config: TrainConfig,
     dtype: torch.dtype,
     lap: Lap,
-) -> dict[str, float]:
-    """Set the gradients, clipped; returns what `take_step` does.
+) -> tuple[LossTerms, Tensor]:
+    """Set the gradients, clipped; returns the loss terms, and the norm before clipping.
 
     If the gradients of a scaled loss overflow, the scale is halved and the same batch is run again.
     """
     while True:
         torch.manual_seed(_dropout_seed(config.seed, state.progress.step))
         state.optimizer.zero_grad()
-        try:
-            with _buffers_kept_on_failure(state.model):
-                terms = accumulate_gradients(
-                    state.model,
-                    batches,
-                    config=config,
-                    dtype=dtype,
-                    step=state.progress.step,
-                    scaler=state.scaler,
-                    lap=lap,
-                )
-                norm = _clip_gradients(state, config)
-                return _read_finite(terms, norm, state, batches, config, dtype)
-        except _ScaleTooLarge:
-            state.scaler.update()
+        before = [buffer.clone() for buffer in state.model.buffers()]
+        terms = accumulate_gradients(
+            state.model,
+            batches,
+            config=config,
+            dtype=dtype,
+            step=state.progress.step,
+            scaler=state.scaler,
+            lap=lap,
+        )
+        norm = _clip_gradients(state, config)
+        if not _is_scale_too_large(state.scaler, terms, norm):
+            return terms, norm
+        state.scaler.update()
+        _restore_buffers(state.model, before)
+
+
+def _is_scale_too_large(scaler: torch.amp.GradScaler, terms: LossTerms, norm: Tensor) -> bool:
+    """Whether the gradients overflowed, and might not without the loss scale."""
+    if not scaler.is_enabled() or norm.isfinite():
+        return False
+    return scaler.get_scale() > 1 and bool(terms.total.isfinite().all())
 
 
 def _clip_gradients(state: TrainingState, config: TrainConfig) -> Tensor:
@@ -124,44 +151,34 @@ def _clip_gradients(state: TrainingState, config: TrainConfig) -> Tensor:
     return nn.utils.clip_grad_norm_(parameters, config.clip_norm)
 
 
-def _read_finite(
-    terms: LossTerms,
-    norm: Tensor,
-    state: TrainingState,
-    batches: list[MicroBatch],
-    config: TrainConfig,
-    dtype: torch.dtype,
-) -> dict[str, float]:
-    """The figures of a step, before it changes a weight: they must be finite.
-
-    Beside the matching of each forward pass, this is where the host waits for a GPU.
-    """
-    *values, gradient_norm = torch.cat((terms.total, norm[None])).tolist()
-    diagnose = partial(
-        _diagnose, model=state.model, config=config, dtype=dtype, step=state.progress.step
-    )
+def _read_finite(unread: UnreadStep, state: TrainingState) -> StepFigures:
+    """The figures of a step, which must be finite."""
+    *values, gradient_norm = unread.read()
+    config = unread.config
     if not all(map(math.isfinite, values)):
-        bad = [batch for part, batch in zip(terms.parts.tolist(), batches, strict=True)
+        bad = [batch for part, batch in zip(unread.part_terms.tolist(), unread.batches, strict=True)
                if not all(map(math.isfinite, part))]  # fmt: skip
-        raise agreed(NonFiniteLoss(diagnose("loss", batches=bad[:1])))
+        raise _non_finite("loss", bad[:1], unread=unread, state=state)
     if not math.isfinite(gradient_norm):
-        if state.scaler.is_enabled() and state.scaler.get_scale() > 1:
-            raise _ScaleTooLarge
-        raise agreed(NonFiniteLoss(diagnose("gradient", batches=batches)))
+        raise _non_finite("gradient", unread.batches, unread=unread, state=state)
     named = dict(zip(loss_names(config.model), values, strict=True))
-    return {**named, "loss": sum(values), "gradient_norm": gradient_norm}
+    named |= {"loss": sum(values), "gradient_norm": gradient_norm}
+    return StepFigures(unread.step, named)
 
 
 @contextmanager
-def _buffers_kept_on_failure(model: nn.Module) -> Iterator[None]:
+def _buffers_restored_on_failure(model: nn.Module, before: list[Tensor]) -> Iterator[None]:
     """Undo what forward passes changed (statistics of trained batch norm) if the step fails."""
-    before = [buffer.clone() for buffer in model.buffers()]
     try:
         yield
     except BaseException:
-        for buffer, values in zip(model.buffers(), before, strict=True):
-            buffer.copy_(values)
+        _restore_buffers(model, before)
         raise
+
+
+def _restore_buffers(model: nn.Module, before: list[Tensor]) -> None:
+    for buffer, values in zip(model.buffers(), before, strict=True):
+        buffer.copy_(values)
 
 
 def _dropout_seed(seed: int, step: int) -> int:
@@ -232,15 +249,16 @@ def sum_gradients(model: nn.Module, terms: Tensor) -> None:
     if num_processes() == 1:
         return
     parameters = [p for p in model.parameters() if p.requires_grad]
-    used = terms.new_tensor([p.grad is not None for p in parameters])
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    message = torch.cat([terms, used, *(gradient.flatten() for gradient in gradients)])
+    uses = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
+    sum_in_place(uses)  # between hosts, so that no GPU is waited for
+    used = [p for p, count in zip(parameters, uses.tolist(), strict=True) if count]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in used]
+    message = torch.cat([terms, *(gradient.flatten() for gradient in gradients)])
     sum_in_place(message)
-    sizes = [len(terms), len(used), *(p.numel() for p in parameters)]
-    summed_terms, summed_used, *sums = message.split(sizes)
+    summed_terms, *sums = message.split([len(terms), *(p.numel() for p in used)])
     terms.copy_(summed_terms)
-    for parameter, is_used, values in zip(parameters, summed_used.tolist(), sums, strict=True):
-        parameter.grad = values.view_as(parameter) if is_used else None
+    for parameter, values in zip(used, sums, strict=True):
+        parameter.grad = values.view_as(parameter)
 
 
 def _loss_terms(
@@ -278,31 +296,31 @@ def _loss_terms(
     return terms
 
 
-def _diagnose(
-    what: str,
-    *,
-    model: DeformableDetr,
-    batches: list[MicroBatch],
-    config: TrainConfig,
-    dtype: torch.dtype,
-    step: int,
-) -> str:
-    """What is not finite, in which images of which process, and the first bad tensor.
+def _non_finite(
+    what: str, batches: list[MicroBatch], *, unread: UnreadStep, state: TrainingState
+) -> Exception:
+    """The error to raise: what is not finite, in which images, and the first bad tensor.
 
-    It is found by a second run of the batches.
+    That is found by a second run of the batches, which are those of this process.
     """
+    config, step = unread.config, unread.step - 1
     culprit = None
     with alone():
         for batch in batches:
             if not batch[2]:  # nothing was run in this process
                 continue
             culprit = culprit or first_bad_tensor(
-                model, partial(_loss_terms, model, batch, config, dtype, step)
+                state.model,
+                partial(_loss_terms, state.model, batch, config, unread.dtype, step),
             )
     image_ids = [target["image_id"] for batch in batches for target in batch[2]]
     found = gather((image_ids, culprit))
     culprits = [culprit for _, culprit in found if culprit is not None]
-    return (
-        f"{what} is not finite; image ids {[i for ids, _ in found for i in ids]}; first bad "
-        f"tensor: {culprits[0] if culprits else 'none when the same images are run again'}"
+    return agreed(
+        NonFiniteLoss(
+            f"step {unread.step} (epoch {state.progress.epoch + 1}): {what} is not finite; image "
+            f"ids {[i for ids, _ in found for i in ids]}; first bad tensor: "
+            f"{culprits[0] if culprits else 'none when the same images are run again'}. Nothing of "
+            "this step was saved; earlier checkpoints are good. A lower learning_rate often helps"
+        )
     )

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.config import TrainConfig
 from model.network.deformable_detr import DeformableDetr
@@ -56,6 +56,19 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def learning_rate(optimizer: torch.optim.Optimizer) -> float:
     """The current rate of the parameters that have no separate factor."""
     return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
+def step_unless(is_bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Take a step with a fused optimizer, which changes nothing if `is_bad` is 1.
+
+    Args:
+        is_bad: (), float32, on the device. Loss scaling tells torch's fused optimizers so, too.
+    """
+    optimizer.found_inf = is_bad  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf  # type: ignore[attr-defined]
 
 
 def schedule_factor(

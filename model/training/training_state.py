@@ -11,6 +11,7 @@ from model.config import TrainConfig
 from model.network.deformable_detr import DeformableDetr
 from model.training.precision import forward_dtype, loss_scaler
 from model.training.schedule import MovingAverage, make_optimizer
+from model.training.unread_step import UnreadStep
 
 
 @dataclass
@@ -48,13 +49,19 @@ class Progress:
 
 @dataclass
 class TrainingState:
-    """What training changes. `average` is None if the configuration has no ema_decay."""
+    """What training changes.
+
+    Attributes:
+        average: None if the configuration has no ema_decay.
+        unread: the last step, until `optimiser_step.finish_step`.
+    """
 
     model: DeformableDetr
     average: MovingAverage | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     progress: Progress = field(default_factory=Progress)
+    unread: UnreadStep | None = None
 
     @classmethod
     def start(cls, model: DeformableDetr, config: TrainConfig) -> "TrainingState":

@@ -20,11 +20,11 @@ from model.network.backbone import BatchNorm2d
 from model.network.deformable_detr import DeformableDetr
 from model.network.inference import DetectionModel
 from model.training.non_finite import NonFiniteLoss
-from model.training.optimiser_step import take_step
 from model.training.training_state import TrainingState
 from model.training.validation_loss import ValidationLoss
 from tests.model.processes import run_together
 from tests.model.runs import assert_equal, write_images
+from tests.model.training.test_optimiser_step import step_once
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="forks, and one GPU for many")
 
@@ -80,9 +80,9 @@ def train_epoch(config: TrainConfig, data: RunData) -> dict[str, Any]:
     """
     state = TrainingState.start(start_model(config), config)
     trained = [p for p in state.model.parameters() if p.requires_grad]
-    state.optimizer = torch.optim.SGD(trained, lr=1.0)
+    state.optimizer = torch.optim.SGD(trained, lr=1.0, fused=True)
     steps = epoch_batches(data.train, config, epoch=0)
-    values = [take_step(state, step, config=config, dtype=torch.float32) for step in steps]
+    values = [step_once(state, step, config) for step in steps]
     assert state.average is not None
     return {
         "values": values,
@@ -211,7 +211,7 @@ def step_with_a_bad_gradient(data: RunData, out: Path) -> None:
     state.model.encoder.register_forward_hook(lambda *call: _NoGradient.apply(call[-1]))
     *_, last = epoch_batches(data.train, config, epoch=0)
     try:
-        take_step(state, last, config=config, dtype=torch.float32)
+        step_once(state, last, config)
     except (NonFiniteLoss, PeerFailed) as error:
         (out / f"{process_index()}.txt").write_text(f"{type(error).__name__}: {error}")
 

@@ -14,9 +14,8 @@ from model.network.deformable_detr import DeformableDetr
 from model.network.query_parts import NoisyObjects
 from model.training.denoising import add_noise, num_groups
 from model.training.losses import compute_losses, loss_names
-from model.training.optimiser_step import take_step
 from model.training.training_state import TrainingState
-from tests.model.training.test_optimiser_step import make_batch
+from tests.model.training.test_optimiser_step import make_batch, step_once
 
 TWO_STAGE = replace(tiny().model, variant=Variant.TWO_STAGE, dropout=0.0)
 EXTRA = replace(TWO_STAGE, one_to_many_queries=8, denoising_queries=12)
@@ -196,9 +195,7 @@ def test_a_step_trains_with_all_of_them(content: Any) -> None:
     state = TrainingState.start(DeformableDetr(model).train(), config)
     before = state.model.get_parameter("queries.label_content.weight").clone()
 
-    values = take_step(
-        state, [make_batch(0, 2), make_batch(4, 1)], config=config, dtype=torch.float32
-    )
+    values = step_once(state, [make_batch(0, 2), make_batch(4, 1)], config)
 
     assert set(loss_names(model)) <= values.keys()
     assert values["denoising_loss_bbox"] > 0
