@@ -4,9 +4,10 @@ Exit status: 0 after SIGTERM or Ctrl-C, 1 if it could not start or could not go 
 """
 
 if __name__ == "__main__":  # before the imports that take long
-    from service import early_signals
+    from service import early_signals, freed_memory
 
     early_signals.heed()
+    freed_memory.share_one_heap()
 
 import asyncio
 import contextlib

@@ -13,8 +13,8 @@ from bundle.memory import allowed_memory_bytes
 from service.body_budget import COPIES, Body, BodyBudget
 from service.client_memory import ClientMemory
 from service.clients import counted_client
-from service.decoding import give_memory_back
 from service.errors import PayloadTooLarge, RequestTimeout
+from service.freed_memory import give_memory_back
 from service.settings import Settings
 
 MEMORY_SHARE = 8  # bodies may use an eighth of the process's memory

@@ -9,7 +9,6 @@ All state belongs to the event loop.
 """
 
 import asyncio
-import ctypes
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from service.client_memory import ClientMemory
 from service.errors import DeadlineExceeded
+from service.freed_memory import give_memory_back
 
 Outcome = TypeVar("Outcome")
 
@@ -209,10 +209,3 @@ def _run(job: Job[Outcome]) -> tuple[Outcome, float]:
         if job.num_bytes > TRIMMED_BYTES:
             give_memory_back()
     return outcome, time.perf_counter() - started
-
-
-def give_memory_back() -> None:
-    """Return freed memory to the system; the C library would keep it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-    if trim is not None:
-        trim(0)
