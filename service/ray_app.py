@@ -121,7 +121,11 @@ def application(
 
     deployment = serve.deployment(
         name="detr-serve",
-        ray_actor_options={"num_cpus": scale.cpus, "num_gpus": scale.gpus},
+        ray_actor_options={
+            "num_cpus": scale.cpus,
+            "num_gpus": scale.gpus,
+            "runtime_env": {"env_vars": {"MALLOC_ARENA_MAX": "1"}},  # see `share_one_heap`
+        },
         max_ongoing_requests=2 * settings.max_queue,  # so that the batcher refuses, with 503
         logging_config={"enable_access_log": False},  # ours says more
         max_replicas_per_node=scale.max_per_node,
