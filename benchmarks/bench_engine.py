@@ -33,6 +33,7 @@ from benchmarks.machine import cpu_name, today
 from bundle.layout import GRAPH_FILES, STANDARD_FORM
 from bundle.postprocess import RawOutput
 from engines.cores import allowed_cores
+from model.arguments import height_and_width
 
 FOLDER = Path("build/bench")
 VARIANTS = ("base", "refine", "two_stage")
@@ -142,12 +143,6 @@ def print_machine(args: argparse.Namespace) -> None:
     print(f"Batch 1, {clock} seconds: the median of {args.rounds} rounds, their spread in brackets")
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """HxW in pixels."""
-    height, width = text.split("x")
-    return int(height), int(width)
-
-
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -156,7 +151,7 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
-    parser.add_argument("--sizes", nargs="+", type=parse_size, default=SIZES, metavar="HxW")
+    parser.add_argument("--sizes", nargs="+", type=height_and_width, default=SIZES, metavar="HxW")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--skip-compile", action="store_true", help="torch.compile takes minutes")
     parser.add_argument(

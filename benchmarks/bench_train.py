@@ -24,6 +24,7 @@ from benchmarks.contestant_process import ContestantProcess
 from benchmarks.machine import describe_machine, today
 from benchmarks.operator_kernels import Kind, use_kernels
 from engines.cores import allowed_cores
+from model.arguments import height_and_width
 from model.config import TrainConfig, Variant
 from model.configs import get_config
 from model.data.collate import MicroBatch
@@ -254,12 +255,6 @@ def times_faster(others: Sequence[float], ours: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(others, ours, strict=True))
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """HxW in pixels."""
-    height, width = text.split("x")
-    return int(height), int(width)
-
-
 def main() -> None:
     """Measure every variant at every size."""
     parser = argparse.ArgumentParser(
@@ -269,7 +264,9 @@ def main() -> None:
     )
     variants = [variant.value for variant in Variant]
     parser.add_argument("--variants", nargs="+", choices=variants, default=variants)
-    parser.add_argument("--sizes", nargs="+", type=parse_size, default=[(480, 640)], metavar="HxW")
+    parser.add_argument(
+        "--sizes", nargs="+", type=height_and_width, default=[(480, 640)], metavar="HxW"
+    )
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=allowed_cores())

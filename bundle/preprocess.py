@@ -5,26 +5,26 @@ call it. On request, a GPU decodes and resizes instead (see `engines.decoders`).
 happens inside the graph, which takes uint8.
 """
 
-import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from sys import float_info
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
 from cv2.typing import MatLike
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from bundle.decoding_memory import decoding_bytes
 from bundle.device_image import Decoded
 from bundle.file_pieces import FileInPieces
 from bundle.image_formats import describe_content
 from bundle.jpeg_end import complete_jpeg
+from bundle.jpeg_pixels import decoded_by_libjpeg
 from bundle.jpeg_segments import MOST_SCANS, has_too_many_scans, unreadable_kind
 from bundle.png_chunks import chunks, lacks_palette, without_remarks
 from bundle.sixteen_bit import is_mixed_up
@@ -75,11 +75,11 @@ _UPRIGHT: dict[int, Callable[[MatLike], MatLike]] = {
     7: lambda pixels: cv2.flip(cv2.transpose(pixels), -1),
     8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
-_LOST_BLOCKS = re.compile("premature end of data segment|found marker")  # libjpeg's warnings
 _SHORT_BYTES = 4096  # of a header without thumbnails, profiles and much EXIF
 
 Uint8Array = npt.NDArray[np.uint8]
 BoolArray = npt.NDArray[np.bool_]
+Colours = tuple[float, float, float]
 
 
 class UndecodableImage(ValueError):
@@ -97,9 +97,21 @@ class Preprocess(BaseModel):
 
     short_side: int = Field(default=800, ge=1)
     long_side: int = Field(default=1333, ge=1)
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, 0..255, ImageNet
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    mean: Colours = (123.675, 116.28, 103.53)  # RGB, 0..255, ImageNet
+    std: Colours = (58.395, 57.12, 57.375)
     min_side: int = Field(default=1, ge=1)  # smallest padded height and width, in pixels
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _check_colours(cls, value: Colours, info: ValidationInfo) -> Colours:
+        low, high = (0, 255) if info.field_name == "mean" else (1, float_info.max)
+        if not all(low <= number <= high for number in value):  # nor is NaN
+            words = "from 0 to 255" if info.field_name == "mean" else "of at least 1"
+            raise ValueError(
+                f"expected three numbers {words}, got {', '.join(f'{n:g}' for n in value)}; "
+                "samples go from 0 to 255, so a mean or deviation of fractions is that times 255"
+            )
+        return value
 
 
 @dataclass(frozen=True)
@@ -157,7 +169,7 @@ def decode_image(
     with _decoding(image_format, data):
         data = without_remarks(data) if image_format == "PNG" else data
         image = _open(data, image_format, max_pixels)
-        pixels = _faultless_jpeg(image, data, least_side)
+        pixels = decoded_by_libjpeg(image, data, least_side=least_side)
         if pixels is None:
             image = _load(image, data, image_format, max_pixels)
             pixels = to_rgb(image, data)
@@ -330,40 +342,6 @@ def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
             "not say what is black and white; scale it to 8 bits"
         )
     return image
-
-
-def _faultless_jpeg(image: Image.Image, data: bytes, least_side: int | None) -> Uint8Array | None:
-    """What Pillow would return, in about two thirds of the time; None if Pillow has to decide.
-
-    Raises UndecodableImage if blocks are missing, which Pillow would fill with grey.
-    """
-    if image.format != "JPEG":
-        return None
-    try:
-        if simplejpeg.decode_jpeg_header(data)[:2] != (image.height, image.width):
-            return None
-        smaller = {} if least_side is None else _smaller(image.width, image.height, least_side)
-        pixels = np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True, **smaller))
-    except LookupError:  # simplejpeg has no name for 4:4:1
-        return None
-    except ValueError as error:  # strict: for a warning too
-        if _LOST_BLOCKS.search(str(error)):
-            raise UndecodableImage(
-                "the JPEG image is damaged: a part of its pixels is missing"
-            ) from error
-        return None
-    return pixels if image.mode in ("RGB", "L") else None
-
-
-def _smaller(width: int, height: int, least_side: int) -> dict[str, int]:
-    """How to tell simplejpeg one of the fractions that libjpeg-turbo has fast code for."""
-    short_side = min(width, height)
-    factor = max(f for f in (1, 2, 4, 8) if f == 1 or -(-short_side // f) >= least_side)
-    return {
-        "min_width": -(-width // factor),
-        "min_height": -(-height // factor),
-        "min_factor": factor,
-    }
 
 
 def _load(image: Image.Image, data: bytes, image_format: str, max_pixels: int) -> Image.Image:

@@ -15,14 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.terminal import printable
+from model.arguments import at_least_one
 from model.checkpoints.file_kind import require_checkpoint, require_checkpoint_name, require_file
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
-    return int(text)
-
 
 # PyTorch takes seconds to import, so mistyped arguments are reported first.
 
@@ -68,11 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     conversion.add_argument(
         "--num-heads",
-        type=_count,
+        type=at_least_one,
         help="attention heads, if the file does not say (default: 8)",
     )
     conversion.add_argument(
-        "--num-queries", type=_count,
+        "--num-queries", type=at_least_one,
         help="queries of a two-stage model, if the file does not say (default: 300)",
     )  # fmt: skip
     show = commands.add_parser("show", help="print AP, classes, configuration and origin")

@@ -14,7 +14,6 @@ if __name__ == "__main__":  # before the imports that take long
 
 import argparse
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from bundle.atomic import make_place_for
 from bundle.terminal import log_messages, printable
+from model.arguments import at_least_one, height_and_width
 from model.checkpoints.file_kind import require_checkpoint
 from model.data.data_set import add_val_fraction
 from model.data.layouts import require_split
@@ -34,13 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="val", help="default: val")
     parser.add_argument("--out", type=Path, help="write the detections here, as COCO results JSON")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page of results")
-    parser.add_argument("--batch-size", type=_positive, default=1, help="default: 1, no padding")
+    parser.add_argument("--batch-size", type=at_least_one, default=1, help="default: 1, no padding")
     parser.add_argument(
         "--padding",
-        type=_sides,
+        type=height_and_width,
         default=(0, 0),
-        metavar="ROWSxCOLUMNS",
-        help="of pixels, added to every batch at the bottom and right; default: 0x0",
+        metavar="HEIGHTxWIDTH",
+        help="added to every batch at the bottom and right; default: 0x0",
     )
     parser.add_argument(
         "--save-thresholds",
@@ -48,21 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="store the thresholds with the best F1 in the checkpoint or bundle, as its defaults",
     )
     parser.add_argument(
-        "--limit", type=_positive, help="evaluate only this many images, the first ones"
+        "--limit", type=at_least_one, help="evaluate only this many images, the first ones"
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
-    return int(text)
-
-
-def _sides(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"expected ROWSxCOLUMNS, such as 32x64, got {text}")
-    return int(match[1]), int(match[2])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

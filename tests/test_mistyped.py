@@ -54,6 +54,10 @@ CASES = [
         ["model.evaluate", "--checkpoint", "none.safetensors", "--out", "docs"],
         "expected a file to write, got the folder docs",
     ),
+    (
+        ["model.evaluate", "--results", "x.json", "--padding", "32"],
+        "--padding: expected HEIGHTxWIDTH in pixels, such as 480x640, got 32",
+    ),
     (["model.evaluate", "--results", "x.json", "--out", "y.json"], "they are in that file"),
     (
         ["export.evaluate", "--bundle", "none", "--out", "docs"],

@@ -6,6 +6,8 @@ What `bundle.preprocess` does not do, such as squeezing images into a square, is
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
+from pydantic import ValidationError
+
 from bundle.preprocess import Preprocess
 from model.checkpoints.published_settings import is_same, refuse, require_supported
 
@@ -40,14 +42,17 @@ def from_preprocessor_config(config: Mapping[str, Any]) -> Preprocess:
     mean, std = [0.0] * 3, [1.0] * 3
     if given["do_normalize"]:
         mean, std = _colours(given, "image_mean"), _colours(given, "image_std")
-    if min(std) <= 0:
-        refuse(PREPROCESSOR_FILE, "image_std", value=std, supported="positive numbers")
-    return Preprocess.model_validate({
-        "short_side": short_side,
-        "long_side": long_side,
-        "mean": [round(value / scale, _DIGITS) for value in mean],
-        "std": [round(value / scale, _DIGITS) for value in std],
-    })  # fmt: skip
+    try:
+        return Preprocess.model_validate({
+            "short_side": short_side,
+            "long_side": long_side,
+            "mean": [round(value / scale, _DIGITS) for value in mean],
+            "std": [round(value / scale, _DIGITS) for value in std],
+        })  # fmt: skip
+    except ValidationError as error:
+        name = f"image_{error.errors()[0]['loc'][0]}"
+        supported = "means from 0 to 255 and deviations from 1, after the division by its scale"
+        refuse(PREPROCESSOR_FILE, name, value=given[name], supported=supported)
 
 
 def _sides(given: Mapping[str, Any]) -> tuple[int, int]:

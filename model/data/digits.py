@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from bundle.atomic import write_atomically
 from bundle.manifest import ClassInfo
+from model.arguments import at_least_one
 from model.data.transforms import Sample, to_target
 
 Split = Literal["train", "val"]
@@ -366,7 +367,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m model.data.digits", description=main.__doc__)
     parser.add_argument("out", type=Path, help="directory to write to")
     parser.add_argument("--split", choices=("train", "val"), default="val")
-    parser.add_argument("--num-images", type=int, default=NUM_VAL_IMAGES)
+    parser.add_argument("--num-images", type=at_least_one, default=NUM_VAL_IMAGES)
     parser.add_argument("--seed", type=int, default=0, help="of the training split")
     args = parser.parse_args()
     dataset = DigitsDataset(args.split, seed=args.seed, num_images=args.num_images)

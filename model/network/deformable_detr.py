@@ -85,7 +85,7 @@ class DeformableDetr(nn.Module):
         pred_boxes: (B, Q, 4) float32 from 0 to 1, cxcywh normalised by the un-padded image.
         aux_outputs: list of the same pair for every earlier decoder layer.
         enc_outputs: the same pair for every encoder token (two_stage only).
-        one_to_many, denoising: the first three for these kinds of queries, in training.
+        one_to_many, denoising: the first three for these kinds of queries, in training with them.
 
     Features and logits may have the type of autocast; reference points and boxes are always
     float32.
@@ -169,7 +169,8 @@ class DeformableDetr(nn.Module):
             result = _by_layer(outputs)
         else:
             matched, one_to_many, denoising = _divide(outputs, queries.sizes)
-            result = {**matched, "one_to_many": one_to_many, "denoising": denoising}
+            several = {"one_to_many": one_to_many} if self.config.one_to_many_queries else {}
+            result = {**matched, **several, **({} if noisy is None else {"denoising": denoising})}
         if queries.enc_outputs is not None:
             result["enc_outputs"] = queries.enc_outputs
         return result

@@ -1,6 +1,7 @@
 """The best checkpoint of a continued run: it has to be in OUT, or another one is chosen."""
 
 import logging
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,19 +39,12 @@ def recover_best(saved: dict[str, Any], *, out_dir: Path, state_path: Path) -> N
             for path in (directory / LAST, *sorted(directory.glob("epoch-*.safetensors")))
         ]
         found = max(_of_run(others, saved), key=lambda one: _rank(one, metric), default=None)
-        log.warning(
-            "%s of epoch %d is lost: %s",
-            *(out_dir / BEST, lost),
-            "the best epoch is chosen from the next ones"
-            if found is None
-            else f"{found.path}, of epoch {found.provenance['epochs']}, is the best that is left",
-        )
+        log.warning("%s of epoch %d is lost: %s", out_dir / BEST, lost, _taken(found, metric))
         progress |= {"best_epoch": progress["epoch"], "best_value": None}
     if found is None:
         return
-    if metric in found.metrics:
-        best = {"best_epoch": found.provenance["epochs"], "best_value": found.metrics[metric]}
-        progress |= best
+    if (value := _value(found, metric)) is not None:
+        progress |= {"best_epoch": found.provenance["epochs"], "best_value": value}
     if found.path != out_dir.resolve() / BEST:
         write_whole(out_dir / BEST, found.path.read_bytes())
         log.info("%s: copied from %s", out_dir / BEST, found.path)
@@ -73,5 +67,22 @@ def _of_run(paths: Iterable[Path], saved: dict[str, Any]) -> list[Checkpoint]:
     return found
 
 
+def _taken(found: Checkpoint | None, metric: str) -> str:
+    if found is None:
+        return "the best epoch is chosen from the next ones"
+    place = "the last" if _value(found, metric) is None else "the best"
+    return f"{found.path}, of epoch {found.provenance['epochs']}, is {place} that is left"
+
+
+def _value(checkpoint: Checkpoint, metric: str) -> float | None:
+    """What `best_metric` names; None if the checkpoint does not say it."""
+    if metric == "loss":
+        loss: float | None = checkpoint.provenance.get("validation_loss")
+        return loss
+    return checkpoint.metrics.get(metric)
+
+
 def _rank(checkpoint: Checkpoint, metric: str) -> tuple[float, int]:
-    return checkpoint.metrics.get(metric, -1.0), checkpoint.provenance["epochs"]
+    value = _value(checkpoint, metric)
+    rank = -math.inf if value is None else -value if metric == "loss" else value
+    return rank, checkpoint.provenance["epochs"]

@@ -75,9 +75,7 @@ def end_epoch(
     is_best = count_epoch(progress, config, entry=entry)
     _log_epoch(entry, run_time)
     write_record(entry, out_dir, board=board)
-    _write_checkpoints(
-        state, data, metrics=metrics, config=config, out_dir=out_dir, is_best=is_best
-    )
+    _write_checkpoints(state, data, entry=entry, config=config, out_dir=out_dir, is_best=is_best)
     return metrics
 
 
@@ -131,7 +129,7 @@ def _write_checkpoints(
     state: TrainingState,
     data: RunData,
     *,
-    metrics: Metrics,
+    entry: EpochRecord,
     config: TrainConfig,
     out_dir: Path,
     is_best: bool,
@@ -146,14 +144,16 @@ def _write_checkpoints(
             state.evaluated_model,
             config=config,
             classes=data.classes,
-            provenance=_provenance(config, data, state),
-            metrics=metrics.defined,
-            thresholds=metrics.thresholds,
+            provenance=_provenance(config, data, state, entry),
+            metrics=entry.metrics.defined,
+            thresholds=entry.metrics.thresholds,
         )
     in_main(drop_old_checkpoints)(out_dir, state.progress.epoch, keep_last=config.keep_last)
 
 
-def _provenance(config: TrainConfig, data: RunData, state: TrainingState) -> dict[str, Any]:
+def _provenance(
+    config: TrainConfig, data: RunData, state: TrainingState, entry: EpochRecord
+) -> dict[str, Any]:
     """The provenance to store in a checkpoint."""
     return {
         "source": "model.train",
@@ -162,6 +162,7 @@ def _provenance(config: TrainConfig, data: RunData, state: TrainingState) -> dic
         "epochs": state.progress.epoch,
         "steps": state.progress.step,
         "seconds": round(state.progress.total_seconds, 1),
+        "validation_loss": entry.validation_loss if math.isfinite(entry.validation_loss) else None,
         "is_average": state.average is not None,
         "torch": torch.__version__,
         "commit": _commit(),

@@ -206,6 +206,7 @@ def test_another_format_version_is_refused(bundle: Path, content: str) -> None:
         ("max_batch_size", 0),
         ("max_batch_size", 1_000_000),
         ("preprocess", {"short_side": 0}),
+        ("preprocess", {"std": [0.0, 57.0, 57.0]}),
         ("preprocess", {"longest_side": 1}),
     ],
 )

@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 
@@ -136,3 +137,27 @@ def test_a_smaller_image_is_padded_to_the_smallest_side() -> None:
 def test_sides_are_positive(field: str) -> None:
     with pytest.raises(ValueError, match=field):
         Preprocess(**{field: 0})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("std", 0.0),
+        ("std", -58.0),
+        ("std", 0.229),
+        ("std", 1e-40),
+        ("std", math.inf),
+        ("std", math.nan),
+        ("mean", -1.0),
+        ("mean", 256.0),
+        ("mean", math.inf),
+        ("mean", math.nan),
+    ],
+)
+def test_what_makes_pixels_infinite_or_meaningless_is_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{field}\n.* three numbers .*, got 58, 57, {value:g}; "):
+        Preprocess(**{field: (58.0, 57.0, value)})
+
+
+def test_pixels_may_stay_as_they_are() -> None:
+    assert Preprocess(mean=(0, 0, 0), std=(1, 1, 1)).std == (1.0, 1.0, 1.0)

@@ -84,6 +84,7 @@ def test_a_whole_group_may_be_left_out_or_begun() -> None:
         ("augment.short_sides=", "short_sides must name at least one size"),
         ("augment.flip_probability=2", "flip_probability must be between 0 and 1, got 2.0"),
         ("preprocess.short_side=0", "preprocess.short_side: Input should be greater than"),
+        ("preprocess.std=0,0,0", "preprocess.std: expected three numbers of at least 1, got 0, 0"),
         ("model=small", "model: expected its settings one by one, such as model.variant=VALUE"),
         ("augment=none augment.crop_min=3", "augment is set both as a whole and in part"),
         ("model.num_classes=5", "model.num_classes: the classes of the data set decide it"),

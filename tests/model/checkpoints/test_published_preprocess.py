@@ -72,6 +72,8 @@ def test_mean_and_deviation_are_of_pixels_up_to_255(
         {"image_mean": [0.5]},
         {"image_mean": 0.5},
         {"image_std": [0.0, 0.1, 0.1]},
+        {"image_std": [0.2, 0.2, 0.2], "do_rescale": False},
+        {"image_mean": [-0.5, 0.5, 0.5]},
         {"image_std": ["a", "b", "c"]},
         {"rescale_factor": 0},
         {"rescale_factor": "1/255"},

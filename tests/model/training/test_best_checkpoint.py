@@ -9,6 +9,8 @@ import pytest
 
 from model.checkpoints.checkpoint_file import load_checkpoint, write_checkpoint
 from model.data.loading import RunData, open_data
+from model.training.best_checkpoint import recover_best
+from model.training.fingerprint import run_fingerprint
 from model.training.loop import train
 from tests.model.runs import digest, epochs_of, run_config
 
@@ -82,6 +84,50 @@ def test_the_best_of_the_kept_epochs_takes_the_place_of_a_lost_best(
 
     assert digest(out_dir / "best.safetensors") == digest(out_dir / "epoch-0003.safetensors")
     assert "done with epoch 4, best AP 0.300 in" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("losses", "epoch", "value", "said"),
+    [
+        ((3.0, 2.0, 2.5), 3, 2.0, "epoch-0003.safetensors, of epoch 3, is the best that is left"),
+        ((3.0, None, 3.5), 2, 3.0, "epoch-0002.safetensors, of epoch 2, is the best that is left"),
+        ((None, None, None), 4, None, "last.safetensors, of epoch 4, is the last that is left"),
+    ],
+)
+def test_the_lowest_validation_loss_takes_the_place_of_a_lost_best(
+    losses: tuple[float | None, ...],
+    epoch: int,
+    value: float | None,
+    said: str,
+    out_dir: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given = load_checkpoint(out_dir / "last.safetensors")
+    config = replace(given.config, best_metric="loss")
+    names = ("epoch-0002.safetensors", "epoch-0003.safetensors", "last.safetensors")
+    for number, name, loss in zip((2, 3, 4), names, losses, strict=True):
+        origin = {**given.provenance, "epochs": number, "validation_loss": loss}
+        write_checkpoint(replace(given, config=config, provenance=origin), out_dir / name)
+    (out_dir / "best.safetensors").unlink()
+    progress = {"best_epoch": 1, "best_value": 1.0, "epoch": 4}
+    saved = {
+        "progress": progress,
+        "fingerprint": run_fingerprint(config, given.provenance["data"]),
+    }
+
+    recover_best(saved, out_dir=out_dir, state_path=out_dir / "last.training.pt")
+
+    assert progress == {"best_epoch": epoch, "best_value": value, "epoch": 4}
+    assert load_checkpoint(out_dir / "best.safetensors").provenance["epochs"] == epoch
+    assert said in caplog.text
+
+
+def test_a_checkpoint_says_its_validation_loss(out_dir: Path) -> None:
+    row = epochs_of(out_dir)[-1]
+
+    loss = load_checkpoint(out_dir / "last.safetensors").provenance["validation_loss"]
+
+    assert loss == pytest.approx(float(row["validation_loss"]), rel=1e-4)
 
 
 def test_with_all_checkpoints_lost_none_is_named_and_the_next_epoch_is_the_best(

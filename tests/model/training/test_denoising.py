@@ -114,6 +114,18 @@ def test_matched_queries_see_no_query_that_only_training_has(
     assert found["denoising"]["pred_logits"].shape == (2, 12, 3)
 
 
+def test_a_kind_of_queries_that_is_not_used_has_no_outputs_to_match(
+    inputs: tuple[Tensor, Tensor],
+) -> None:
+    noisy_alone = detector(replace(EXTRA, one_to_many_queries=0))(*inputs, noise(2, 1))
+    several_alone = detector(replace(EXTRA, denoising_queries=0))(*inputs)
+
+    assert "one_to_many" not in noisy_alone
+    assert noisy_alone["denoising"]["pred_logits"].shape == (2, 12, 3)
+    assert "denoising" not in several_alone
+    assert several_alone["one_to_many"]["pred_boxes"].shape == (2, 8, 4)
+
+
 def test_groups_of_noisy_objects_do_not_see_each_other(inputs: tuple[Tensor, Tensor]) -> None:
     model, noisy = detector(EXTRA), noise(2, 1)
     is_first = noisy.groups == 0
