@@ -1,7 +1,8 @@
-"""Accepts JPEG files that lack only their end marker, which some cameras and copies omit.
+"""Whether a JPEG file has all of its blocks, where a decoder does not tell: it fills in the others.
 
-A decoder cannot tell such a file from a truncated one: it fills in what either lacks. Here the file
-is completed in several ways: if no block of the image is missing, all decode to the same pixels.
+So for files that lack their end marker, which some cameras and copies omit, and for those that
+TurboJPEG does not decode. The data of every scan is followed by more, in several ways: if no block
+of the image is missing, all decode to the same pixels.
 """
 
 import hashlib
@@ -10,10 +11,9 @@ from itertools import pairwise
 
 from PIL import Image
 
-from bundle.jpeg_segments import SCAN, segments
+from bundle.jpeg_segments import END, SCAN, filled_scans, segments
 
 _STRIP_PX = 64
-END = b"\xff\xd9"
 _FRAMES = range(0xC0, 0xC3)  # baseline, extended, progressive
 _COEFFICIENTS = 64  # in a block
 # Blocks are also missing if a file is truncated before a restart marker. A decoder resumes at any
@@ -34,10 +34,17 @@ def complete_jpeg(data: bytes) -> bytes | None:
     Raises whatever Pillow raises on damaged data.
     """
     body = data.removesuffix(b"\xff")
-    if not _has_every_scan(body):
-        return None
-    digests = (_digest(body + filling + END) for filling in _FILLINGS)
-    return body + END if all(one == other for one, other in pairwise(digests)) else None
+    completed = body + END
+    return completed if _has_every_scan(body) and has_every_block(completed) else None
+
+
+def has_every_block(data: bytes) -> bool:
+    """Whether no scan of a file with an end marker lacks a part of its data.
+
+    Raises whatever Pillow raises on damaged data.
+    """
+    digests = (_digest(filled_scans(data, filling)) for filling in _FILLINGS)
+    return all(one == other for one, other in pairwise(digests))
 
 
 def _digest(data: bytes) -> bytes:

@@ -7,6 +7,8 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
+from bundle.jpeg_end import has_every_block
+
 _LOST_BLOCKS = re.compile("premature end of data segment|found marker")  # libjpeg's warnings
 
 
@@ -26,16 +28,23 @@ def decoded_by_libjpeg(
         return None
     try:
         if simplejpeg.decode_jpeg_header(data)[:2] != (image.height, image.width):
-            return None
+            raise LookupError
         smaller = {} if least_side is None else _smaller(image.width, image.height, least_side)
         pixels = np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True, **smaller))
-    except LookupError:  # simplejpeg has no name for 4:4:1
-        return None
-    except ValueError as error:  # strict: for a warning too
-        if _LOST_BLOCKS.search(str(error)):
+    except (LookupError, ValueError) as error:
+        # Strict, so for a warning too. It knows neither all ways to subsample nor lossless grey.
+        if _LOST_BLOCKS.search(str(error)) or _lacks_blocks(data):
             raise ValueError("a part of its pixels is missing") from error
         return None
     return pixels if image.mode in ("RGB", "L") else None
+
+
+def _lacks_blocks(data: bytes) -> bool:
+    """Whether Pillow would fill in blocks; False if it notices by itself that there is no end."""
+    try:
+        return not has_every_block(data)
+    except OSError:
+        return False
 
 
 def _smaller(width: int, height: int, least_side: int) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 
@@ -10,9 +10,13 @@ from bundle.file_pieces import PieceCounter
 
 SCAN = 0xDA
 MOST_SCANS = 100  # encoders write at most 12
+END = b"\xff\xd9"
 _JPEG_LS = 0xF7
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # these are tables
+# Data in arithmetic coding may end anywhere: a decoder fills it up with zeros, and what it makes of
+# them are pixels. So nobody can tell a file that lacks a part from one that is whole.
 _RARE_FRAMES = {
+    **dict.fromkeys((0xC9, 0xCA), "arithmetic coding"),
     0xCB: "lossless arithmetic coding",
     **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "a hierarchy of frames"),
 }
@@ -23,20 +27,53 @@ _STEP_BYTES = 1 << 18  # searched at a time: Python's lock is held meanwhile
 
 
 def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and content of every complete segment; the data of scans is skipped.
+    """Marker and content of every complete segment up to the end marker, without data of scans.
 
     Raises:
         TooManyPieces: there are far more than an image needs.
+    """
+    for found, content in _places(data):
+        yield found[1][0], data[content]
+
+
+def filled_scans(data: bytes, filling: bytes) -> bytes:
+    """The file with more data at the end of each scan.
+
+    A decoder that has all blocks of a scan passes over it; one that lacks some takes it for them.
+
+    Raises:
+        TooManyPieces: see `segments`.
+    """
+    ends = [0]
+    marker = None
+    for found, _ in _places(data):
+        if marker == SCAN:
+            ends.append(found.start())
+        marker = found[1][0]
+    if marker != END[1]:  # behind something that is no segment
+        ends.append(max(ends[-1], data.rfind(END)))
+    parts = [data[start:end] for start, end in pairwise(ends)]
+    return filling.join((*parts, data[ends[-1] :]))
+
+
+def _places(data: bytes) -> Iterator[tuple[re.Match[bytes], slice]]:
+    """Where the marker and the content of every complete segment are.
+
+    Raises:
+        TooManyPieces: see `segments`.
     """
     counter = PieceCounter(len(data))
     position = 2  # after the start marker
     while found := _next_marker(data, position):
         counter.count()
+        if found[1] == END[1:]:
+            yield found, slice(found.end(), found.end())
+            return
         start = found.end() + 2
         position = found.end() + int.from_bytes(data[found.end() : start])
         if not start <= position <= len(data):
             return
-        yield found[1][0], data[start:position]
+        yield found, slice(start, position)
 
 
 def has_too_many_scans(data: bytes) -> bool:
@@ -54,7 +91,7 @@ def has_too_many_scans(data: bytes) -> bool:
 
 
 def unreadable_kind(data: bytes) -> str | None:
-    """What libjpeg or Pillow cannot read about a JPEG that need not be damaged.
+    """What libjpeg or Pillow cannot read, or not judge, about a JPEG that need not be damaged.
 
     Layout of the frame header: https://www.w3.org/Graphics/JPEG/itu-t81.pdf, B.2.2.
     """

@@ -226,13 +226,18 @@ def _decoding(image_format: str, data: bytes) -> Iterator[None]:
         raise _undecodable(image_format, data, str(error)) from error
 
 
-def _undecodable(image_format: str, data: bytes, reason: str) -> UndecodableImage:
-    kind = unreadable_kind(data) if image_format == "JPEG" else None
+def _refuse_rare_kind(data: bytes) -> None:
+    kind = unreadable_kind(data)
     if kind is not None:
-        return UndecodableImage(
+        raise UndecodableImage(
             "expected a JPEG image of the usual kind, with 8 bits per sample, got one with "
             f"{kind}; save it again as JPEG or PNG"
         )
+
+
+def _undecodable(image_format: str, data: bytes, reason: str) -> UndecodableImage:
+    if image_format == "JPEG":
+        _refuse_rare_kind(data)
     num_bytes = 8 + int.from_bytes(data[4:8], "little")
     if image_format == "WEBP" and num_bytes > len(data):
         reason = f"it is truncated to {len(data)} of {num_bytes} bytes"
@@ -324,6 +329,8 @@ def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
             f"expected at most {max_pixels:,} pixels, got {width} x {height} = "
             f"{width * height:,}; send a smaller image"
         )
+    if image_format == "JPEG":
+        _refuse_rare_kind(data)
     if image_format == "JPEG" and has_too_many_scans(data):
         raise UndecodableImage(
             f"expected a JPEG image of at most {MOST_SCANS} scans, got more, each of which goes "

@@ -51,20 +51,46 @@ def jpeg_of_quarter_height_chroma() -> bytes:
     return data[:start] + frame + data[start + 7 :]
 
 
-def jpeg_in_scans(pixels: Image.Image) -> bytes:
-    """A baseline JPEG that has its three colours one after another."""
-    planes = []
-    for channel in pixels.convert("YCbCr").split():
+def jpeg_in_scans(
+    pixels: Image.Image, sampling: Sequence[tuple[int, int]] = ((1, 1), (1, 1), (1, 1))
+) -> bytes:
+    """A baseline JPEG that has its three colours one after another.
+
+    `sampling` is the density of the samples of each, across and down.
+    """
+    most_across, most_down = (max(factors) for factors in zip(*sampling, strict=True))
+    colours, scans = b"", b""
+    for number, (across, down) in enumerate(sampling, start=1):
+        channel = pixels.convert("YCbCr").getchannel(number - 1)
+        size = -(-channel.width * across // most_across), -(-channel.height * down // most_down)
         buffer = io.BytesIO()
-        channel.save(buffer, "JPEG", quality=90)
-        planes.append(buffer.getvalue())
-    frame, scan = planes[0].index(b"\xff\xc0"), planes[0].index(b"\xff\xda")
-    colours = b"".join(bytes([number, 0x11, 0]) for number in (1, 2, 3))
-    header = b"\xff\xc0\0\x11" + planes[0][frame + 4 : frame + 9] + b"\3" + colours
-    content = planes[0][:frame] + header + planes[0][frame + 13 : scan]
-    for number, plane in enumerate(planes, start=1):
-        content += b"\xff\xda\0\x08\1" + bytes([number]) + plane[scan + 6 : -2]
-    return content + b"\xff\xd9"
+        channel.resize(size).save(buffer, "JPEG", quality=90)
+        plane = buffer.getvalue()
+        frame, scan = plane.index(b"\xff\xc0"), plane.index(b"\xff\xda")
+        colours += bytes([number, across << 4 | down, 0])
+        scans += b"\xff\xda\0\x08\1" + bytes([number]) + plane[scan + 6 : -2]
+    size_bytes = struct.pack(">BHHB", 8, pixels.height, pixels.width, len(sampling))
+    header = b"\xff\xc0\0\x11" + size_bytes + colours
+    return plane[:frame] + header + plane[frame + 13 : scan] + scans + b"\xff\xd9"
+
+
+def lossless_jpeg(pixels: np.ndarray) -> bytes:
+    """A lossless JPEG of grey pixels (H, W) uint8, each predicted from the one to its left."""
+    bits = ""
+    for y, row in enumerate(pixels.astype(int).tolist()):
+        before = pixels[y - 1, 0].item() if y else 128
+        for value in row:
+            difference, before = value - before, value
+            length = abs(difference).bit_length()
+            low = difference if difference >= 0 else difference + (1 << length) - 1
+            bits += f"{length:05b}" + (f"{low:0{length}b}" if length else "")
+    bits += "1" * (-len(bits) % 8)
+    data = int(bits, 2).to_bytes(len(bits) // 8).replace(b"\xff", b"\xff\0")
+    height, width = pixels.shape
+    frame = b"\xff\xc3\0\x0b" + struct.pack(">BHHB", 8, height, width, 1) + b"\1\x11\0"
+    codes = bytes([0, 0, 0, 0, 0, 17, *[0] * 11, *range(17)])  # one of five bits for each length
+    table = b"\xff\xc4" + struct.pack(">H", 2 + len(codes)) + codes
+    return b"\xff\xd8" + frame + table + b"\xff\xda\0\x08\1\1\0\1\0\0" + data + b"\xff\xd9"
 
 
 def jpeg_with_frame(data: bytes, *, marker: int = 0xC0, precision: int = 8, height: int) -> bytes:

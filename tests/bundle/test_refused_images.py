@@ -1,8 +1,10 @@
 import io
+import re
 import struct
 import time
 import zlib
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,17 @@ from bundle.preprocess import (
     decode_image,
     read_header,
 )
-from tests.bundle.image_files import PIXELS, Encode, exif_of, jpeg_with_frame, png, png_chunks
+from tests.bundle.image_files import (
+    PIXELS,
+    Encode,
+    exif_of,
+    jpeg_in_scans,
+    jpeg_of_quarter_height_chroma,
+    jpeg_with_frame,
+    lossless_jpeg,
+    png,
+    png_chunks,
+)
 
 
 @pytest.mark.parametrize("read", [decode_image, read_header])
@@ -107,6 +119,48 @@ def test_a_jpeg_with_a_hole_before_its_end_marker_is_refused(
     pieces = [data[:size] + b"\xff\xd9" for size in range(1000, len(data) - 100, 101)]
 
     assert [len(piece) for piece in pieces if not is_refused_or(noise, piece)] == []
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+# Kinds that TurboJPEG has no name for, so that it does not say what is missing.
+UNNAMED = {
+    "4:4:1": jpeg_of_quarter_height_chroma(),
+    "grey in full": lossless_jpeg(NOISE[:40, :, 0]),
+    "4:1:0": jpeg_in_scans(Image.fromarray(NOISE), ((4, 2), (1, 1), (1, 1))),
+    "each its own": jpeg_in_scans(Image.fromarray(NOISE), ((1, 1), (2, 1), (1, 2))),
+}
+
+
+@pytest.mark.parametrize("kind", UNNAMED)
+def test_a_hole_is_found_in_any_scan_of_a_jpeg_of_an_unusual_kind(kind: str) -> None:
+    data = UNNAMED[kind]
+    whole = decode_image(data)
+    ends = [found.start() for found in re.finditer(rb"\xff[\xda\xd9]", data)]
+
+    for start, end in pairwise(ends):
+        with pytest.raises(UndecodableImage, match="a part of its pixels is missing"):
+            decode_image(data[: (start + end) // 2] + data[end:])
+        for share in np.linspace(0.2, 0.95, 6):
+            piece = data[: start + int((end - start) * share)] + data[end:]
+            assert is_refused_or(whole, piece)
+            assert is_refused_or(whole, piece.removesuffix(b"\xff\xd9"))
+
+
+@pytest.mark.parametrize("sampling", [((4, 2), (1, 1), (1, 1)), ((1, 1), (2, 1), (1, 2))])
+def test_a_jpeg_with_unusually_sampled_colours_is_decoded(
+    scene: np.ndarray, sampling: tuple[tuple[int, int], ...]
+) -> None:
+    soft = Image.fromarray(scene).resize((4, 3)).resize((128, 96))
+
+    decoded = decode_image(jpeg_in_scans(soft, sampling))
+
+    assert np.abs(decoded.astype(int) - np.asarray(soft)).mean() < 8
+
+
+def test_a_lossless_jpeg_is_decoded_to_its_pixels() -> None:
+    grey = NOISE[:40, :, 0]
+
+    assert np.array_equal(decode_image(lossless_jpeg(grey)), np.dstack([grey] * 3))
 
 
 def test_a_jpeg_with_spare_bytes_before_its_end_marker_is_decoded(
@@ -298,6 +352,8 @@ def test_samples_of_32_bits_are_refused(read: Callable[..., object], dtype: type
         ({"marker": 0xF7}, "JPEG-LS"),
         ({"marker": 0xC5}, "a hierarchy of frames"),
         ({"marker": 0xCB}, "lossless arithmetic coding"),
+        ({"marker": 0xC9}, "arithmetic coding"),
+        ({"marker": 0xCA}, "arithmetic coding"),
     ],
 )
 def test_a_jpeg_of_a_rare_kind_is_named_instead_of_damaged(
