@@ -1,9 +1,10 @@
 """Compiles the graph of a bundle for OpenVINO in whatever way is fastest on this machine."""
 
+import hashlib
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -17,6 +18,7 @@ from engines.cores import allowed_cores
 from engines.cpu import openvino_graph
 from engines.cpu.fastest import measure_fastest, read_fastest
 from engines.cpu.openvino_streams import RUNTIME_ERRORS, make_requests, run_in_parts
+from engines.cpu.processor import describe_processor
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ _CACHED_PRIMITIVES: Final = 300
 _HINT: Final = "INFERENCE_PRECISION_HINT"
 _THREADS: Final = "INFERENCE_NUM_THREADS"
 _STREAMS: Final = "NUM_STREAMS"
+_LAYOUT: Final = (_THREADS, _STREAMS)
 
 # Medians of the same work differ by less than this share on a shared machine.
 _CLEARLY: Final = 0.1
@@ -67,12 +70,16 @@ class GraphCompiler:
 
     Args:
         path: of the graph.
+        extension: the library with the native op, if the core has one.
     """
 
-    def __init__(self, core: ov.Core, bundle: Bundle, *, path: Path) -> None:
+    def __init__(
+        self, core: ov.Core, bundle: Bundle, *, path: Path, extension: Path | None = None
+    ) -> None:
         self._core = core
         self._bundle = bundle
         self._path = path
+        self._extension = extension
 
     def compile(self, hints: Sequence[str], *, threads: int | None, mode: Mode) -> Compiled:
         """The graph in the fastest of these types and, for "auto", in the fastest layout.
@@ -95,7 +102,7 @@ class GraphCompiler:
     def _fastest_type(self, hints: Sequence[str], layout: Layout) -> tuple[ov.CompiledModel, str]:
         """bf16 takes half the time of float32 on one CPU, and more on another that emulates it."""
         options = {hint: _options(hint, layout) for hint in hints}
-        key = self._key(*options.values())
+        key = self._measured_on(options)
         fastest = hints[0] if len(hints) == 1 else self._read_fastest("float type", key)
         if fastest is not None:
             return self._load_or_compile(options[fastest]), fastest
@@ -103,7 +110,7 @@ class GraphCompiler:
         compiled = {hint: self._compile(options[hint]) for hint in hints}
         runs = {hint: self._run_of(model, 1) for hint, model in compiled.items()}
         fastest = measure_fastest(self._bundle.directory, runs, question="float type", key=key)
-        self._keep(compiled[fastest], fastest)
+        self._keep(compiled[fastest], options[fastest])
         return compiled[fastest], fastest
 
     def _fastest_layout(
@@ -114,7 +121,7 @@ class GraphCompiler:
         Args:
             model: the graph in the first layout, which has one stream.
         """
-        key = self._key(hint, layouts)
+        key = self._measured_on({name: _options(hint, one) for name, one in layouts.items()})
         fastest = self._read_fastest("layout", key)
         if fastest is None and not can_keep(self._bundle.directory):
             logger.info("the layout of threads is not measured: the bundle cannot be written to")
@@ -138,18 +145,12 @@ class GraphCompiler:
     def _in_layout(self, model: ov.CompiledModel, layout: Layout, hint: str) -> ov.CompiledModel:
         """The graph in another layout than the model's, unless it is the same."""
         options = _options(hint, layout)
-        if all(model.get_property(name) == options[name] for name in (_THREADS, _STREAMS)):
+        if all(model.get_property(name) == options[name] for name in _LAYOUT):
             return model
         return self._load_or_compile(options)
 
     def _read_fastest(self, question: str, key: str) -> str | None:
         return read_fastest(self._bundle.directory, question=question, key=key)
-
-    def _key(self, *what: object) -> str:
-        """What the measured times depend on."""
-        name = self._core.get_property("CPU", "FULL_DEVICE_NAME")
-        machine = f"{name}, OpenVINO {ov.get_version()}"
-        return " ".join((machine, *map(str, what), self._made_from("")))
 
     def _run_of(self, model: ov.CompiledModel, num_images: int) -> Callable[[], object]:
         """A call that runs photographs through a graph."""
@@ -158,8 +159,7 @@ class GraphCompiler:
         return partial(run_in_parts, make_requests(model), images=images, padding_mask=mask)
 
     def _load_or_compile(self, options: Mapping[str, Any]) -> ov.CompiledModel:
-        hint = options[_HINT]
-        name, key = self._kept_name, self._made_from(hint)
+        name, key = self._kept_name, self._made_from(options)
         kept = read_compiled(self._bundle.directory, name, key=key)
         if kept is not None:
             try:
@@ -167,7 +167,7 @@ class GraphCompiler:
             except RUNTIME_ERRORS as error:  # another CPU or OpenVINO
                 logger.info("%s is compiled again: %s", self._path, reason(error))
         compiled = self._compile(options)
-        self._keep(compiled, hint)
+        self._keep(compiled, options)
         return compiled
 
     def _compile(self, options: Mapping[str, Any]) -> ov.CompiledModel:
@@ -175,10 +175,10 @@ class GraphCompiler:
         openvino_graph.prepare_graph(model, options[_HINT])
         return self._core.compile_model(model, "CPU", options)
 
-    def _keep(self, compiled: ov.CompiledModel, hint: str) -> None:
+    def _keep(self, compiled: ov.CompiledModel, options: Mapping[str, Any]) -> None:
         keep_compiled(
             *(self._bundle.directory, self._kept_name),
-            key=self._made_from(hint),
+            key=self._made_from(options),
             export=lambda: compiled.export_model().getbuffer(),
         )
 
@@ -186,10 +186,27 @@ class GraphCompiler:
     def _kept_name(self) -> str:
         return f"{self._path.stem}.openvino"
 
-    def _made_from(self, hint: str) -> str:
+    def _made_from(self, options: Mapping[str, Any]) -> str:
         """What a compiled graph depends on; not threads and streams."""
-        manifest = self._bundle.manifest.model_dump_json()
-        return f"{hint} {inspect.getsource(openvino_graph)} {manifest}"
+        kept = {name: value for name, value in options.items() if name not in _LAYOUT}
+        return f"{kept} {self._surroundings}"
+
+    def _measured_on(self, ways: Mapping[str, Mapping[str, Any]]) -> str:
+        """What the times of these ways, each with its options, depend on."""
+        return f"{ways} {allowed_cores()} cores {self._surroundings}"
+
+    @cached_property
+    def _surroundings(self) -> str:
+        """The graph, and whatever compiles and runs it."""
+        extension = self._extension
+        parts = (
+            *(describe_processor(), self._core.get_property("CPU", "FULL_DEVICE_NAME")),
+            ov.get_version(),
+            hashlib.sha256(extension.read_bytes()).hexdigest() if extension else None,
+            inspect.getsource(openvino_graph),
+            *(self._path.name, self._bundle.manifest.model_dump_json()),
+        )
+        return repr(parts)
 
 
 def _layouts(threads: int, *, may_halve: bool, max_streams: int) -> dict[str, Layout]:

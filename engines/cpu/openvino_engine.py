@@ -63,14 +63,14 @@ class OpenVinoEngine:
         manifest = bundle.manifest
         form = graph or _best_form(manifest)
         path = bundle.graph(form)
-        core = _open_core(form)
+        extension = _find_extension() if form == PLUGIN_FORM else None
+        core = _open_core(extension)
         precisions = _precisions(core, form)
         precision = choose_precision(manifest, precisions)
         hints = _hints(precision, precisions, float_type)
         try:
-            compiled = GraphCompiler(core, bundle, path=path).compile(
-                hints, threads=threads, mode=mode
-            )
+            compiler = GraphCompiler(core, bundle, path=path, extension=extension)
+            compiled = compiler.compile(hints, threads=threads, mode=mode)
             self._split = make_requests(compiled.split)
             self._whole = make_requests(compiled.whole) if compiled.whole else []
             threads = compiled.split.get_property("INFERENCE_NUM_THREADS")
@@ -128,21 +128,26 @@ def _best_form(manifest: Manifest) -> str:
     return PLUGIN_FORM
 
 
-def _open_core(form: str) -> ov.Core:
-    """The runtime, with the native op if the form of the graph needs it."""
+def _find_extension() -> Path:
+    """The library with the native op; raises ValueError if it is not built."""
+    name = library.openvino_extension()
+    path = library.find(name)
+    if path is None:
+        raise ValueError(f"{name} is not built; run `make plugins`")
+    return path
+
+
+def _open_core(extension: Path | None) -> ov.Core:
+    """The runtime, with the native op if there is a library with it."""
     core = ov.Core()
     with kept_signal_stack():
         core.get_versions("CPU")  # loads the plugin
-    if form == PLUGIN_FORM:
-        name = library.openvino_extension()
-        path = library.find(name)
-        if path is None:
-            raise ValueError(f"{name} is not built; run `make plugins`")
+    if extension is not None:
         try:
-            core.add_extension(str(path))
+            core.add_extension(str(extension))
         except RUNTIME_ERRORS as error:
             raise ValueError(
-                f"{path}: cannot be loaded ({reason(error)}); run `make plugins`"
+                f"{extension}: cannot be loaded ({reason(error)}); run `make plugins`"
             ) from error
     return core
 

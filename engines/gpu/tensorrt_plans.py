@@ -1,6 +1,7 @@
 """Chooses the plan to run: the bundle's own, one built here before, or one built now."""
 
 import hashlib
+import inspect
 import json
 import logging
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from bundle.tensorrt_plan import (
     form_for_tensorrt,
 )
 from engines.compiled_cache import keep_compiled, read_compiled
+from engines.gpu import tensorrt_builder
 from engines.gpu.cuda import Cuda
 from engines.gpu.tensorrt_builder import BuildOptions, build_plan
 from engines.gpu.tensorrt_runtime import REBUILD, find_plugin, fingerprint_of, load_plugin
@@ -77,5 +79,6 @@ def _key(
 ) -> str:
     """A key that changes with everything a plan is built from."""
     shapes = [profile.model_dump() for profile in profiles]
-    parts = (manifest.files, form, here.model_dump(), shapes)
+    builder = inspect.getsource(tensorrt_builder)
+    parts = (manifest.files, form, here.model_dump(), shapes, builder)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -127,6 +127,17 @@ def test_another_gpu_gets_a_plan_of_its_own(
     assert len(trt.builds) == len(kept(elsewhere)) == 2
 
 
+def test_other_code_to_build_with_builds_again(
+    elsewhere: Path, trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find(elsewhere, may_build=True)
+    monkeypatch.setattr("inspect.getsource", lambda module: f"other code of {module}")
+
+    find(elsewhere, may_build=True)
+
+    assert len(trt.builds) == 2
+
+
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:-1], lambda data: data + b"!", lambda _: b""]
 )
