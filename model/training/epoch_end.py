@@ -66,7 +66,7 @@ def end_epoch(
         progress.epoch + 1,
         progress.step,
         progress.total_seconds,
-        learning_rate=learning_rate(state.optimizer),
+        learning_rate=learning_rate(state.optimizer, config),
         training_loss=progress.mean_loss,
         validation_loss=loss.total(),
         metrics=metrics,

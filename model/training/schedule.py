@@ -53,9 +53,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def learning_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The current rate of the parameters that have no separate factor."""
-    return max(float(group["lr"]) for group in optimizer.param_groups)
+def learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig) -> float:
+    """The current rate of parameters that have no separate factor, also if none are trained."""
+    group = max(optimizer.param_groups, key=lambda one: float(one["base_lr"]))
+    return config.learning_rate * float(group["lr"]) / (float(group["base_lr"]) or 1.0)
 
 
 def step_unless(is_bad: Tensor, optimizer: torch.optim.Optimizer) -> None:

@@ -10,6 +10,7 @@ from model.configs import base, demo, finetune, refine, tiny, two_stage
 from model.network.deformable_detr import DeformableDetr
 from model.training.schedule import (
     MovingAverage,
+    learning_rate,
     learning_rate_doubt,
     make_optimizer,
     schedule_factor,
@@ -74,6 +75,22 @@ def test_the_rate_of_each_group_is_scaled() -> None:
 
     for group in optimizer.param_groups:
         assert group["lr"] == pytest.approx(0.1 * group["base_lr"])
+
+
+@pytest.mark.parametrize("trained", ["", "backbone", "sampling_offsets"])
+@pytest.mark.parametrize("factor", [0.0, 0.1, 3.0])
+def test_the_rate_that_is_told_is_that_without_a_separate_factor(
+    trained: str, factor: float
+) -> None:
+    config = replace(tiny(), backbone_lr_factor=factor, offsets_lr_factor=factor)
+    named = DeformableDetr(config.model).named_parameters()
+    optimizer = make_optimizer([one for one in named if trained in one[0]], config)
+
+    set_learning_rate(optimizer, 0.25)
+
+    is_still = bool(trained) and factor == 0
+    expected = 0.0 if is_still else 0.25 * config.learning_rate
+    assert learning_rate(optimizer, config) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("config", [base(), refine(), two_stage(), finetune(), demo()])
