@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from bundle.atomic import make_place_for, write_atomically
 from bundle.detect import detect
+from bundle.folder import files_below
 from bundle.manifest import Bundle
 from bundle.preprocess import (
     SERVED_SUFFIXES,
@@ -95,7 +96,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     images: list[Path] = []
     for path in paths:
         if path.is_dir():
-            files = (file for file in path.rglob("*") if file.is_file())
+            files = files_below(path)
             images += sorted(file for file in files if file.suffix.lower() in SERVED_SUFFIXES)
         else:
             images.append(path)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from bundle.folder import files_below
 from bundle.json_file import starts_with
 from model.data.formats.image_listing import IMAGE_SUFFIXES
 from model.data.formats.source import read_lines
@@ -25,10 +26,9 @@ _KNOWN = (
 def describe_folder(data_dir: Path) -> str:
     """Lines that say what was found, what it looks like, and which formats are known."""
     counts: dict[str, Counter[str]] = {}
-    for path in islice(data_dir.rglob("*"), _SEEN_FILES):
-        if path.is_file() and not path.name.startswith("."):
-            folder = path.parent.relative_to(data_dir).as_posix()
-            counts.setdefault(folder, Counter())[path.suffix.lower() or path.name] += 1
+    for path in islice(files_below(data_dir), _SEEN_FILES):
+        folder = path.parent.relative_to(data_dir).as_posix()
+        counts.setdefault(folder, Counter())[path.suffix.lower() or path.name] += 1
     lines = [f"  {_place(folder)}{_kinds(kinds)}" for folder, kinds in sorted(counts.items())]
     if len(lines) > _SHOWN_FOLDERS:
         rest = len(lines) - _SHOWN_FOLDERS
@@ -77,7 +77,7 @@ def _guesses(data_dir: Path, suffixes: set[str]) -> Iterator[str]:
 
 def _has_yolo_lines(data_dir: Path) -> bool:
     """Whether one of the first text files begins with a line of YOLO's, or is empty."""
-    files = (path for path in data_dir.rglob("*.txt") if path.is_file())
+    files = (path for path in files_below(data_dir) if path.suffix.lower() == ".txt")
     return any(_is_yolo(file) for file in islice(files, _SEEN_TEXTS))
 
 

@@ -31,6 +31,16 @@ def run(toy_bundle: Path) -> Callable[..., int]:
     return lambda *args: main([*map(str, args), "--bundle", str(toy_bundle)])
 
 
+def test_images_behind_a_link_are_found(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "photos").symlink_to(photos)
+
+    assert find_images([tmp_path / "links"]) == [
+        tmp_path / "links" / "photos" / "b.png",
+        tmp_path / "links" / "photos" / "more" / "a.JPG",
+    ]
+
+
 def test_folders_are_searched_to_their_depths_in_order(photos: Path) -> None:
     assert find_images([photos]) == [photos / "b.png", photos / "more" / "a.JPG"]
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
+from bundle.folder import files_below
 from bundle.preprocess import DATASET_SUFFIXES
 
 IMAGE_SUFFIXES = frozenset(DATASET_SUFFIXES)
@@ -15,14 +16,14 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def files_below(directory: Path, pattern: str) -> list[Path]:
-    """The files below a folder whose names match, sorted, without hidden ones such as macOS's."""
-    return sorted(path for path in directory.rglob(pattern) if not path.name.startswith("."))
+def sorted_below(directory: Path, suffix: str) -> list[Path]:
+    """The files below a folder with this suffix, in any case, sorted."""
+    return sorted(path for path in files_below(directory) if path.suffix.lower() == suffix)
 
 
 def images_below(directory: Path) -> list[Path]:
     """Every image in a folder and the folders in it, sorted."""
-    return sorted(path for path in directory.rglob("*") if is_image(path) and path.is_file())
+    return sorted(filter(is_image, files_below(directory)))
 
 
 class ImageListing:
@@ -33,7 +34,7 @@ class ImageListing:
         self._by_name: dict[str, list[Path]] = {}
         for path in self._images.values():
             for key in (path.name, path.stem):
-                self._by_name.setdefault(_composed(key), []).append(path)
+                self._by_name.setdefault(composed(key), []).append(path)
 
     def find(self, *names: str, near: Path | None = None) -> Path | None:
         """The image that the first matching name stands for, or None.
@@ -43,7 +44,7 @@ class ImageListing:
         ends like that of the file `near`, then the nearest to that file.
         """
         for name in names:
-            parts = PurePosixPath(_composed(name).replace("\\", "/")).parts
+            parts = PurePosixPath(composed(name).replace("\\", "/")).parts
             last = parts[-1] if parts else ""
             found = self._by_name.get(last) or self._by_name.get(PurePosixPath(last).stem)
             if found:
@@ -67,7 +68,7 @@ def find_own_image(
     return own, named
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
     """The name with composed accents, which macOS decomposes."""
     return unicodedata.normalize("NFC", name)
 

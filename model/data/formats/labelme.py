@@ -14,9 +14,9 @@ from bundle.json_file import read_json, starts_with
 from model.data.fields import read_number, read_size
 from model.data.formats.image_listing import (
     ImageListing,
-    files_below,
     find_own_image,
     images_below,
+    sorted_below,
 )
 from model.data.formats.shapes import Point, around, around_boxes, around_ellipse
 from model.data.formats.source import (
@@ -103,7 +103,7 @@ class LabelmeData:
             collector.add_note("joined-shapes", message)
 
     def _note_others(self, collector: Collector, folder: Path, *, known: set[Path]) -> None:
-        if others := [file for file in files_below(folder, "*.json") if file not in known]:
+        if others := [file for file in sorted_below(folder, ".json") if file not in known]:
             message = (
                 f"left out: JSON files that are empty or not labelme's: {len(others)}, such as "
                 f"{others[0].name}"
@@ -113,7 +113,7 @@ class LabelmeData:
     @cached_property
     def _images(self) -> list[LabelmeImage]:
         """All files of all splits, since the classes are common to them."""
-        files = [file for file in files_below(self.directory, "*.json") if _is_labelme(file)]
+        files = [file for file in sorted_below(self.directory, ".json") if _is_labelme(file)]
         bar = tqdm(files, desc="reading annotations", unit=" files", leave=False)
         return [_read_image(file) for file in bar]
 
@@ -128,7 +128,7 @@ class LabelmeData:
 
 def find(data_dir: Path) -> LabelmeData | None:
     """The data set in a folder, if one of the first JSON files in it is labelme's."""
-    places = (data_dir.glob(f"{folders}*.json") for folders in ("", "*/", "*/*/"))
+    places = (data_dir.glob(f"{folders}*.[jJ][sS][oO][nN]") for folders in ("", "*/", "*/*/"))
     files = islice(chain.from_iterable(places), _SEEN_FILES)
     return LabelmeData(data_dir) if any(_is_labelme(file) for file in files) else None
 

@@ -1,6 +1,7 @@
 """Pascal VOC: an XML file for every image, in one folder or beside the images of every split."""
 
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -13,10 +14,12 @@ from tqdm import tqdm
 from model.data.fields import read_number, read_size
 from model.data.formats.image_listing import (
     ImageListing,
-    files_below,
+    composed,
     find_own_image,
     images_below,
+    is_image,
     num_shared_ends,
+    sorted_below,
 )
 from model.data.formats.shapes import around, around_rotated
 from model.data.formats.source import (
@@ -34,7 +37,9 @@ from model.data.formats.source import (
 from model.data.formats.xml_file import read_xml, root_tag, text_of
 
 _SEEN_FILES = 20  # until one is VOC's
+_FILES = "*.[xX][mM][lL]"
 _LISTS = Path("ImageSets", "Main")
+_OBJECT_NUMBER = re.compile(r"\s+-?\d+$")  # after the name of an image, as in VOC's own lists
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ class VocData:
     @cached_property
     def _images(self) -> dict[Path, VocImage]:
         """All files of all splits, since classes and counting are common to them."""
-        files = files_below(self.directory, "*.xml")
+        files = sorted_below(self.directory, ".xml")
         bar = tqdm(files, desc="reading annotations", unit=" files", leave=False)
         return {file: _read_image(file, self.directory) for file in bar}
 
@@ -145,12 +150,12 @@ class VocData:
             return [i for i in self._images.values() if folder and folder in i.file.parents]
         by_stem: dict[str, list[VocImage]] = {}
         for image in self._images.values():
-            by_stem.setdefault(image.file.stem, []).append(image)
-        images = []
-        for line in dict.fromkeys(line.split()[0] for line in read_lines(names)):
-            found = _nearest(by_stem.get(Path(line).name, []), Path(line).parent)
+            by_stem.setdefault(composed(image.file.stem), []).append(image)
+        images: dict[Path, VocImage] = {}
+        for line in read_lines(names):
+            found = _nearest(_listed(line, by_stem), Path(line).parent)
             if len(found) == 1:
-                images += found
+                images[found[0].file] = found[0]
             elif found:
                 several = ", ".join(str(image.file) for image in found)
                 message = f"{names} lists {line}, which may be {several}: write its folder, too"
@@ -158,7 +163,7 @@ class VocData:
             else:
                 message = f"{names} lists {line}, which has no XML file"
                 collector.add_fault("missing-annotation", message)
-        return images
+        return list(images.values())
 
     def _list(self, split: str) -> Path | None:
         lists = text_files(self.directory / _LISTS)
@@ -169,6 +174,16 @@ class VocData:
         if folder is None and (self.directory / "Annotations").is_dir():
             folder = split_folder(self.directory / "Annotations", split)
         return folder
+
+
+def _listed(line: str, by_stem: dict[str, list[VocImage]]) -> list[VocImage]:
+    """The images that a line may name: all of it, or without an object's number, with a suffix."""
+    for name in (composed(line), _OBJECT_NUMBER.sub("", composed(line))):
+        last = Path(name.replace("\\", "/"))
+        for key in (last.name, last.stem if is_image(last) else None):
+            if key in by_stem:
+                return by_stem[key]
+    return []
 
 
 def _nearest(images: list[VocImage], folder: Path) -> list[VocImage]:
@@ -184,7 +199,7 @@ def find(data_dir: Path) -> VocData | None:
     if {"train", "val"} & folders.keys():
         places += folders.values()
     for place in (path for path in places if path.is_dir()):
-        files = islice(chain(place.glob("*.xml"), place.glob("*/*.xml")), _SEEN_FILES)
+        files = islice(chain(place.glob(_FILES), place.glob(f"*/{_FILES}")), _SEEN_FILES)
         if any(root_tag(file) == "annotation" for file in files if file.name[0] != "."):
             return VocData(data_dir)
     return None

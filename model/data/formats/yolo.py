@@ -219,13 +219,22 @@ def _has_labels(data_dir: Path) -> bool:
 
 def label_file_of(image: Path) -> Path:
     """The label file of an image: in labels/ in place of the last images/, or else beside it."""
-    parts = list(image.with_suffix(".txt").parts)
+    beside = image.with_suffix(".txt")
+    parts = list(beside.parts)
     if "images" in parts[:-1]:
         last = len(parts) - 2 - parts[-2::-1].index("images")
         twin = Path(*parts[:last], "labels", *parts[last + 1 :])
-        if twin.is_file() or not image.with_suffix(".txt").is_file():
-            return twin
-    return image.with_suffix(".txt")
+        if (found := _spelled(twin)).is_file() or not _spelled(beside).is_file():
+            return found
+    return _spelled(beside)
+
+
+def _spelled(file: Path) -> Path:
+    """The file as its name is spelled in its folder, with accents and case of other systems."""
+    if file.is_file():
+        return file
+    names = [name for one in spellings(file.stem) for name in (f"{one}.txt", f"{one}.TXT")]
+    return next((path for path in map(file.with_name, names) if path.is_file()), file)
 
 
 def _is_turned(file: ImageFile | ValueError) -> bool:

@@ -123,6 +123,19 @@ def test_lists_may_name_the_object_beside_every_image(voc: Path) -> None:
     assert len(open_data_set(voc).open("train").images) == 2
 
 
+@pytest.mark.parametrize("line", ["my photo 2", "my photo 2  1", "my photo 2.png", "x/my photo 2"])
+def test_lists_may_name_images_with_spaces_and_suffixes(voc: Path, line: str) -> None:
+    (voc / "Annotations" / "a.xml").rename(voc / "Annotations" / "my photo 2.xml")
+    write(voc / "ImageSets" / "Main" / "train.txt", f"b\n{line}\nb\n")
+
+    split = open_data_set(voc).open("train")
+
+    assert [image.file_name for image in split.annotations.images] == [
+        "JPEGImages/b.png",
+        "JPEGImages/a.png",
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
