@@ -138,17 +138,20 @@ class Detector:
         """Images admitted and not yet started."""
         return self._batcher.depth if self._batcher else 0
 
+    @property
+    def gpu_memory_bytes(self) -> int:
+        """GPU memory that the engine took at start; 0 until it is open."""
+        return self._started.engine.gpu_memory_bytes if self._started else 0
+
     def publish(self) -> None:
         """Set the metrics that say which model and engine serve, or are being loaded."""
         self._metrics.expect(self.name)
         self._metrics.model.labels(*self.model_ref.model_dump().values()).set(1)
-        self._metrics.queue_depth.labels(self.name).set_function(lambda: self.depth)
         self._metrics.selftest_passed.labels(self.name).set(self._started is not None)
         if self._started is None:
             return
         engine, outcomes = self._started.engine, self._started.outcomes
         self._metrics.engine.labels(self.name, *engine.info).set(1)
-        self._metrics.gpu_memory.labels(self.name).set(engine.gpu_memory_bytes)
         self._count_captures(engine)
         for error in Errors._fields:
             ratio = max(getattr(outcome.ratios, error) for outcome in outcomes)

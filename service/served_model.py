@@ -64,7 +64,7 @@ class ServedModel:
         except ValueError as error:
             raise ValueError(self._tell(error)) from error
         self.detector = self._detector_for(bundle)
-        self.detector.publish()
+        self._publish()
 
     @property
     def name(self) -> str:
@@ -74,7 +74,16 @@ class ServedModel:
     @property
     def depth(self) -> int:
         """Images admitted and not yet started, also before a reload."""
-        return sum(detector.depth for detector in (self.detector, *self._leaving))
+        return sum(detector.depth for detector in self._detectors)
+
+    @property
+    def gpu_memory_bytes(self) -> int:
+        """GPU memory of its engines, also of those from before a reload that are yet to finish."""
+        return sum(detector.gpu_memory_bytes for detector in self._detectors)
+
+    @property
+    def _detectors(self) -> tuple[Detector, ...]:
+        return self.detector, *self._leaving
 
     async def start(self) -> None:
         """Start the first engine.
@@ -86,7 +95,7 @@ class ServedModel:
             await self.detector.start(self._shared.open_engine)
         except CannotStart as error:
             raise CannotStart(self._tell(error)) from error
-        self.detector.publish()
+        self._publish()
 
     async def detect(
         self,
@@ -128,7 +137,7 @@ class ServedModel:
         """Serve with another detector from now on; return once the old one has finished."""
         old, self.detector = self.detector, new
         self._shared.metrics.forget(old.name)
-        new.publish()
+        self._publish()
         logger.info(
             "%s %s now serves instead of %s %s",
             *(new.model_ref.name, new.model_ref.version),
@@ -140,12 +149,19 @@ class ServedModel:
 
     def abort(self, error: ServiceError) -> None:
         """Answer every request with an error and admit no more."""
-        for detector in (self.detector, *self._leaving):
+        for detector in self._detectors:
             detector.abort(error)
 
     async def close(self) -> None:
         """Refuse new requests, finish admitted ones, release the engines."""
         await asyncio.gather(self.detector.close(), *self._leaving.values())
+
+    def _publish(self) -> None:
+        """Set the metrics of the detector that serves, and those of all that the model has."""
+        self.detector.publish()
+        metrics = self._shared.metrics
+        metrics.queue_depth.labels(self.name).set_function(lambda: self.depth)
+        metrics.gpu_memory.labels(self.name).set_function(lambda: self.gpu_memory_bytes)
 
     def _detector_for(self, bundle: Bundle) -> Detector:
         return Detector(

@@ -23,6 +23,7 @@ def engines() -> list[FakeEngine]:
 def app(settings: Settings, engines: list[FakeEngine]) -> Iterator[FastAPI]:
     def open_engine(*_: object) -> FakeEngine:
         engines.append(FakeEngine(max_batch_size=4))
+        engines[-1].gpu_memory_bytes = 5 * len(engines)
         return engines[-1]
 
     yield create_app(settings, open_engine)
@@ -71,6 +72,27 @@ async def test_images_that_wait_for_the_old_engine_count_for_the_queue(
     await reload
 
     assert (refused.status_code, code_of(refused)) == (503, "overloaded")
+
+
+@pytest.mark.anyio
+async def test_the_old_engine_counts_in_the_metrics_until_it_has_finished(
+    app: FastAPI, client: httpx.AsyncClient
+) -> None:
+    serving = app.state.serving
+    old = serving.model().detector
+    with old.admit(3):
+        reload = serving.begin_reload()
+        while serving.model().detector is old:
+            await asyncio.sleep(0)
+        with serving.model().detector.admit(1):
+            both = (await client.get("/metrics")).text
+    await reload
+    after = (await client.get("/metrics")).text
+
+    assert 'detr_queue_depth{model="toy"} 4.0' in both
+    assert 'detr_gpu_memory_bytes{model="toy"} 15.0' in both
+    assert 'detr_queue_depth{model="toy"} 0.0' in after
+    assert 'detr_gpu_memory_bytes{model="toy"} 10.0' in after
 
 
 @pytest.mark.anyio
