@@ -42,8 +42,10 @@ logger = logging.getLogger("service")
 BACKLOG = 2048  # connections that the kernel keeps until they are accepted
 ACCEPTED_AT_ONCE = 8  # connections; 32 take a lone one 10% more of CPU time, and gain little
 LOOP_DESCRIPTORS = 10  # of the event loop, and some to spare
-GRACE_S = 5.0  # for closing the engine after the last request
 LAST_WORDS_S = 1.0  # for sending the last answers, after the drain timeout or a failure
+CLOSE_S = 5.0  # for closing the engine after the last request, and for sending the last traces
+SLACK_S = 1.0  # of a busy machine, and for closing the port where there is no patience
+GRACE_S = LAST_WORDS_S + CLOSE_S + SLACK_S  # what a stop may take beyond its settings
 _LIMITS = "raise the limits on open files and threads (ulimit -n, ulimit -u)"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -98,17 +100,25 @@ class Server(uvicorn.Server):
         if not has_failed:
             logger.info("stopping: answering the requests in flight")
             await asyncio.sleep(self._settings.drain_delay_s)
-        await farewell.close_port(self.servers, sockets or [])
         patience_s = LAST_WORDS_S if has_failed else self._settings.drain_timeout_s
-        if not await self._wait_for_clients(patience_s):
-            self._serving.abort(NotReady("the service is stopping; retry soon", retry_after_s=1))
+        until = time.monotonic() + patience_s
+        await farewell.close_port(self.servers, sockets or [], patience_s=patience_s)
+        if not await self._wait_for_clients(until - time.monotonic()):
+            self._abort()
             await self._wait_for_clients(LAST_WORDS_S)
             logger.warning(
                 "closing the connections that did not finish within %g s: %d",
                 patience_s,
                 len(self.server_state.connections),
             )
+        # Clients may have left, and the engine go on with what they sent.
+        left_s = max(LAST_WORDS_S, until - time.monotonic())
+        impatience = asyncio.get_running_loop().call_later(left_s, self._abort)
         await self.lifespan.shutdown()
+        impatience.cancel()
+
+    def _abort(self) -> None:
+        self._serving.abort(NotReady("the service is stopping; retry soon", retry_after_s=1))
 
     async def _wait_for_clients(self, patience_s: float) -> bool:
         state = self.server_state

@@ -4,12 +4,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from service import admin, openapi, pages, routes, routes_deepstack, routes_inference
 from service.access import KeyCheck, OriginCheck, read_keys
@@ -125,9 +127,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     app.state.startup.cancel()
     await asyncio.wait([app.state.startup])
-    await app.state.serving.close()
-    if app.state.traces is not None:
-        await asyncio.to_thread(app.state.traces.close)
+    async with asyncio.TaskGroup() as closing:
+        closing.create_task(app.state.serving.close())
+        if app.state.traces is not None:
+            closing.create_task(asyncio.to_thread(app.state.traces.close))
 
 
 def _add_middleware(app: FastAPI, settings: Settings, memory: ClientMemory) -> None:
@@ -135,20 +138,22 @@ def _add_middleware(app: FastAPI, settings: Settings, memory: ClientMemory) -> N
     if settings.api_keys_file is not None:
         keys = read_keys(settings.api_keys_file)
         app.add_middleware(KeyCheck, keys=keys)
+    check_origin: Callable[[ASGIApp], ASGIApp] = partial(
+        OriginCheck,
+        allow_origins=split_commas(settings.cors_origins),
+        allow_methods=["GET", "HEAD", "POST"],
+        allow_headers=["*"],
+        allow_private_network=True,
+        expose_headers=["Retry-After", "Server-Timing", REQUEST_ID],
+    )
     if settings.cors_origins:
-        app.add_middleware(
-            OriginCheck,
-            allow_origins=split_commas(settings.cors_origins),
-            allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=["*"],
-            allow_private_network=True,
-            expose_headers=["Retry-After", "Server-Timing", REQUEST_ID],
-        )
+        app.add_middleware(check_origin)
     app.add_middleware(
         Boundary,
         metrics=app.state.metrics,
         labels=app.state.labels,
         limits=BodyLimits.of(settings, memory),
+        around_errors=check_origin if settings.cors_origins else lambda answer: answer,
         on_answer=app.state.traces.record if app.state.traces else None,
     )
     if settings.trusted_proxies:

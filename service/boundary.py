@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.body_limits import BodyLimits, limited_body
@@ -45,7 +46,12 @@ class AnsweredRequest(NamedTuple):
 
 
 class Boundary:
-    """ASGI middleware around the whole app; `on_answer` gets every request except health checks."""
+    """ASGI middleware around the whole app.
+
+    Args:
+        around_errors: middleware that the answers it makes itself have to pass, too.
+        on_answer: gets every request except health checks.
+    """
 
     def __init__(
         self,
@@ -54,9 +60,11 @@ class Boundary:
         metrics: Metrics,
         labels: RouteLabels,
         limits: BodyLimits,
+        around_errors: Callable[[ASGIApp], ASGIApp] = lambda app: app,
         on_answer: Callable[[AnsweredRequest], None] | None = None,
     ) -> None:
         self._app = app
+        self._around_errors = around_errors
         self._metrics = metrics
         self._labels = labels
         self._limits = limits
@@ -105,8 +113,7 @@ class Boundary:
             logger.exception("request %s failed", request_id)
             self._metrics.rejects.labels(ServiceError.code).inc()
             if not status:
-                error = ServiceError("an internal error; see the log for details")
-                await _send_error(error, scope["path"], send_marked)
+                await self._around_errors(_answer_internal_error)(scope, receive, send_marked)
         finally:
             fields = {"request_id": request_id, **log_fields}
             self._account({**scope, "method": method}, status, started=started, fields=fields)
@@ -197,10 +204,10 @@ async def _closed(request: Request) -> None:
         pass
 
 
-async def _send_error(error: ServiceError, path: str, send: Send) -> None:
-    headers = [(b"content-type", b"application/json")]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": error_body(error, path)})
+async def _answer_internal_error(scope: Scope, receive: Receive, send: Send) -> None:
+    error = ServiceError("an internal error; see the log for details")
+    body = error_body(error, scope["path"])
+    await Response(body, error.status, media_type="application/json")(scope, receive, send)
 
 
 def _logfmt(value: Any) -> str:

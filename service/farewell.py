@@ -27,12 +27,18 @@ _NUM_WAITING = struct.Struct("24xI")  # in struct tcp_info of a listener: connec
 
 
 async def close_port(
-    servers: Collection[asyncio.AbstractServer], listeners: Collection[socket.socket]
+    servers: Collection[asyncio.AbstractServer],
+    listeners: Collection[socket.socket],
+    *,
+    patience_s: float,
 ) -> None:
-    """Accept the connections that have arrived, then close the listening sockets."""
+    """Accept the connections that have arrived, as long as there is patience, and close the port.
+
+    It takes `ACCEPT_S` at least.
+    """
     for listener in listeners:
         _let_nobody_in(listener)
-    latest = time.monotonic() + MOST_ACCEPT_S
+    latest = time.monotonic() + min(MOST_ACCEPT_S, patience_s)
     await asyncio.sleep(ACCEPT_S)
     while any(map(_has_waiting, listeners)) and time.monotonic() < latest:
         await asyncio.sleep(STEP_S)

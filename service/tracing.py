@@ -2,6 +2,7 @@
 
 import logging
 import time
+from threading import Thread
 from urllib.parse import urlsplit
 
 from opentelemetry import trace
@@ -16,6 +17,7 @@ from service.boundary import AnsweredRequest
 from service.metrics import Stopwatch
 
 SEND_LIMIT_S = 2.0
+CLOSE_LIMIT_S = 3.0  # for what is left at the end
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +65,12 @@ class Traces:
         span.end(_nanoseconds(request.started + request.seconds + offset))
 
     def close(self) -> None:
-        """Send the remaining spans."""
-        self._provider.shutdown()
+        """Send the remaining spans, unless the collector takes too long."""
+        sending = Thread(target=self._provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(CLOSE_LIMIT_S)
+        if sending.is_alive():
+            logger.warning("the last traces were not sent within %g s", CLOSE_LIMIT_S)
 
 
 def _without_password(url: str) -> str:

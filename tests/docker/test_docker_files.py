@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from bundle.layout import CACHE_FOLDER
+from service.__main__ import GRACE_S
 from service.settings import Settings
 from tests.docker import dockerfile
 
@@ -85,11 +86,23 @@ def test_the_services_are_reachable_from_this_machine_only_until_told_otherwise(
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
 
 
+def settings_given_to(name: str) -> dict[str, str]:
+    """What compose makes of ${NAME:-default} where NAME is not set."""
+    return {name.lower().removeprefix("detr_"): re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
+            for name, value in SERVICES[name]["environment"].items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["service", "replica", "service-gpu", "service-torch"])
+def test_compose_gives_a_service_time_to_stop(name):
+    settings = Settings.model_validate(settings_given_to(name))
+    given_s = int(SERVICES[name]["stop_grace_period"].removesuffix("s"))
+
+    assert given_s > settings.drain_delay_s + settings.drain_timeout_s + GRACE_S
+
+
 @pytest.mark.parametrize("name", ["service", "replica", "service-gpu", "service-torch"])
 def test_compose_gives_the_service_settings_that_it_has(name):
-    # What compose makes of ${NAME:-default} where NAME is not set.
-    given = {name.lower().removeprefix("detr_"): re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
-             for name, value in SERVICES[name]["environment"].items()}  # fmt: skip
+    given = settings_given_to(name)
 
     settings = Settings.model_validate(given)
 

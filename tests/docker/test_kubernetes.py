@@ -7,6 +7,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from service.__main__ import GRACE_S
 from service.app import create_app
 from service.settings import Settings
 
@@ -60,7 +61,7 @@ def test_a_pod_has_time_to_start_and_to_drain():
 
     assert settings.model_fields_set == given.keys() <= Settings.model_fields.keys()
     drain_s = settings.drain_delay_s + settings.drain_timeout_s
-    assert POD["spec"]["terminationGracePeriodSeconds"] >= drain_s + 10
+    assert POD["spec"]["terminationGracePeriodSeconds"] > drain_s + GRACE_S
     assert readiness["periodSeconds"] * readiness["failureThreshold"] < settings.drain_delay_s
     assert startup["periodSeconds"] * startup["failureThreshold"] > settings.start_timeout_s
 

@@ -158,6 +158,29 @@ async def test_pages_of_named_origins_may_ask(settings: Settings, engine: FakeEn
             assert answer.headers["access-control-allow-origin"] == "https://b.test"
 
 
+async def test_a_page_that_may_ask_reads_an_unforeseen_error(
+    settings: Settings, engine: FakeEngine
+) -> None:
+    named = settings.model_copy(update={"cors_origins": "https://a.test"})
+    app = create_app(named, lambda *_: engine)
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise RuntimeError
+
+    async with running(app) as client:
+        of_page, of_other, of_none = [
+            await client.get("/broken", headers=headers)
+            for headers in ({"Origin": "https://a.test"}, {"Origin": "https://c.test"}, {})
+        ]
+
+    for answer in (of_page, of_other, of_none):
+        assert (answer.status_code, code_of(answer)) == (500, "internal_error")
+        assert "x-request-id" in answer.headers
+    assert of_page.headers["access-control-allow-origin"] == "https://a.test"
+    assert "access-control-allow-origin" not in {*of_other.headers, *of_none.headers}
+
+
 @pytest.mark.parametrize(
     ("origin", "method"), [("https://c.test", "POST"), ("null", "GET"), ("https://a.test", "PUT")]
 )

@@ -150,6 +150,31 @@ async def test_an_answer_that_a_stop_cuts_short_still_reaches_its_client(
 
 
 @pytest.mark.anyio
+async def test_a_stop_does_not_wait_for_a_batch_whose_clients_have_left(
+    fake_bundle: Path, jpeg_bytes: bytes
+) -> None:
+    settings = Settings(bundle=fake_bundle, drain_timeout_s=0.2)
+    engine = FakeEngine()
+    server = Server(create_app(settings, lambda *_: engine), settings)
+    life, address = await serving(Listener(), server)
+    engine.gate.shut()
+    while engine.batch_shapes:  # arrivals of the warm-up
+        engine.gate.wait_for_arrival()
+        engine.batch_shapes.pop()
+    async with httpx.AsyncClient(base_url=address) as client:
+        leaving = asyncio.create_task(client.post("/detect", content=jpeg_bytes))
+        await asyncio.to_thread(engine.gate.wait_for_arrival)
+        leaving.cancel()
+
+    server.should_exit = True
+    done, _ = await asyncio.wait({life}, timeout=10)
+    engine.gate.open()
+    await life
+
+    assert done == {life}
+
+
+@pytest.mark.anyio
 async def test_a_service_that_failed_waits_a_second_for_its_clients(
     fake_bundle: Path, jpeg_bytes: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -221,10 +246,21 @@ async def test_the_port_is_open_until_every_client_is_accepted() -> None:
             2 * farewell.ACCEPT_S, lambda: accepted.append(listener.accept()[0])
         )
 
-        await farewell.close_port([], [listener])
+        await farewell.close_port([], [listener], patience_s=60)
 
     assert num_accepted == [1]
     accepted[0].close()
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who waits at a port")
+async def test_the_port_closes_when_patience_ends() -> None:
+    listener = Listener()
+    with listener.connect_to_it():
+        async with asyncio.timeout(farewell.MOST_ACCEPT_S / 2):
+            await farewell.close_port([], [listener], patience_s=0.2)
+
+    assert listener.fileno() < 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

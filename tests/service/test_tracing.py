@@ -1,5 +1,6 @@
 """Traces, as a collector gets them."""
 
+import socket
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,7 +12,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from service.app import create_app
+from service.boundary import AnsweredRequest
 from service.settings import Settings
+from service.tracing import Traces
 from tests.fakes import POISON, FakeEngine
 from tests.service.asking import running
 
@@ -162,3 +165,18 @@ async def test_a_collector_that_is_not_there_costs_no_answer(
         answer = await client.post("/detect", content=png_bytes)
 
     assert answer.status_code == 200
+
+
+def test_a_collector_that_does_not_answer_does_not_hold_a_stop(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces"
+        traces = Traces(endpoint)
+        request = AnsweredRequest("GET", "/", 200, 0.0, 0.0, {}, {}, None)
+        for _ in range(1600):  # four times what is sent at once
+            traces.record(request)
+
+        traces.close()
+
+    assert "the last traces were not sent within 3 s" in caplog.text
