@@ -40,6 +40,12 @@ _SIGNATURES = (
     (rb"version https://git-lfs", "a Git LFS pointer", "fetch the file with `git lfs pull`"),
     (rb"\s*[{\[]", "JSON", "send the image as a form file or as the body"),
 )
+# Of images in these formats, as cameras and tools name them.
+UNREAD_SUFFIXES = frozenset((
+    ".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".j2k", ".mpo", ".dng", ".cr2", ".cr3",
+    ".nef", ".arw", ".orf", ".raf", ".rw2", ".psd", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi",
+    ".exr", ".hdr", ".dcm", ".ico", ".svg",
+))  # fmt: skip
 _START_BYTES = 1024  # examined at the start of a file
 _ENCODINGS = (
     (codecs.BOM_UTF8, "utf-8"),

@@ -55,7 +55,7 @@ _DECODER_ERRORS = (
 SERVED_FORMATS = ("JPEG", "PNG", "WEBP")
 DATASET_FORMATS = (*SERVED_FORMATS, "BMP", "TIFF")  # also accepted for training and evaluation
 # Only to find images in folders: what a file is, its content says.
-SERVED_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SERVED_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp")
 DATASET_SUFFIXES = (*SERVED_SUFFIXES, ".bmp", ".tif", ".tiff")
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),

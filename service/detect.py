@@ -12,7 +12,7 @@ if __name__ == "__main__":  # before the imports that take long
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -21,8 +21,10 @@ from tqdm import tqdm
 from bundle.atomic import make_place_for, write_atomically
 from bundle.detect import detect
 from bundle.folder import files_below
+from bundle.image_formats import UNREAD_SUFFIXES
 from bundle.manifest import Bundle
 from bundle.preprocess import (
+    DATASET_SUFFIXES,
     SERVED_SUFFIXES,
     UndecodableImage,
     UnsupportedImage,
@@ -75,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not images:
         parser.error(f"no {', '.join(SERVED_SUFFIXES)} files in {', '.join(map(str, args.paths))}")
     try:
+        _tell_left_out(args.paths)
         ids = read_image_ids(args.annotations, images) if args.annotations else range(len(images))
         return _run(
             list(zip(ids, images, strict=True)),
@@ -95,12 +98,23 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     """The given paths in order, each folder replaced by the images below it, sorted."""
     images: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            files = files_below(path)
-            images += sorted(file for file in files if file.suffix.lower() in SERVED_SUFFIXES)
-        else:
-            images.append(path)
+        images += _of_kind(path, SERVED_SUFFIXES) if path.is_dir() else [path]
     return images
+
+
+def _of_kind(folder: Path, suffixes: Container[str]) -> list[Path]:
+    return sorted(file for file in files_below(folder) if file.suffix.lower() in suffixes)
+
+
+def _tell_left_out(paths: Iterable[Path]) -> None:
+    """Say how many images in folders have other formats."""
+    suffixes = {*DATASET_SUFFIXES, *UNREAD_SUFFIXES} - {*SERVED_SUFFIXES}
+    others = [file for path in paths if path.is_dir() for file in _of_kind(path, suffixes)]
+    if others:
+        _say(
+            f"left out: {len(others)} images of formats that are not accepted, such as "
+            f"{others[0]}; convert them to JPEG or PNG"
+        )
 
 
 def _run(

@@ -41,6 +41,19 @@ def test_images_behind_a_link_are_found(photos: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["IMG_1.HEIC", "scan.tif", "a.gif"])
+def test_images_of_other_formats_in_a_folder_are_counted(
+    run: Callable[..., int], photos: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / name).write_bytes(b"?")
+
+    run(photos)
+
+    said = capsys.readouterr().err
+    assert "left out: 1 images of formats that are not accepted, such as " in said
+    assert name in said
+
+
 def test_folders_are_searched_to_their_depths_in_order(photos: Path) -> None:
     assert find_images([photos]) == [photos / "b.png", photos / "more" / "a.JPG"]
 
@@ -290,7 +303,7 @@ def test_a_folder_without_images_is_refused(
     with pytest.raises(SystemExit, match="2"):
         run(tmp_path)
 
-    assert "no .jpg, .jpeg, .png, .webp files in" in capsys.readouterr().err
+    assert "no .jpg, .jpeg, .jfif, .png, .webp files in" in capsys.readouterr().err
 
 
 def test_more_detections_than_the_model_has_are_refused_at_once(

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 from tqdm import tqdm
 
 from model.data.fields import read_number, read_size
-from model.data.formats.image_listing import ImageListing, images_below
+from model.data.formats.image_listing import ImageListing, images_below, tell_several
 from model.data.formats.shapes import around, around_ellipse, around_rotated
 from model.data.formats.source import (
     ALL,
@@ -76,8 +76,14 @@ class CvatData:
         collector = Collector(file, image_dir=file.parent, class_names=class_names)
         for image in images:
             stated = f"{image.subset}/{image.name}" if image.subset else image.name
-            path = listing.find(stated) or image.name
-            image_id = collector.add_image(path, image.size, place=f"image {image.name}")
+            place = f"image {image.name}"
+            paths = listing.find(stated)
+            path = paths[0] if paths else image.name
+            image_id = collector.add_image(path, image.size, place=place)
+            if len(paths) > 1:
+                remedy = "keep one of them"
+                message = tell_several(place, paths, said="name", remedy=remedy)
+                collector.add_fault("several-images", message, image_id=image_id)
             for what in image.left_out:
                 collector.leave_out(_PLURALS.get(what, what))
             for shape in image.shapes:

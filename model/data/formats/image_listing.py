@@ -1,11 +1,13 @@
 """The image files of a folder, by name and by stem."""
 
+import filecmp
 import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from bundle.folder import files_below
+from bundle.image_formats import UNREAD_SUFFIXES
 from bundle.preprocess import DATASET_SUFFIXES
 
 IMAGE_SUFFIXES = frozenset(DATASET_SUFFIXES)
@@ -26,46 +28,81 @@ def images_below(directory: Path) -> list[Path]:
     return sorted(filter(is_image, files_below(directory)))
 
 
+def unread_below(directory: Path) -> list[Path]:
+    """The files below a folder that are images of other formats by their names, sorted."""
+    return sorted(p for p in files_below(directory) if p.suffix.lower() in UNREAD_SUFFIXES)
+
+
 class ImageListing:
     """The images below a folder, found by what a tool says about them."""
 
     def __init__(self, images: Iterable[Path]) -> None:
-        self._images = {path.as_posix(): path for path in images}
         self._by_name: dict[str, list[Path]] = {}
-        for path in self._images.values():
-            for key in (path.name, path.stem):
-                self._by_name.setdefault(composed(key), []).append(path)
+        self._by_stem: dict[str, list[Path]] = {}
+        for path in dict.fromkeys(images):
+            self._by_name.setdefault(composed(path.name), []).append(path)
+            self._by_stem.setdefault(composed(path.stem), []).append(path)
 
-    def find(self, *names: str, near: Path | None = None) -> Path | None:
-        """The image that the first matching name stands for, or None.
+    def find(self, *names: str, near: Path | None = None) -> list[Path]:
+        """The image that the first matching name stands for; none, or several that it may be.
 
         A name may start with folders, of any system, and may lack the suffix. If several images
         have the name, the best is one whose path ends like the given name, then one whose path
-        ends like that of the file `near`, then the nearest to that file.
+        ends like that of the file `near`, then the nearest to that file. Of equal files, the first
+        is taken.
         """
         for name in names:
             parts = PurePosixPath(composed(name).replace("\\", "/")).parts
             last = parts[-1] if parts else ""
-            found = self._by_name.get(last) or self._by_name.get(PurePosixPath(last).stem)
+            stems = (last, PurePosixPath(last).stem)
+            found = self._by_name.get(last) or next(filter(None, map(self._by_stem.get, stems)), [])
             if found:
-                folders = parts[:-1]
-                return max(found, key=lambda path: _closeness(path.parent, folders, near))
-        return None
+                closeness = [_closeness(path.parent, parts[:-1], near) for path in found]
+                best = max(closeness)
+                return _different([p for p, n in zip(found, closeness, strict=True) if n == best])
+        return []
 
 
-def find_own_image(
-    listing: ImageListing, file: Path, *, image_name: str
-) -> tuple[Path | None, Path | None]:
-    """The image of an annotation file, and another one that it may be of instead.
+def _different(paths: list[Path]) -> list[Path]:
+    """The first of the files, and those that hold something else."""
+    first, *others = paths
+    return [first, *(path for path in others if not _is_equal(first, path))]
+
+
+def _is_equal(first: Path, other: Path) -> bool:
+    is_there = first.is_file() and other.is_file()
+    return is_there and filecmp.cmp(first, other, shallow=False)
+
+
+def find_own_image(listing: ImageListing, file: Path, *, image_name: str) -> list[Path]:
+    """The image of an annotation file; none, or several of which it may be.
 
     It should have the name of the file, and be named in it. If these are two images that both
     exist, as after the files were numbered anew, which of them is meant cannot be told.
     """
     named = listing.find(image_name, near=file)
     own = listing.find(file.stem, near=file)
-    if named is None or own is None or named == own or named.stem == own.stem:
-        return named or own, None
-    return own, named
+    if not named or not own:
+        return named or own
+    both = [path for path in named if path in own]
+    if both or named[0].stem == own[0].stem:
+        return both or named
+    return [own[0], named[0]]
+
+
+def tell_several(place: str, paths: Sequence[Path], *, said: str, remedy: str) -> str:
+    """That an annotation file may be of any of several images.
+
+    Args:
+        said: what it calls its image. remedy: against the name of another image.
+    """
+    if paths[0].name == paths[1].name:
+        several = ", ".join(map(str, paths))
+        return f"{place} may be of any of several images, which differ: {several}; keep one"
+    return (
+        f"{place} is of {paths[0].name} by its name, but says {said} {paths[1].name}, which exists "
+        f"too: {remedy}"
+    )
 
 
 def composed(name: str) -> str:

@@ -62,15 +62,15 @@ class LabelStudioData:
             regions = [region for region in chosen["result"] if isinstance(region, dict)]
             sizes = [read_size(r.get("original_height"), r.get("original_width")) for r in regions]
             names = [_names_in(value) for value in _image_values(task)]
-            paths = [*dict.fromkeys(filter(None, (listing.find(*found) for found in names)))]
+            paths = _agreed([found for found in (listing.find(*one) for one in names) if found])
             path = paths[0] if paths else next((found[0] for found in names), "")
             size = next((size for size in sizes if size is not None), None)
             image_id = collector.add_image(path, size, place=place)
             if len(paths) > 1:
-                several = ", ".join(found.name for found in paths)
+                several = ", ".join(str(found.relative_to(file.parent)) for found in paths)
                 message = (
                     f"{place} names several images, {several}, and its boxes may be of any: keep "
-                    "only the image that they are of in its data"
+                    "only the image that they are of, in its data and in the folder"
                 )
                 collector.add_fault("several-images", message, image_id=image_id)
             for region in regions:
@@ -151,11 +151,17 @@ def _image_values(task: dict[str, Any]) -> list[str]:
     return [value for value in values if isinstance(value, str) and _names_in(value)]
 
 
+def _agreed(found: list[list[Path]]) -> list[Path]:
+    """The images that all names of a task may stand for; if there are none, all of them."""
+    common = [path for path in (found or [[]])[0] if all(path in paths for paths in found)]
+    return common or [*dict.fromkeys(path for paths in found for path in paths)]
+
+
 def _names_in(value: str) -> list[str]:
     """The names that an image may have: as it is, without its URL, without an upload's prefix."""
     url = urlsplit(value)
-    local = next((part[2:] for part in url.query.split("&") if part.startswith("d=")), None)
-    names = [value, unquote(url.path if local is None else local)]
+    local = [part[2:] for part in url.query.split("&") if part.startswith("d=")]
+    names = [value, *map(unquote, (*local, url.path))]
     names = [name.replace("\\", "/") for name in names if is_image(Path(name))]
     return [found for name in names for found in (name, _without_prefix(name))]
 

@@ -17,6 +17,7 @@ from model.data.formats.image_listing import (
     find_own_image,
     images_below,
     sorted_below,
+    tell_several,
 )
 from model.data.formats.shapes import Point, around, around_boxes, around_ellipse
 from model.data.formats.source import (
@@ -79,13 +80,12 @@ class LabelmeData:
         self._note_others(collector, folder, known={image.file for image in images})
         for image in images:
             place = image.file.relative_to(self.directory).as_posix()
-            path, other = find_own_image(listing, image.file, image_name=image.image_name)
-            image_id = collector.add_image(path or image.image_name, image.size, place=place)
-            if path is not None and other is not None:
-                message = (
-                    f"{place} is of {path.name} by its name, but says imagePath {other.name}, "
-                    "which exists too: correct imagePath, or the name of the file"
-                )
+            paths = find_own_image(listing, image.file, image_name=image.image_name)
+            path = paths[0] if paths else image.image_name
+            image_id = collector.add_image(path, image.size, place=place)
+            if len(paths) > 1:
+                remedy = "correct imagePath, or the name of the file"
+                message = tell_several(place, paths, said="imagePath", remedy=remedy)
                 collector.add_fault("several-images", message, image_id=image_id)
             for what in image.left_out:
                 collector.leave_out(f"shapes of type {what}")

@@ -20,6 +20,7 @@ from model.data.formats.image_listing import (
     is_image,
     num_shared_ends,
     sorted_below,
+    tell_several,
 )
 from model.data.formats.shapes import around, around_rotated
 from model.data.formats.source import (
@@ -38,6 +39,10 @@ from model.data.formats.xml_file import read_xml, root_tag, text_of
 
 _SEEN_FILES = 20  # until one is VOC's
 _FILES = "*.[xX][mM][lL]"
+_MASKS = "Segmentation"  # how folders of masks begin, which are called like the images
+_WRONG_NAME = (
+    "correct it, or delete it if the names of the files are right (sed -i '/<filename>/d')"
+)
 _LISTS = Path("ImageSets", "Main")
 _OBJECT_NUMBER = re.compile(r"\s+-?\d+$")  # after the name of an image, as in VOC's own lists
 
@@ -95,19 +100,16 @@ class VocData:
 
     def read(self, split: str) -> Source:
         """The images of a split, whether they have objects or not."""
-        listing = ImageListing(images_below(self.directory))
+        listing = ImageListing(path for path in images_below(self.directory) if not _is_mask(path))
         class_names = dict(enumerate(self._class_names))
         collector = Collector(self.directory, image_dir=self.directory, class_names=class_names)
         for image in self._images_of(split, collector):
             place = image.file.relative_to(self.directory).as_posix()
-            path, other = find_own_image(listing, image.file, image_name=image.image_name)
-            image_id = collector.add_image(path or image.image_name, image.size, place=place)
-            if path is not None and other is not None:
-                message = (
-                    f"{place} is of {path.name} by its name, but says filename {other.name}, which "
-                    "exists too: correct it, or delete it if the names of the files are right "
-                    "(sed -i '/<filename>/d')"
-                )
+            paths = find_own_image(listing, image.file, image_name=image.image_name)
+            path = paths[0] if paths else image.image_name
+            image_id = collector.add_image(path, image.size, place=place)
+            if len(paths) > 1:
+                message = tell_several(place, paths, said="filename", remedy=_WRONG_NAME)
                 collector.add_fault("several-images", message, image_id=image_id)
             for found in image.objects:
                 collector.add_box(
@@ -174,6 +176,10 @@ class VocData:
         if folder is None and (self.directory / "Annotations").is_dir():
             folder = split_folder(self.directory / "Annotations", split)
         return folder
+
+
+def _is_mask(path: Path) -> bool:
+    return path.parent.name.startswith(_MASKS)
 
 
 def _listed(line: str, by_stem: dict[str, list[VocImage]]) -> list[VocImage]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from model.data.faults import shown
-from model.data.formats.image_listing import images_below, is_image
+from model.data.formats.image_listing import images_below, is_image, unread_below
 from model.data.formats.source import (
     ALL,
     Collector,
@@ -25,6 +25,7 @@ from model.data.formats.source import (
     split_folder,
     text_files,
 )  # fmt: skip
+from model.data.formats.yolo_labels import label_file_of, misplaced_label, strays_beside
 from model.data.formats.yolo_line import box_of, keypoint_shape, parse_line
 from model.data.formats.yolo_yaml import YoloYaml, find_yaml
 from model.data.image_file import ImageFile, read_all
@@ -34,7 +35,6 @@ CLASS_FILES = (
     "classes.txt", "obj.names", "labels/classes.txt", "train/classes.txt", "train/_darknet.labels"
 )  # fmt: skip
 _SEEN_IMAGES = 1000  # until one has labels
-_NOT_LABELS = frozenset({"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt"})
 
 
 @dataclass(frozen=True)
@@ -67,26 +67,35 @@ class YoloData:
         collector = Collector(
             self.class_file, image_dir=self.directory, class_names=self.class_names
         )
-        read = set()
+        read: dict[Path, Path] = {}  # label file -> image
+        unlabelled, shared = [], []
         polygons: list[list[float]] = []
         for path in tqdm(images, desc="reading labels", unit=" files", leave=False):
             label_file = label_file_of(path)
             place = _relative(label_file, self.directory)
             size = _size(files[path])
             image_id = collector.add_image(path, size, place=place)
-            if label_file.is_file() and is_inside(label_file, self.directory):
-                read.add(label_file)
-                polygons += self._read_labels(collector, image_id, label_file, size)
+            if not (label_file.is_file() and is_inside(label_file, self.directory)):
+                unlabelled.append(path)
+                continue
+            if read.setdefault(label_file, path) != path:
+                shared.append(path)
+            polygons += self._read_labels(collector, image_id, label_file, size)
         if (other := _other_list(self)) is not None:
             collector.add_note("other-class-list", other)
-        if len(read) < len(images):
-            collector.add_note("no-label-file", _without_labels(len(images) - len(read), images))
+        if unlabelled:
+            collector.add_note("no-label-file", _without_labels(len(unlabelled), images))
+            self._refuse_misplaced(collector, unlabelled)
+        if shared:
+            message = _of_one_label_file(shared, read, self.directory)
+            collector.add_note("shared-label-file", message)
         if (shape := keypoint_shape(polygons)) is not None:
             collector.add_fault("keypoints", _poses(len(polygons), *shape))
         if turned := [path for path in images if _is_turned(files[path])]:
             collector.add_note("turned-images", _turned(turned, self.directory))
         if split == ALL or all(place.is_dir() for place in self._places(split)):
-            collector.leave_out("label files without an image", len(self._strays(read)))
+            collector.leave_out("label files without an image", len(strays_beside({*read})))
+            self._note_other_formats(collector, split)
         return replace(collector.source(), image_files=files)
 
     def _read_files(self, images: list[Path]) -> dict[Path, ImageFile | ValueError]:
@@ -95,10 +104,24 @@ class YoloData:
         outside = [path for path in images if path not in inside]
         return inside | {path: OutsideError(path, self.directory) for path in outside}
 
-    def _strays(self, read: set[Path]) -> set[Path]:
-        """Text files beside the label files that belong to no image."""
-        files = {file for folder in {file.parent for file in read} for file in folder.glob("*.txt")}
-        return {f for f in files - read if f.name.lower() not in _NOT_LABELS and f.name[0] != "."}
+    def _refuse_misplaced(self, collector: Collector, unlabelled: list[Path]) -> None:
+        if (found := misplaced_label(unlabelled, self.directory)) is not None:
+            image, label_file = (_relative(path, self.directory) for path in found)
+            expected = _relative(label_file_of(found[0]), self.directory)
+            message = (
+                f"{image} has no label file {expected}, but there is {label_file}: move label "
+                "files to where the folders of their images say, or delete those without an image"
+            )
+            collector.add_fault("misplaced-labels", message)
+
+    def _note_other_formats(self, collector: Collector, split: str) -> None:
+        places = [self.directory] if split == ALL else self._places(split)
+        if others := [path for place in places for path in unread_below(place)]:
+            message = (
+                f"left out: images of formats that are not read: {len(others)}, such as "
+                f"{_relative(others[0], self.directory)}; convert them to JPEG or PNG"
+            )
+            collector.add_note("other-formats", message)
 
     def _read_labels(
         self, collector: Collector, image_id: int, file: Path, size: tuple[int, int] | None
@@ -217,26 +240,6 @@ def _has_labels(data_dir: Path) -> bool:
     return any(label_file_of(image).is_file() for image in images)
 
 
-def label_file_of(image: Path) -> Path:
-    """The label file of an image: in labels/ in place of the last images/, or else beside it."""
-    beside = image.with_suffix(".txt")
-    parts = list(beside.parts)
-    if "images" in parts[:-1]:
-        last = len(parts) - 2 - parts[-2::-1].index("images")
-        twin = Path(*parts[:last], "labels", *parts[last + 1 :])
-        if (found := _spelled(twin)).is_file() or not _spelled(beside).is_file():
-            return found
-    return _spelled(beside)
-
-
-def _spelled(file: Path) -> Path:
-    """The file as its name is spelled in its folder, with accents and case of other systems."""
-    if file.is_file():
-        return file
-    names = [name for one in spellings(file.stem) for name in (f"{one}.txt", f"{one}.TXT")]
-    return next((path for path in map(file.with_name, names) if path.is_file()), file)
-
-
 def _is_turned(file: ImageFile | ValueError) -> bool:
     """Whether EXIF makes rows of columns, so that its size as displayed is not that as stored."""
     return isinstance(file, ImageFile) and file.header.stored_size != file.header.size
@@ -253,6 +256,15 @@ def _turned(images: list[Path], directory: Path) -> str:
 def _size(file: ImageFile | ValueError) -> tuple[int, int] | None:
     """(height, width) as displayed; None if the file cannot be read."""
     return None if isinstance(file, ValueError) else file.header.size
+
+
+def _of_one_label_file(shared: list[Path], read: dict[Path, Path], directory: Path) -> str:
+    first = read[label_file_of(shared[0])]
+    return (
+        f"images with the label file of another: {len(shared)}, such as "
+        f"{_relative(shared[0], directory)} with that of {_relative(first, directory)}: its boxes "
+        "were taken for both"
+    )
 
 
 def _without_labels(count: int, images: list[Path]) -> str:

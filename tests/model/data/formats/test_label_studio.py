@@ -117,6 +117,7 @@ def test_tasks_that_nobody_annotated_are_left_out(tmp_path: Path) -> None:
         {"data": {"image": "/data/local-files/?d=my%20photos\\a.png"}},
         {"data": {"text": "see", "picture": "https://example.org/1/a.png?token=1"}},
         {"data": {"image": "s3://bucket/photos/a.png"}},
+        {"data": {"image": "https://example.org/photos/a.png?signature=1&d=2"}},
         {"data": {"image": "gone.png"}, "file_upload": "0f9e8d7c-a.png"},
         {"data": {"image": "/data/local-files/?d=photos/a.png", "page": 1}},
     ],
@@ -146,7 +147,7 @@ def test_boxes_of_a_task_with_several_images_are_refused(tmp_path: Path) -> None
     faults = check_validation(read(tmp_path, task(rectangle(), data=data)))
 
     assert [fault.kind for fault in faults if fault.fatal] == ["several-images"]
-    assert "task 7 names several images, a.png, b.png" in faults[0].message
+    assert "task 7 names several images, images/a.png, b.png" in faults[0].message
 
 
 @pytest.mark.parametrize(
