@@ -7,7 +7,7 @@ their SHA-256, so that what is served is what was verified.
 import hashlib
 import json
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 import numpy as np
@@ -239,7 +239,7 @@ def version_of(manifest: Manifest) -> str:
 
 def _path_inside(directory: Path, name: str) -> Path:
     path = directory / name
-    is_plain = name and not PurePosixPath(name).is_absolute() and not {"\\", "\0"} & {*name}
+    is_plain = name and not {"\\", "\0"} & {*name}
     if not is_plain or not _real(path).is_relative_to(_real(directory)):
         raise ValueError(f"{path}: outside the bundle's directory; {REMEDY}")
     return path
@@ -254,7 +254,7 @@ def _sha256_of_bundled(path: Path) -> str:
     """The digest of a file that a manifest names; ValueError if it cannot be read."""
     try:
         return _sha256(path)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except FileNotFoundError:
         raise ValueError(f"{path}: the manifest names it, but it is missing; {REMEDY}") from None
     except OSError as error:
         raise ValueError(_tell_unreadable(path, error)) from error

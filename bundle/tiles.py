@@ -34,9 +34,8 @@ class Window(NamedTuple):
     right: int
 
     def of(self, image: Decoded) -> Decoded:
-        """This part of an image (H, W, 3); of an array, a copy, unless it is the whole."""
-        part = image[self.top : self.bottom, self.left : self.right]
-        return np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part
+        """This part of an image (H, W, 3); of an array, a view."""
+        return image[self.top : self.bottom, self.left : self.right]
 
 
 def cut(size: tuple[int, int], tile_px: int | None) -> list[Window]:
@@ -73,7 +72,7 @@ def _starts(length: int, tile_px: int) -> list[int]:
 
 
 def _num_steps(length: int, tile_px: int) -> int:
-    return -(-max(0, length - tile_px) // max(1, int(tile_px * (1 - OVERLAP))))
+    return -(-max(0, length - tile_px) // int(tile_px * (1 - OVERLAP)))
 
 
 def merge(windows: Sequence[Window], outputs: Sequence[ImageOutput]) -> ImageOutput:
@@ -108,7 +107,7 @@ def merge(windows: Sequence[Window], outputs: Sequence[ImageOutput]) -> ImageOut
             left = left[~(covered & (parts[left] != parts[best]))]
     order = np.array(kept, np.intp)[np.argsort(-scores[kept], kind="stable")]
     boxes = boxes_px[order] / (size.right, size.bottom, size.right, size.bottom)
-    return ImageOutput(scores[order], labels[order], boxes.clip(0, 1).astype(np.float32))
+    return ImageOutput(scores[order], labels[order], boxes.astype(np.float32))
 
 
 def _placed(

@@ -39,7 +39,7 @@ class Durations:
         mean_size, mean_s = sum(self._seconds) / count, sum(self._seconds.values()) / count
         spread = sum((size - mean_size) ** 2 for size in self._seconds)
         rise = sum((size - mean_size) * seconds for size, seconds in self._seconds.items())
-        return max(0.0, mean_s - rise / spread * mean_size)
+        return mean_s - rise / spread * mean_size
 
 
 class Line:

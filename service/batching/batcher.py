@@ -287,9 +287,8 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         run.alarm = loop.call_later(limit_s / _ALARM_STEPS, self._wind, *step)
 
     def _near_end(self, run: Run[Item, Result]) -> None:
-        if run in self._runs:
-            run.is_ending = True
-            self._pump()
+        run.is_ending = True
+        self._pump()
 
     def _finish(self, run: Run[Item, Result]) -> None:
         if run.alarm is not None:

@@ -56,3 +56,14 @@ def test_labels_and_number_of_detections_can_be_limited() -> None:
 
     np.testing.assert_array_equal(of_label.labels, [0])
     np.testing.assert_array_equal(best.labels, [1])
+
+
+def test_of_boxes_that_overlap_the_best_is_kept_where_it_is_asked_for() -> None:
+    def one_box_twice(images: Uint8Array, padding_mask: BoolArray) -> RawOutput:
+        scores, labels, boxes = whole_image(images, padding_mask)
+        return RawOutput(scores[:, [0, 0]], labels[:, [0, 0]], boxes[:, [0, 0]])
+
+    (everything,) = detect(one_box_twice, [PORTRAIT], preprocess=PREPROCESS)
+    (best,) = detect(one_box_twice, [PORTRAIT], preprocess=PREPROCESS, nms_iou=0.9)
+
+    assert [len(everything), len(best)] == [2, 1]

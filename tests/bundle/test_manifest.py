@@ -73,6 +73,35 @@ def test_a_bundle_from_before_there_were_thresholds_starts_at_a_fixed_one(bundle
     assert Manifest.load(bundle).lowest_scores().tolist() == pytest.approx([0.3] * 3)
 
 
+def test_padding_is_not_trusted_in_a_bundle_that_does_not_say_it_may_be(bundle: Path) -> None:
+    content = json.loads((bundle / "manifest.json").read_text())
+    del content["batches"]
+    (bundle / "manifest.json").write_text(json.dumps(content))
+
+    assert Manifest.load(bundle).batches == "equal_shapes"
+
+
+@pytest.mark.parametrize(
+    ("weights", "assumed"),
+    [
+        ({"assumed": ["RGB", 3]}, ("RGB", "3")),
+        ({"assumed": []}, ()),
+        ({"assumed": "RGB"}, ()),
+        ({"assumed": None}, ()),
+        ({}, ()),
+        (["assumed"], ()),
+        ("a name", ()),
+        (None, ()),
+    ],
+)
+def test_what_was_assumed_of_the_weights_is_told_as_far_as_it_can_be_read(
+    bundle: Path, edit: Callable[..., None], weights: object, assumed: tuple[str, ...]
+) -> None:
+    edit(provenance={"weights": weights})
+
+    assert Manifest.load(bundle).assumed == assumed
+
+
 def test_a_threshold_of_an_unknown_class_is_refused(
     bundle: Path, edit: Callable[..., None]
 ) -> None:
@@ -203,11 +232,16 @@ def test_another_format_version_is_refused(bundle: Path, content: str) -> None:
         ("variant", "other"),
         ("classes", []),
         ("classes", [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]),
+        ("num_detections", 0),
         ("max_batch_size", 0),
-        ("max_batch_size", 1_000_000),
+        ("max_batch_size", 1025),
         ("preprocess", {"short_side": 0}),
         ("preprocess", {"std": [0.0, 57.0, 57.0]}),
         ("preprocess", {"longest_side": 1}),
+        ("thresholds", {"overall": {"threshold": 1.5, "precision": 1, "recall": 1}}),
+        ("thresholds", {"overall": {"threshold": 0.5, "precision": 1.5, "recall": 1}}),
+        ("thresholds", {"overall": {"threshold": 0.5, "precision": 1, "recall": -1}}),
+        ("thresholds", {"overall": {"threshold": 0.5, "precision": 1, "recall": 1}, "by": {}}),
     ],
 )
 def test_a_wrong_field_is_named(
@@ -294,6 +328,14 @@ def test_graphs_and_samples_are_among_the_hashed_files(
     edit(**fields)
 
     with pytest.raises(ValueError, match="does not have it"):
+        Manifest.load(bundle)
+
+
+def test_known_answers_are_among_the_hashed_files(bundle: Path, edit: Callable[..., None]) -> None:
+    files = Manifest.load(bundle).files
+    edit(files={name: files[name] for name in files if name != "known-answers.npz"})
+
+    with pytest.raises(ValueError, match=r"known-answers\.npz: .*does not have it"):
         Manifest.load(bundle)
 
 

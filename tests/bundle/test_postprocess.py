@@ -1,4 +1,7 @@
+from typing import Any
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,8 +45,10 @@ def test_top_k_counts_only_the_labels_kept() -> None:
     np.testing.assert_array_equal(found.labels, [2, 2])
 
 
-def test_no_label_kept_is_no_detection() -> None:
-    found = to_detections(OUTPUT, GEOMETRY, labels_kept=[])
+@pytest.mark.parametrize("limit", [{"labels_kept": []}, {"top_k": 0}, {"threshold": 0.95}])
+@pytest.mark.parametrize("nms_iou", [None, 0.5])
+def test_nothing_kept_is_no_detection(limit: dict[str, Any], nms_iou: float | None) -> None:
+    found = to_detections(OUTPUT, GEOMETRY, nms_iou=nms_iou, **limit)
 
     assert len(found) == 0
     assert found.boxes_xywh_px.shape == (0, 4)

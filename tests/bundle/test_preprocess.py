@@ -2,7 +2,6 @@ import math
 import subprocess
 import sys
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,6 +27,7 @@ SIDES = st.integers(min_value=1, max_value=70_000)
         ((359, 640), (748, 1333)),
         ((100, 1000), (133, 1333)),
         ((612, 612), (800, 800)),
+        ((64, 65), (800, 813)),  # of 812.5
         ((1, 20_000), (1, 1333)),
     ],
 )
@@ -56,13 +56,26 @@ def test_resizing_commutes_with_transposing(height: int, width: int) -> None:
     )
 
 
-def test_pixels_are_interpolated_as_opencv_does(scene: np.ndarray) -> None:
-    resized, geometry = prepare(scene, Preprocess(short_side=60, long_side=100))
+def interpolate(values: np.ndarray, size: int) -> np.ndarray:
+    """Values at the centres of `size` pixels along the first axis, between the two nearest ones."""
+    centres = ((np.arange(size) + 0.5) * len(values) / size - 0.5).clip(0, len(values) - 1)
+    low = centres.astype(int)
+    share = (centres - low)[:, None, None]
+    return values[low] * (1 - share) + values[np.minimum(low + 1, len(values) - 1)] * share
 
-    expected = cv2.resize(scene, (80, 60), interpolation=cv2.INTER_LINEAR)
+
+@pytest.mark.parametrize("short_side", [25, 60, 120], ids=["smaller", "small", "large"])
+def test_a_pixel_is_interpolated_between_its_nearest_four(short_side: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
+
+    resized, geometry = prepare(noise, Preprocess(short_side=short_side, long_side=1000))
+
+    height, width = geometry.resized
+    rows = interpolate(noise.astype(float), height)
+    expected = interpolate(rows.swapaxes(0, 1), width).swapaxes(0, 1)
     assert geometry.original == (96, 128)
-    assert geometry.resized == (60, 80)
-    assert np.abs(resized.astype(int) - expected).max() <= 1
+    assert resized.shape == (height, width, 3)
+    assert np.abs(resized - expected).max() <= 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")

@@ -76,6 +76,17 @@ def test_an_object_in_two_tiles_is_one() -> None:
     assert found == [(0.9, 0, (66, 20, 90, 50))]
 
 
+@pytest.mark.parametrize(("shift", "num_found"), [(6, 1), (7, 2)])  # IoU 0.54, 0.48
+def test_boxes_in_two_tiles_are_one_object_if_half_of_them_overlaps(
+    shift: int, num_found: int
+) -> None:
+    shifted = (65 + shift, 20, 85 + shift, 40)
+
+    found = merged(left=[(0.9, 0, (65, 20, 85, 40))], right=[(0.8, 0, shifted)])
+
+    assert len(found) == num_found
+
+
 def test_an_object_of_another_class_stays() -> None:
     box = (65, 20, 90, 50)
 
@@ -97,9 +108,12 @@ def test_an_object_that_a_tile_cuts_gives_way_to_the_whole_of_it_although_it_is_
 
 
 def test_an_object_that_a_tile_cuts_stays_beside_one_that_is_hardly_there() -> None:
-    found = merged(left=[(0.9, 0, (70, 20, 100, 50))], right=[(0.1, 0, (70, 20, 130, 50))])
+    cut_off, hardly_there = (0.9, 0, (70, 20, 100, 50)), (0.1, 0, (70, 20, 130, 50))
+    elsewhere = (0.6, 0, (5, 60, 25, 90))
 
-    assert found[0] == (0.9, 0, (70, 20, 100, 50))
+    found = merged(whole=[elsewhere], left=[cut_off], right=[hardly_there])
+
+    assert found == [cut_off, elsewhere, hardly_there]
 
 
 def test_halves_of_an_object_larger_than_the_overlap_give_way_to_it() -> None:
@@ -113,7 +127,7 @@ def test_halves_of_an_object_larger_than_the_overlap_give_way_to_it() -> None:
 
 
 def test_an_object_at_the_edge_of_the_image_is_not_cut() -> None:
-    found = merged(whole=[(0.4, 0, (0, 0, 60, 100))], left=[(0.9, 0, (0, 0, 50, 100))])
+    found = merged(whole=[(0.5, 0, (4, 3, 60, 100))], left=[(0.9, 0, (0, 0, 50, 100))])
 
     assert found == [(0.9, 0, (0, 0, 50, 100))]
 
@@ -134,8 +148,13 @@ def test_an_image_without_tiles_keeps_its_output() -> None:
     assert merge([WHOLE], [output]) is output
 
 
-@pytest.mark.parametrize(("tile", "num_found"), [(None, 1), (128, 5), (256, 1)])
-def test_every_part_is_looked_at_in_its_own_size(tile: int | None, num_found: int) -> None:
+@pytest.mark.parametrize(
+    ("tile", "num_found", "sizes"),
+    [(None, 1, {(43, 64)}), (128, 7, {(43, 64), (64, 64)}), (256, 3, {(43, 64), (50, 64)})],
+)
+def test_every_part_is_looked_at_in_its_own_size(
+    tile: int | None, num_found: int, sizes: set[tuple[int, int]]
+) -> None:
     shapes = []
 
     def predict(images: npt.NDArray[np.uint8], padding_mask: npt.NDArray[np.bool_]) -> RawOutput:
@@ -143,10 +162,10 @@ def test_every_part_is_looked_at_in_its_own_size(tile: int | None, num_found: in
         middle = np.array([[[0.4, 0.4, 0.6, 0.6]]], np.float32)
         return RawOutput(np.array([[0.5]], np.float32), np.array([[0]]), middle)
 
-    image = np.zeros((200, 200, 3), np.uint8)
+    image = np.zeros((200, 300, 3), np.uint8)
     (found,) = detect(
         predict, [image], preprocess=Preprocess(short_side=64, long_side=64), tile_px=tile
     )
 
     assert len(found) == len(shapes) == num_found
-    assert set(shapes) == {(1, 64, 64, 3)}
+    assert set(shapes) == {(1, *size, 3) for size in sizes}

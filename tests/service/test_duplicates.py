@@ -40,7 +40,12 @@ def bundle(fake_bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("query", "scores"),
-    [("", [0.9, 0.2]), ("&nms_iou=0.2", [0.9, 0.2]), ("&nms_iou=0.1", [0.9])],
+    [
+        ("", [0.9, 0.2]),
+        ("&nms_iou=0.2", [0.9, 0.2]),
+        ("&nms_iou=0.1", [0.9]),
+        ("&nms_iou=0", [0.9]),
+    ],
 )
 async def test_the_worse_of_two_goes_where_it_is_asked_for(
     bundle: Path, png_bytes: bytes, query: str, scores: list[float]

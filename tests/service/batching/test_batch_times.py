@@ -56,6 +56,26 @@ def test_a_line_through_one_size_is_level() -> None:
     assert line.at(400) == line.at(4) == pytest.approx(2, abs=0.1)
 
 
+def test_a_line_has_no_slope_because_of_another_size_long_ago() -> None:
+    line = Line()
+    line.add(5, 100.0)
+    for _ in range(60):
+        line.add(4, 1.0)
+
+    assert line.at(400) == pytest.approx(1, abs=0.2)
+
+
+def test_the_deviation_is_what_is_usual_on_either_side_of_the_line() -> None:
+    line = Line()
+    line.add(4, 3.0)
+    first = line.deviation
+    for value in (1.0, 3.0) * 40:
+        line.add(4, value)
+
+    assert first == 0
+    assert line.deviation == pytest.approx(1, abs=0.1)
+
+
 def test_a_line_forgets_what_was_long_ago() -> None:
     line = Line()
     line.add(15, 1000.0)
@@ -71,3 +91,11 @@ def test_more_never_takes_less_time_and_none_takes_less_than_no_time() -> None:
         line.add(size, 10 - size)
 
     assert line.at(100) == line.at(1) > 0
+
+
+def test_a_size_under_those_seen_takes_no_less_than_no_time() -> None:
+    line = Line()
+    for size in (5, 6, 5, 6):
+        line.add(size, 10.0 * (size - 5))
+
+    assert line.at(1) == 0

@@ -129,6 +129,8 @@ async def test_a_wait_longer_than_the_deadline_is_refused_at_the_door(
     clock.advance(2)  # 3 s are left of the batch that runs
     with batcher.admit(1, deadline_s=4):
         pass
+    clock.advance(60)  # it takes longer than it should
+    assert batcher.expected_wait_s(1) == 0
 
 
 async def test_a_request_past_its_deadline_never_reaches_the_engine(

@@ -13,6 +13,7 @@ from tests.service.batching.shouting import (
     MAX_QUEUE,
     Batcher,
     Shouter,
+    begin,
     reach,
     say,
     settle,
@@ -131,6 +132,12 @@ async def ask_again_and_again(batcher: Batcher, word: str, times: int) -> None:
         await say(batcher, word, client=word)
 
 
+def stop_timers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on, whoever is waited for by a timer is waited for in vain."""
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "time", FakeClock(loop.time()))
+
+
 async def start_in_two_halves(
     batcher: Batcher, shouter: Shouter, times: int
 ) -> list[asyncio.Task[None]]:
@@ -165,6 +172,66 @@ async def test_where_a_batch_costs_nothing_in_addition_nobody_is_waited_for(
     await asyncio.gather(*await start_in_two_halves(batcher, shouter, times=40))
 
     assert 4 not in [len(batch) for batch in shouter.batches[:-4]]
+    await batcher.close()
+
+
+@pytest.mark.anyio
+async def test_nobody_is_waited_for_long_after_an_answer(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shouter = TimedShouter(clock, fixed_s=10.0)
+    batcher = open_batcher(shouter, clock)
+    await asyncio.gather(*await start_in_two_halves(batcher, shouter, times=40))
+    clock.advance(5.1)
+    stop_timers(monkeypatch)
+
+    request = begin(batcher, "alone")
+    await settle()
+
+    assert batcher.depth == 0
+    assert await request == ["ALONE"]
+    await batcher.close()
+
+
+@pytest.mark.anyio
+async def test_nobody_is_waited_for_while_another_shape_waits(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shouter = TimedShouter(clock, fixed_s=10.0)
+    batcher = open_batcher(shouter, clock)
+    await asyncio.gather(*await start_in_two_halves(batcher, shouter, times=40))
+    stop_timers(monkeypatch)
+
+    one = begin(batcher, "one")
+    await settle()
+    depth = batcher.depth
+    other = begin(batcher, "other", bucket="other")
+    await settle()
+
+    assert depth == 1
+    assert batcher.depth < 2
+    assert [await one, await other] == [["ONE"], ["OTHER"]]
+    await batcher.close()
+
+
+@pytest.mark.anyio
+async def test_clients_that_take_longer_to_come_back_than_a_batch_costs_are_not_waited_for(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shouter = TimedShouter(clock, fixed_s=10.0)
+    batcher = open_batcher(shouter, clock)
+    await asyncio.gather(*await start_in_two_halves(batcher, shouter, times=40))
+    for _ in range(40):
+        await say(batcher, "one", "two")
+        clock.advance(11)
+    await say(batcher, "one", "two")
+    stop_timers(monkeypatch)
+
+    request = begin(batcher, "alone")
+    await settle()
+
+    assert batcher.depth == 0
+    assert await request == ["ALONE"]
     await batcher.close()
 
 

@@ -94,6 +94,28 @@ async def test_the_time_of_a_batch_begins_when_the_one_before_has_ended(
     assert [(report.run_s, report.waits_s[0]) for report in reports] == [(5, 0), (3, 5)]
 
 
+async def test_a_batch_that_the_engine_has_early_still_takes_all_of_its_time(
+    batcher: Batcher, shouter: Shouter, second: Gate, clock: FakeClock
+) -> None:
+    blocker = await hold_engine(batcher, shouter)
+    clock.advance(5)
+    shouter.gate.open()
+    await blocker  # a batch of one takes 5 s
+    request = begin(batcher, *FULL)
+    await reach(second.wait_for_arrival)
+    clock.advance(3)
+    second.open()
+    await request  # and a full one takes 3 s
+    second.shut()
+    await hold_engine(batcher, shouter)
+    begin(batcher, *FULL)
+    await reach(second.wait_for_arrival)
+
+    clock.advance(1)
+
+    assert batcher.expected_wait_s(1) == 4 + 3
+
+
 async def test_the_second_batch_counts_as_hung_only_while_it_runs(
     batcher: Batcher, shouter: Shouter, second: Gate, hangs: list[str]
 ) -> None:
