@@ -67,7 +67,7 @@ def take_step(
     progress, model = state.progress, state.model
     buffers = [buffer.clone() for buffer in model.buffers()]
     with _buffers_restored_on_failure(model, buffers):
-        terms, norm = _set_gradients(state, batches, config, dtype, lap)
+        terms, norm = _set_gradients(state, batches, config, dtype, buffers, lap)
     finish_step(state)
     unread = UnreadStep(
         progress.step + 1,
@@ -111,16 +111,17 @@ def _set_gradients(
     batches: list[MicroBatch],
     config: TrainConfig,
     dtype: torch.dtype,
+    buffers: list[Tensor],
     lap: Lap,
 ) -> tuple[LossTerms, Tensor]:
     """Set the gradients, clipped; returns the loss terms, and the norm before clipping.
 
-    If the gradients of a scaled loss overflow, the scale is halved and the same batch is run again.
+    If the gradients of a scaled loss overflow, the scale is halved and the same batch is run again,
+    from the same buffers.
     """
     while True:
         torch.manual_seed(_dropout_seed(config.seed, state.progress.step))
         state.optimizer.zero_grad()
-        before = [buffer.clone() for buffer in state.model.buffers()]
         terms = accumulate_gradients(
             state.model,
             batches,
@@ -134,7 +135,7 @@ def _set_gradients(
         if not _is_scale_too_large(state.scaler, terms, norm):
             return terms, norm
         state.scaler.update()
-        _restore_buffers(state.model, before)
+        _restore_buffers(state.model, buffers)
 
 
 def _is_scale_too_large(scaler: torch.amp.GradScaler, terms: LossTerms, norm: Tensor) -> bool:
