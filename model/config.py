@@ -265,6 +265,10 @@ class TrainConfig:
             self, 0, "pretrain_steps", "weight_decay", "backbone_lr_factor", "offsets_lr_factor",
             "warmup_steps", "num_workers", "seed", "keep_last",
         )  # fmt: skip
+        _require(
+            all(epoch >= 1 for epoch in self.lr_drop_epochs),
+            f"lr_drop_epochs must be at least 1, got {', '.join(map(str, self.lr_drop_epochs))}",
+        )
         _require(self.seed < 2**32, f"seed must be below 2^32, got {self.seed}")
         for name in ("learning_rate", "clip_norm", "minutes"):
             value = getattr(self, name)

@@ -23,6 +23,7 @@ Given = str | list[str]  # a value as it was written
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _FINITE = ConfigDict(allow_inf_nan=False)
 _AUTO = {("batch_size", "auto"): ("fit_batch", "true")}  # a value that is another setting's
+_NOTHING = ("none", "None", "null")
 _BASE = "base"  # of a TOML file: the configuration that it changes
 Part = TypeVar("Part")
 
@@ -85,9 +86,11 @@ def _split(text: str) -> Iterator[tuple[str, str]]:
 def _read_toml(path: Path) -> tuple[TrainConfig, dict[str, Given]]:
     """The configuration that a file names as its base, and the values to change."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"there is no configuration file {path}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a TOML file: {error}") from error
     base = content.pop(_BASE, None)
@@ -141,11 +144,12 @@ def _written(name: str, value: Any) -> str:
 def _parse(given: Given, kind: Any, *, name: str) -> Any:
     """A written value as a field's type."""
     options = _options(kind)
-    if NoneType in options and given in ("none", "None", "null"):
+    if NoneType in options and given in _NOTHING:
         return None
     value: Any = given
     if any(get_origin(option) is tuple for option in options) and isinstance(given, str):
-        value = [item.strip() for item in given.strip("()[]").split(",") if item.strip()]
+        items = [] if given in _NOTHING else given.strip("()[]").split(",")
+        value = [item.strip() for item in items if item.strip()]
     if _part_type(kind) is None:
         try:
             return TypeAdapter(kind, config=_FINITE).validate_python(value)
@@ -165,8 +169,10 @@ def _expected(kind: Any, name: str) -> str:
             words += [str(value) for value in get_args(option)]
         elif get_origin(option) is tuple:
             item, *others = get_args(option)
-            count = "" if Ellipsis in others else f"{len(others) + 1} of them, "
-            words.append(f"{_expected(item, name)} or more with commas, {count}like 1,2,3,4")
+            count = 4 if Ellipsis in others else len(others) + 1
+            number = "" if Ellipsis in others else f"{count} of them, "
+            example = ",".join(str(n + 1) for n in range(count))
+            words.append(f"{_expected(item, name)} or more with commas, {number}like {example}")
         elif isinstance(option, type) and issubclass(option, Enum):
             words += [str(member.value) for member in option]
         else:

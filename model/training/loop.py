@@ -50,7 +50,7 @@ from model.training.run_directory import STATE_FILE
 from model.training.run_report import needs_report, report_best
 from model.training.run_start import RunStart, find_start
 from model.training.run_time import Clock, RunTime
-from model.training.schedule import learning_rate_doubt, schedule_factor, set_learning_rate
+from model.training.schedule import learning_rate_doubts, schedule_factor, set_learning_rate
 from model.training.starting_weights import Fetch, load_starting_weights
 from model.training.state_file import StateFile
 from model.training.step_times import StepTimes
@@ -134,7 +134,7 @@ def _new_model(
     config: TrainConfig, data: RunData, device: torch.device
 ) -> tuple[DeformableDetr, torch.dtype]:
     """The model of a run with random weights, and the type that its layers compute in."""
-    if doubt := learning_rate_doubt(config):
+    for doubt in learning_rate_doubts(config, steps_per_epoch(len(data.train), config)):
         log.warning(doubt)
     torch.manual_seed(config.seed)
     dtype = forward_dtype(config, device)

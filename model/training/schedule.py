@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,26 @@ def cosine_factor(step: float, num_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def learning_rate_doubt(config: TrainConfig) -> str | None:
+def learning_rate_doubts(config: TrainConfig, steps_per_epoch: int) -> Iterator[str]:
+    """Warnings if the rate does not fit the effective batch, or its schedule the run's length."""
+    if (doubt := _rate_doubt(config)) is not None:
+        yield doubt
+    drops = sorted(config.lr_drop_epochs) if config.schedule == "step" else []
+    if late := [epoch for epoch in drops if epoch >= config.epochs]:
+        yield (
+            f"lr_drop_epochs {', '.join(map(str, late))}: the run has {config.epochs} epochs, so "
+            "the learning rate is not dropped then; name an earlier epoch"
+        )
+    last = min([*drops, config.epochs]) * steps_per_epoch
+    if config.warmup_steps > last:
+        yield (
+            f"warmup_steps {config.warmup_steps}: the learning rate is still rising after {last} "
+            f"steps, when it should drop or the run ends, and never becomes "
+            f"{config.learning_rate:g}; lower warmup_steps, or raise epochs"
+        )
+
+
+def _rate_doubt(config: TrainConfig) -> str | None:
     """A warning if learning rate and effective batch do not fit together, else None.
 
     Only models of the published width are judged: their rate should be between linear and

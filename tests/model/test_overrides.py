@@ -84,6 +84,10 @@ def test_a_whole_group_may_be_left_out_or_begun() -> None:
         ("augment.short_sides=", "short_sides must name at least one size"),
         ("augment.flip_probability=2", "flip_probability must be between 0 and 1, got 2.0"),
         ("preprocess.short_side=0", "preprocess.short_side: Input should be greater than"),
+        ("lr_drop_epochs=0", "lr_drop_epochs must be at least 1, got 0"),
+        ("lr_drop_epochs=8,-1", "lr_drop_epochs must be at least 1, got 8, -1"),
+        ("augment.short_sides=none", "short_sides must name at least one size"),
+        ("preprocess.mean=1,2", "3 of them, like 1,2,3, got '1,2'"),
         ("preprocess.std=0,0,0", "preprocess.std: expected three numbers of at least 1, got 0, 0"),
         ("model=small", "model: expected its settings one by one, such as model.variant=VALUE"),
         ("augment=none augment.crop_min=3", "augment is set both as a whole and in part"),
@@ -98,6 +102,27 @@ def test_what_cannot_be_set_is_answered_with_what_can(assignment: str, message: 
 
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["freeze", "lr_drop_epochs"])
+def test_none_is_an_empty_list(field: str) -> None:
+    config, _ = load_config("finetune", [f"{field}=none"])
+
+    assert getattr(config, field) == ()
+
+
+def test_a_toml_file_of_windows_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "night.toml"
+    path.write_bytes(b'\xef\xbb\xbfbase = "small"\r\nepochs = 3\r\n')
+
+    assert load_config(str(path))[0].epochs == 3
+
+
+def test_a_folder_is_no_toml_file(tmp_path: Path) -> None:
+    (tmp_path / "night.toml").mkdir()
+
+    with pytest.raises(ValueError, match=r"night\.toml: cannot be read: Is a directory"):
+        load_config(str(tmp_path / "night.toml"))
 
 
 def test_a_toml_file_changes_the_configuration_that_it_names(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Parameter groups, learning rates and the moving average."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from model.network.deformable_detr import DeformableDetr
 from model.training.schedule import (
     MovingAverage,
     learning_rate,
-    learning_rate_doubt,
+    learning_rate_doubts,
     make_optimizer,
     schedule_factor,
     set_learning_rate,
@@ -95,15 +95,42 @@ def test_the_rate_that_is_told_is_that_without_a_separate_factor(
 
 @pytest.mark.parametrize("config", [base(), refine(), two_stage(), finetune(), demo()])
 def test_our_recipes_raise_no_doubt(config) -> None:
-    assert learning_rate_doubt(config) is None
+    assert list(learning_rate_doubts(config, 1000)) == []
 
 
 def test_a_small_batch_at_the_published_rate_is_doubtful() -> None:
-    doubt = learning_rate_doubt(replace(base(), accumulation_steps=1))
+    [doubt] = learning_rate_doubts(replace(base(), accumulation_steps=1), 1000)
 
-    assert doubt is not None
     assert "learning_rate 0.0002 with an effective batch of 2" in doubt
     assert "expected 1.3e-05 to 5e-05" in doubt
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps_per_epoch", "said"),
+    [
+        ({"epochs": 10}, 100, "lr_drop_epochs 10: the run has 10 epochs, so the learning rate is"),
+        (
+            {"warmup_steps": 201},
+            20,
+            "warmup_steps 201: the learning rate is still rising after 200",
+        ),
+        ({"lr_drop_epochs": (), "warmup_steps": 241}, 20, "after 240 steps"),
+        ({"schedule": "cosine", "warmup_steps": 241}, 20, "never becomes 5e-05; lower"),
+    ],
+)
+def test_a_schedule_longer_than_the_run_is_doubtful(
+    changes: dict[str, Any], steps_per_epoch: int, said: str
+) -> None:
+    [doubt] = learning_rate_doubts(replace(finetune(), **changes), steps_per_epoch)
+
+    assert said in doubt
+
+
+@pytest.mark.parametrize(
+    "changes", [{"warmup_steps": 200}, {"schedule": "cosine", "epochs": 10}, {"lr_drop_epochs": ()}]
+)
+def test_a_schedule_within_the_run_is_not(changes: dict[str, Any]) -> None:
+    assert list(learning_rate_doubts(replace(finetune(), **changes), 20)) == []
 
 
 def test_the_average_follows_slowly_and_takes_no_gradient() -> None:
