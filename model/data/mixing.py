@@ -58,8 +58,7 @@ def _cover(sample: Sample, rng: np.random.Generator, *, height: int, width: int)
     """The image scaled to cover this size, and cropped to it."""
     old_height, old_width = sample.image.shape[:2]
     scale = max(height / old_height, width / old_width)
-    new_height = max(height, round(old_height * scale))
-    new_width = max(width, round(old_width * scale))
+    new_height, new_width = round(old_height * scale), round(old_width * scale)
     top = int(rng.integers(new_height - height + 1))
     left = int(rng.integers(new_width - width + 1))
     scaled = resize_to(sample, new_height, width=new_width)

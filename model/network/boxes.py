@@ -36,7 +36,7 @@ def generalised_iou(a: Tensor, b: Tensor, *, eps: float = 1e-6) -> tuple[Tensor,
     intersection = width * height
     union = (area_a + area_b - intersection).clamp(min=eps)
     iou = intersection / union
-    hull_width = (torch.maximum(right_a, right_b) - torch.minimum(left_a, left_b)).clamp(min=0)
-    hull_height = (torch.maximum(bottom_a, bottom_b) - torch.minimum(top_a, top_b)).clamp(min=0)
+    hull_width = torch.maximum(right_a, right_b) - torch.minimum(left_a, left_b)
+    hull_height = torch.maximum(bottom_a, bottom_b) - torch.minimum(top_a, top_b)
     hull_area = (hull_width * hull_height).clamp(min=eps)
     return iou, iou - (hull_area - union) / hull_area

@@ -53,7 +53,6 @@ class _ValidNorm(torch.autograd.Function):
         variance = squares / count
         deviation = torch.rsqrt(variance + eps)
         ctx.save_for_backward(centred, valid, weight, deviation, count)
-        ctx.dtype = x.dtype
         result = torch.addcmul(_of_channels(bias), centred, _of_channels(weight * deviation))
         ctx.mark_non_differentiable(mean, variance, count)
         return result, mean, variance, count
@@ -72,7 +71,7 @@ class _ValidNorm(torch.autograd.Function):
         through_variance = -scale * deviation.square() * sums[1] / count
         of_x = torch.addcmul(_of_channels(through_mean), centred, _of_channels(through_variance))
         of_x.addcmul_(gradient, _of_channels(scale)).mul_(valid)
-        return of_x.to(ctx.dtype), None, own[1] * deviation, gradient.sum(CELLS), None
+        return of_x, None, own[1] * deviation, gradient.sum(CELLS), None
 
 
 def _of_all(mean: Tensor, squares: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -67,7 +67,7 @@ def _slots(
     generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
     noise = torch.rand(len(order), 10, generator=generator)
     is_wrong = noise[:, 0] < config.denoising_label_noise
-    others = (noise[:, 1] * num_classes).long().clamp(max=num_classes - 1)
+    others = (noise[:, 1] * num_classes).long()
     labels = torch.where(is_wrong, others, target["labels"][order])
     signs = torch.where(noise[:, 2:6] < 0.5, -1.0, 1.0)
     shift = config.denoising_box_noise * signs * (noise[:, 6:] + is_far[:, None])

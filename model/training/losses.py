@@ -205,7 +205,7 @@ def _matched_losses(
     positive_weights = torch.tensor(config.class_weights or 1.0)  # (K,) or one for all
     positive_weights = positive_weights.to(logits.device, non_blocking=True)
 
-    nothing = boxes.sum(dim=(1, 2, 3)) * 0  # keeps the graph connected where nothing matched
+    nothing = boxes.new_zeros(len(boxes))
     l1 = nothing.index_add(0, matches.layer, (matched - wanted).abs().sum(-1))
     overlap = nothing.index_add(0, matches.layer, 1 - giou)
     return {

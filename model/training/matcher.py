@@ -125,7 +125,7 @@ def _assign(costs: list[Tensor], *, repeats: int) -> Tensor:
             columns[0] += [layer] * len(predictions)
             columns[1] += [image] * len(predictions)
             columns[2] += predictions.tolist()
-            columns[3] += (truths % max(cost.shape[1], 1)).tolist()
+            columns[3] += (truths % cost.shape[1]).tolist()
     return torch.tensor(sorted(zip(*columns, strict=True)), dtype=torch.int64).view(-1, 4)
 
 

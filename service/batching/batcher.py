@@ -310,7 +310,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         waits_s = [run.started_at - entry.queued_at for entry in run.entries]
         for entry, outcome, wait_s in zip(run.entries, run.outcomes, waits_s, strict=True):
             ticket = entry.ticket
-            ticket.wait_s = max(ticket.wait_s, wait_s)
+            ticket.wait_s = wait_s  # each batch starts after the ones before
             ticket.run_s = max(ticket.run_s, run.run_s)
             ticket.deliver(entry, outcome)
         report = BatchReport(len(run.entries), waits_s, run.run_s, num_failed)

@@ -69,7 +69,7 @@ class ItemQueue(Generic[Item, Result]):
         while num_missing > 0:
             other, most = max(held.items(), key=lambda item: item[1], default=(client, 0))
             ticket = next((one for one in reversed(untouched) if one.client == other), None)
-            if ticket is None or other == client or most <= held[client] + count:
+            if ticket is None or most <= held[client] + count:
                 return None
             untouched.remove(ticket)
             found.append(ticket)
@@ -110,7 +110,6 @@ class ItemQueue(Generic[Item, Result]):
         for entry in ticket.entries:
             self._remove(entry)
         self._hold(ticket.client, -ticket.num_held)
-        ticket.num_held = 0
         self._tickets.pop(ticket, None)
         if not self._tickets:
             self._all_left.set()

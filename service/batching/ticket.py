@@ -58,8 +58,8 @@ class Ticket(Generic[Item, Result]):
         self.is_alive = True  # someone still waits for the answer
         self.num_held = count  # items that still count as waiting
         self.entries: list[Entry[Item, Result]] = []
-        self.wait_s = 0.0  # the longest of its items
-        self.run_s = 0.0
+        self.wait_s = 0.0  # of the last item
+        self.run_s = 0.0  # the longest of its batches
         self._results: dict[int, Result] = {}
         self._answer: asyncio.Future[None] | None = None
         self._failure: ServiceError | None = None

@@ -84,19 +84,35 @@ def test_pasted_objects_bring_their_boxes_and_cover_no_other(
     assert set(made.labels[count:]) <= set(source.labels)
 
 
-def plain(label: int, *boxes: list[float]) -> Sample:
-    image = np.full((40, 40, 3), colour(label), np.uint8)
-    return Sample(image, np.array(boxes, np.float32), np.full(len(boxes), label))
+def plain(label: int, *boxes: list[float], size: tuple[int, int] = (40, 40)) -> Sample:
+    image = np.full((*size, 3), colour(label), np.uint8)
+    all_boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    return Sample(image, all_boxes, np.full(len(boxes), label))
 
 
 def test_an_object_is_pasted_where_there_is_room() -> None:
-    empty = replace(plain(0), boxes_xyxy_px=np.zeros((0, 4), np.float32))
+    empty = plain(0)
 
     made = paste_objects(empty, plain(3, [2, 3, 12.5, 20]), rng=np.random.default_rng(0), most=3)
 
     assert made.labels.tolist() == [3]
     np.testing.assert_array_equal(made.boxes_xyxy_px[0, 2:] - made.boxes_xyxy_px[0, :2], [10.5, 17])
+    assert (made.image[..., 0] == colour(3)).sum() == 11 * 17  # with the pixel that it half covers
     assert (empty.image == colour(0)).all()
+
+
+def test_objects_beside_each_other_are_pasted_each_by_itself() -> None:
+    source = plain(3, [0, 0, 9, 9], [20, 0, 29, 9], [20, 9, 29, 18])
+
+    made = paste_objects(plain(0), source, rng=np.random.default_rng(0), most=3)
+
+    assert made.labels.tolist() == [3, 3, 3]
+
+
+def test_where_nothing_is_pasted_labels_keep_their_type() -> None:
+    made = paste_objects(plain(0), plain(1), rng=np.random.default_rng(0), most=3)
+
+    assert made.labels.dtype == plain(0).labels.dtype == np.int64
 
 
 @pytest.mark.parametrize(
@@ -104,11 +120,11 @@ def test_an_object_is_pasted_where_there_is_room() -> None:
     [
         (plain(0, [0, 0, 40, 40]), plain(1, [0, 0, 9, 9])),
         (plain(0, [0, 0, 1, 1]), plain(1, [0, 0, 9, 9], [8.5, 8.5, 20, 20])),
-        (Sample(np.zeros((5, 5, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, int)),
-         plain(1, [0, 0, 9, 9])),
+        (plain(0, size=(40, 5)), plain(1, [0, 0, 9, 9])),
+        (plain(0, size=(5, 40)), plain(1, [0, 0, 9, 9])),
     ],
-    ids=["no room", "objects that touch", "larger than the image"],
-)  # fmt: skip
+    ids=["no room", "objects that touch", "wider than the image", "higher than the image"],
+)
 def test_what_would_make_a_box_wrong_is_not_pasted(sample: Sample, source: Sample) -> None:
     made = paste_objects(sample, source, rng=np.random.default_rng(0), most=3)
 
@@ -119,6 +135,11 @@ def test_what_would_make_a_box_wrong_is_not_pasted(sample: Sample, source: Sampl
 @pytest.mark.parametrize("augment", [None, AugmentConfig()])
 def test_nothing_is_mixed_unless_asked_for(augment: AugmentConfig | None) -> None:
     assert make_mix(augment) is None
+
+
+@pytest.mark.parametrize("asked_for", [{"mosaic_probability": 0.1}, {"paste_probability": 0.1}])
+def test_either_way_of_mixing_can_be_asked_for_alone(asked_for: dict[str, float]) -> None:
+    assert make_mix(AugmentConfig(**asked_for)) is not None  # type: ignore[arg-type]
 
 
 def test_a_training_image_is_mixed_with_others_of_its_data_set(images: Path) -> None:

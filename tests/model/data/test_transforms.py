@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -33,6 +34,9 @@ SMALL = AugmentConfig(
     crop_min=30,
     crop_max=45,
 )
+
+
+NO_BOXES = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
 
 
 @st.composite
@@ -72,6 +76,10 @@ def test_the_largest_batch_is_foretold_by_the_images_and_by_the_crops():
     assert largest_size(mixed, None, preprocess=preprocess) == (320, 320)
     assert largest_size(mixed, uncropped, preprocess=preprocess) == (1067, 1067)
     assert largest_size(landscapes, AugmentConfig(), preprocess=preprocess) == (1250, 1333)
+    shorter = AugmentConfig(long_side=1000)
+    assert largest_size(landscapes, shorter, preprocess=preprocess) == (1000, 1000)
+    padded = preprocess.model_copy(update={"min_side": 300})
+    assert largest_size(landscapes, None, preprocess=padded) == (300, 400)
 
 
 @given(samples(), st.integers(0, 2**16))
@@ -90,10 +98,14 @@ def test_boxes_stay_inside_the_image_and_keep_their_labels(sample, seed):
 
 @given(samples(), st.sampled_from([flip, flip_vertically]))
 def test_flipping_twice_gives_the_image_back(sample, flip_either_way):
+    boxes = sample.boxes_xyxy_px.copy()
+
     result = flip_either_way(flip_either_way(sample))
 
     np.testing.assert_array_equal(result.image, sample.image)
-    np.testing.assert_allclose(result.boxes_xyxy_px, sample.boxes_xyxy_px, atol=1e-5)
+    np.testing.assert_allclose(result.boxes_xyxy_px, boxes, atol=1e-5)
+    flip_either_way(sample)
+    np.testing.assert_array_equal(sample.boxes_xyxy_px, boxes)
 
 
 @pytest.mark.parametrize(
@@ -253,6 +265,79 @@ def test_colours_change_with_the_strength_and_grey_stays_grey():
 
     assert mean_change(0.01) < 3 < mean_change(0.3) < mean_change(1.0)
     assert (jittered == jittered[..., :1]).all()
+
+
+def test_the_hue_turns_either_way_and_by_no_more_than_18_degrees():
+    image = np.full((4, 4, 3), (150, 90, 90), np.uint8)
+
+    jittered = [jitter_colour(image, 1.0, rng=np.random.default_rng(k))[:1, :1] for k in range(40)]
+
+    hues = [int(cv2.cvtColor(pixel, cv2.COLOR_RGB2HSV)[0, 0, 0]) for pixel in jittered]
+    degrees = [2 * (hue - 180 * (hue > 90)) for hue in hues]
+    assert max(map(abs, degrees)) <= 18 + 2  # of rounding
+    assert min(degrees) < -10
+    assert max(degrees) > 10
+
+
+def test_brightness_changes_by_up_to_a_half_and_what_is_brighter_stays_so():
+    grey, ramp = np.full((4, 4, 3), 120, np.uint8), np.arange(256, dtype=np.uint8)
+    ramp = np.repeat(ramp[None, :, None], 3, axis=2)
+
+    changed = [
+        [jitter_colour(image, 1.0, rng=np.random.default_rng(k)).astype(int) for k in range(40)]
+        for image in (grey, ramp)
+    ]
+
+    means = [image.mean() for image in changed[0]]
+    assert 60 <= min(means) < 80
+    assert 160 < max(means) <= 180
+    assert all((np.diff(image, axis=1) >= 0).all() for image in changed[1])
+
+
+def test_a_pure_colour_stays_one():
+    red = np.full((4, 4, 3), (200, 0, 0), np.uint8)
+
+    changed = [jitter_colour(red, 0.2, rng=np.random.default_rng(k)) for k in range(40)]
+
+    assert all(image[0, 0, 0] > image[0, 0, 1:].max() + 100 for image in changed)
+
+
+def test_an_image_is_cropped_at_any_of_the_sizes_for_crops():
+    gradient = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 256, axis=0)
+    sample = Sample(np.repeat(gradient, 3, axis=2), *NO_BOXES)
+    config = AugmentConfig(
+        flip_probability=0, short_sides=(100,), crop_probability=1, crop_short_sides=(200, 400),
+        crop_min=100, crop_max=100,
+    )  # fmt: skip
+
+    crops = [augment_sample(sample, np.random.default_rng(k), config=config) for k in range(20)]
+
+    shares = {round(256 / int(np.ptp(crop.image))) for crop in crops}
+    assert shares == {2, 4}
+
+
+def test_an_image_that_is_to_be_cropped_may_be_longer_than_one_that_is_not():
+    wide = Sample(np.zeros((100, 400, 3), np.uint8), *NO_BOXES)
+    config = AugmentConfig(
+        short_sides=(100,), long_side=100, crop_probability=1, crop_short_sides=(100,),
+        crop_min=50, crop_max=50,
+    )  # fmt: skip
+
+    crop = augment_sample(wide, np.random.default_rng(0), config=config)
+
+    assert crop.image.shape == (100, 100, 3)
+
+
+@pytest.mark.parametrize("size", [(40, 80), (80, 40)])
+def test_zooming_in_keeps_the_size(size):
+    sample = Sample(np.zeros((*size, 3), np.uint8), *NO_BOXES)
+
+    zoomed = [
+        zoom(sample, 2.0, short_side=40, long_side=80, rng=np.random.default_rng(k))
+        for k in range(20)
+    ]
+
+    assert {one.image.shape[:2] for one in zoomed} == {size}
 
 
 def test_what_is_off_leaves_the_published_augmentation_as_it_is():

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from model.evaluation.coco_metrics import format_report, score
@@ -49,6 +50,23 @@ def test_ap_is_the_mean_of_the_classes_that_have_boxes(demo):
     assert len(metrics.per_class) == 80
     assert sum(entry.num_boxes for entry in metrics.per_class) == 839 - 9
     assert sum(with_boxes) / len(with_boxes) == pytest.approx(metrics.numbers["AP"])
+
+
+def test_what_is_told_by_class_size_and_recall_are_parts_of_the_twelve_numbers(demo):
+    metrics = score(*demo)
+
+    by_class = [(entry.ap50, *entry.ap_by_size) for entry in metrics.per_class]
+    expected = [metrics.numbers[name] for name in ("AP50", "APs", "APm", "APl")]
+    assert np.nanmean(by_class, axis=0) == pytest.approx(expected)
+    assert metrics.precision.shape == (10, 101)
+    assert metrics.precision.mean() == pytest.approx(metrics.numbers["AP"])
+    assert metrics.precision[0].mean() == pytest.approx(metrics.numbers["AP50"])
+
+
+def test_the_report_ends_its_table_with_the_number_of_all_boxes(demo):
+    lines = format_report(score(*demo)).splitlines()
+
+    assert lines[81].split()[:2] == ["all", "830"]
 
 
 def test_scoring_changes_neither_ground_truth_nor_results(one_box):
@@ -115,7 +133,6 @@ def test_the_order_of_categories_is_that_of_the_file(one_box):
 
     metrics = score(ground_truth, results)
 
-    assert [(entry.info.name, entry.num_boxes) for entry in metrics.per_class] == [
-        ("cat", 1),
-        ("dog", 0),
-    ]
+    assert [entry.info.name for entry in metrics.per_class] == ["cat", "dog"]
+    assert [entry.num_boxes for entry in metrics.per_class] == [1, 0]
+    assert [entry.ap50 for entry in metrics.per_class] == pytest.approx([1, math.nan], nan_ok=True)

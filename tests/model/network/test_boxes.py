@@ -1,5 +1,6 @@
 """Box arithmetic as properties."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +34,15 @@ def test_giou_of_two_halves_of_a_square() -> None:
     iou, giou = generalised_iou(left, right)
 
     assert (iou.item(), giou.item()) == (0, 0)  # the hull is exactly their union
+
+
+def test_giou_of_boxes_that_do_not_touch_is_less_the_farther_they_are_apart() -> None:
+    first, second = torch.tensor([0.0, 0, 2, 2]), torch.tensor([3.0, 4, 5, 6])
+
+    iou, giou = generalised_iou(first, second)
+
+    assert iou == 0
+    assert giou.item() == pytest.approx(-(5 * 6 - 8) / (5 * 6))
 
 
 def test_inverse_sigmoid_inverts_and_stays_finite_at_the_ends() -> None:

@@ -13,7 +13,7 @@ from model.network.boxes import cxcywh_to_xyxy, generalised_iou
 from model.network.deformable_detr import DeformableDetr
 from model.network.query_parts import NoisyObjects
 from model.training.denoising import add_noise, num_groups
-from model.training.losses import compute_losses, loss_names
+from model.training.losses import TERMS, compute_losses, loss_names
 from model.training.training_state import TrainingState
 from tests.model.training.test_optimiser_step import make_batch, step_once
 
@@ -85,6 +85,35 @@ def test_near_boxes_lie_on_their_object_and_far_ones_farther_off() -> None:
     assert iou[is_near].max() < 1
     assert (noisy.boxes >= 0).all()
     assert (noisy.boxes <= 1).all()
+
+
+def test_noisy_boxes_are_larger_and_smaller_than_their_object_and_never_leave_the_image() -> None:
+    corner = {**target(1), "boxes": torch.tensor([[0.85, 0.15, 0.3, 0.3]])}
+
+    noisy = add_noise([corner], num_queries=200, num_classes=3, config=CONFIG, seed=(0, 0))
+
+    sides = noisy.boxes[0, noisy.truth[0] >= 0, 2:]
+    corners = cxcywh_to_xyxy(noisy.boxes)
+    assert (sides.amin(0) < 0.25).all()
+    assert (sides[:, 0] > 0.35).any()
+    assert (noisy.boxes[..., 2:] >= 0).all()
+    assert corners.min() >= -1e-6
+    assert corners.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("image_id", [7, -1, 2**64 + 7])
+def test_the_noise_of_an_image_is_that_of_its_id_and_the_step(image_id: int) -> None:
+    one = {**target(2), "image_id": image_id}
+    twin = {**target(2), "image_id": 8}
+
+    def noise_of(*targets: dict[str, Any], step: int = 0) -> Tensor:
+        seed = (0, step)
+        return add_noise([*targets], num_queries=12, num_classes=3, config=CONFIG, seed=seed).boxes
+
+    alone = noise_of(one)[0]
+    assert torch.equal(noise_of(twin, one)[1], alone)
+    assert not torch.equal(noise_of(twin)[0], alone)
+    assert not torch.equal(noise_of(one, step=1)[0], alone)
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0.0), (1.0, 2 / 3)])
@@ -174,6 +203,15 @@ def test_what_finds_every_near_object_and_no_far_one_costs_nothing() -> None:
     outputs["pred_logits"][0, 2] = 30.0  # a far one
     worse = compute_losses({**outputs, "denoising": outputs}, targets, config=CONFIG, noisy=noisy)
     assert worse["denoising_loss_cls"] > 1
+
+
+def test_noise_without_objects_costs_nothing() -> None:
+    noisy, targets = noise(0, 0), [target(0), target(0)]
+    outputs = perfect(noisy, targets)
+
+    losses = compute_losses({**outputs, "denoising": outputs}, targets, config=CONFIG, noisy=noisy)
+
+    assert sum(losses[f"denoising_{name}"].item() for name in TERMS) == 0
 
 
 def test_several_queries_are_matched_to_an_object_and_weighted() -> None:

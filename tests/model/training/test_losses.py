@@ -1,5 +1,6 @@
 """Matching and losses: edge cases, and that accumulation equals one large batch."""
 
+import math
 from dataclasses import replace
 from typing import Literal
 
@@ -8,7 +9,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from model.config import LossConfig
-from model.training.losses import compute_losses, loss_normalisers, require_class_weights
+from model.training.denoising import add_noise
+from model.training.losses import (
+    TERMS,
+    LossNormalisers,
+    compute_losses,
+    loss_normalisers,
+    require_class_weights,
+)
 from model.training.matcher import Matches, PaddedTargets, Predictions, match, matching_cost
 
 CONFIG = LossConfig()
@@ -167,6 +175,106 @@ def test_varifocal_wants_the_score_to_be_the_overlap() -> None:
     wrong = compute_losses({**outputs, "pred_logits": -logits}, [target], config=config)
 
     assert right["loss_cls"] < 1e-6 < wrong["loss_cls"]
+
+
+def test_varifocal_is_what_its_source_says() -> None:
+    config = replace(CONFIG, classification="varifocal", class_weight=1.0)
+    target = {
+        **_target(1),
+        "labels": torch.tensor([1]),
+        "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4]]),
+    }
+    logits = torch.tensor([[[0.3, -0.7, 1.1]]], requires_grad=True)
+    boxes = torch.tensor([[[0.6, 0.6, 0.4, 0.4]]], requires_grad=True)
+    outputs = {"pred_logits": logits, "pred_boxes": boxes, "aux_outputs": []}
+
+    loss = compute_losses(outputs, [target], config=config)["loss_cls"]
+    loss.backward()
+
+    overlap = 0.09 / (0.16 + 0.16 - 0.09)
+    first, own, last = torch.sigmoid(logits.detach())[0, 0].tolist()
+    expected = -overlap * (overlap * math.log(own) + (1 - overlap) * math.log(1 - own))
+    expected -= 0.75 * (first**2 * math.log(1 - first) + last**2 * math.log(1 - last))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert boxes.grad is None or not boxes.grad.any()  # a box is not trained by its score
+    assert logits.grad is not None
+    slopes = [0.75 * first**3, overlap * (own - overlap), 0.75 * last**3]
+    assert logits.grad[0, 0].tolist() == pytest.approx(slopes, rel=1e-5)
+
+
+def test_a_box_smaller_than_a_pixel_is_found_by_the_same_box() -> None:
+    target = _target(1) | {"size": torch.tensor((800, 1333))}
+    target["boxes"] = torch.tensor([[0.5, 0.5, 0.5 / 1333, 0.5 / 800]])
+    outputs = {**_outputs(batch=1, queries=1), "pred_boxes": target["boxes"][None]}
+    overlap_alone = replace(CONFIG, class_weight=0.0, box_weight=0.0)
+
+    loss = compute_losses(outputs, [target], config=CONFIG)["loss_iou"]
+    cost = matching_cost(_predictions(outputs, [target]), image=0, config=overlap_alone)
+
+    assert loss.item() == pytest.approx(0, abs=1e-3)
+    assert cost.item() == pytest.approx(-CONFIG.giou_weight, abs=1e-3)
+
+
+def test_sums_are_divided_by_the_number_of_pairs() -> None:
+    config = replace(CONFIG, encoder_matches=2, one_to_many_matches=4)
+    targets = [_target(9), _target(0), _target(3)]
+
+    found = loss_normalisers(
+        targets,
+        num_queries=4,
+        num_tokens=5,
+        config=config,
+        num_one_to_many=10,
+        num_denoising=12,
+    )
+
+    assert found == (4 + 0 + 3, 5 + 0 + 5, 10 + 0 + 10, 9 + 0 + 6)
+
+
+def test_without_a_single_pair_sums_are_divided_by_1() -> None:
+    found = loss_normalisers([_target(0)], num_queries=4, num_tokens=None, config=CONFIG)
+
+    assert found == (1, 1, 1, 1)
+
+
+def test_every_kind_of_terms_is_divided_by_the_number_of_its_own_pairs() -> None:
+    targets = [{**_target(2), "image_id": 0}, {**_target(3), "image_id": 1}]
+    noisy = add_noise(targets, num_queries=8, num_classes=3, config=CONFIG, seed=(0, 0))
+    outputs = _outputs() | {
+        "enc_outputs": _outputs(queries=20, seed=1),
+        "one_to_many": _outputs(queries=30, seed=2),
+        "denoising": _outputs(queries=noisy.truth.shape[1], seed=3),
+    }
+
+    sums, means = (
+        compute_losses(outputs, targets, config=CONFIG, normalisers=normalisers, noisy=noisy)
+        for normalisers in (LossNormalisers(1, 1, 1, 1), LossNormalisers(2, 3, 5, 7))
+    )
+
+    ratios = {name: (sums[name] / means[name]).item() for name in sums}
+    divisors = {"": 2, "enc_": 3, "one_to_many_": 5, "denoising_": 7}
+    expected = {
+        f"{prefix}{term}": divisor for prefix, divisor in divisors.items() for term in TERMS
+    }
+    assert ratios == pytest.approx(expected, rel=1e-5)
+
+
+def test_several_proposals_are_matched_to_an_object_where_the_config_wants_it() -> None:
+    proposals = _outputs(batch=1, queries=20) | {"pred_boxes": torch.full((1, 20, 4), 0.4)}
+    outputs, target = {**_outputs(batch=1), "enc_outputs": proposals}, _target(2)
+    one_each = LossNormalisers(1, 1)
+
+    single, double = (
+        compute_losses(
+            outputs,
+            [target],
+            config=replace(CONFIG, encoder_matches=matches),
+            normalisers=one_each,
+        )["enc_loss_bbox"]
+        for matches in (1, 2)
+    )
+
+    assert double.item() == pytest.approx(2 * single.item())
 
 
 def test_encoder_loss_looks_for_objects_of_any_class() -> None:

@@ -20,8 +20,11 @@ class Shouter:
         self.batches: list[tuple[str, ...]] = []
 
     def assemble(self, words: list[str]) -> tuple[str, ...]:
+        assert words
         if "unjoinable" in words:
             raise ValueError("cannot be joined")
+        if "exit at once" in words:
+            raise SystemExit
         self.assembled.pass_through()
         return tuple(words)
 
@@ -36,6 +39,8 @@ class Shouter:
             raise KeyboardInterrupt
         if "forgotten" in batch:
             return []
+        if "repeated" in batch:
+            return [*batch, *batch]
         return [word.upper() for word in batch]
 
     @property

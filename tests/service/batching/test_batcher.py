@@ -1,11 +1,11 @@
-"""The batcher on plain strings: full, late, cancelled, failing, draining, fair."""
+"""The batcher on plain strings: full, cancelled, failing, draining, fair."""
 
 import asyncio
 
 import pytest
 
 from service.batching.batcher import BatchReport
-from service.errors import DeadlineExceeded, EngineFailure, NotReady, Overloaded
+from service.errors import EngineFailure, NotReady, Overloaded
 from tests.fakes import FakeClock
 from tests.service.batching.shouting import (
     MAX_BATCH_SIZE,
@@ -30,7 +30,10 @@ async def test_a_lone_item_runs_at_once(batcher: Batcher, shouter: Shouter) -> N
 async def test_results_come_in_the_order_of_the_items(batcher: Batcher) -> None:
     words = [f"word{index}" for index in range(MAX_QUEUE)]
 
-    assert await say(batcher, *words) == [word.upper() for word in words]
+    with batcher.admit(len(words)) as ticket:
+        answers = await ticket.run(words, [f"bucket{index % 3}" for index in range(len(words))])
+
+    assert answers == [word.upper() for word in words]
 
 
 async def test_items_that_wait_for_the_engine_share_the_next_batch(
@@ -111,88 +114,6 @@ async def test_places_are_taken_from_admission_on(batcher: Batcher) -> None:
     assert await say(batcher, "next") == ["NEXT"]
 
 
-async def test_a_wait_longer_than_the_deadline_is_refused_at_the_door(
-    batcher: Batcher, shouter: Shouter, clock: FakeClock
-) -> None:
-    blocker = await hold_engine(batcher, shouter)
-    clock.advance(5)
-    shouter.gate.open()
-    await blocker  # the batcher has now seen a batch that took 5 s
-    await hold_engine(batcher, shouter)
-
-    with pytest.raises(Overloaded, match="longer than the deadline") as caught:
-        batcher.admit(1, deadline_s=4)
-
-    assert caught.value.headers == {"Retry-After": "1"}
-    with batcher.admit(1, deadline_s=6):
-        pass
-    clock.advance(2)  # 3 s are left of the batch that runs
-    with batcher.admit(1, deadline_s=4):
-        pass
-    clock.advance(60)  # it takes longer than it should
-    assert batcher.expected_wait_s(1) == 0
-
-
-async def test_a_request_past_its_deadline_never_reaches_the_engine(
-    batcher: Batcher, shouter: Shouter, clock: FakeClock
-) -> None:
-    await hold_engine(batcher, shouter)
-    late = begin(batcher, "late", "late too", deadline_s=60)
-    patient = begin(batcher, "patient", deadline_s=600)
-    await settle()
-    clock.advance(61)
-
-    shouter.gate.open()
-
-    with pytest.raises(DeadlineExceeded):
-        await late
-    assert await patient == ["PATIENT"]
-    assert shouter.words == ["blocker", "patient"]
-    assert batcher.depth == 0
-
-
-async def test_a_staged_request_past_its_deadline_never_reaches_the_engine(
-    batcher: Batcher, shouter: Shouter, clock: FakeClock
-) -> None:
-    await hold_engine(batcher, shouter)
-    patient = begin(batcher, "1", "2")
-    late = begin(batcher, "late", "late too", deadline_s=60)
-    await settle()
-    clock.advance(61)
-
-    shouter.gate.open()
-
-    with pytest.raises(DeadlineExceeded):
-        await late
-    assert await patient == ["1", "2"]
-    assert shouter.words == ["blocker", "1", "2"]
-
-
-async def test_a_deadline_is_answered_while_the_engine_is_busy(
-    batcher: Batcher, shouter: Shouter
-) -> None:
-    await hold_engine(batcher, shouter)
-
-    with pytest.raises(DeadlineExceeded):
-        await say(batcher, "late", deadline_s=0.01)
-
-    assert batcher.depth == 0
-    assert shouter.words == ["blocker"]
-
-
-async def test_a_deadline_that_passes_during_the_run_is_forgiven(
-    batcher: Batcher, shouter: Shouter, clock: FakeClock
-) -> None:
-    shouter.gate.shut()
-    request = begin(batcher, "started", deadline_s=60)
-    await reach(shouter.gate.wait_for_arrival)
-    clock.advance(61)
-
-    shouter.gate.open()
-
-    assert await request == ["STARTED"]
-
-
 @pytest.mark.parametrize("num_others", [1, 3], ids=["queued", "staged"])
 async def test_a_cancelled_request_is_dropped_before_it_runs(
     batcher: Batcher, shouter: Shouter, num_others: int
@@ -212,6 +133,56 @@ async def test_a_cancelled_request_is_dropped_before_it_runs(
     assert batcher.depth == 0
 
 
+async def test_a_batch_that_everyone_has_left_is_not_run(
+    batcher: Batcher, shouter: Shouter, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocker = await hold_engine(batcher, shouter)
+    staged = begin(batcher, *"1234")
+    await settle()
+
+    staged.cancel()
+    await settle()
+    shouter.gate.open()
+    await blocker
+
+    assert await say(batcher, "next") == ["NEXT"]
+    assert shouter.batches == [("blocker",), ("next",)]
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("outcome", ["LATE", EngineFailure("broken")], ids=["answer", "failure"])
+async def test_an_outcome_for_a_request_that_is_just_cancelled_harms_nothing(
+    batcher: Batcher, shouter: Shouter, outcome: str | EngineFailure
+) -> None:
+    await hold_engine(batcher, shouter)
+    with batcher.admit(1) as ticket:
+        request = asyncio.ensure_future(ticket.run(["late"], ["a"]))
+        await settle()
+        (entry,) = ticket.entries
+
+        request.cancel()
+        ticket.deliver(entry, outcome)
+
+        with pytest.raises(asyncio.CancelledError):
+            await request
+
+
+async def test_a_batch_that_failed_does_not_say_how_long_one_takes(
+    batcher: Batcher, shouter: Shouter, clock: FakeClock
+) -> None:
+    shouter.gate.shut()
+    guilty = begin(batcher, "bad")
+    await reach(shouter.gate.wait_for_arrival)
+    clock.advance(50)
+    shouter.gate.open()
+    with pytest.raises(EngineFailure):
+        await guilty
+
+    await hold_engine(batcher, shouter)
+
+    assert batcher.expected_wait_s(1) == 0
+
+
 async def test_only_the_guilty_item_of_a_failed_batch_fails(
     batcher: Batcher, shouter: Shouter, reports: list[BatchReport]
 ) -> None:
@@ -228,7 +199,10 @@ async def test_only_the_guilty_item_of_a_failed_batch_fails(
     assert await say(batcher, "again") == ["AGAIN"]
 
 
-@pytest.mark.parametrize("guilty", ["bad", "unjoinable", "forgotten", "exit", "interrupt"])
+@pytest.mark.parametrize(
+    "guilty",
+    ["bad", "unjoinable", "forgotten", "repeated", "exit", "exit at once", "interrupt"],
+)
 async def test_every_fault_of_the_engine_is_an_engine_failure(
     batcher: Batcher, guilty: str
 ) -> None:
@@ -254,9 +228,11 @@ async def test_closing_refuses_what_comes_and_finishes_what_was_admitted(
     await hold_engine(batcher, shouter)
     ticket = batcher.admit(1)
     admitted = begin(batcher, *"12345")
+    gone = begin(batcher, "gone")
     await settle()
 
     closing = asyncio.ensure_future(batcher.close())
+    gone.cancel()
     await settle()
     with pytest.raises(NotReady):
         batcher.admit(1)
@@ -280,6 +256,21 @@ async def test_a_batch_is_reported_with_its_waits(
     await asyncio.gather(blocker, request)
 
     assert reports == [BatchReport(1, [0], 3, 0), BatchReport(2, [3, 3], 0, 0)]
+
+
+async def test_a_request_took_as_long_as_its_longest_batch_and_waited_for_its_last(
+    batcher: Batcher, shouter: Shouter, clock: FakeClock
+) -> None:
+    shouter.gate.shut()
+    with batcher.admit(5) as ticket:
+        request = asyncio.ensure_future(ticket.run([*"12345"], ["a"] * 5))
+        await reach(shouter.gate.wait_for_arrival)
+        clock.advance(5)
+
+        shouter.gate.open()
+        await request
+
+    assert (ticket.wait_s, ticket.run_s) == (5, 5)
 
 
 async def test_answers_stay_right_under_a_storm_of_requests(

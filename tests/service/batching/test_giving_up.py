@@ -85,17 +85,17 @@ class Word(str):
 async def test_an_answered_request_is_not_kept_in_memory(
     batcher: Batcher, shouter: Shouter
 ) -> None:
-    word = Word("large")
+    word, shape = Word("large"), Word("a shape that does not come again")
     with batcher.admit(1, deadline_s=60) as ticket:
-        assert await ticket.run([word], ["a"]) == ["LARGE"]
-    kept: list[weakref.ref[object]] = [weakref.ref(word), weakref.ref(ticket)]
+        assert await ticket.run([word], [shape]) == ["LARGE"]
+    kept: list[weakref.ref[object]] = [weakref.ref(one) for one in (word, shape, ticket)]
 
-    del word, ticket
+    del word, shape, ticket
     await say(batcher, "next")  # so the threads are done with what came before
     shouter.batches.clear()
     await settle()
 
-    assert [reference() for reference in kept] == [None, None]
+    assert [reference() for reference in kept] == [None, None, None]
 
 
 @pytest.mark.parametrize(

@@ -64,12 +64,48 @@ def test_more_clients_are_expected_to_take_longer_than_the_few_that_were_seen() 
 
 
 @pytest.mark.parametrize("num_back", [0, 1, 2])
-def test_nobody_is_expected_where_too_few_come_back(num_back: int) -> None:
+def test_nobody_is_expected_where_too_few_come_back_any_more(num_back: int) -> None:
     returns = Returns()
+    closed_loop(returns, num_batches=40, num_back=4, delay_s=0.01)
 
     closed_loop(returns, num_batches=40, num_back=num_back, delay_s=0.01)
 
     assert returns.missing("bucket") == 0
+
+
+@pytest.mark.parametrize("num_more", [1, 40])
+def test_whoever_comes_once_all_are_back_is_nobody_that_was_expected(num_more: int) -> None:
+    returns = Returns()
+    for now in range(40):
+        returns.answer(4, "bucket", now=now)
+        returns.arrive(3, now + 0.01)
+        returns.arrive(num_more, now + 0.01)
+        returns.arrive(num_more, now + 0.9)
+
+    returns.answer(4, "bucket", now=100.0)
+
+    assert returns.missing("bucket") == 4
+    assert returns.delay_s(4) == pytest.approx(0.01, abs=0.002)
+
+
+def test_nobody_is_expected_any_more_after_giving_up() -> None:
+    returns = Returns()
+    closed_loop(returns, num_batches=40, num_back=4, delay_s=0.01)
+    returns.answer(4, "bucket", now=100.0)
+
+    returns.give_up(100.1)
+
+    assert returns.missing("bucket") == 0
+    assert returns.elapsed_s(100.2) == float("inf")
+
+
+def test_those_who_come_back_irregularly_are_nearly_always_waited_for_long_enough() -> None:
+    returns = Returns()
+    for now in range(80):
+        returns.answer(4, "bucket", now=now)
+        returns.arrive(4, now + (0.03 if now % 2 else 0.01))
+
+    assert 0.03 < returns.delay_s(4) < 0.05
 
 
 def test_nobody_is_expected_in_a_bucket_that_the_batch_was_not_of() -> None:
@@ -222,8 +258,9 @@ async def test_clients_that_take_longer_to_come_back_than_a_batch_costs_are_not_
     batcher = open_batcher(shouter, clock)
     await asyncio.gather(*await start_in_two_halves(batcher, shouter, times=40))
     for _ in range(40):
-        await say(batcher, "one", "two")
         clock.advance(11)
+        await say(batcher, "one", "two")
+    clock.advance(11)
     await say(batcher, "one", "two")
     stop_timers(monkeypatch)
 

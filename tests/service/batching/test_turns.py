@@ -95,6 +95,52 @@ async def test_nobody_gives_way_to_a_client_that_would_hold_as_much(batcher: Bat
         batcher.admit(1, client="one")
 
 
+async def test_nobody_gives_way_to_a_client_that_would_then_hold_as_much(batcher: Batcher) -> None:
+    with contextlib.ExitStack() as stack:
+        for client in "abcde":
+            stack.enter_context(batcher.admit(2, client=client))
+
+        with pytest.raises(Overloaded):
+            batcher.check(2, client="modest")
+        batcher.check(1, client="modest")
+
+
+async def test_a_request_that_the_engine_has_begun_with_does_not_give_way(
+    batcher: Batcher, shouter: Shouter
+) -> None:
+    await hold_engine(batcher, shouter)
+    begun = begin(batcher, *"12345678", client="greedy")
+    await settle()
+    with (
+        batcher.admit(3, client="one"),
+        batcher.admit(3, client="other"),
+        pytest.raises(Overloaded),
+    ):
+        batcher.admit(1, client="modest")
+
+    shouter.gate.open()
+    assert await begun == list("12345678")
+
+
+async def test_a_client_that_left_without_its_answers_has_its_turn_like_any_other(
+    batcher: Batcher, shouter: Shouter
+) -> None:
+    blocker = await hold_engine(batcher, shouter)
+    staged = begin(batcher, *"1234", client="other")
+    await settle()
+    gone = begin(batcher, *"56789", client="back")
+    await settle()
+    gone.cancel()
+    await settle()
+
+    requests = begin(batcher, *"abcd", client="other"), begin(batcher, "one", client="back")
+    await settle()
+    shouter.gate.open()
+    await asyncio.gather(blocker, staged, *requests)
+
+    assert shouter.batches[2:] == [("a", "one", "b", "c"), ("d",)]
+
+
 async def test_nobody_gives_way_to_a_request_of_which_nothing_has_come(batcher: Batcher) -> None:
     with batcher.admit(MAX_QUEUE, client="greedy") as ticket:
         batcher.check(1, client="modest")
@@ -110,7 +156,9 @@ async def test_the_wait_that_is_expected_is_that_of_the_clients_turn(
     shouter.gate.open()
     await blocker  # a batch takes 5 s
 
-    with batcher.admit(MAX_QUEUE - 1, client="greedy"):
-        waits_s = [batcher.expected_wait_s(1, client=client) for client in ("greedy", "modest")]
+    with batcher.admit(7, client="greedy"):
+        waits_s = [batcher.expected_wait_s(n, client="greedy") for n in (1, 2)]
+        others_s = [batcher.expected_wait_s(n, client="modest") for n in (1, 3)]
 
-    assert waits_s == [10, 0]
+    assert waits_s == [5, 10]
+    assert others_s == [0, 5]

@@ -117,18 +117,31 @@ async def test_a_batch_that_the_engine_has_early_still_takes_all_of_its_time(
 
 
 async def test_the_second_batch_counts_as_hung_only_while_it_runs(
-    batcher: Batcher, shouter: Shouter, second: Gate, hangs: list[str]
+    batcher: Batcher,
+    shouter: Shouter,
+    second: Gate,
+    hangs: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    loop = asyncio.get_running_loop()
+    timers = FakeClock(loop.time())
+    monkeypatch.setattr(loop, "time", timers)
+
+    async def pass_limit() -> None:
+        for _ in range(20):
+            timers.advance(0.01)
+            await asyncio.sleep(0)
+
     blocker = await hold_engine(batcher, shouter)
     begin(batcher, *FULL)
     await reach(second.wait_for_arrival)
-    while not hangs:
-        await asyncio.sleep(0.01)
+    await pass_limit()
+    sizes_while_first = [hang.split("batch of ")[1][0] for hang in hangs]
     shouter.gate.open()
     await blocker
-    while len(hangs) == 1:
-        await asyncio.sleep(0.01)
+    await pass_limit()
 
+    assert sizes_while_first == ["1"]
     assert [hang.split("batch of ")[1][0] for hang in hangs] == ["1", "4"]
 
 
