@@ -32,7 +32,7 @@ from service import early_signals, farewell
 from service.app import create_app, stop_taking_requests
 from service.errors import NotReady
 from service.http_protocol import bounded_protocol
-from service.logs import set_up_logging
+from service.logs import end_logging, set_up_logging
 from service.settings import Settings, unknown_settings
 from service.settings_faults import describe_settings_faults
 from service.startup import OpenEngine, open_served
@@ -191,7 +191,7 @@ def spare_what_lives_long() -> None:
 
 def leave(status: int) -> NoReturn:
     """End the process without waiting for its threads: one may hang in an engine."""
-    logging.shutdown()
+    end_logging()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

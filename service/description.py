@@ -108,7 +108,8 @@ def error_responses() -> dict[int | str, dict[str, Any]]:
 
 
 def _response(kinds: Sequence[type[ServiceError]]) -> dict[str, Any]:
-    summaries = {kind.code: (kind.__doc__ or "").splitlines()[0] for kind in kinds}
+    # Without docstrings (PYTHONOPTIMIZE=2), a code stands for itself.
+    summaries = {kind.code: (kind.__doc__ or kind.code).splitlines()[0] for kind in kinds}
     return {
         "model": ErrorResponse,
         "description": "\n\n".join(f"`{code}`: {text}" for code, text in summaries.items()),

@@ -1,6 +1,7 @@
 """Signals that reach the service before its server runs; imports nothing that takes long."""
 
 import os
+import select
 import signal
 from types import FrameType
 from typing import Final
@@ -31,5 +32,6 @@ def let_through() -> None:
 
 def _end(number: int, _: FrameType | None) -> None:
     name = signal.Signals(number).name
-    os.write(2, f"stopped by {name} before the service was started\n".encode())
+    if select.select([], [2], [], 0)[1]:  # else nobody reads, and it would wait for that
+        os.write(2, f"stopped by {name} before the service was started\n".encode())
     os._exit(0)

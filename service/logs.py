@@ -1,19 +1,28 @@
-"""Log lines: for people, or for programs as one JSON object per line."""
+"""Log lines, for people or as one JSON object each; nobody waits for whoever reads them."""
 
+import io
 import json
 import logging
+import os
+import select
+import sys
 import time
 import warnings
-from typing import Literal
+from typing import Literal, TextIO
 
 from bundle.terminal import PrintableFormatter
 
 LogFormat = Literal["text", "json"]
 
+KEPT_BYTES = 1 << 20  # of lines that nobody has read yet
+LAST_LINES_S = 1.0  # for a slow reader of the last lines
+
+logger = logging.getLogger(__name__)
+
 
 def set_up_logging(level: str, *, log_format: LogFormat) -> None:
     """Log to stderr from now on, in UTC."""
-    handler = logging.StreamHandler()
+    handler = logging.StreamHandler(_without_waiting(sys.stderr))
     handler.setFormatter(JsonLines() if log_format == "json" else _text_lines())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # ours say the same
@@ -21,6 +30,70 @@ def set_up_logging(level: str, *, log_format: LogFormat) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     # It warns of each broken form, so that a client could fill the log; the answer says it, too.
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+
+
+class PatientStream:
+    """Log lines on their way to a descriptor. Nobody waits for whoever reads them there.
+
+    Otherwise the next line would stop the event loop, and so the service, as soon as a pipe is
+    full: when the program that collects logs hangs, or someone pauses it. Lines are kept until they
+    can be written; those that are too many are lost, and counted in a line of their own.
+    """
+
+    def __init__(self, descriptor: int, *, encoding: str, kept_bytes: int = KEPT_BYTES) -> None:
+        self._descriptor = descriptor
+        self._encoding = encoding
+        self._kept_bytes = kept_bytes
+        self._kept = bytearray()
+        self._num_lost = 0
+        self._room = select.poll()
+        self._room.register(descriptor, select.POLLOUT)
+
+    def write(self, text: str) -> None:
+        """Add lines; `flush` writes them."""
+        data = text.encode(self._encoding, "backslashreplace")
+        if len(self._kept) + len(data) > self._kept_bytes:
+            self._num_lost += 1
+        else:
+            self._kept += data
+
+    def flush(self) -> None:
+        """Write as much as there is room for."""
+        while self._kept and self._room.poll(0):
+            try:  # for so many bytes there is room in a pipe that is not full
+                num_written = os.write(self._descriptor, self._kept[: select.PIPE_BUF])
+            except OSError:  # the disk is full, or nobody will ever read
+                self._num_lost += self._kept.count(b"\n")
+                self._kept.clear()
+                return
+            del self._kept[:num_written]
+        if self._num_lost and not self._kept:
+            num_lost, self._num_lost = self._num_lost, 0
+            logger.warning("lines of the log that were lost, since nobody read them: %d", num_lost)
+
+    def flush_within(self, seconds: float) -> None:
+        """Write what is kept, and wait for room as long as this."""
+        until = time.monotonic() + seconds
+        self.flush()
+        while self._kept and (left_s := until - time.monotonic()) > 0:
+            self._room.poll(left_s * 1e3)
+            self.flush()
+
+
+def end_logging() -> None:
+    """Write the last lines, if somebody reads them within `LAST_LINES_S`."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and isinstance(handler.stream, PatientStream):
+            handler.stream.flush_within(LAST_LINES_S)
+    logging.shutdown()
+
+
+def _without_waiting(stream: TextIO) -> TextIO | PatientStream:
+    """The stream, or one that writes to its descriptor if it has any."""
+    try:
+        return PatientStream(stream.fileno(), encoding=stream.encoding)
+    except io.UnsupportedOperation:
+        return stream
 
 
 class JsonLines(logging.Formatter):
@@ -38,7 +111,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return json.dumps(line, default=str)  # in ASCII, as the stream may be in any encoding
 
 
 def _text_lines() -> logging.Formatter:

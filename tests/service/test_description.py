@@ -7,6 +7,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from service import errors
+from service.description import error_responses
 from service.schemas import CocoResult, DetectResponse, ErrorResponse
 
 Kind = type[errors.ServiceError]
@@ -42,6 +43,15 @@ def test_every_error_of_detection_is_described_with_an_example(
     example = response["content"]["application/json"]["examples"][kind.code]["value"]
     assert f"`{kind.code}`: " in response["description"]
     assert ErrorResponse.model_validate(example).error.code == kind.code
+
+
+@pytest.mark.parametrize("text", [None, ""])
+def test_an_error_without_a_docstring_stands_for_itself(
+    text: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errors.NoImage, "__doc__", text)  # as PYTHONOPTIMIZE=2 does
+
+    assert "`no_image`: no_image" in error_responses()[422]["description"]
 
 
 def test_the_examples_of_answers_are_answers(responses: dict[str, Any]) -> None:
