@@ -88,6 +88,11 @@ async def _from_form(form: FormData, settings: Settings) -> Images:
     id_fields: list[str] = []
     for name, value in fields:
         if isinstance(value, UploadFile):
+            if name == ID_FIELD:
+                raise InvalidRequest(
+                    f"expected whole numbers as text in {ID_FIELD!r}, got a file; send the field "
+                    f"without a file name, as with curl -F {ID_FIELD}=7"
+                )
             uploads.append(Upload(value.filename or None, await value.read()))
         elif name == ID_FIELD:
             id_fields.append(value)
