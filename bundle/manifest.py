@@ -206,6 +206,17 @@ class Bundle(NamedTuple):
         """Load a bundle and check every file; raises ValueError like `Manifest.load`."""
         return cls(directory, Manifest.load(directory))
 
+    def require_in_place(self) -> None:
+        """Raises ValueError if another bundle is in the directory by now, or none.
+
+        What was read of it since then is not what was checked.
+        """
+        if Manifest._parse(self.directory / MANIFEST_FILE) != self.manifest:
+            raise ValueError(
+                f"{self.directory}: another bundle was put there while this one was being opened; "
+                "start the service, or reload it, again"
+            )
+
     def save(self) -> Self:
         """Hash the files and write the manifest; see `Manifest.save`."""
         return self._replace(manifest=self.manifest.save(self.directory))

@@ -97,8 +97,10 @@ def _start(bundle: Bundle, settings: Settings, open_it: OpenEngine) -> Started:
             at_full_size=True,
         )
         known_image = read_known_answers(bundle.directory)[0].image
+        bundle.require_in_place()
     except BaseException:
         engine.close()
+        bundle.require_in_place()  # else that is why
         raise
     place = bundle.directory  # two models may have one name
     logger.info("%s: the engine gives the known answers; tries: %d", place, len(outcomes))

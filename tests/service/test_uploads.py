@@ -212,11 +212,9 @@ async def test_a_form_in_an_unusual_charset_is_malformed(
 
 
 async def test_ids_in_a_file_are_no_image(client: httpx.AsyncClient, png_bytes: bytes) -> None:
-    files = {"images": png_bytes, "image_ids": png_bytes}
+    answer = await client.post("/detect", files={"images": png_bytes, "image_ids": png_bytes})
 
-    response = await client.post("/detect", files=files)
-
-    assert (response.status_code, code_of(response)) == (422, "invalid_request")
+    assert (answer.status_code, code_of(answer)) == (422, "invalid_request")
 
 
 @pytest.mark.parametrize("charset", ["UTF-8", "us-ascii", "latin-1"])
