@@ -165,7 +165,7 @@ def serve(settings: Settings, open_engine: OpenEngine = open_served) -> int:
         listeners = _listen(settings.host, settings.port)
     except (OSError, UnicodeError) as error:
         return _fail(f"cannot listen on {settings.host}:{settings.port}: {_tell_listening(error)}")
-    address = f"http://{_for_url(settings.host)}:{listeners[0].getsockname()[1]}"
+    address = f"http://{for_url(settings.host)}:{listeners[0].getsockname()[1]}"
     server = Server(app, settings)
     longest_s = settings.drain_delay_s + settings.drain_timeout_s + GRACE_S
     try:
@@ -248,9 +248,9 @@ def _tell_listening(error: OSError | UnicodeError) -> str:
     )
 
 
-def _for_url(host: str) -> str:
-    if host in ("0.0.0.0", "::"):
-        return "localhost"
+def for_url(host: str) -> str:
+    """The host in an address that works on this machine; `::` is every interface, of IPv6 alone."""
+    host = {"0.0.0.0": "localhost", "::": "::1"}.get(host, host)
     return f"[{host}]" if ":" in host else host
 
 

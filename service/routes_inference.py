@@ -41,6 +41,10 @@ from service.uploads import Upload, read_body
 
 FILES_INPUT = "image"  # BYTES: JPEG, PNG or WebP files
 PIXELS_INPUT = "pixels"  # UINT8: RGB
+_UNSUPPORTED = {  # parameters of an output that would give it another form or place
+    "classification": "the classes are in 'category_names'",
+    "shared_memory_region": "outputs are in the answer",
+}
 _INPUTS = {FILES_INPUT: ("BYTES", [-1]), PIXELS_INPUT: ("UINT8", [-1, -1, -1, 3])}
 
 
@@ -252,6 +256,11 @@ def _wanted(request: InferRequest) -> list[WantedOutput]:
                 f"unknown output {output.name[:100]!r}: {did_you_mean(output.name, known)}"
                 f"known are {', '.join(known)}"
             )
+        for name, instead in _UNSUPPORTED.items():
+            if output.parameters.get(name):
+                raise InvalidRequest(
+                    f"output {output.name!r}: the parameter {name!r} is not supported; {instead}"
+                )
     return request.outputs or [WantedOutput(name=name) for name in known]
 
 

@@ -179,6 +179,21 @@ def test_a_model_or_output_of_another_name_is_refused(
         client.infer("toy", pixels, outputs=[triton.InferRequestedOutput("box")])
 
 
+def test_an_output_in_another_form_or_place_is_refused(
+    client: triton.InferenceServerClient, scene: Image
+) -> None:
+    pixels = [tensor("pixels", scene, binary=True)]
+    in_memory = triton.InferRequestedOutput("scores")
+    in_memory.set_shared_memory("region", 400)
+
+    for output, name in (
+        (triton.InferRequestedOutput("scores", class_count=3), "classification"),
+        (in_memory, "shared_memory_region"),
+    ):
+        with pytest.raises(InferenceServerException, match=f"parameter '{name}' is not supported"):
+            client.infer("toy", pixels, outputs=[output])
+
+
 def test_a_compressed_body_is_refused_by_name(
     client: triton.InferenceServerClient, scene: Image
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.__main__ import spare_what_lives_long
+from service.__main__ import for_url, spare_what_lives_long
 
 Start = Callable[..., Any]  # the fixture; settings in, a Process out
 
@@ -27,6 +27,14 @@ def test_it_tells_where_the_page_is_and_serves_it(start: Start, jpeg_bytes: byte
     assert "<title>detr-serve" in httpx.get(address).text
     answer = httpx.post(f"{address}/detect", files={"images": jpeg_bytes}).json()
     assert answer["results"][0]["detections"][0]["category_name"] == "red"
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("0.0.0.0", "localhost"), ("::", "[::1]"), ("::1", "[::1]"), ("10.0.0.1", "10.0.0.1")],
+)
+def test_the_address_that_is_told_leads_to_the_service(host: str, shown: str) -> None:
+    assert for_url(host) == shown
 
 
 def test_a_missing_bundle_is_one_line_that_names_the_remedy(start: Start, tmp_path: Path) -> None:
