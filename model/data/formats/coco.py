@@ -1,10 +1,12 @@
 """COCO's format, in the layouts that tools export it in."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bundle.json_file import read_json, starts_with
+from model.data.faults import Fault
 from model.data.formats.source import ALL, SPLIT_NAMES, Source
 
 ROBOFLOW_FILE = "_annotations.coco.json"
@@ -39,7 +41,15 @@ class CocoData:
         is_whole = split == ALL
         file = _whole_file(self.directory) if is_whole else _split_file(self.directory, split)
         assert file is not None, "the caller asks `has` before"
-        return coco_source(file, _image_dir(self.directory, file, _names(split)))
+        source = coco_source(file, _image_dir(self.directory, file, _names(split)))
+        others = [] if is_whole else _split_files(self.directory, split)[1:]
+        return replace(source, faults=tuple(self._note_others(split, file, others)))
+
+    def _note_others(self, split: str, file: Path, others: list[Path]) -> Iterator[Fault]:
+        if others:
+            read, *left = (path.relative_to(self.directory).as_posix() for path in (file, *others))
+            message = f"{split} is read from {read}; not read: {', '.join(left)}"
+            yield Fault("other-files", None, None, message, fatal=False)
 
 
 def find(data_dir: Path) -> CocoData | None:
@@ -79,9 +89,14 @@ def _files(data_dir: Path, split: str) -> list[Path]:
 
 
 def _split_file(data_dir: Path, split: str) -> Path | None:
+    return next(iter(_split_files(data_dir, split)), None)
+
+
+def _split_files(data_dir: Path, split: str) -> list[Path]:
+    """The annotation files of a split; the first one counts."""
     files = [path for path in _files(data_dir, split) if path.is_file()]
     files = files or _files_of_subsets(data_dir, split)
-    return next((path for path in files if not starts_with(path, "[")), None)
+    return [path for path in files if not starts_with(path, "[")]
 
 
 def _files_of_subsets(data_dir: Path, split: str) -> list[Path]:

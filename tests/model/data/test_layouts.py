@@ -1,11 +1,13 @@
 """Which format a folder has, which splits, and what is said of a folder that is none."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from model.configs import small
+from model.data.data_set import open_data_set
 from model.data.formats.source import ALL
 from model.data.layouts import find_layout, find_run_layout, require_split, stored_split
 from tests.model.data.formats import exports
@@ -72,6 +74,17 @@ def test_boxes_come_before_the_keypoints_of_a_task(tmp_path: Path) -> None:
     source = find_layout(tmp_path).read(ALL)
 
     assert source.file == tmp_path / "annotations" / "instances_default.json"
+
+
+def test_another_file_of_the_split_is_told(tmp_path: Path) -> None:
+    exports.coco(tmp_path)
+    shutil.copy(tmp_path / "annotations" / "instances_val.json", tmp_path / "val.json")
+
+    faults = open_data_set(tmp_path).open("val").annotations.faults
+
+    assert [fault.message for fault in faults] == [
+        "val is read from annotations/instances_val.json; not read: val.json"
+    ]
 
 
 def test_the_images_of_the_split_come_before_the_common_directory(tmp_path: Path) -> None:
