@@ -6,6 +6,8 @@ from typing import Literal
 
 from bundle.preprocess import Preprocess
 
+MOST_THREADS = 1024  # or processes
+
 
 class Variant(StrEnum):
     """The three published forms of Deformable DETR."""
@@ -131,6 +133,10 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         _require_at_least(self, 0, "class_weight", "box_weight", "giou_weight", "focal_gamma")
+        _require(
+            self.class_weight + self.box_weight + self.giou_weight > 0,
+            "class_weight, box_weight and giou_weight are all 0, so nothing would be learned",
+        )
         _require_at_least(self, 0, "one_to_many_weight", "denoising_box_noise")
         _require_at_least(self, 1, "encoder_matches", "one_to_many_matches")
         _require_share(self, "focal_alpha", "denoising_label_noise")
@@ -265,6 +271,9 @@ class TrainConfig:
             self, 0, "pretrain_steps", "weight_decay", "backbone_lr_factor", "offsets_lr_factor",
             "warmup_steps", "num_workers", "seed", "keep_last",
         )  # fmt: skip
+        for name in ("num_threads", "num_workers"):  # a machine breaks down under more
+            value = getattr(self, name) or 0
+            _require(value <= MOST_THREADS, f"{name} must be at most {MOST_THREADS}, got {value}")
         _require(
             all(epoch >= 1 for epoch in self.lr_drop_epochs),
             f"lr_drop_epochs must be at least 1, got {', '.join(map(str, self.lr_drop_epochs))}",

@@ -24,6 +24,7 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 _FINITE = ConfigDict(allow_inf_nan=False)
 _AUTO = {("batch_size", "auto"): ("fit_batch", "true")}  # a value that is another setting's
 _NOTHING = ("none", "None", "null")
+_LARGEST = 2**32 - 1
 _BASE = "base"  # of a TOML file: the configuration that it changes
 Part = TypeVar("Part")
 
@@ -152,11 +153,21 @@ def _parse(given: Given, kind: Any, *, name: str) -> Any:
         value = [item.strip() for item in items if item.strip()]
     if _part_type(kind) is None:
         try:
-            return TypeAdapter(kind, config=_FINITE).validate_python(value)
+            parsed = TypeAdapter(kind, config=_FINITE).validate_python(value)
         except ValidationError:
             pass
+        else:
+            _require_possible(parsed, name)
+            return parsed
     others = "".join(f" or {word}" for field, word in _AUTO if field == name)
     raise ValueError(f"{name}: expected {_expected(kind, name)}{others}, got {given!r}")
+
+
+def _require_possible(value: Any, name: str) -> None:
+    """Refuse whole numbers that no size or count of a run can be; torch fails at them."""
+    for item in value if isinstance(value, tuple) else (value,):
+        if isinstance(item, int) and abs(item) > _LARGEST:
+            raise ValueError(f"{name}: expected a whole number below 2^32, got {item}")
 
 
 def _expected(kind: Any, name: str) -> str:
