@@ -15,6 +15,7 @@ from markupsafe import Markup
 from bundle.atomic import write_atomically
 from model.data.faults import Fault, describe
 from model.data.image_file import read_pixels
+from model.data.image_files import others_beside
 from model.data.look_alikes import Comparison, compare_splits
 from model.data.split import Split
 from model.data.statistics import Statistics, describe_content
@@ -61,6 +62,18 @@ class DataReport:
         """Classes, sizes and shapes of every split."""
         for name, found in self.statistics.items():
             yield from (f"{name}: {line}" for line in describe_content(found))
+        if self.unused:
+            yield self.unused
+
+    @cached_property
+    def unused(self) -> str:
+        """How many images are beside those of the splits; empty if there are none."""
+        paths = [file.path for split in self.splits.values() for file in split.files.values()]
+        others = others_beside(paths)
+        if not others:
+            return ""
+        names = " and ".join(self.splits)
+        return f"images beside those of {names}, not used: {len(others)}, such as {others[0]}"
 
 
 def report_before_training(report: DataReport, path: Path, *, augmented: Any) -> None:
@@ -108,6 +121,7 @@ def write_page(
              "faults": describe(report.faults[name], limit=_SHOWN_OF_A_KIND)}
             for name, split in report.splits.items()
         ],
+        "unused": report.unused,
         "comparison": comparison,
         "num_pairs": len(pairs),
         "pairs": [(_draw_file(pair.val, f"val: {pair.val.name}"),

@@ -1,6 +1,7 @@
 """Finds the image files of a data set and checks them, before training starts."""
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from tqdm import tqdm
 
 from model.data.annotations import ImageEntry
 from model.data.faults import Fault
+from model.data.formats.image_listing import is_image
 from model.data.image_file import NUM_READERS, ImageFile, read_image_file
 from model.data.place import OutsideError, is_inside, spellings
 
@@ -102,3 +104,15 @@ def find_image(file_name: str, image_dir: Path, *, data_dir: Path) -> Path:
         elsewhere = "".join(f", nor {place}" for place in list(places)[1:])
         raise FileNotFoundError(f"there is no file {next(iter(places))}{elsewhere}")
     return found
+
+
+def others_beside(paths: Iterable[Path]) -> list[Path]:
+    """The images in the folders of some files that are none of them, sorted."""
+    named = {Path(os.path.abspath(path)) for path in paths}
+    folders = {path.parent for path in named}
+    return sorted(
+        path
+        for folder in folders
+        for path in folder.iterdir()
+        if is_image(path) and path not in named and path.is_file()
+    )

@@ -13,6 +13,7 @@ from model.data.fields import read_number, read_size
 from model.data.formats.image_listing import ImageListing, images_below, is_image
 from model.data.formats.shapes import around, around_ellipse, around_rotated
 from model.data.formats.source import ALL, Box, Collector, Source, split_folders
+from model.data.image_file import read_image_file
 
 # What a region's labels are called beside its numbers: by the tag that drew it, or plain.
 _LABELS = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels")
@@ -66,6 +67,7 @@ class LabelStudioData:
             path = paths[0] if paths else next((found[0] for found in names), "")
             size = next((size for size in sizes if size is not None), None)
             image_id = collector.add_image(path, size, place=place)
+            size = size or (_measured(paths[0]) if paths and regions else None)
             if len(paths) > 1:
                 several = ", ".join(str(found.relative_to(file.parent)) for found in paths)
                 message = (
@@ -74,7 +76,7 @@ class LabelStudioData:
                 )
                 collector.add_fault("several-images", message, image_id=image_id)
             for region in regions:
-                _add_region(collector, region, image_id=image_id, place=place)
+                _add_region(collector, region, image_id=image_id, place=place, size=size)
         return collector.source()
 
     @cached_property
@@ -177,7 +179,21 @@ def _labels(region: object) -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
-def _add_region(collector: Collector, region: dict[str, Any], *, image_id: int, place: str) -> None:
+def _measured(image: Path) -> tuple[int, int] | None:
+    """(height, width) as displayed, on which boxes are drawn; None if the file is damaged."""
+    file = read_image_file(image)
+    return None if isinstance(file, ValueError) else file.header.size
+
+
+def _add_region(
+    collector: Collector,
+    region: dict[str, Any],
+    *,
+    image_id: int,
+    place: str,
+    size: tuple[int, int] | None,
+) -> None:
+    """Add the boxes of a region; `size` is that of the image if the region does not say it."""
     kind, value = region.get("type"), region.get("value")
     place = f"{place}, region {region.get('id', '')} ({kind})"
     if kind in ("brushlabels", "brush"):
@@ -193,14 +209,14 @@ def _add_region(collector: Collector, region: dict[str, Any], *, image_id: int, 
     else:
         names = _labels(region)
         for name in names:
-            collector.add_box(image_id, name, bbox=_box(region), place=place)
+            collector.add_box(image_id, name, bbox=_box(region, size), place=place)
         if not names:
             collector.leave_out("regions without a label")
 
 
-def _box(region: dict[str, Any]) -> Box | None:
+def _box(region: dict[str, Any], size: tuple[int, int] | None) -> Box | None:
     """In pixels; None where a number is missing."""
-    size = read_size(region.get("original_height"), region.get("original_width"))
+    size = read_size(region.get("original_height"), region.get("original_width")) or size
     if size is None:
         return None
     height, width = size

@@ -49,6 +49,7 @@ class LabelmeImage:
     objects: list[DrawnBox]
     left_out: list[str]
     num_joined: int  # shapes that are part of an object with others
+    has_pixels: bool  # in the file itself
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,9 @@ class LabelmeData:
                 remedy = "correct imagePath, or the name of the file"
                 message = tell_several(place, paths, said="imagePath", remedy=remedy)
                 collector.add_fault("several-images", message, image_id=image_id)
+            if not paths and image.has_pixels:
+                message = f"{place} holds its image itself, as imageData: write it out as a file"
+                collector.add_fault("image-data", message, image_id=image_id)
             for what in image.left_out:
                 collector.leave_out(f"shapes of type {what}")
             for found in image.objects:
@@ -159,6 +163,7 @@ def _read_image(file: Path) -> LabelmeImage:
         objects=[_object(label, shapes) for (label, _), shapes in groups.items()],
         left_out=left_out,
         num_joined=sum(len(group) for group in groups.values() if len(group) > 1),
+        has_pixels=bool(content.get("imageData")),
     )
 
 

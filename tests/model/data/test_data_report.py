@@ -67,6 +67,21 @@ def run_data(tmp_path: Path) -> RunData:
     return open_data(run_config(), write_images(tmp_path / "data"))
 
 
+def test_images_that_no_annotation_names_are_counted(
+    page_of: Callable[[Path], Element], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        write_split(tmp_path, split, {"a.png": GREY}, boxes=[(0, (1, 1, 9, 9))])
+    for name in ("b.png", ".c.png", "notes.txt"):
+        (tmp_path / "images" / "val" / name).write_text("?")
+
+    page = page_of(tmp_path)
+
+    said = f"images beside those of train and val, not used: 1, such as {tmp_path}/images/val/b.png"
+    assert said in capsys.readouterr().out
+    assert said in page.text
+
+
 def table_of(page: Element, title: str) -> dict[str, list[str]]:
     """First column -> the numbers beside it."""
     (table,) = [one for one in page.all("table") if title in one.text]

@@ -155,6 +155,16 @@ def test_jpegs_of_windows_are_read(labelled: Path) -> None:
     assert len(open_data_set(labelled).open("train").images) == 4
 
 
+def test_an_image_that_only_labelmes_file_holds_is_told(tmp_path: Path) -> None:
+    exports.labelme(tmp_path)
+    (tmp_path / "train" / "images" / "a.png").unlink()
+
+    message, missing = fatal(tmp_path)
+
+    assert message.startswith("train/json/a.json holds its image itself, as imageData: write it")
+    assert missing.startswith("there is no file")
+
+
 def write_cvat(folder: Path) -> None:
     """Without subsets, so that nothing says in which folder an image is."""
     exports.cvat(folder)

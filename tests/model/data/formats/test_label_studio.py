@@ -150,6 +150,13 @@ def test_boxes_of_a_task_with_several_images_are_refused(tmp_path: Path) -> None
     assert "task 7 names several images, images/a.png, b.png" in faults[0].message
 
 
+@pytest.mark.parametrize("stated", [0, None, 64])
+def test_a_size_that_is_missing_is_that_of_the_image(tmp_path: Path, stated: int | None) -> None:
+    split = read(tmp_path, task(rectangle() | {"original_width": stated}))
+
+    assert [box.bbox for box in split.annotations.boxes] == [(16, 12, 32, 24)]
+
+
 @pytest.mark.parametrize(
     ("found", "said"),
     [
@@ -158,7 +165,6 @@ def test_boxes_of_a_task_with_several_images_are_refused(tmp_path: Path) -> None
         (rectangle(x="left"), r"task 7, region r1 \(rectanglelabels\): bbox cannot be read"),
         (rectangle(width=None), "cannot be read"),
         (rectangle(x=float("nan")), r"bbox is \[NaN"),
-        (rectangle() | {"original_width": 0}, "cannot be read"),
         (region("polygonlabels", {"points": [], "polygonlabels": ["b"]}), "cannot be read"),
         (
             region("polygonlabels", {"points": [[1]], "polygonlabels": ["b"]}),
