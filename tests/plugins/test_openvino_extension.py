@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from bundle.layout import OUTPUTS
 from engines.cpu.openvino_graph import prepare_graph
 from model.network.ops.reference import ms_deform_attn_reference
 from plugins import library
@@ -152,22 +153,56 @@ def test_an_unknown_storage_is_refused(run: Callable[..., list[np.ndarray]]) -> 
         run(one_node(), arguments(CASES[0]), storage="f16")
 
 
-@pytest.mark.usefixtures("core")
-def test_what_leads_to_reference_points_stays_float32_under_the_hint_bf16(core: ov.Core) -> None:
+@pytest.fixture
+def nodes_in_bf16(core: ov.Core) -> list[ov.Node]:
+    """What the CPU runs for the demo under the hint bf16."""
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU does not compute in bf16")
     model = core.read_model(DEMO / "model.plugin.onnx")
     prepare_graph(model, "bf16")
-
     runtime = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    nodes: list[ov.Node] = runtime.get_runtime_model().get_ops()
+    return nodes
 
-    nodes = runtime.get_runtime_model().get_ops()
+
+def test_what_leads_to_reference_points_stays_float32_under_the_hint_bf16(
+    nodes_in_bf16: list[ov.Node],
+) -> None:
+    nodes = nodes_in_bf16
+
     calls = [node for node in nodes if layer_of(node) == ("Reference", "f32")]
     layers = [layer for call in calls for layer in computed_from(call.input_value(2).get_node())]
     assert len(calls) == 7  # of the encoder's layer one, of each of the decoder's two
     assert [layer for layer in layers if layer[1] == "bf16"] == []
     assert ("Eltwise", "f32") in layers
     assert ("FullyConnected", "bf16") in map(layer_of, nodes)
+
+
+def test_the_sums_of_the_last_layers_are_not_rounded_under_the_hint_bf16(
+    nodes_in_bf16: list[ov.Node],
+) -> None:
+    calls = [node for node in nodes_in_bf16 if layer_of(node) == ("Reference", "f32")]
+    ends = [node for node in nodes_in_bf16 if node.get_friendly_name().startswith(OUTPUTS)]
+    ends += [call.input_value(2).get_node() for call in calls]
+
+    layers = products_before(ends)
+
+    assert len(layers) == 6  # ranks and boxes of proposals, boxes of three layers, scores
+    assert set(layers.values()) == {"f32"}
+
+
+def products_before(nodes: list[ov.Node]) -> dict[str, str]:
+    """The nearest products of matrices that values are computed by, and the type of their sums."""
+    pending, seen, found = list(nodes), set[str](), {}
+    while pending:
+        node = pending.pop()
+        name = node.get_friendly_name()
+        if layer_of(node)[0] == "FullyConnected":
+            found[name] = node.get_rt_info()["outputPrecisions"].astype(str)
+        elif name not in seen:
+            seen.add(name)
+            pending += [value.get_node() for value in node.input_values()]
+    return found
 
 
 def layer_of(node: ov.Node) -> tuple[str, str]:
