@@ -95,7 +95,7 @@ class DecodePool:
         for job in jobs:
             self._count(client, _weight(job))
         self._start_jobs()
-        seconds = None if deadline is None else max(0.0, deadline - self._clock())
+        seconds = None if deadline is None else deadline - self._clock()
         try:
             async with asyncio.timeout(seconds):
                 return await asyncio.gather(*futures, return_exceptions=True)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_client import AsyncDetrClient, DetrClient, DetrError, Retries, Unreachable
+from detr_client import AsyncDetrClient, Batching, DetrClient, DetrError, Retries, Unreachable
+from service.settings import Settings
 
 BUSY = {"error": {"code": "overloaded", "message": "the queue is full"}}
 NOTHING: dict[str, object] = {"image_id": 0, "file_name": None, "width": 1, "height": 1}
@@ -210,8 +211,39 @@ def test_what_is_not_an_image_is_refused_before_anything_is_sent(
 
 
 def test_image_ids_that_do_not_fit_the_images_are_refused() -> None:
+    client = Service(done()).client()
+
     with pytest.raises(ValueError, match="got 2 for 1"):
-        Service(done()).client().detect_many([b"x"], image_ids=[1, 2])
+        client.detect_many([b"x"], image_ids=[1, 2])
+    with pytest.raises(ValueError, match="got 0 for 1"):
+        client.detect_many([b"x"], image_ids=[])
+
+
+def test_requests_hold_no_more_bytes_than_asked_for_unless_it_is_one_image() -> None:
+    nums_images = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        nums_images.append(request.read().count(b'name="images"'))
+        result = NOTHING | {"detections": []}
+        return httpx.Response(200, json={"results": [result] * nums_images[-1]})
+
+    batching, transport = Batching(most_images=3, most_bytes=10), httpx.MockTransport(answer)
+    images = [b"x" * num_bytes for num_bytes in (6, 4, 4, 20, 1, 1, 1, 1)]
+
+    with DetrClient("http://test", batching=batching, transport=transport) as client:
+        results = client.detect_many(images)
+
+    assert nums_images == [2, 1, 1, 3, 1]
+    assert len(results) == len(images)
+
+
+def test_the_client_waits_longer_than_the_service_may_take() -> None:
+    service = Service(done())
+
+    service.client().detect(b"x")
+
+    timeouts = service.requests[0].extensions["timeout"]
+    assert timeouts["read"] > Settings().deadline_s
 
 
 @pytest.mark.anyio

@@ -112,9 +112,11 @@ def normalise_batch(part: slice) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5, 3, 4, 6, generator=generator) * 3 + 1
     weights = torch.randn(5, 3, 4, 6, generator=generator)
+    padding = torch.zeros(5, 4, 6, dtype=torch.bool)
+    padding[0, 3:] = padding[2:4, :, 4:] = True
     norm = BatchNorm2d(3, trained=True).train()
     own = x[part].clone().requires_grad_()
-    y = norm(own)
+    y = norm(own, padding[part])
     (y * weights[part]).sum().backward()
     assert own.grad is not None
     assert norm.weight.grad is not None

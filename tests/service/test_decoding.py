@@ -98,15 +98,16 @@ async def test_clients_take_turns_and_so_do_the_requests_of_one(diary: Diary) ->
 
 async def test_no_more_is_decoded_at_a_time_than_the_budget_has_memory_for(diary: Diary) -> None:
     pool = DecodePool(3, 10 * MB)
-    large = submit(pool, [diary.job("large", 8 * MB), diary.job("next", 8 * MB)], "a")
-    small = submit(pool, [diary.job("small", 2 * MB)], "b")
+    large = submit(pool, [diary.job("large", 8 * MB)], "a")
+    second = submit(pool, [diary.job("next", 8 * MB)], "b")
+    small = submit(pool, [diary.job("small", 2 * MB)], "c")
     await settle()
     diary.gate.wait_for_arrival()
     diary.gate.wait_for_arrival()  # the small one beside the large one
     running = pool._num_running
 
     diary.gate.open()
-    await asyncio.gather(large, small)
+    await asyncio.gather(large, second, small)
 
     assert running == 2
     assert diary.begun[-1] == "next"
@@ -137,6 +138,33 @@ async def test_jobs_of_a_request_that_was_cancelled_are_not_started(diary: Diary
 
     assert diary.done == ["a", "c"]
     assert pool.expected_wait_s("y", MB) == 0  # nobody waits for what was not started
+
+
+async def test_the_pool_goes_on_after_a_job_that_failed_and_that_nobody_waits_for(
+    diary: Diary,
+) -> None:
+    def fail() -> str:
+        diary.gate.pass_through()
+        raise ValueError
+
+    pool = DecodePool(1, 10 * MB)
+    gone = submit(pool, [Job(fail, MB)], "x")
+    await asyncio.to_thread(diary.gate.wait_for_arrival)
+    gone.cancel()
+    following = submit(pool, [diary.job("next")], "y")
+    await settle()
+
+    diary.gate.open()
+
+    assert await following == ["NEXT"]
+
+
+def test_the_largest_job_is_one_that_fits_the_budgets_of_all_and_of_a_client() -> None:
+    memory = ClientMemory(3 * MB, decoding_bytes=2 * MB)
+
+    sizes = [DecodePool(1, n * MB, memory=memory).largest_job_bytes for n in (1, 4)]
+
+    assert sizes == [MB, 2 * MB]
 
 
 async def test_a_client_waits_for_its_own_images_and_for_as_much_of_others(diary: Diary) -> None:

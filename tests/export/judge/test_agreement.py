@@ -122,6 +122,69 @@ def test_a_detection_is_the_same_within_half_a_pixel(label, shift, last, share):
     assert found.detections == 4
 
 
+LANDSCAPE = np.zeros((200, 400, 3), np.uint8)
+HALVED = Preprocess(short_side=100, long_side=200)
+SCORES = [0.9, 0.8, 0.69, 0.6]
+BOX = [0.1, 0.1, 0.5, 0.5]
+
+
+def output(*, scores=SCORES, moved=(), by=(0.0, 0.0, 0.0, 0.0)):
+    """Four detections of four classes; those of some ranks have another box."""
+    boxes = np.array([BOX] * 4, np.float32)
+    boxes[list(moved)] += np.array(by, np.float32)
+    return RawOutput(np.array([scores], np.float32), np.arange(4)[None], boxes[None])
+
+
+def compared(*pairs):
+    """The agreement of pairs of outputs, exact and other, each for a landscape."""
+    exact, other = (iter(outputs) for outputs in zip(*pairs, strict=True))
+    return compare(
+        lambda *_: next(exact),
+        lambda *_: next(other),
+        images=[LANDSCAPE] * len(pairs),
+        preprocess=HALVED,
+    )
+
+
+@pytest.mark.parametrize(
+    ("by", "share"),
+    [
+        ((0.0024, 0, 0, 0), 1.0),  # of 200 pixels
+        ((0, 0, 0.0026, 0), 0.75),
+        ((0, 0.0048, 0, 0), 1.0),  # of 100 pixels
+        ((0, 0, 0, 0.0052), 0.75),
+    ],
+)
+def test_half_a_pixel_is_one_of_the_resized_image_in_any_coordinate(by, share):
+    assert compared((output(), output(moved=[0], by=by))).share == share
+
+
+def test_errors_are_the_largest_of_all_images():
+    less_sure = output(scores=[0.9, 0.7, 0.69, 0.6], moved=[1], by=(0.002, 0, 0, 0))
+
+    found = compared((output(), less_sure), (output(), output(moved=[0], by=[0.1] * 4)))
+
+    assert found.score_error == pytest.approx(0.1)
+    assert found.box_error_px == pytest.approx(0.4, abs=1e-4)  # of those that agree
+    assert found.share == 7 / 8
+
+
+def test_what_an_equal_score_displaces_does_not_count():
+    shifted = [score - 0.05 for score in SCORES]  # so 0.69 and 0.6 may have changed places
+
+    found = compared((output(), output(scores=shifted, moved=[2], by=[0.1] * 4)))
+
+    assert (found.share, found.num_at_cut, found.detections) == (1.0, 1, 4)
+
+
+def test_where_equal_scores_displaced_most_all_of_it_counts():
+    equal = [0.5] * 4
+
+    found = compared((output(scores=equal), output(scores=equal, moved=range(4), by=[0.1] * 4)))
+
+    assert (found.share, found.num_at_cut) == (0.0, 0)
+
+
 class SwervingEngine:
     """An engine of a bundle whose first runs give the most certain detection another box."""
 

@@ -75,6 +75,18 @@ def test_queries_are_made_of_the_best_of_all_proposals(
     assert made[0].content.requires_grad is (query_content != "memory")
 
 
+def test_padding_is_never_proposed_however_unsure_the_model_is() -> None:
+    torch.manual_seed(0)
+    model = DeformableDetr(replace(TINY, variant=Variant.TWO_STAGE)).eval()
+    torch.nn.init.constant_(model.get_parameter("queries.class_head.bias"), -50.0)
+    made: list[Queries] = []
+    model.queries.register_forward_hook(lambda _module, _args, queries: made.append(queries))
+
+    model(*_images((64, 96), (96, 32)))
+
+    assert made[0].reference_points.max() < 1  # where padding's proposals are
+
+
 @variants
 def test_what_lies_on_padding_does_not_reach_the_transformer(variant: Variant) -> None:
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ from model.config import LossConfig, ModelConfig, TrainConfig, Variant
 from model.configs import tiny
 from model.network.boxes import cxcywh_to_xyxy, generalised_iou
 from model.network.deformable_detr import DeformableDetr
+from model.network.queries import Queries
 from model.network.query_parts import NoisyObjects
 from model.training.denoising import add_noise, num_groups
 from model.training.losses import TERMS, compute_losses, loss_names
@@ -155,6 +156,33 @@ def test_a_kind_of_queries_that_is_not_used_has_no_outputs_to_match(
     assert several_alone["one_to_many"]["pred_boxes"].shape == (2, 8, 4)
 
 
+def test_a_noisy_object_starts_at_its_box_with_the_position_of_a_proposal_there(
+    inputs: tuple[Tensor, Tensor],
+) -> None:
+    torch.manual_seed(0)
+    model = DeformableDetr(EXTRA).train()
+    made: list[Queries] = []
+    model.queries.register_forward_hook(lambda _module, _args, queries: made.append(queries))
+    model(*inputs)
+    count = noise(2, 2).truth.shape[1]
+    proposed = made[0].reference_points[:, :count]
+
+    found = model(*inputs, noise(2, 2)._replace(boxes=proposed))["denoising"]["pred_boxes"]
+
+    torch.testing.assert_close(found, proposed)
+    torch.testing.assert_close(made[1].position[:, -count:], made[1].position[:, :count])
+
+
+def test_a_tiny_image_has_as_many_queries_as_proposals_and_all_noisy_ones() -> None:
+    tiny_images = torch.randn(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.bool)
+
+    found = detector(replace(EXTRA, num_queries=40))(*tiny_images, noise(2, 1))
+
+    num_proposals = found["enc_outputs"]["pred_logits"].shape[1]
+    assert found["pred_logits"].shape[1] == num_proposals < 40
+    assert found["denoising"]["pred_logits"].shape[1] == 12
+
+
 def test_groups_of_noisy_objects_do_not_see_each_other(inputs: tuple[Tensor, Tensor]) -> None:
     model, noisy = detector(EXTRA), noise(2, 1)
     is_first = noisy.groups == 0
@@ -175,6 +203,18 @@ def test_inference_has_none_of_them(inputs: tuple[Tensor, Tensor]) -> None:
 
     assert found.keys() == expected.keys()
     assert torch.equal(found["pred_logits"], expected["pred_logits"])
+
+
+def test_learned_queries_that_only_training_has_do_not_change_inference(
+    inputs: tuple[Tensor, Tensor],
+) -> None:
+    model = detector(replace(EXTRA, query_content="learned")).eval()
+    before = model(*inputs)["pred_logits"]
+
+    with torch.no_grad():
+        model.get_parameter("queries.content.weight")[EXTRA.num_queries :] += 1
+
+    assert torch.equal(model(*inputs)["pred_logits"], before)
 
 
 def perfect(noisy: NoisyObjects, targets: list[dict[str, Any]]) -> dict[str, Any]:

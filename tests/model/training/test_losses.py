@@ -277,6 +277,16 @@ def test_several_proposals_are_matched_to_an_object_where_the_config_wants_it() 
     assert double.item() == pytest.approx(2 * single.item())
 
 
+def test_the_terms_of_a_layer_are_named_after_it() -> None:
+    first, last, target = _outputs(batch=1), _outputs(batch=1, seed=1), _target(2)
+
+    losses = compute_losses({**last, "aux_outputs": [first]}, [target], config=CONFIG)
+
+    for prefix, outputs in (("d0.", first), ("", last)):
+        alone = compute_losses(outputs, [target], config=CONFIG)
+        assert all(torch.equal(losses[f"{prefix}{name}"], alone[name]) for name in TERMS)
+
+
 def test_encoder_loss_looks_for_objects_of_any_class() -> None:
     outputs = _outputs(batch=1)
     outputs["enc_outputs"] = {
