@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,7 +24,7 @@ from service.error_bodies import answer_error
 from service.errors import MethodNotAllowed, NotFound, ServiceError
 from service.image_decoder import client_memory
 from service.metrics import Metrics
-from service.route_labels import RouteLabels
+from service.route_labels import OTHER, RouteLabels
 from service.schemas import ModelRef
 from service.serving import Serving
 from service.settings import Settings, split_commas
@@ -88,6 +89,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
+        redirect_slashes=False,  # see `_answer_http_exception`
     )
     app.state.settings = settings
     app.state.metrics = Metrics()
@@ -184,8 +186,18 @@ async def _answer_validation_error(request: Request, error: Exception) -> Respon
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
-    """Answer the router's own errors in the same form as ours."""
+    """Answer the router's own errors in the same form as ours.
+
+    A path that is one of ours but for a slash at its end is redirected there, relative to itself:
+    which scheme, host and prefix the client sees, only a proxy knows.
+    """
     assert isinstance(error, HTTPException)
+    plain = request.scope["path"].removesuffix("/")
+    is_ours = plain != request.scope["path"] and request.app.state.labels.of(plain) != OTHER
+    if error.status_code == 404 and is_ours:
+        query = f"?{request.url.query}" if request.url.query else ""
+        location = f"../{quote(plain.rpartition('/')[2])}{query}"
+        return Response(status_code=307, headers={"Location": location})
     kind = MethodNotAllowed if error.status_code == 405 else NotFound
     message = f"{request.method} {request.url.path[:200]}: {error.detail}; see /docs"
     response = answer_error(request, kind(message))

@@ -156,7 +156,7 @@ def _asks_before_its_body(headers: Headers) -> bool:
 def _as_routed(scope: Scope) -> Scope:
     """Treat HEAD as GET, whose headers it asks for, and POST /detect/ as POST /detect.
 
-    Other methods follow the router's redirect to the path without the slash.
+    Other methods are redirected to the path without the slash.
     """
     method, path = scope["method"], scope["path"]
     if method == "HEAD":

@@ -1,6 +1,7 @@
 """What every request gets: an id, one line of log, and an answer whatever goes wrong."""
 
 import re
+from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -70,3 +71,22 @@ async def test_unknown_paths_and_methods(client: httpx.AsyncClient) -> None:
     assert (missing.status_code, code_of(missing)) == (404, "not_found")
     assert (wrong.status_code, code_of(wrong)) == (405, "method_not_allowed")
     assert wrong.headers["Allow"] == "POST"
+
+
+@pytest.mark.parametrize("path", ["/model", "/healthz", "/metrics", "/docs", "/v2/models/toy"])
+@pytest.mark.parametrize("prefix", ["http://test", "https://behind.a.proxy/prefix"])
+async def test_a_path_with_a_slash_at_its_end_leads_to_the_one_without(
+    client: httpx.AsyncClient, path: str, prefix: str
+) -> None:
+    response = await client.get(f"{path}/?model=toy", headers={"Host": "not.ours"})
+
+    seen = urljoin(f"{prefix}{path}/", response.headers["Location"])
+    assert (response.status_code, seen) == (307, f"{prefix}{path}?model=toy")
+
+
+@pytest.mark.parametrize("path", ["/missing/", "/%2Fevil.test/", "/%0d%0aX:%20y/"])
+async def test_a_path_that_is_not_ours_leads_nowhere(client: httpx.AsyncClient, path: str) -> None:
+    response = await client.get(path)
+
+    assert (response.status_code, code_of(response)) == (404, "not_found")
+    assert "Location" not in response.headers

@@ -271,16 +271,6 @@ async def test_images_may_be_posted_with_a_slash_at_the_end(
     assert '{path="/detect",status="200"} 1.0' in (await client.get("/metrics")).text
 
 
-@pytest.mark.parametrize("path", ["/model", "/healthz", "/readyz", "/metrics", "/docs"])
-async def test_a_path_with_a_slash_at_the_end_leads_to_the_one_without(
-    client: httpx.AsyncClient, path: str
-) -> None:
-    response = await client.get(f"{path}/", follow_redirects=True)
-
-    assert response.status_code == 200
-    assert response.url.path == path
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
