@@ -29,7 +29,8 @@ def _files_below(directory: Path, above: tuple[tuple[int, int], ...]) -> Iterato
             if entry.name.startswith(".") or entry.name in _OF_SYSTEMS:
                 continue
             path = directory / entry.name
-            if entry.is_dir():
+            # Of a link that leads to itself, `entry.is_dir` raises.
+            if path.is_dir() if entry.is_symlink() else entry.is_dir():
                 yield from _files_below(path, (*above, here))
             else:
                 yield path

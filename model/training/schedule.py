@@ -108,7 +108,7 @@ def learning_rate_doubts(config: TrainConfig, steps_per_epoch: int) -> Iterator[
             "the learning rate is not dropped then; name an earlier epoch"
         )
     last = min([*drops, config.epochs]) * steps_per_epoch
-    if config.warmup_steps > last:
+    if config.warmup_steps > last and config.minutes is None:
         yield (
             f"warmup_steps {config.warmup_steps}: the learning rate is still rising after {last} "
             f"steps, when it should drop or the run ends, and never becomes "

@@ -127,7 +127,13 @@ def test_a_schedule_longer_than_the_run_is_doubtful(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"warmup_steps": 200}, {"schedule": "cosine", "epochs": 10}, {"lr_drop_epochs": ()}]
+    "changes",
+    [
+        {"warmup_steps": 200},
+        {"warmup_steps": 300, "minutes": 60.0},
+        {"schedule": "cosine", "epochs": 10},
+        {"lr_drop_epochs": ()},
+    ],
 )
 def test_a_schedule_within_the_run_is_not(changes: dict[str, Any]) -> None:
     assert list(learning_rate_doubts(replace(finetune(), **changes), 20)) == []
