@@ -228,12 +228,12 @@ def test_requests_hold_no_more_bytes_than_asked_for_unless_it_is_one_image() -> 
         return httpx.Response(200, json={"results": [result] * nums_images[-1]})
 
     batching, transport = Batching(most_images=3, most_bytes=10), httpx.MockTransport(answer)
-    images = [b"x" * num_bytes for num_bytes in (6, 4, 4, 20, 1, 1, 1, 1)]
+    images = [b"x" * num_bytes for num_bytes in (20, 6, 4, 4, 20, 1, 1, 1, 1)]
 
     with DetrClient("http://test", batching=batching, transport=transport) as client:
         results = client.detect_many(images)
 
-    assert nums_images == [2, 1, 1, 3, 1]
+    assert nums_images == [1, 2, 1, 1, 3, 1]
     assert len(results) == len(images)
 
 

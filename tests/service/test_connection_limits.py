@@ -22,6 +22,7 @@ from service.metrics import Metrics
 from service.route_labels import RouteLabels
 from service.settings import Settings
 from service.turns import Turns
+from tests.fakes import FakeClock
 from tests.service.attacks import Target, many
 
 NUM_DESCRIPTORS = 1024
@@ -107,6 +108,43 @@ def test_the_idle_connection_makes_room_before_an_unfinished_one(table: Connecti
     assert table.has_room(4, "c")
 
     assert evicted(unfinished, first_idle, second_idle) == [first_idle]
+
+
+def test_nothing_is_closed_while_all_have_room(table: ConnectionTable) -> None:
+    idle = Held("a")
+    table.add_idle(idle)
+
+    assert table.has_room(3, "b")
+
+    assert not idle.is_evicted
+
+
+def test_a_connection_waits_where_it_was_put_last(table: ConnectionTable) -> None:
+    back, busy, idle = Held("a"), Held("a"), Held("b")
+    for each in (back, busy, idle):
+        table.add_idle(each)
+    table.add_unfinished(busy)
+    table.add_unfinished(back)
+    table.add_idle(back)
+
+    assert table.has_room(4, "c")
+    first = evicted(back, busy, idle)
+    assert table.has_room(4, "c")
+
+    assert first == [idle]
+    assert evicted(back, busy, idle) == [back, idle]
+    assert not table.has_room(4, "c")  # the one that is left is the only one of its client
+
+
+def test_a_full_table_says_so_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    table = ConnectionTable(3, clock=clock)
+
+    for _ in range(30):
+        table.has_room(4)
+        clock.advance(1)
+
+    assert len(caplog.messages) == 3
 
 
 def test_the_client_with_most_unfinished_connections_makes_room(table: ConnectionTable) -> None:

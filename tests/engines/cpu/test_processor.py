@@ -1,3 +1,4 @@
+import platform
 from pathlib import Path
 
 import pytest
@@ -55,4 +56,4 @@ def test_a_processor_is_the_same_at_any_clock_and_whichever_core_is_first(tmp_pa
 
 
 def test_a_system_that_does_not_say_is_told_by_its_kind(tmp_path: Path) -> None:
-    assert describe_processor(tmp_path)
+    assert platform.machine() in describe_processor(tmp_path)
