@@ -3,6 +3,7 @@
 import gc
 import io
 import random
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,10 @@ from tests.toy_bundle import make_toy_bundle
 # Examples are the same in every run, and a slow machine is not a failure.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+# A script that runs the tests in the background makes them, and all they start, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Files whose tests take minutes, the longest first.

@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from service.connections import ConnectionTable
+from service.connections import ConnectionTable, possible_connections
 from service.http_protocol import BoundedProtocol
 from service.metrics import Metrics
 from service.route_labels import RouteLabels
@@ -172,6 +172,29 @@ def test_what_no_longer_waits_for_its_client_makes_no_room(table: ConnectionTabl
         table.remove(each)
 
     assert not table.has_room(4, "b")
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "possible", "raised_to"),
+    [
+        (1024, 4096, 2000, [2128]),
+        (1024, 2000, 1872, [2000]),
+        (100, 100, 1, [100]),
+        (1024, resource.RLIM_INFINITY, 2000, [2128]),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 2000, []),
+        (4096, 4096, 2000, []),
+    ],
+)
+def test_the_limit_of_descriptors_is_raised_as_far_as_needed_and_possible(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, possible: int, raised_to: list[int]
+) -> None:
+    raised: list[int] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits[0]))
+
+    assert possible_connections(2000) == possible
+
+    assert raised == raised_to
 
 
 class Watched(BoundedProtocol):
