@@ -27,6 +27,7 @@ from bundle.jpeg_end import complete_jpeg
 from bundle.jpeg_pixels import decoded_by_libjpeg
 from bundle.jpeg_segments import MOST_SCANS, has_too_many_scans, unreadable_kind
 from bundle.png_chunks import chunks, lacks_palette, without_remarks
+from bundle.png_rows import load_png
 from bundle.sixteen_bit import is_mixed_up
 from bundle.to_rgb import to_rgb
 
@@ -353,6 +354,9 @@ def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
 
 def _load(image: Image.Image, data: bytes, image_format: str, max_pixels: int) -> Image.Image:
     """The opened image with its pixels; for a JPEG that lacks its end, a completed copy."""
+    if image_format == "PNG":
+        load_png(image, data)
+        return image
     try:
         image.load()
     except OSError:
