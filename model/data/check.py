@@ -76,6 +76,7 @@ def _duplicates(split: Split) -> Iterator[Fault]:
             yield Fault(
                 "duplicate-file", image.id, None, f"{path} is the file of image {first} too"
             )
+    yield from _equal_images(split)
     for annotation_id in _repeated(box.id for box in annotations.boxes):
         yield Fault("duplicate-annotation-id", None, annotation_id, "two annotations have this id")
     for category_id in _repeated(info.id for info in annotations.classes):
@@ -87,6 +88,23 @@ def _duplicates(split: Split) -> Iterator[Fault]:
         shown = ", ".join(map(repr, alike))
         message = f"names of classes differ only in case or spaces: {shown}; are they one class?"
         yield Fault("similar-category-names", None, None, message, fatal=False)
+
+
+def _equal_images(split: Split) -> Iterator[Fault]:
+    """Files of other names with the same content, whose boxes may contradict each other."""
+    first_with: dict[bytes, Path] = {}
+    pairs = [
+        (path, first)
+        for path, digest in {file.path: file.digest for file in split.files.values()}.items()
+        if (first := first_with.setdefault(digest, path)) != path
+    ]
+    if pairs:
+        path, first = pairs[0]
+        message = (
+            f"images with the content of another: {len(pairs)}, such as {path}, which is {first}: "
+            "keep one of each, with all of its boxes"
+        )
+        yield Fault("equal-images", None, None, message, fatal=False)
 
 
 def _repeated(values: Iterable[Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,8 @@ def check(annotation_file: Path, image_dir: Path) -> list[Fault]:
 def sound(tmp_path):
     """A sound data set of two images, as (content, write): change the one, then call the other."""
     (tmp_path / "images").mkdir()
-    for name in ("a.png", "b.png"):
-        Image.new("RGB", (60, 40)).save(tmp_path / "images" / name)
+    for name, colour in (("a.png", "black"), ("b.png", "grey")):
+        Image.new("RGB", (60, 40), colour).save(tmp_path / "images" / name)
     content = {
         "images": [
             {"id": 1, "file_name": "a.png", "height": 40, "width": 60},
@@ -145,6 +146,17 @@ def test_classes_of_nearly_the_same_name_are_reported(sound, name):
 
     assert (fault.kind, fault.fatal) == ("similar-category-names", False)
     assert f"only in case or spaces: 'cat', {name!r}" in fault.message
+
+
+def test_equal_images_are_counted(sound, tmp_path):
+    _, write = sound
+    shutil.copy(tmp_path / "images" / "a.png", tmp_path / "images" / "b.png")
+
+    (fault,) = check(*write())
+
+    assert not fault.fatal
+    assert "images with the content of another: 1, such as " in fault.message
+    assert "b.png, which is " in fault.message
 
 
 def test_a_duplicate_image_id_is_fatal(sound):
