@@ -212,6 +212,7 @@ def test_an_unknown_or_damaged_orientation_is_ignored(encode: Encode, exif: byte
     data = encode(PIXELS, "PNG", exif=exif)
 
     np.testing.assert_array_equal(decode_image(data), PIXELS)
+    assert read_header(data).size == PIXELS.shape[:2]
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])

@@ -1,8 +1,8 @@
 """Which images share a batch, whose places are given back, and what a detector logs at start."""
 
+import asyncio
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -102,12 +102,44 @@ async def test_captures_are_counted_from_the_start_on(fake_bundle: Path, jpeg_by
     assert counted == [True, True]
 
 
-@pytest.mark.parametrize(
-    "provenance", [{}, {"weights": None}, {"weights": {"assumed": None}}, {"weights": "mine"}]
-)
-def test_a_bundle_of_other_weights_assumes_nothing(
-    fake_bundle: Path, provenance: dict[str, Any]
+@pytest.mark.anyio
+@pytest.mark.parametrize(("batches", "num_warnings"), [("equal_shapes", 1), ("any", 0)])
+async def test_a_bundle_whose_images_seldom_share_a_batch_is_told(
+    fake_bundle: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    batches: str,
+    num_warnings: int,
 ) -> None:
-    bundle = Bundle.load(fake_bundle).with_manifest(provenance=provenance)
+    directory = shutil.copytree(fake_bundle, tmp_path / "bundle")
+    Bundle.load(directory).with_manifest(batches=batches).save()
 
-    assert bundle.manifest.assumed == ()
+    async with running(create_app(Settings(bundle=directory), lambda *_: FakeEngine())):
+        pass
+
+    said = [line for line in caplog.messages if "only images of equal shape share a batch" in line]
+    assert len(said) == num_warnings
+
+
+class TwoAtOnceEngine(FakeEngine):
+    """Takes a second batch while it runs the first."""
+
+    runs_at_once = 2
+
+
+@pytest.mark.anyio
+async def test_an_engine_has_as_many_batches_at_once_as_it_takes(
+    fake_bundle: Path, jpeg_bytes: bytes
+) -> None:
+    engine = TwoAtOnceEngine(max_batch_size=1)
+    async with running(create_app(Settings(bundle=fake_bundle), lambda *_: engine)) as client:
+        engine.gate.shut()
+        for _ in engine.batch_shapes:
+            engine.gate.wait_for_arrival()  # those of the warm-up
+        requests = [asyncio.create_task(client.post("/detect", content=jpeg_bytes)) for _ in "12"]
+
+        for _ in requests:
+            await asyncio.to_thread(engine.gate.wait_for_arrival)
+
+        engine.gate.open()
+        assert [(await request).status_code for request in requests] == [200, 200]
