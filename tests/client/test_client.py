@@ -101,9 +101,10 @@ def test_large_images_are_sent_one_by_one_as_their_tiles_count_as_images(
 
 def test_results_become_those_of_coco(address: str, photo: Path) -> None:
     with DetrClient(address) as client:
-        results = client.detect_many([photo], image_ids=[7], num_detections=1)
+        results = client.detect_many([photo] * 2, image_ids=[7, 8], num_detections=1)
 
-    (entry,) = coco_results(results)
+    entry, other = coco_results(results)
+    assert other == {**entry, "image_id": 8}
     assert entry == {
         "image_id": 7,
         "category_id": 10,

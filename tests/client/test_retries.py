@@ -87,6 +87,23 @@ def test_pauses_double_where_no_time_is_named(value: str) -> None:
     assert len(service.requests) == 5
 
 
+def test_pauses_double_only_up_to_the_longest() -> None:
+    service = Service(busy())
+
+    with pytest.raises(DetrError):
+        service.client(most=3, first_s=100).detect(b"x")
+
+    assert max(service.pauses_s) <= Retries().longest_s
+
+
+def test_options_of_0_are_sent() -> None:
+    service = Service(done())
+
+    service.client().detect(b"x", threshold=0.0, nms_iou=0.0, classes=None)
+
+    assert dict(service.requests[0].url.params) == {"threshold": "0.0", "nms_iou": "0.0"}
+
+
 def test_a_longer_wait_than_allowed_is_not_made() -> None:
     service = Service(busy(retry_after="61"), done())
 
@@ -108,10 +125,14 @@ def test_a_broken_connection_is_tried_again_with_the_whole_request() -> None:
     assert b"content" in last.content
 
 
-def test_no_answer_at_all_is_reported() -> None:
-    service = Service(httpx.ConnectError("refused"))
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(httpx.ConnectError("refused"), ": refused"), (httpx.ReadTimeout(""), ": ReadTimeout")],
+)
+def test_no_answer_at_all_is_reported(error: httpx.TransportError, said: str) -> None:
+    service = Service(error)
 
-    with pytest.raises(Unreachable, match="refused"):
+    with pytest.raises(Unreachable, match=said):
         service.client(most=2).detect(b"x")
 
     assert len(service.requests) == 3
@@ -190,9 +211,11 @@ async def test_the_async_client_asks_again_too() -> None:
     ("image", "kind", "message"),
     [
         ("http://x.org/a.jpg", ValueError, "got the URL"),
+        ("HTTPS://X.ORG/A.JPG", ValueError, "got the URL"),
         ("no such file.jpg", FileNotFoundError, "no such file"),
         (np.zeros((4, 4, 3)), ValueError, r"uint8 in RGB, got \(4, 4, 3\) of float64"),
         (np.zeros((3, 5, 5), np.uint8), ValueError, r"got \(3, 5, 5\) of uint8"),
+        (np.zeros((4, 4, 1), np.uint8), ValueError, r"got \(4, 4, 1\) of uint8"),
         (np.zeros((0, 4, 3), np.uint8), ValueError, r"got \(0, 4, 3\)"),
         (Image.new("CMYK", (4, 4)), ValueError, r"image.convert\('RGB'\)"),
         (None, TypeError, "got NoneType"),

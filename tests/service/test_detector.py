@@ -143,3 +143,22 @@ async def test_an_engine_has_as_many_batches_at_once_as_it_takes(
 
         engine.gate.open()
         assert [(await request).status_code for request in requests] == [200, 200]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("setting", "most"), [(None, 4), (3, 3), (8, 4)])
+async def test_batches_are_as_large_as_the_setting_and_the_engine_allow(
+    fake_bundle: Path, jpeg_bytes: bytes, setting: int | None, most: int
+) -> None:
+    engine = FakeEngine(max_batch_size=4)
+    settings = Settings(bundle=fake_bundle, max_batch_size=setting)
+    async with running(create_app(settings, lambda *_: engine)) as client:
+        engine.batch_shapes.clear()
+        files = [("images", ("photo.jpg", jpeg_bytes)) for _ in range(9)]
+
+        response = await client.post("/detect", files=files)
+
+        model = (await client.get("/model")).json()
+    assert response.status_code == 200
+    assert max(shape[0] for shape in engine.batch_shapes) == most
+    assert model["max_batch_size"] == most
