@@ -15,6 +15,7 @@ import errno
 import gc
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -73,12 +74,19 @@ class Server(uvicorn.Server):
         self._serving = app.state.serving
         self._app = app
         self._settings = settings
+        self._terminals = select.poll()
+        for descriptor in filter(os.isatty, range(3)):
+            self._terminals.register(descriptor, 0)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C stop it, a second Ctrl-C at once; SIGHUP reloads the bundles."""
+        """SIGTERM and Ctrl-C stop it, a second Ctrl-C at once; SIGHUP reloads the bundles.
+
+        The kernel sends SIGHUP as well when a terminal is closed, and then it stops what was
+        started there.
+        """
         loop = asyncio.get_running_loop()
-        handlers = (self._stop, self._stop_or_hurry, self._serving.reload_all)
+        handlers = (self._stop, self._stop_or_hurry, self._reload_or_stop)
         is_main = threading.current_thread() is threading.main_thread()
         for number, handler in zip(SIGNALS, handlers if is_main else (), strict=is_main):
             loop.add_signal_handler(number, handler)
@@ -87,6 +95,12 @@ class Server(uvicorn.Server):
 
     def _stop(self) -> None:
         self.should_exit = True
+
+    def _reload_or_stop(self) -> None:
+        if any(events & select.POLLHUP for _, events in self._terminals.poll(0)):
+            self._stop()
+        else:
+            self._serving.reload_all()
 
     def _stop_or_hurry(self) -> None:
         self.force_exit = self.should_exit

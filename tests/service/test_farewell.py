@@ -1,8 +1,10 @@
 """How the service stops: no request that has arrived is lost, and nothing holds the process."""
 
 import asyncio
+import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -273,6 +275,29 @@ def test_a_stop_under_load_loses_no_request(
     assert load.lost == []
     assert set(load.answers) == {200}
     assert process.popen.wait(timeout=60) == 0
+
+
+def test_a_closed_terminal_stops_the_service_that_was_started_in_it(toy_bundle: Path) -> None:
+    screen, terminal = os.openpty()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    process = subprocess.Popen(
+        ["setsid", "--ctty", sys.executable, "-m", "service"],
+        env=os.environ | {"DETR_BUNDLE": str(toy_bundle), "DETR_PORT": str(port)},
+        stdin=terminal,
+        stderr=terminal,
+    )
+    try:
+        os.close(terminal)
+        while b"page is at" not in os.read(screen, 1000):
+            pass
+
+        os.close(screen)
+
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_request_sent_while_the_service_stops_is_still_answered(
