@@ -61,4 +61,4 @@ def test_padding_that_is_none_is_refused(text: str, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         main(["--checkpoint", "any", f"--padding={text}"])
 
-    assert "expected ROWSxCOLUMNS, such as 32x64" in capsys.readouterr().err
+    assert "expected HEIGHTxWIDTH in pixels, such as 480x640" in capsys.readouterr().err
