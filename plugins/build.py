@@ -54,8 +54,9 @@ X86_FLAGS = {
 class Library:
     """One shared library: its file name, sources, and what a binding needs from its framework.
 
-    If `compiler` is None, it is the C++ compiler. Only files in bindings/ get `binding_flags`, so
-    that libraries can share the objects of all other files.
+    `versions` are headers of the framework that change with its version. If `compiler` is None, it
+    is the C++ compiler. Only files in bindings/ get `binding_flags`, so that libraries can share
+    the objects of all other files.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Library:
     compiler: str | None = None
     flags: tuple[str, ...] = FLAGS
     binding_flags: tuple[str, ...] = ()
+    versions: tuple[Path, ...] = ()
     link_flags: tuple[str, ...] = ("-pthread",)
 
 
@@ -139,6 +141,7 @@ def _for_gpus() -> Iterator[Library]:
             compiler=compiler,
             flags=flags,
             binding_flags=("-isystem", str(headers)),
+            versions=tuple(headers.glob("NvInferVersion.h")),
             link_flags=link_flags,
         )
 
@@ -186,7 +189,7 @@ def build(compiler: str, wanted: Library, *, objects: Path) -> bool:
     """
     compiler = wanted.compiler or compiler
     commands = [_command(compiler, wanted, source) for source in wanted.sources]
-    key = _key([*commands, list(wanted.link_flags)], wanted.sources)
+    key = _key([*commands, list(wanted.link_flags)], (*wanted.sources, *wanted.versions))
     target, stamp = library.FOLDER / wanted.name, library.FOLDER / f"{wanted.name}.key"
     if target.exists() and stamp.exists() and stamp.read_text() == key:
         return False

@@ -78,6 +78,22 @@ def test_headers_are_part_of_what_a_library_is_made_from(
 
 @needs_compiler
 @pytest.mark.usefixtures("folder")
+def test_another_version_of_the_framework_in_its_place_is_built_against(
+    tmp_path: Path, one_function: Library
+) -> None:
+    header = tmp_path / "NvInferVersion.h"
+    header.write_text("#define TENSORRT_MAJOR 10\n")
+    binding = Library(one_function.name, one_function.sources, versions=(header,))
+    make(binding)
+
+    header.write_text("#define TENSORRT_MAJOR 11\n")
+
+    assert make(binding)
+    assert not make(binding)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("folder")
 def test_what_two_libraries_are_made_of_is_compiled_once(
     tmp_path: Path, one_function: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
