@@ -63,6 +63,24 @@ def test_a_batch_is_split_where_that_is_faster_and_answers_stay_the_same(
         np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-5)
 
 
+def test_threads_parts_and_what_stands_in_the_padding_change_no_bit(demo: Bundle) -> None:
+    sizes = [(128, 97), (61, 160)]
+    photos = [np.random.randint(0, 256, (*size, 3), np.uint8) for size in sizes]
+    images, padding_mask = pad_batch(photos)
+    noise = np.random.randint(0, 256, images.shape, np.uint8)
+    dirty = np.where(padding_mask[..., None], noise, images)
+    layouts: list[tuple[int, Mode]] = [(1, "latency"), (2, "latency"), (2, "throughput")]
+    engines = [OpenVinoEngine(demo, threads=threads, mode=mode) for threads, mode in layouts]
+
+    expected, *others = (
+        engine.run(pixels, padding_mask) for engine in engines for pixels in (images, dirty)
+    )
+
+    for output in others:
+        for found, same in zip(output, expected, strict=True):
+            np.testing.assert_array_equal(found, same)
+
+
 @pytest.mark.parametrize(("mode", "streams"), [("latency", 1), ("throughput", 2)])
 def test_a_mode_that_was_asked_for_is_not_measured(
     open_demo: Callable[..., OpenVinoEngine], mode: Mode, streams: int
