@@ -91,7 +91,7 @@ def match_detections(truth: COCO, detections: COCO) -> npt.NDArray[np.int64]:
     evaluation = COCOeval_faster(truth, detections, "bbox", print_function=lambda *_: None)
     evaluation.params.iouThrs = np.array([IOU])
     evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-    evaluation.params.maxDets = [len(detections.anns) or 1]
+    evaluation.params.maxDets = [len(detections.anns)]
     evaluation.evaluate()
     evaluation.accumulate()
     matched = np.full(len(detections.anns), NO_BOX)

@@ -142,6 +142,36 @@ def test_either_way_of_mixing_can_be_asked_for_alone(asked_for: dict[str, float]
     assert make_mix(AugmentConfig(**asked_for)) is not None  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("asked_for", [{"mosaic_probability": 0.5}, {"paste_probability": 0.5}])
+def test_the_share_of_samples_that_is_asked_for_is_mixed(asked_for: dict[str, float]) -> None:
+    mix = make_mix(AugmentConfig(**asked_for))  # type: ignore[arg-type]
+    other = plain(3, [0, 0, 9, 9], [20, 20, 29, 29])
+    assert mix is not None
+
+    made = [mix(plain(0), lambda _: other, np.random.default_rng(k)) for k in range(40)]
+
+    is_mixed = [bool((one.image == colour(3)).any()) for one in made]
+    assert 10 < sum(is_mixed) < 30
+
+
+def test_no_more_objects_are_pasted_than_asked_for() -> None:
+    mix = make_mix(AugmentConfig(paste_probability=1, paste_objects=1))
+    other = plain(3, [0, 0, 9, 9], [20, 20, 29, 29])
+    assert mix is not None
+
+    made = mix(plain(0), lambda _: other, np.random.default_rng(0))
+
+    assert made.labels.tolist() == [3]
+
+
+def test_an_image_of_one_row_is_no_mosaic() -> None:
+    row, other = plain(0, size=(1, 40)), plain(3)
+
+    made = mosaic([row, other, other, other], np.random.default_rng(0))
+
+    np.testing.assert_array_equal(made.image, row.image)
+
+
 def test_a_training_image_is_mixed_with_others_of_its_data_set(images: Path) -> None:
     config = tiny()
     augment = replace(config.augment or AugmentConfig(), crop_probability=0.0)

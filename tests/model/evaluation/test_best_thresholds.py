@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bundle.thresholds import OperatingPoint
+from model.evaluation.best_thresholds import NO_BOX
 from model.evaluation.coco_metrics import score
 
 DEMO = Path("tests/data/coco_demo100")
@@ -46,6 +47,48 @@ def test_the_threshold_is_between_the_last_right_and_the_first_wrong_one() -> No
 
     assert thresholds is not None
     assert thresholds.overall == OperatingPoint(threshold=0.51, precision=1, recall=1)
+
+
+def test_of_thresholds_that_are_equally_good_it_is_the_middle_one_of_the_lowest_run() -> None:
+    truth = truth_of((7, column(0)), (7, column(1)))
+    results = [  # F1 is 2/3 up to a score of 0.2, and again above 0.6
+        found(7, column(0), at=0.8),
+        found(7, column(2), at=0.6),
+        found(7, column(3), at=0.25),
+        found(7, column(1), at=0.2),
+    ]
+
+    thresholds = score(truth, results).thresholds
+
+    assert thresholds is not None
+    assert thresholds.overall.threshold == 0.11
+
+
+def test_where_all_thresholds_are_equally_good_it_is_the_middle_one() -> None:
+    thresholds = score(truth_of((7, column(0))), [found(7, column(0), at=1.0)]).thresholds
+
+    assert thresholds is not None
+    assert thresholds.overall.threshold == 0.5
+
+
+def test_a_detection_is_right_if_half_of_both_boxes_is_common_however_large_they_are() -> None:
+    truth = truth_of((7, [0, 0, 390, 390]), (8, [0, 0, 100, 100]))
+
+    results = [
+        found(7, [0, 0, 390, 390], at=0.9),
+        found(8, [0, 0, 100, 52], at=0.9),  # of the box
+        found(8, [0, 0, 100, 48], at=0.8),
+    ]
+
+    assert score(truth, results).matched.tolist() == [0, 1, NO_BOX]
+
+
+def test_the_last_of_many_detections_in_an_image_may_be_the_right_one() -> None:
+    results = [found(7, [0, 300, 20, 20], at=0.9) for _ in range(150)]
+
+    matched = score(truth_of((7, column(0))), [*results, found(7, column(0), at=0.1)]).matched
+
+    assert matched.tolist() == [NO_BOX] * 150 + [0]
 
 
 def test_a_second_detection_of_a_box_is_wrong() -> None:
