@@ -1,16 +1,15 @@
 """COCO's format, in the layouts that tools export it in."""
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bundle.json_file import read_json, starts_with
-from model.data.faults import Fault
-from model.data.formats.source import ALL, SPLIT_NAMES, Source
+from model.data.formats.source import ALL, SPLIT_NAMES, Source, other_files
 
 ROBOFLOW_FILE = "_annotations.coco.json"
 _WHOLE_FILES = ("annotations/instances.json", "instances.json", "result.json")  # Label Studio's
+_OF_POSES = "person_keypoints_"  # CVAT writes them beside the boxes
 _KEYS = ('"images"', '"annotations"', '"licenses"')
 
 
@@ -42,14 +41,9 @@ class CocoData:
         file = _whole_file(self.directory) if is_whole else _split_file(self.directory, split)
         assert file is not None, "the caller asks `has` before"
         source = coco_source(file, _image_dir(self.directory, file, _names(split)))
-        others = [] if is_whole else _split_files(self.directory, split)[1:]
-        return replace(source, faults=tuple(self._note_others(split, file, others)))
-
-    def _note_others(self, split: str, file: Path, others: list[Path]) -> Iterator[Fault]:
-        if others:
-            read, *left = (path.relative_to(self.directory).as_posix() for path in (file, *others))
-            message = f"{split} is read from {read}; not read: {', '.join(left)}"
-            yield Fault("other-files", None, None, message, fatal=False)
+        there = _coco_files(self.directory) if is_whole else _split_files(self.directory, split)
+        others = [path for path in there if path != file and not path.name.startswith(_OF_POSES)]
+        return replace(source, faults=tuple(other_files(file, others, split=split)))
 
 
 def find(data_dir: Path) -> CocoData | None:

@@ -19,6 +19,7 @@ from model.data.formats.source import (
     DrawnBox,
     Source,
     names_of,
+    other_files,
     split_folders,
 )  # fmt: skip
 from model.data.formats.xml_file import elements, root_tag, text_of
@@ -74,6 +75,8 @@ class CvatData:
         listing = ImageListing(images_below(file.parent))
         class_names = dict(enumerate(self._class_names))
         collector = Collector(file, image_dir=file.parent, class_names=class_names)
+        others = [path for path in file.parent.glob("*.xml") if path != file and _is_cvat(path)]
+        collector.add(other_files(file, sorted(others), split=split))
         for image in images:
             stated = f"{image.subset}/{image.name}" if image.subset else image.name
             place = f"image {image.name}"

@@ -4,7 +4,7 @@ import codecs
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,6 +100,18 @@ class Source:
     image_files: Mapping[Path, ImageFile | ValueError] = field(default_factory=dict)
 
 
+def other_files(file: Path, others: Sequence[Path], *, split: str) -> Iterator[Fault]:
+    """A note if other files could have been meant by a split, too."""
+    if others:
+        names = ", ".join(_below(path, file.parent) for path in others)
+        message = f"{split} is read from {file.name}; not read: {names}"
+        yield Fault("other-files", None, None, message, fatal=False)
+
+
+def _below(path: Path, folder: Path) -> str:
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+
+
 class Layout(Protocol):
     """A data set that was recognised; `read` may be called for several splits."""
 
@@ -173,6 +185,10 @@ class Collector:
     def add_fault(self, kind: str, message: str, *, image_id: int | None = None) -> None:
         """Add a fault that makes training wrong."""
         self._faults.append(Fault(kind, image_id, None, message))
+
+    def add(self, faults: Iterable[Fault]) -> None:
+        """Add faults and notes."""
+        self._faults += faults
 
     def add_note(self, kind: str, message: str) -> None:
         """Add a note about something that does not prevent training."""

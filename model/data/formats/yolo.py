@@ -20,6 +20,7 @@ from model.data.formats.source import (
     Collector,
     Source,
     names_of,
+    other_files,
     read_lines,
     read_text,
     split_folder,
@@ -81,6 +82,8 @@ class YoloData:
             if read.setdefault(label_file, path) != path:
                 shared.append(path)
             polygons += self._read_labels(collector, image_id, label_file, size)
+        if self.yaml is not None:
+            collector.add(other_files(self.yaml.file, self.yaml.others, split=split))
         if (other := _other_list(self)) is not None:
             collector.add_note("other-class-list", other)
         if unlabelled:

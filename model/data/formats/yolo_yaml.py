@@ -1,7 +1,7 @@
 """The YAML file that describes a data set of Ultralytics or Roboflow."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class YoloYaml:
     file: Path
     class_names: dict[int, str]
     content: dict[str, Any]
+    others: list[Path] = field(default_factory=list)  # that name classes, too
 
     @property
     def has_keypoints(self) -> bool:
@@ -81,10 +82,12 @@ def find_yaml(data_dir: Path) -> YoloYaml | None:
     usual = [data_dir / name for name in _USUAL_NAMES]
     others = sorted({*data_dir.glob("*.yaml"), *data_dir.glob("*.yml")} - {*usual})
     counted = None
-    for file in (path for path in (*usual, *others) if path.is_file()):
+    files = [path for path in (*usual, *others) if path.is_file()]
+    for number, file in enumerate(files, start=1):
         content = _load(file)
         if isinstance(content, dict) and "names" in content:
-            return YoloYaml(file, _class_names(file, content), content)
+            left = [path for path in files[number:] if _names_splits(path)]
+            return YoloYaml(file, _class_names(file, content), content, left)
         if isinstance(content, dict) and "nc" in content:
             counted = counted or (file, content)  # which may be the description of a model
         elif file in usual:
@@ -93,6 +96,15 @@ def find_yaml(data_dir: Path) -> YoloYaml | None:
         return None
     file, content = counted
     return YoloYaml(file, _class_names(file, content), content)
+
+
+def _names_splits(file: Path) -> bool:
+    """Whether a file describes a data set, too."""
+    try:
+        content = _load(file)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and {"names", "train"} <= content.keys()
 
 
 class _Loader(yaml.BaseLoader):  # type: ignore[misc]  # yaml has no types

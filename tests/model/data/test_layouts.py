@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,15 +77,25 @@ def test_boxes_come_before_the_keypoints_of_a_task(tmp_path: Path) -> None:
     assert source.file == tmp_path / "annotations" / "instances_default.json"
 
 
-def test_another_file_of_the_split_is_told(tmp_path: Path) -> None:
-    exports.coco(tmp_path)
-    shutil.copy(tmp_path / "annotations" / "instances_val.json", tmp_path / "val.json")
+@pytest.mark.parametrize(
+    ("writer", "file", "other"),
+    [
+        (exports.coco, "annotations/instances_val.json", "annotations/val.json"),
+        (exports.label_studio_coco, "result.json", "old.json"),
+        (exports.yolo_of_roboflow, "data.yaml", "old.yaml"),
+        (exports.cvat, "annotations.xml", "old.xml"),
+    ],
+)
+def test_another_file_that_could_have_been_meant_is_told(
+    tmp_path: Path, writer: Callable[[Path], None], file: str, other: str
+) -> None:
+    writer(tmp_path)
+    shutil.copy(tmp_path / file, tmp_path / other)
 
     faults = open_data_set(tmp_path).open("val").annotations.faults
 
-    assert [fault.message for fault in faults] == [
-        "val is read from annotations/instances_val.json; not read: val.json"
-    ]
+    [fault] = [fault for fault in faults if fault.kind == "other-files"]
+    assert f" is read from {Path(file).name}; not read: {Path(other).name}" in fault.message
 
 
 def test_the_images_of_the_split_come_before_the_common_directory(tmp_path: Path) -> None:
