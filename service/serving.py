@@ -129,9 +129,12 @@ class Serving:
         return task
 
     def reload_all(self) -> None:
-        """Begin to reload all models, one after another, or as soon as they are loaded."""
+        """Begin to reload all models, one after another, or as soon as they are loaded.
+
+        A service that is stopping passes over it: the next one reads the bundles anyway.
+        """
         self._is_reload_due = self.state is State.LOADING
-        if self._is_reload_due:
+        if self.state is not State.READY:
             return
         for name in self.names:
             self.begin_reload(name)

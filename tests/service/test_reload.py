@@ -230,6 +230,20 @@ async def test_a_stopping_service_reloads_no_more(app: FastAPI, client: httpx.As
 
 
 @pytest.mark.anyio
+async def test_sighup_changes_nothing_about_a_service_that_stops(
+    app: FastAPI, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.state.serving.drain()
+
+    app.state.serving.reload_all()
+    await asyncio.sleep(0)  # a reload would begin
+
+    metrics = (await client.get("/metrics")).text
+    assert 'detr_reloads_total{model="first",result="refused"} 0.0' in metrics
+    assert "not reloaded" not in caplog.text
+
+
+@pytest.mark.anyio
 async def test_an_engine_that_is_ready_after_the_stop_began_is_released(
     settings: Settings, fake_bundle: Path
 ) -> None:
