@@ -75,15 +75,15 @@ class Server(uvicorn.Server):
         self._app = app
         self._settings = settings
         self._terminals = select.poll()
-        for descriptor in filter(os.isatty, range(3)):
+        for descriptor in filter(os.isatty, (1, 2)):
             self._terminals.register(descriptor, 0)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """SIGTERM and Ctrl-C stop it, a second Ctrl-C at once; SIGHUP reloads the bundles.
 
-        The kernel sends SIGHUP as well when a terminal is closed, and then it stops what was
-        started there.
+        SIGHUP also comes when a terminal is closed, and then it stops what writes there. What only
+        reads from there may have been left to itself (`disown`), and is reloaded.
         """
         loop = asyncio.get_running_loop()
         handlers = (self._stop, self._stop_or_hurry, self._reload_or_stop)

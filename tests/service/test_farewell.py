@@ -277,7 +277,7 @@ def test_a_stop_under_load_loses_no_request(
     assert process.popen.wait(timeout=60) == 0
 
 
-def test_a_closed_terminal_stops_the_service_that_was_started_in_it(toy_bundle: Path) -> None:
+def test_a_closed_terminal_stops_the_service_that_writes_its_log_there(toy_bundle: Path) -> None:
     screen, terminal = os.openpty()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
