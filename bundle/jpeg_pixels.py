@@ -8,8 +8,10 @@ import simplejpeg
 from PIL import Image
 
 from bundle.jpeg_end import has_every_block
+from bundle.jpeg_segments import with_plain_scans
 
 _LOST_BLOCKS = re.compile("premature end of data segment|found marker")  # libjpeg's warnings
+_ODD_SCANS = "Invalid SOS parameters"  # which some cameras write, and decoders pass over
 
 
 def decoded_by_libjpeg(
@@ -33,6 +35,8 @@ def decoded_by_libjpeg(
         pixels = np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True, **smaller))
     except (LookupError, ValueError) as error:
         # Strict, so for a warning too. It knows neither all ways to subsample nor lossless grey.
+        if _ODD_SCANS in str(error) and (plain := with_plain_scans(data)) != data:
+            return decoded_by_libjpeg(image, plain, least_side=least_side)
         if _LOST_BLOCKS.search(str(error)) or _lacks_blocks(data):
             raise ValueError("a part of its pixels is missing") from error
         return None

@@ -9,6 +9,7 @@ import numpy as np
 from bundle.file_pieces import PieceCounter
 
 SCAN = 0xDA
+_ALL_COEFFICIENTS = b"\x00\x3f\x00"  # the end of the header of a scan
 MOST_SCANS = 100  # encoders write at most 12
 END = b"\xff\xd9"
 _JPEG_LS = 0xF7
@@ -54,6 +55,19 @@ def filled_scans(data: bytes, filling: bytes) -> bytes:
         ends.append(max(ends[-1], data.rfind(END)))
     parts = [data[start:end] for start, end in pairwise(ends)]
     return filling.join((*parts, data[ends[-1] :]))
+
+
+def with_plain_scans(data: bytes) -> bytes:
+    """A sequential file whose scans say that they have all coefficients, as they have.
+
+    Raises:
+        TooManyPieces: see `segments`.
+    """
+    plain = bytearray(data)
+    for found, content in _places(data):
+        if found[1][0] == SCAN and content.stop - content.start > len(_ALL_COEFFICIENTS):
+            plain[content.stop - len(_ALL_COEFFICIENTS) : content.stop] = _ALL_COEFFICIENTS
+    return bytes(plain)
 
 
 def _places(data: bytes) -> Iterator[tuple[re.Match[bytes], slice]]:

@@ -163,6 +163,18 @@ def test_a_lossless_jpeg_is_decoded_to_its_pixels() -> None:
     assert np.array_equal(decode_image(lossless_jpeg(grey)), np.dstack([grey] * 3))
 
 
+def test_a_jpeg_whose_scans_are_misdescribed_is_decoded_unless_it_has_a_hole(
+    encode: Encode,
+) -> None:
+    data = encode(NOISE, "JPEG", restart_marker_blocks=8)
+    scan, hole = data.index(b"\xff\xda"), data.index(b"\xff\xd2")
+    odd = data[: scan + 11] + b"\0\0\0" + data[scan + 14 :]
+
+    np.testing.assert_array_equal(decode_image(odd), decode_image(data))
+    with pytest.raises(UndecodableImage, match="a part of its pixels is missing"):
+        decode_image(odd[: hole - 100] + odd[hole:])
+
+
 def test_a_jpeg_with_spare_bytes_before_its_end_marker_is_decoded(
     encode: Encode, scene: np.ndarray
 ) -> None:
