@@ -11,7 +11,7 @@ from bundle.jpeg_end import has_every_block
 from bundle.jpeg_segments import with_plain_scans
 
 _LOST_BLOCKS = re.compile("premature end of data segment|found marker")  # libjpeg's warnings
-_ODD_SCANS = "Invalid SOS parameters"  # which some cameras write, and decoders pass over
+_ODD_SCANS = "Invalid SOS parameters"  # for sequential JPEG; decoders pass over them
 
 
 def decoded_by_libjpeg(
