@@ -29,6 +29,7 @@ from bundle.jpeg_segments import MOST_SCANS, has_too_many_scans, unreadable_kind
 from bundle.png_chunks import chunks, lacks_palette, without_remarks
 from bundle.png_rows import load_png
 from bundle.sixteen_bit import is_mixed_up
+from bundle.tiff_strips import lacks_strips
 from bundle.to_rgb import to_rgb
 
 MAX_PIXELS = 100_000_000  # 300 MB once decoded; a decompression bomb claims more in its header
@@ -344,6 +345,8 @@ def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
             "expected a TIFF image with the samples of a pixel side by side, got one stored plane "
             "by plane; save it as PNG"
         )
+    if lacks_strips(image):
+        raise UndecodableImage("the TIFF image is damaged: a part of its pixels is missing")
     if image.mode in ("I", "F"):  # Pillow would clip them to 0..255
         raise UndecodableImage(
             f"expected a {image_format} image of 8 or 16 bits per sample, got 32 bits, which do "

@@ -1,4 +1,4 @@
-"""TIFF files of 16 bits per sample, written byte by byte, as scientific cameras write them."""
+"""TIFF files written byte by byte, most of them of 16 bits per sample as of scientific cameras."""
 
 import struct
 import zlib
@@ -22,18 +22,26 @@ def tiff(
     compression: int = RAW,
     orientation: int = 1,
     in_planes: bool = False,
+    num_missing: int = 0,
 ) -> bytes:
-    """A TIFF of samples (H, W, N) uint16, in one strip or in one for each plane."""
+    """A TIFF of samples (H, W, N) uint8 or uint16, in two strips or in two for each plane.
+
+    Args:
+        num_missing: of the last strips.
+    """
     height, width, count = samples.shape
+    bits = 8 * samples.itemsize
     planes = np.split(samples, count, axis=2) if in_planes else [samples]
-    strips = [plane.astype(f"{order}u2").tobytes() for plane in planes]
+    parts = [part for plane in planes for part in np.split(plane, 2)]
+    strips = [part.astype(f"{order}u{samples.itemsize}").tobytes() for part in parts]
+    strips = strips[: len(strips) - num_missing]
     strips = [zlib.compress(strip) if compression == DEFLATE else strip for strip in strips]
     pixels = b"".join(strips) + b"\0" * (sum(map(len, strips)) % 2)
     starts = [8 + sum(map(len, strips[:n])) for n in range(len(strips))]
     tags = {
-        256: ("H", [width]), 257: ("H", [height]), 258: ("H", [16] * count),
+        256: ("H", [width]), 257: ("H", [height]), 258: ("H", [bits] * count),
         259: ("H", [compression]), 262: ("H", [colours]), 273: ("I", starts),
-        274: ("H", [orientation]), 277: ("H", [count]), 278: ("H", [height]),
+        274: ("H", [orientation]), 277: ("H", [count]), 278: ("H", [height // 2]),
         279: ("I", [len(strip) for strip in strips]), 284: ("H", [2 if in_planes else 1]),
         **({338: ("H", [2])} if count == 4 else {}),
     }  # fmt: skip
@@ -79,12 +87,23 @@ def test_the_samples_of_a_sensor_are_turned_as_displayed() -> None:
 
 @pytest.mark.parametrize("bits", [12, 16])
 def test_grey_whose_zero_is_white_is_read_so(bits: int) -> None:
-    samples = np.array([[[0], [1 << (bits - 1)], [(1 << bits) - 1]]], np.uint16)
+    samples = np.array([[[0], [1 << (bits - 1)], [(1 << bits) - 1]]] * 2, np.uint16)
     data = tiff(samples, colours=WHITE_IS_ZERO)
 
     decoded = decode_image(data, formats=DATASET_FORMATS)
 
     np.testing.assert_array_equal(decoded[0, :, 0], [255, 127, 0])
+
+
+@pytest.mark.parametrize("in_planes", [False, True])
+def test_a_file_that_lacks_a_strip_is_refused(in_planes: bool) -> None:
+    samples = np.full((4, 5, 3), 200, np.uint8)
+
+    whole = decode_image(tiff(samples, in_planes=in_planes), formats=DATASET_FORMATS)
+    with pytest.raises(UndecodableImage, match="damaged: a part of its pixels is missing"):
+        decode_image(tiff(samples, in_planes=in_planes, num_missing=1), formats=DATASET_FORMATS)
+
+    np.testing.assert_array_equal(whole, samples)
 
 
 @pytest.mark.parametrize("read", [decode_image, read_header])
