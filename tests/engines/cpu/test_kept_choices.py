@@ -10,6 +10,7 @@ import openvino as ov
 import pytest
 
 from bundle.manifest import Bundle
+from engines.cores import allowed_cores
 from engines.cpu import fastest, openvino_compile, openvino_graph
 from engines.cpu.openvino_compile import GraphCompiler
 from engines.cpu.openvino_engine import OpenVinoEngine
@@ -92,8 +93,8 @@ def _change_rewriting(monkeypatch: Patch) -> None:
 
 
 def _change_cores(monkeypatch: Patch) -> None:
-    cores = openvino_compile.allowed_cores()
-    monkeypatch.setattr(openvino_compile, "allowed_cores", lambda: cores + 1)
+    num_cores = allowed_cores() + 1
+    monkeypatch.setattr(openvino_compile, "allowed_cores", lambda: num_cores)
 
 
 def test_a_second_start_measures_and_compiles_nothing(done: Callable[..., list[str]]) -> None:
