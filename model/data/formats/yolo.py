@@ -88,7 +88,7 @@ class YoloData:
             collector.add_note("other-class-list", other)
         if unlabelled:
             collector.add_note("no-label-file", _without_labels(len(unlabelled), images))
-            self._refuse_misplaced(collector, unlabelled)
+            self._tell_misplaced(collector, unlabelled)
         if shared:
             message = _of_one_label_file(shared, read, self.directory)
             collector.add_note("shared-label-file", message)
@@ -107,15 +107,19 @@ class YoloData:
         outside = [path for path in images if path not in inside]
         return inside | {path: OutsideError(path, self.directory) for path in outside}
 
-    def _refuse_misplaced(self, collector: Collector, unlabelled: list[Path]) -> None:
-        if (found := misplaced_label(unlabelled, self.directory)) is not None:
-            image, label_file = (_relative(path, self.directory) for path in found)
-            expected = _relative(label_file_of(found[0]), self.directory)
-            message = (
-                f"{image} has no label file {expected}, but there is {label_file}: move label "
-                "files to where the folders of their images say, or delete those without an image"
-            )
-            collector.add_fault("misplaced-labels", message)
+    def _tell_misplaced(self, collector: Collector, unlabelled: list[Path]) -> None:
+        """Refuse label files in folders of YOLO's that belong to no image; others may be old."""
+        if (found := misplaced_label(unlabelled, self.directory)) is None:
+            return
+        image, label_file = (_relative(path, self.directory) for path in found)
+        expected = _relative(label_file_of(found[0]), self.directory)
+        message = f"{image} has no label file {expected}, but there is {label_file}: "
+        if {"labels", "images"} & {*Path(label_file).parts}:
+            remedy = "move label files to where the folders of their images say, or delete them"
+            collector.add_fault("misplaced-labels", message + remedy)
+        else:
+            message += "it is not read, and the image is one without objects"
+            collector.add_note("misplaced-labels", message)
 
     def _note_other_formats(self, collector: Collector, split: str) -> None:
         places = [self.directory] if split == ALL else self._places(split)

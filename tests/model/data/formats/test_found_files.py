@@ -111,6 +111,18 @@ def test_a_label_file_where_yolo_does_not_look_is_refused(labelled: Path, place:
     assert "but there is train/labels/a.txt: move" in message
 
 
+def test_a_label_file_in_a_folder_of_another_kind_is_told(labelled: Path) -> None:
+    """Somebody may have kept labels of an earlier time beside those that count."""
+    (labelled / "train" / "labels" / "empty.txt").unlink()
+    write(labelled / "labels_old" / "empty.txt", "0 0.5 0.5 0.5 0.5")
+
+    faults = check_validation(open_data_set(labelled).open("train"))
+
+    [message] = [fault.message for fault in faults if fault.kind == "misplaced-labels"]
+    assert fatal(labelled) == []
+    assert "there is labels_old/empty.txt: it is not read" in message
+
+
 @pytest.mark.parametrize(
     ("file", "text"),
     [
