@@ -39,6 +39,7 @@ from model.data.formats.xml_file import read_xml, root_tag, text_of
 
 _SEEN_FILES = 20  # until one is VOC's
 _FILES = "*.[xX][mM][lL]"
+_IMAGES = "JPEGImages"
 _MASKS = "Segmentation"  # how folders of masks begin, which are called like the images
 _WRONG_NAME = (
     "correct it, or delete it if the names of the files are right (sed -i '/<filename>/d')"
@@ -105,7 +106,7 @@ class VocData:
         collector = Collector(self.directory, image_dir=self.directory, class_names=class_names)
         for image in self._images_of(split, collector):
             place = image.file.relative_to(self.directory).as_posix()
-            paths = find_own_image(listing, image.file, image_name=image.image_name)
+            paths = _usual(find_own_image(listing, image.file, image_name=image.image_name))
             path = paths[0] if paths else image.image_name
             image_id = collector.add_image(path, image.size, place=place)
             if len(paths) > 1:
@@ -176,6 +177,12 @@ class VocData:
         if folder is None and (self.directory / "Annotations").is_dir():
             folder = split_folder(self.directory / "Annotations", split)
         return folder
+
+
+def _usual(paths: list[Path]) -> list[Path]:
+    """Of several images of one name, the one in VOC's own folder, if there is one."""
+    usual = [path for path in paths if path.parent.name == _IMAGES]
+    return usual if len(usual) == 1 and len({path.stem for path in paths}) == 1 else paths
 
 
 def _is_mask(path: Path) -> bool:

@@ -206,6 +206,16 @@ def test_a_name_of_several_images_that_differ_is_refused(
     assert all("x/a.png, " in message and "y/a.png" in message for message in found)
 
 
+def test_of_images_of_one_name_that_in_the_folder_of_voc_counts(voc: Path) -> None:
+    (voc / "Backup").mkdir()
+    Image.new("RGB", (64, 48), "red").save(voc / "Backup" / "a.png")
+
+    split = open_data_set(voc).open("train")
+
+    assert split.annotations.images[0].file_name == "JPEGImages/a.png"
+    assert fatal(voc) == []
+
+
 def test_masks_of_voc_are_not_taken_for_its_images(voc: Path) -> None:
     for file in (voc / "Annotations").glob("*.xml"):
         file.write_text(file.read_text().replace(".png</filename>", "</filename>"))
