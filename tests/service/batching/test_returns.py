@@ -174,25 +174,26 @@ def stop_timers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "time", FakeClock(loop.time()))
 
 
-async def start_in_two_halves(
-    batcher: Batcher, shouter: Shouter, times: int
-) -> list[asyncio.Task[None]]:
-    """Four clients in a closed loop, two of which come while the engine works for the others."""
+async def after_two_halves(clock: FakeClock, *, fixed_s: float) -> tuple[Batcher, Shouter]:
+    """A batcher that four clients in a closed loop have left, each after 40 requests.
+
+    At first, two of them came while the engine worked for the others.
+    """
+    shouter = TimedShouter(clock, fixed_s=fixed_s)
+    batcher = open_batcher(shouter, clock)
     shouter.gate.shut()
-    clients = [asyncio.ensure_future(ask_again_and_again(batcher, word, times)) for word in "ab"]
+    clients = [asyncio.ensure_future(ask_again_and_again(batcher, word, 40)) for word in "ab"]
     await reach(shouter.gate.wait_for_arrival)
-    clients += [asyncio.ensure_future(ask_again_and_again(batcher, word, times)) for word in "cd"]
+    clients += [asyncio.ensure_future(ask_again_and_again(batcher, word, 40)) for word in "cd"]
     await asyncio.sleep(0)
     shouter.gate.open()
-    return clients
+    await asyncio.gather(*clients)
+    return batcher, shouter
 
 
 @pytest.mark.anyio
 async def test_two_halves_of_a_batch_that_alternate_come_together(clock: FakeClock) -> None:
-    shouter = TimedShouter(clock, fixed_s=10.0)
-    batcher = open_batcher(shouter, clock)
-
-    await asyncio.gather(*await start_in_two_halves(batcher, shouter, times=40))
+    batcher, shouter = await after_two_halves(clock, fixed_s=10.0)
 
     assert [len(batch) for batch in shouter.batches[-10:]] == [4] * 10
     await batcher.close()
@@ -202,10 +203,7 @@ async def test_two_halves_of_a_batch_that_alternate_come_together(clock: FakeClo
 async def test_where_a_batch_costs_nothing_in_addition_nobody_is_waited_for(
     clock: FakeClock,
 ) -> None:
-    shouter = TimedShouter(clock, fixed_s=0.0)
-    batcher = open_batcher(shouter, clock)
-
-    await asyncio.gather(*await start_in_two_halves(batcher, shouter, times=40))
+    batcher, shouter = await after_two_halves(clock, fixed_s=0.0)
 
     assert 4 not in [len(batch) for batch in shouter.batches[:-4]]
     await batcher.close()
@@ -215,9 +213,7 @@ async def test_where_a_batch_costs_nothing_in_addition_nobody_is_waited_for(
 async def test_nobody_is_waited_for_long_after_an_answer(
     clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shouter = TimedShouter(clock, fixed_s=10.0)
-    batcher = open_batcher(shouter, clock)
-    await asyncio.gather(*await start_in_two_halves(batcher, shouter, times=40))
+    batcher, _ = await after_two_halves(clock, fixed_s=10.0)
     clock.advance(5.1)
     stop_timers(monkeypatch)
 
@@ -233,9 +229,7 @@ async def test_nobody_is_waited_for_long_after_an_answer(
 async def test_nobody_is_waited_for_while_another_shape_waits(
     clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shouter = TimedShouter(clock, fixed_s=10.0)
-    batcher = open_batcher(shouter, clock)
-    await asyncio.gather(*await start_in_two_halves(batcher, shouter, times=40))
+    batcher, _ = await after_two_halves(clock, fixed_s=10.0)
     stop_timers(monkeypatch)
 
     one = begin(batcher, "one")
@@ -254,9 +248,7 @@ async def test_nobody_is_waited_for_while_another_shape_waits(
 async def test_clients_that_take_longer_to_come_back_than_a_batch_costs_are_not_waited_for(
     clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shouter = TimedShouter(clock, fixed_s=10.0)
-    batcher = open_batcher(shouter, clock)
-    await asyncio.gather(*await start_in_two_halves(batcher, shouter, times=40))
+    batcher, _ = await after_two_halves(clock, fixed_s=10.0)
     for _ in range(40):
         clock.advance(11)
         await say(batcher, "one", "two")
@@ -274,9 +266,7 @@ async def test_clients_that_take_longer_to_come_back_than_a_batch_costs_are_not_
 
 @pytest.mark.anyio
 async def test_clients_that_stay_away_are_not_waited_for_long(clock: FakeClock) -> None:
-    shouter = TimedShouter(clock, fixed_s=0.1)
-    batcher = open_batcher(shouter, clock)
-    await asyncio.gather(*await start_in_two_halves(batcher, shouter, times=40))
+    batcher, _ = await after_two_halves(clock, fixed_s=0.1)
 
     answer = await say(batcher, "alone")
 
