@@ -9,6 +9,8 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.errors import NotReady
+from service.schemas import ModelRef
+from service.serving import Serving
 from service.settings import Settings
 from tests.fakes import FakeEngine
 from tests.service.asking import begin_and_hold, code_of
@@ -31,15 +33,21 @@ def app(settings: Settings, engines: list[FakeEngine]) -> Iterator[FastAPI]:
         engine.gate.open()
 
 
+async def begin_to_replace(serving: Serving) -> asyncio.Task[ModelRef]:
+    """Reload until another engine serves; the task goes on until the old one has finished."""
+    old = serving.model().detector
+    reload = serving.begin_reload()
+    while serving.model().detector is old:
+        await asyncio.sleep(0)
+    return reload
+
+
 async def hold_and_reload(
     app: FastAPI, client: httpx.AsyncClient, engines: list[FakeEngine], png_bytes: bytes
 ) -> "asyncio.Task[httpx.Response]":
     """Reload while the engine that served until then is at work on a request."""
-    old = app.state.serving.model().detector
     held = await begin_and_hold(client, engines[0], png_bytes)
-    app.state.serving.begin_reload()
-    while app.state.serving.model().detector is old:
-        await asyncio.sleep(0)
+    await begin_to_replace(app.state.serving)
     return held
 
 
@@ -62,11 +70,8 @@ async def test_images_that_wait_for_the_old_engine_count_for_the_queue(
     app: FastAPI, client: httpx.AsyncClient, engines: list[FakeEngine], png_bytes: bytes
 ) -> None:
     serving = app.state.serving
-    old = serving.model().detector
-    with old.admit(4):
-        reload = serving.begin_reload()
-        while serving.model().detector is old:
-            await asyncio.sleep(0)
+    with serving.model().detector.admit(4):
+        reload = await begin_to_replace(serving)
 
         refused = await client.post("/detect", content=png_bytes)
     await reload
@@ -79,11 +84,8 @@ async def test_the_old_engine_counts_in_the_metrics_until_it_has_finished(
     app: FastAPI, client: httpx.AsyncClient
 ) -> None:
     serving = app.state.serving
-    old = serving.model().detector
-    with old.admit(3):
-        reload = serving.begin_reload()
-        while serving.model().detector is old:
-            await asyncio.sleep(0)
+    with serving.model().detector.admit(3):
+        reload = await begin_to_replace(serving)
         with serving.model().detector.admit(1):
             both = (await client.get("/metrics")).text
     await reload

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 from tqdm import tqdm
 
 from model.data.fields import read_number, read_size
-from model.data.formats.image_listing import ImageListing, images_below, tell_several
+from model.data.formats.image_listing import ImageListing, images_below
 from model.data.formats.shapes import around, around_ellipse, around_rotated
 from model.data.formats.source import (
     ALL,
@@ -81,12 +81,10 @@ class CvatData:
             stated = f"{image.subset}/{image.name}" if image.subset else image.name
             place = f"image {image.name}"
             paths = listing.find(stated)
-            path = paths[0] if paths else image.name
-            image_id = collector.add_image(path, image.size, place=place)
-            if len(paths) > 1:
-                remedy = "keep one of them"
-                message = tell_several(place, paths, said="name", remedy=remedy)
-                collector.add_fault("several-images", message, image_id=image_id)
+            image_id = collector.add_found(
+                paths, image.name, size=image.size, place=place,
+                said="name", remedy="keep one of them",
+            )  # fmt: skip
             for what in image.left_out:
                 collector.leave_out(_PLURALS.get(what, what))
             for shape in image.shapes:

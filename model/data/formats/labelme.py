@@ -17,7 +17,6 @@ from model.data.formats.image_listing import (
     find_own_image,
     images_below,
     sorted_below,
-    tell_several,
 )
 from model.data.formats.shapes import Point, around, around_boxes, around_ellipse
 from model.data.formats.source import (
@@ -82,12 +81,11 @@ class LabelmeData:
         for image in images:
             place = image.file.relative_to(self.directory).as_posix()
             paths = find_own_image(listing, image.file, image_name=image.image_name)
-            path = paths[0] if paths else image.image_name
-            image_id = collector.add_image(path, image.size, place=place)
-            if len(paths) > 1:
-                remedy = "correct imagePath, or the name of the file"
-                message = tell_several(place, paths, said="imagePath", remedy=remedy)
-                collector.add_fault("several-images", message, image_id=image_id)
+            remedy = "correct imagePath, or the name of the file"
+            image_id = collector.add_found(
+                paths, image.image_name, size=image.size, place=place,
+                said="imagePath", remedy=remedy,
+            )  # fmt: skip
             if not paths and image.has_pixels:
                 message = f"{place} holds its image itself, as imageData: write it out as a file"
                 collector.add_fault("image-data", message, image_id=image_id)

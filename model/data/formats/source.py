@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from bundle.regular_file import require_file
 from model.data.faults import Fault
+from model.data.formats.image_listing import tell_several
 from model.data.image_file import ImageFile
 
 ALL = "all"  # the split of a data set that is not divided
@@ -160,6 +161,28 @@ class Collector:
         images.append(image if size is None else image | {"height": size[0], "width": size[1]})
         self._places["images"].append(place)
         return len(images)
+
+    def add_found(
+        self,
+        paths: Sequence[Path],
+        name: str,
+        *,
+        size: tuple[int, int] | None,
+        place: str,
+        said: str,
+        remedy: str,
+    ) -> int:
+        """Add the image of an annotation, as `add_image`; a fault if it may be of several.
+
+        Args:
+            paths: those that it may be of; if there are none, it is added under `name`.
+            said, remedy: see `tell_several`.
+        """
+        image_id = self.add_image(paths[0] if paths else name, size, place=place)
+        if len(paths) > 1:
+            message = tell_several(place, paths, said=said, remedy=remedy)
+            self.add_fault("several-images", message, image_id=image_id)
+        return image_id
 
     def add_box(
         self, image_id: int, label: int | str, *, bbox: object, place: str, is_crowd: object = 0

@@ -20,7 +20,6 @@ from model.data.formats.image_listing import (
     is_image,
     num_shared_ends,
     sorted_below,
-    tell_several,
 )
 from model.data.formats.shapes import around, around_rotated
 from model.data.formats.source import (
@@ -107,11 +106,10 @@ class VocData:
         for image in self._images_of(split, collector):
             place = image.file.relative_to(self.directory).as_posix()
             paths = _usual(find_own_image(listing, image.file, image_name=image.image_name))
-            path = paths[0] if paths else image.image_name
-            image_id = collector.add_image(path, image.size, place=place)
-            if len(paths) > 1:
-                message = tell_several(place, paths, said="filename", remedy=_WRONG_NAME)
-                collector.add_fault("several-images", message, image_id=image_id)
+            image_id = collector.add_found(
+                paths, image.image_name, size=image.size, place=place,
+                said="filename", remedy=_WRONG_NAME,
+            )  # fmt: skip
             for found in image.objects:
                 collector.add_box(
                     image_id, found.class_name, bbox=self._box(found.corners),
