@@ -15,10 +15,24 @@ def decoding_bytes(image: Image.Image, data: bytes) -> int:
         bytes_per_pixel = 36
     elif image.mode.startswith("I"):
         bytes_per_pixel = 9
-    elif image.format in ("JPEG", "MPO") and is_decoded_at_its_end(data):
-        bytes_per_pixel = 12 if image.mode == "CMYK" else 9  # all coefficients first
     else:
-        bytes_per_pixel = 4 if image.mode in ("1", "L", "P") else 7
-    num_pixels = image.width * image.height
-    strip_bytes = 16 * min(num_pixels, STRIP_PIXELS)
-    return num_pixels * bytes_per_pixel + strip_bytes
+        is_late = image.format in ("JPEG", "MPO") and is_decoded_at_its_end(data)
+        return plain_bytes(image.width * image.height, image.mode, is_late=is_late)
+    return _with_strip(image.width * image.height, bytes_per_pixel)
+
+
+def plain_bytes(num_pixels: int, mode: str, *, is_late: bool) -> int:
+    """`decoding_bytes` of the usual kinds, by Pillow's name for the mode.
+
+    Args:
+        is_late: see `bundle.jpeg_segments.is_decoded_at_its_end`.
+    """
+    if is_late:
+        bytes_per_pixel = 12 if mode == "CMYK" else 9  # all coefficients first
+    else:
+        bytes_per_pixel = 4 if mode in ("1", "L", "P") else 7
+    return _with_strip(num_pixels, bytes_per_pixel)
+
+
+def _with_strip(num_pixels: int, bytes_per_pixel: int) -> int:
+    return num_pixels * bytes_per_pixel + 16 * min(num_pixels, STRIP_PIXELS)

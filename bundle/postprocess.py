@@ -85,8 +85,6 @@ def to_detections(
         kept = kept[without_duplicates(boxes[kept], labels[kept], iou=nms_iou)]
     kept = kept[:top_k]
     height, width = geometry.original
-    x1y1, x2y2 = np.split(
-        boxes[kept].astype(np.float64) * (width, height, width, height), 2, axis=1
-    )
-    boxes_xywh_px = np.concatenate([x1y1, np.maximum(x2y2 - x1y1, 0.0)], axis=1)
-    return Detections(boxes_xywh_px.astype(np.float32), scores[kept], labels[kept])
+    boxes_px = boxes[kept].astype(np.float64) * (width, height, width, height)
+    boxes_px[:, 2:] = np.maximum(boxes_px[:, 2:] - boxes_px[:, :2], 0.0)
+    return Detections(boxes_px.astype(np.float32), scores[kept], labels[kept])

@@ -108,7 +108,7 @@ def create_app(
     modules = (routes, routes_deepstack, routes_inference, admin, pages)
     routers = [module.router for module in modules]
     for router in routers:
-        app.include_router(router)
+        app.router.routes.extend(router.routes)
     app.state.labels = RouteLabels(route for router in routers for route in router.routes)
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)

@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -124,8 +125,7 @@ class Boundary:
         seconds = time.perf_counter() - started
         route = getattr(scope.get("route"), "path", None)  # None if it was answered before that
         path = route or self._labels.of(scope["path"])
-        self._metrics.requests.labels(path, str(status)).inc()
-        self._metrics.request_seconds.labels(path).observe(seconds)
+        self._metrics.later(partial(self._count, path, status, seconds))
         client = scope.get("client")
         record = {
             "method": scope["method"],
@@ -145,6 +145,10 @@ class Boundary:
                     scope["method"], path, status, started, seconds, headers, fields, stopwatch
                 )
             )
+
+    def _count(self, path: str, status: int, seconds: float) -> None:
+        self._metrics.requests.labels(path, str(status)).inc()
+        self._metrics.request_seconds.labels(path).observe(seconds)
 
 
 def _asks_before_its_body(headers: Headers) -> bool:

@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -37,10 +37,13 @@ class Job(NamedTuple, Generic[Outcome]):
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """The jobs of one request that have not started, and their places in the answer."""
+    """The jobs of one request, those that have not started, and what came of the others."""
 
     client: Hashable
-    waiting: deque[tuple[Job[Any], asyncio.Future[Any]]]
+    waiting: deque[tuple[int, Job[Any]]]  # by their places in the answer
+    outcomes: list[Any]
+    num_left: int
+    done: asyncio.Future[None]
 
 
 class DecodePool:
@@ -88,9 +91,13 @@ class DecodePool:
             DeadlineExceeded: it passed before all jobs were done. Jobs that have not started by
                 then, or when the caller is cancelled, are dropped.
         """
-        loop = asyncio.get_running_loop()
-        request = _Request(client, deque((job, loop.create_future()) for job in jobs))
-        futures: list[asyncio.Future[Outcome]] = [future for _, future in request.waiting]
+        request = _Request(
+            client,
+            waiting=deque(enumerate(jobs)),
+            outcomes=[None] * len(jobs),
+            num_left=len(jobs),
+            done=asyncio.get_running_loop().create_future(),
+        )
         self._clients.setdefault(client, OrderedDict())[request] = None
         for job in jobs:
             self._count(client, _weight(job))
@@ -98,7 +105,8 @@ class DecodePool:
         seconds = None if deadline is None else deadline - self._clock()
         try:
             async with asyncio.timeout(seconds):
-                return await asyncio.gather(*futures, return_exceptions=True)
+                await request.done
+            return request.outcomes
         except TimeoutError:
             raise DeadlineExceeded(
                 "the deadline passed while the images were decoded; send fewer or smaller images"
@@ -136,19 +144,34 @@ class DecodePool:
             if found is None:
                 return
             self._take_turn(found)
-            job, future = found.waiting.popleft()
+            index, job = found.waiting.popleft()
             self._num_running += 1
             self._free_bytes -= job.num_bytes
             self._memory.decode(found.client, job.num_bytes)
-            running = asyncio.get_running_loop().run_in_executor(self._threads, _run, job)
-            running.add_done_callback(partial(self._finish, job, future, found.client))
+            done = partial(self._tell, found, index, job, asyncio.get_running_loop())
+            self._threads.submit(_run, job).add_done_callback(done)
+
+    def _tell(
+        self,
+        request: _Request,
+        index: int,
+        job: Job[Any],
+        loop: asyncio.AbstractEventLoop,
+        running: Future[tuple[Any, float]],
+    ) -> None:
+        """Tell the event loop that a job is done, from its thread."""
+        if running.cancelled():  # the service has ended
+            return
+        error = running.exception()
+        outcome, seconds = (error, 0.0) if error is not None else running.result()
+        loop.call_soon_threadsafe(self._finish, request, index, job, outcome, seconds)
 
     def _startable(self) -> Iterator[_Request]:
         """Requests whose next job fits the remaining memory, in order of their turns."""
         for client, requests in self._clients.items():
             left_bytes = self._memory.room_to_decode(client)
             for request in requests:
-                if request.waiting and request.waiting[0][0].num_bytes <= min(
+                if request.waiting and request.waiting[0][1].num_bytes <= min(
                     left_bytes, self._free_bytes
                 ):
                     yield request
@@ -158,30 +181,24 @@ class DecodePool:
         self._clients[request.client].move_to_end(request)
 
     def _finish(
-        self,
-        job: Job[Any],
-        future: asyncio.Future[Any],
-        client: Hashable,
-        running: asyncio.Future[tuple[Any, float]],
+        self, request: _Request, index: int, job: Job[Any], outcome: object, seconds: float
     ) -> None:
         self._num_running -= 1
         self._free_bytes += job.num_bytes
-        self._memory.decode(client, -job.num_bytes)
-        self._count(client, -_weight(job))
-        error = None if running.cancelled() else running.exception()
-        if not future.done() and error is not None:
-            future.set_exception(error)
-        elif not running.cancelled() and error is None:
-            outcome, seconds = running.result()
+        self._memory.decode(request.client, -job.num_bytes)
+        self._count(request.client, -_weight(job))
+        if not isinstance(outcome, BaseException):
             self._learnt_s = DECAY * self._learnt_s + seconds
             self._learnt_bytes = DECAY * self._learnt_bytes + _weight(job)
-            if not future.done():
-                future.set_result(outcome)
+        request.num_left -= 1
+        if not request.done.done():  # else nobody waits for it
+            request.outcomes[index] = outcome
+            if not request.num_left:
+                request.done.set_result(None)
         self._start_jobs()
 
     def _forget(self, request: _Request) -> None:
-        for job, future in request.waiting:
-            future.cancel()
+        for _, job in request.waiting:
             self._count(request.client, -_weight(job))
         request.waiting.clear()
         requests = self._clients[request.client]

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -80,6 +81,7 @@ class Detector:
         self._started: Started | None = None
         self._batcher: DynamicBatcher[Pixels, _Batch, ImageOutput] | None = None
         self._is_aborted = False
+        self._padding_ratios: deque[float] = deque()  # of batches that no metric has yet
         self._failures_in_row = 0  # batches that failed as a whole
         self._num_captures = 0  # of CUDA graphs, as far as they were counted
         self._probe: asyncio.Task[None] | None = None
@@ -220,10 +222,9 @@ class Detector:
             outputs = await running
             stopwatch.add(Stage.QUEUE, ticket.wait_s, ended_ago_s=ticket.run_s)
             stopwatch.add(Stage.INFER, ticket.run_s)
-        self._metrics.images.labels(self.name).inc(len(uploads))
         if sum(len(output.scores) for output in outputs) <= ANSWERED_AT_ONCE:
             found = _join(geometries, outputs, tile_px)
-            asyncio.get_running_loop().call_soon(self._count, found)  # the answer comes first
+            self._metrics.later(partial(self._count, found))
             return answer(found)
 
         def join_and_answer() -> Answer:
@@ -252,6 +253,7 @@ class Detector:
         return self._batcher
 
     def _count(self, found: Sequence[Found]) -> None:
+        self._metrics.images.labels(self.name).inc(len(found))
         count_found(
             self._metrics,
             [one.output for one in found],
@@ -264,19 +266,23 @@ class Detector:
     def _assemble(self, images: list[Pixels]) -> _Batch:
         batch = _Batch(*pad_batch(images, self.manifest.preprocess.min_side))
         num_pixels = sum(image.shape[0] * image.shape[1] for image in images)
-        self._metrics.padding_ratio.labels(self.name).observe(
-            1 - num_pixels / batch.padding_mask.size
-        )
+        self._padding_ratios.append(1 - num_pixels / batch.padding_mask.size)
         return batch
 
     def _record(self, engine: GuardedEngine, report: BatchReport) -> None:
+        self._metrics.later(partial(self._observe, engine, report))
+        self._count_failures(report)
+
+    def _observe(self, engine: GuardedEngine, report: BatchReport) -> None:
         self._metrics.batch_size.labels(self.name).observe(report.size)
+        while self._padding_ratios:
+            ratio = self._padding_ratios.popleft()
+            self._metrics.padding_ratio.labels(self.name).observe(ratio)
         self._metrics.batch_seconds.labels(self.name).observe(report.run_s)
         self._metrics.engine_failures.labels(self.name).inc(report.num_failed)
         for wait_s in report.waits_s:
             self._metrics.batch_wait_seconds.labels(self.name).observe(wait_s)
         self._count_captures(engine)
-        self._count_failures(report)
 
     def _count_captures(self, engine: GuardedEngine) -> None:
         num_captures = engine.num_captures

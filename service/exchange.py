@@ -1,6 +1,5 @@
 """The steps shared by every route that detects: refuse early, read, run, report times."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -118,5 +117,5 @@ def tell_times(request: Request, response: Response, *, model: str, stopwatch: S
     metrics: Metrics = request.app.state.metrics
     seconds = metrics.stage_seconds
     observe = partial(stopwatch.observe, lambda stage, s: seconds.labels(model, stage).observe(s))
-    asyncio.get_running_loop().call_soon(observe)  # after the answer, which need not wait for it
+    metrics.later(observe)
     response.headers["Server-Timing"] = stopwatch.server_timing

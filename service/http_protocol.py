@@ -32,7 +32,7 @@ from service.route_labels import OTHER, RouteLabels
 from service.settings import Settings
 from service.turns import Turns
 
-BODY_STEP_BYTES = 4096  # parsed at a time
+BODY_STEP_BYTES = 4096  # parsed at a time, of a body that does not declare its length
 STEP_BYTES = 512  # of headers: at most 29 of the shortest requests, of which each takes over 1 kB
 LINGER_S = 2.0  # for a client to read why it was refused; closing at once would reset it
 
@@ -83,6 +83,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._held = b""  # received, but not parsed while answers are due
         self._reading = Reading.NOTHING
         self._header_bytes = 0  # of this request, trailers included
+        self._body_left = 0  # bytes to come of a body that declares its length
         self._silent_bytes = 0  # since the parser's last callback
         self._fault: ServiceError | None = None  # why a callback stopped the parser
         self._is_refused = False  # further bytes are discarded
@@ -203,7 +204,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def _parse_held(self) -> None:
         data, position = memoryview(self._held), 0
         while position < len(data) and not self.pipeline and not self._is_refused:
-            step = BODY_STEP_BYTES if self._reading is Reading.BODY else STEP_BYTES
+            step = STEP_BYTES
+            if self._reading is Reading.BODY:
+                step = max(BODY_STEP_BYTES, self._body_left)
             self._parse(data[position : position + step])
             position += step
         self._held = b"" if self._is_refused else bytes(data[position:])
@@ -275,6 +278,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stop_parsing(MalformedRequest(fault))
         super().on_headers_complete()
         self._reading = Reading.BODY
+        self._body_left = _content_length(self.headers)
         self._unset_keepalive_if_required()
         self._note_wait()
 
@@ -293,6 +297,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A part of the body; service.body_limits limits the time for it."""
         self._silent_bytes = 0
+        self._body_left -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -372,6 +377,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.write_eof()
         self._unset_keepalive_if_required()
         self.timeout_keep_alive_task = self.loop.call_later(LINGER_S, self.transport.abort)
+
+
+def _content_length(headers: list[tuple[bytes, bytes]]) -> int:
+    """What the headers declare, which the parser has checked; 0 if they do not."""
+    lengths = (value for name, value in headers if name == b"content-length")
+    return next((int(value) for value in lengths if value.isdigit()), 0)
 
 
 class _Flow(FlowControl):

@@ -21,7 +21,7 @@ from bundle.preprocess import (
     decode_image,
     prepare,
     read_header,
-    read_short_header,
+    read_jpeg_header,
     resized_size,
 )
 from bundle.tiles import cut, num_windows
@@ -191,9 +191,9 @@ class ImageDecoder:
         self._pool.shutdown()
 
     async def _read_headers(self, uploads: Sequence[Upload]) -> list[ImageHeader]:
-        """In a thread, unless the headers are short: then the way there would take longer."""
-        short = [self._short_header(upload) for upload in uploads]
-        headers = [header for header in short if header is not None]
+        """In a thread, unless all are of ordinary JPEGs: then the way there would take longer."""
+        quick = [self._quick_header(upload) for upload in uploads]
+        headers = [header for header in quick if header is not None]
         if len(headers) < len(uploads):
             headers = await asyncio.to_thread(self._read_any_headers, uploads)
         for index, header in enumerate(headers):
@@ -228,9 +228,9 @@ class ImageDecoder:
                 "service's DETR_CLIENT_MEMORY_BYTES"
             )
 
-    def _short_header(self, upload: Upload) -> ImageHeader | None:
+    def _quick_header(self, upload: Upload) -> ImageHeader | None:
         if isinstance(upload.data, bytes):
-            return read_short_header(upload.data, max_pixels=self._settings.max_pixels)
+            return read_jpeg_header(upload.data, max_pixels=self._settings.max_pixels)
         return self._header(upload)
 
     def _header(self, upload: Upload) -> ImageHeader:

@@ -1,5 +1,6 @@
 """Every metric of the service, declared once; each app has its own registry."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ _COUNTS = (1, 2, 4, 8, 16, 32, 64)
 _FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1)
 SCORE_FLOOR = 0.1  # below this the model is nearly sure that there is nothing
 COUNTED_SCORE = 0.3  # lowest score of a detection that is counted for its class
+LATER_S = 0.1  # longer than the clients of a batch take to come back
 _SCORES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 
@@ -53,6 +55,22 @@ class Metrics:
         self._declare_requests(new)
         self._declare_batches(new)
         self._declare_models(new)
+        self._due: list[Callable[[], None]] = []
+
+    def later(self, record: Callable[[], None]) -> None:
+        """Record something soon, but not before answers that are due. Call it on the event loop.
+
+        Clients that ask again at once are answered sooner, and their next images are together.
+        """
+        if not self._due:
+            asyncio.get_running_loop().call_later(LATER_S, self.settle)
+        self._due.append(record)
+
+    def settle(self) -> None:
+        """Record at once what was left for later. Call it on the event loop."""
+        due, self._due = self._due, []
+        for record in due:
+            record()
 
     def _declare_requests(self, new: _Kinds) -> None:
         self.requests = new.counter(

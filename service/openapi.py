@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from service.schemas import FILE_FIELDS
+from pydantic import BaseModel
+
+from service.schemas import FILE_FIELDS, DetectQuery
 from service.serving import Serving
 from service.settings import Settings
 from service.tensors import InferRequest
@@ -26,8 +28,24 @@ def complete(description: Schema, *, serving: Serving, settings: Settings) -> No
             if images is not None:
                 as_list = images.get("anyOf", [images])[0]
                 as_list["maxItems"] = settings.max_images
-    parts = InferRequest.model_json_schema(ref_template=_COMPONENTS).get("$defs", {})
-    description["components"]["schemas"].update(parts)
+    for sent in (InferRequest, DetectQuery):
+        parts = sent.model_json_schema(ref_template=_COMPONENTS).get("$defs", {})
+        description["components"]["schemas"].update(parts)
+
+
+def query_parameters(query: type[BaseModel]) -> list[Schema]:
+    """The parameters of a query; `complete` adds their parts to the components."""
+    properties = query.model_json_schema(ref_template=_COMPONENTS)["properties"]
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "schema": {key: schema[key] for key in schema if schema[key] is not None},
+            "description": schema["description"],
+        }
+        for name, schema in properties.items()
+    ]
 
 
 def infer_request() -> Schema:

@@ -16,8 +16,9 @@ from service.description import ANSWERS, BINARY, DETECT_BODY, error_responses
 from service.detector import Detector
 from service.errors import InvalidRequest, NotAcceptable, UnknownClass
 from service.exchange import client_of, model_of, names_of, read_request, run_images, tell_times
-from service.metrics import Stage, Stopwatch
+from service.metrics import Metrics, Stage, Stopwatch
 from service.names import did_you_mean
+from service.openapi import query_parameters
 from service.render import ImageFormat, render
 from service.schemas import (
     CocoResult,
@@ -33,6 +34,7 @@ from service.schemas import (
 )
 from service.serving import State
 from service.uploads import Images, read_images
+from service.validation import read_query
 
 router = APIRouter()
 _IMAGE_TYPES = {"image/png": ImageFormat.PNG, "image/jpeg": ImageFormat.JPEG}
@@ -51,14 +53,15 @@ _IMAGE_TYPES = {"image/png": ImageFormat.PNG, "image/jpeg": ImageFormat.JPEG}
         },
         **error_responses(),
     },
-    openapi_extra={"requestBody": DETECT_BODY},
+    openapi_extra={"requestBody": DETECT_BODY, "parameters": query_parameters(DetectQuery)},
     tags=["detection"],
     summary="Detect objects in one or more images",
 )
-async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Response:
+async def detect(request: Request) -> Response:
     """The answer is JSON. If one image was sent and `Accept` asks for `image/png` or `image/jpeg`,
     it is the image with its boxes drawn. A bad image fails the whole request.
     """
+    query = read_query(request.query_params)
     # Checked before the body is read, and again after: another bundle may serve by then.
     model = model_of(request, query.model)
     find_labels(query.classes, model.detector.manifest.classes)
@@ -118,9 +121,11 @@ async def readyz(request: Request, response: Response) -> Health:
 )
 async def metrics(request: Request) -> Response:
     """Metrics in the text format of Prometheus."""
+    counted: Metrics = request.app.state.metrics
     # In a thread, as it takes several milliseconds; one at a time, or many would starve the loop.
     async with request.app.state.scrape:
-        content = await asyncio.to_thread(generate_latest, request.app.state.metrics.registry)
+        counted.settle()
+        content = await asyncio.to_thread(generate_latest, counted.registry)
     return Response(content, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

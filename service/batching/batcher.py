@@ -28,6 +28,9 @@ from service.errors import NotReady, Overloaded, ServiceError
 # How early the next batch is assembled, as a multiple of the time that assembling a full one takes.
 # With 16 clients, 2 busy cores and batches of up to 16: 73 images/s at 0, 80 at 1 or 2.
 LEAD = 1.5
+LEAST_LEAD_S = (
+    0.002  # or the loop and the engine's thread wake at once, and one waits for the other
+)
 
 _ALARM_STEPS = 10  # a process that was paused misses only one of them
 
@@ -69,7 +72,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
             batch while it runs the one before.
         depth_of_all: counts such items in all batchers that share max_queue; by default its own.
         patience: how long one run of the engine may take.
-        on_batch: called on the event loop after every batch.
+        on_batch: called on the event loop after every batch, before its answers are sent.
         on_hang: called with a message when a run counts as hung; it may call `abort`.
         clock: monotonic seconds.
     """
@@ -224,8 +227,8 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
             entries = self._queue.take(bucket, self._max_batch_size)
             if entries:
                 run = Run(entries)
+                self._runner.submit(run, is_engine_free=not self._runs)
                 self._runs.append(run)
-                self._runner.submit(run)
 
     def _may_grow(self, bucket: Hashable) -> bool:
         """Whether a batch that is not full should wait for more; sets the timer for its end."""
@@ -271,7 +274,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
             return
         run_s = self._run_times.expect(len(run.entries))
         self._wind(run, self._patience.limit_s(run_s), _ALARM_STEPS)
-        lead_s = LEAD * self._assembly_s.at(self._max_batch_size)
+        lead_s = max(LEAST_LEAD_S, LEAD * self._assembly_s.at(self._max_batch_size))
         if run_s:
             asyncio.get_running_loop().call_later(max(0.0, run_s - lead_s), self._near_end, run)
 
@@ -313,5 +316,4 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
             ticket.wait_s = wait_s  # each batch starts after the ones before
             ticket.run_s = max(ticket.run_s, run.run_s)
             ticket.deliver(entry, outcome)
-        report = BatchReport(len(run.entries), waits_s, run.run_s, num_failed)
-        asyncio.get_running_loop().call_soon(self._on_batch, report)  # the answers come first
+        self._on_batch(BatchReport(len(run.entries), waits_s, run.run_s, num_failed))

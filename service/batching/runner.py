@@ -68,9 +68,13 @@ class Runner(Generic[Item, Batch, Result]):
         self._next_engine = itertools.cycle(self._engines)
         self._ended_at = -math.inf  # the last run
 
-    def submit(self, run: Run[Item, Result]) -> None:
+    def submit(self, run: Run[Item, Result], *, is_engine_free: bool) -> None:
         """Assemble the batch now, and run it as soon as the engine is free."""
-        self._assembler.submit(self._assemble_then_execute, run, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        if is_engine_free:
+            next(self._next_engine).submit(self._assemble_and_execute, run, loop)
+        else:
+            self._assembler.submit(self._assemble_then_submit, run, loop)
 
     async def close(self) -> None:
         """Finish what was submitted and stop the threads."""
@@ -84,13 +88,22 @@ class Runner(Generic[Item, Batch, Result]):
         for executor in (self._assembler, *self._engines):
             executor.shutdown(wait=False, cancel_futures=True)
 
-    def _assemble_then_execute(
+    def _assemble_then_submit(
         self, run: Run[Item, Result], loop: asyncio.AbstractEventLoop
     ) -> None:
+        batch = self._assemble_timed(run)
+        next(self._next_engine).submit(self._execute, run, batch, loop)
+
+    def _assemble_and_execute(
+        self, run: Run[Item, Result], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._execute(run, self._assemble_timed(run), loop)
+
+    def _assemble_timed(self, run: Run[Item, Result]) -> Batch | None:
         started = self._clock()
         batch = self._try_assemble(run.entries)
         run.assembly_s = self._clock() - started
-        next(self._next_engine).submit(self._execute, run, batch, loop)
+        return batch
 
     def _execute(
         self, run: Run[Item, Result], batch: Batch | None, loop: asyncio.AbstractEventLoop

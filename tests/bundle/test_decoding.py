@@ -14,7 +14,6 @@ from bundle.preprocess import (
     decode_image,
     prepare,
     read_header,
-    read_short_header,
 )
 from tests.bundle.image_files import (
     PIXELS,
@@ -159,32 +158,6 @@ def test_header_and_decoder_agree_wherever_a_png_keeps_its_exif(
     assert header.orientation == orientation
     assert header.size == decode_image(data).shape[:2]
     assert header.stored_size == PIXELS[:, :2].shape[:2]
-
-
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": exif_of(6)}])
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_short_header_says_what_the_whole_file_does(
-    encode: Encode, mode: str, options: dict[str, Any]
-) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
-    data = encode(Image.fromarray(noise).convert(mode), "JPEG", **options)
-
-    header = read_short_header(data)
-
-    assert len(data) > 4096
-    assert header == read_header(data)
-    assert header.decoding_bytes == read_header(data).decoding_bytes
-
-
-def test_only_a_sound_jpeg_has_a_short_header(encode: Encode) -> None:
-    long_exif = Image.Exif()
-    long_exif[0x010E] = "a description" * 1000
-
-    assert read_short_header(encode(PIXELS, "JPEG", exif=long_exif.tobytes())) is None
-    assert read_short_header(encode(PIXELS, "PNG")) is None
-    assert read_short_header(encode(PIXELS, "JPEG")[:100]) is None
-    assert read_short_header(encode(PIXELS, "JPEG"), max_pixels=34) is None
-    assert read_short_header(b"") is None
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -232,6 +232,7 @@ async def test_what_is_answered_before_its_route_is_counted_under_it(
             await client.get("/nothing")
             await client.options("/v1/vision/detection", headers=asks)
 
+    app.state.metrics.settle()
     (family,) = app.state.metrics.requests.collect()
     counted = {(one.labels["path"], one.labels["status"]) for one in family.samples}
     assert counted == {
