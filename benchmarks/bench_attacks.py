@@ -34,7 +34,7 @@ ENGINE = [f"{value:g}" for value in (FIXED_MS, IMAGE_MS, MAX_BATCH_SIZE)]
 PATIENCE_S = 2.0
 FLOOD_S = 5.0
 BODY = (
-    b"POST /detect HTTP/1.1\r\nContent-Length: 33000000\r\n"
+    b"POST /detect HTTP/1.1\r\nHost: a\r\nContent-Length: 33000000\r\n"
     b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
     b'--b\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
 )
@@ -52,12 +52,12 @@ def flood(port: int, start: bytes, *, more: bytes, most_mb: float) -> socket.soc
 
 def endless_headers(port: int) -> None:
     """A header without an end."""
-    flood(port, b"GET /healthz HTTP/1.1\r\nA: ", more=b"x" * 1000, most_mb=200).close()
+    flood(port, b"GET /healthz HTTP/1.1\r\nHost: a\r\nA: ", more=b"x" * 1000, most_mb=200).close()
 
 
 def unread_answers(port: int) -> None:
     """Pipelined requests whose answers are not read."""
-    requests = b"GET /openapi.json HTTP/1.1\r\n\r\n" * 1000
+    requests = b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 1000
     with ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(flood(port, b"", more=requests, most_mb=200))
@@ -107,7 +107,7 @@ def reconnections(port: int) -> None:
         with ExitStack() as stack, suppress(OSError):
             for _ in range(200):
                 client = socket.create_connection((HOST, port), timeout=PATIENCE_S)
-                stack.enter_context(client).sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+                stack.enter_context(client).sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
 
 
 def descriptions(port: int) -> None:
@@ -116,7 +116,7 @@ def descriptions(port: int) -> None:
 
 
 def _ask_again_and_again(port: int, path: bytes, *, num_clients: int) -> None:
-    request = b"GET %s HTTP/1.1\r\n\r\n" % path
+    request = b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % path
     end = time.monotonic() + FLOOD_S
     with ExitStack() as stack, selectors.DefaultSelector() as selector:
         for _ in range(num_clients):

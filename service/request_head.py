@@ -24,8 +24,11 @@ def head_fault(
             "expected a path after the method, such as POST /detect, got "
             f"{_shown(method)} {_shown(target)}; this is no proxy"
         )
-    if sum(name == b"host" for name, _ in headers) > 1:
+    num_hosts = sum(name == b"host" for name, _ in headers)
+    if num_hosts > 1:
         return "expected one Host header, got several"
+    if num_hosts == 0 and version != "1.0":
+        return "expected one Host header, as in any request of HTTP/1.1, got none"
     codings = [value for name, value in headers if name == b"transfer-encoding"]
     if any(coding.lower() != b"chunked" for coding in codings):
         return f"expected Transfer-Encoding: chunked or none, got {_shown(b', '.join(codings))}"

@@ -251,7 +251,7 @@ async def test_a_connection_is_cut_however_little_of_its_answer_is_left_unread()
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
             client.setblocking(False)
             await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
-            client.send(b"GET / HTTP/1.1\r\n\r\n")
+            client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 
             is_cut = await lost.wait()
 
@@ -260,7 +260,7 @@ async def test_a_connection_is_cut_however_little_of_its_answer_is_left_unread()
 
 @pytest.mark.anyio
 async def test_pipelined_requests_wait_for_those_of_other_clients_and_give_way_to_them() -> None:
-    pipelined = b"GET / HTTP/1.1\r\n\r\n" * 100
+    pipelined = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 100
     async with answering("hello") as (port, state, _):
         clients = [await asyncio.open_connection("127.0.0.1", port) for _ in range(MOST)]
         for _, writer in clients:
@@ -269,7 +269,7 @@ async def test_pipelined_requests_wait_for_those_of_other_clients_and_give_way_t
         reader, other = await asyncio.open_connection(
             "127.0.0.1", port, local_addr=("127.0.0.2", 0)
         )
-        other.write(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+        other.write(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         answer = await reader.read()
         num_answered = state.total_requests
 

@@ -155,7 +155,7 @@ def test_a_client_with_many_connections_lets_others_have_their_turn(
     connect: Connect, loop: KeptTimers, its: Sequence[str]
 ) -> None:
     for host in (*its, "b"):
-        connect(Wire(host)).data_received(b"GET /healthz HTTP/1.1\r\n\r\n")
+        connect(Wire(host)).data_received(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
     at_once = list(loop.started)
     for _ in range(4):
         loop.iterate()
@@ -168,7 +168,7 @@ def test_a_request_whose_client_has_gone_is_not_started(connect: Connect, loop: 
     wires = [Wire(host) for host in ("a", "lost", "closing", "b")]
     connections = [connect(wire) for wire in wires]
     for connection in connections:
-        connection.data_received(b"GET /healthz HTTP/1.1\r\n\r\n")
+        connection.data_received(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
     connections[1].connection_lost(None)
     wires[2].close()
     loop.iterate()
@@ -189,7 +189,7 @@ def test_the_headers_have_a_time_from_their_first_byte(
 def test_a_request_that_is_whole_may_take_its_time(
     connection: BoundedProtocol, loop: KeptTimers
 ) -> None:
-    connection.data_received(b"GET /healthz HTTP/1.1\r\n\r\n")
+    connection.data_received(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
 
     assert loop.running_s == []
 
@@ -252,8 +252,8 @@ def test_a_client_whose_bytes_wait_for_us_gets_its_time_again(
     ("sent", "labels"),
     [
         (b"POST /detect?a=b HTTP/9.9\r\n\r\n", {("/detect", "400")}),
-        (b"GET /%68ealthz HTTP/1.1\r\nA: " + b"x" * 17_000, {("/healthz", "431")}),
-        (b"GET /none HTTP/1.1\r\nA: " + b"x" * 17_000, {("other", "431")}),
+        (b"GET /%68ealthz HTTP/1.1\r\nHost: a\r\nA: " + b"x" * 17_000, {("/healthz", "431")}),
+        (b"GET /none HTTP/1.1\r\nHost: a\r\nA: " + b"x" * 17_000, {("other", "431")}),
         (b"GET /healthz" + b"x" * 17_000, {("other", "431")}),
         (b"\0", {("other", "400")}),
     ],
@@ -269,7 +269,7 @@ def test_what_is_refused_before_it_is_a_request_is_counted_under_its_route(
 def test_a_request_that_arrives_too_slowly_is_counted_under_its_route(
     connection: BoundedProtocol, metrics: Metrics, loop: KeptTimers
 ) -> None:
-    connection.data_received(b"POST /detect HTTP/1.1\r\nA: ")
+    connection.data_received(b"POST /detect HTTP/1.1\r\nHost: a\r\nA: ")
 
     loop.timers[-1].fire()
 

@@ -15,7 +15,7 @@ from tests.service.attacks import Target, flood, many
 
 MOST_MB = 300e6 / (1 << 20)
 MIN_LOOKS = 30
-BODY = b"POST /detect HTTP/1.1\r\nContent-Length: 33000000\r\nContent-Type: "
+BODY = b"POST /detect HTTP/1.1\r\nHost: a\r\nContent-Length: 33000000\r\nContent-Type: "
 FORM = b"multipart/form-data; boundary=b\r\n\r\n"
 PART = b'--b\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
 BOMB_SIDE = 5100  # RGBA: 174 MiB of the 192 that a client may use
@@ -82,13 +82,13 @@ def send(target: Target, count: int, **request: Any) -> set[int]:
 
 def endless_headers(target: Target, _: bytes) -> None:
     with target.connect() as client:
-        flood(client, b"GET /healthz HTTP/1.1\r\nA: ", b"x" * 1000, most_mb=200)
+        flood(client, b"GET /healthz HTTP/1.1\r\nHost: a\r\nA: ", b"x" * 1000, most_mb=200)
 
 
 def unread_answers(target: Target, _: bytes) -> None:
     with many(target, 2) as clients:
         for client in clients:
-            flood(client, b"", b"GET /openapi.json HTTP/1.1\r\n\r\n" * 1000, most_mb=200)
+            flood(client, b"", b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 1000, most_mb=200)
 
 
 def large_pictures(target: Target, bomb: bytes) -> None:
@@ -117,7 +117,7 @@ def large_json(target: Target, _: bytes) -> None:
 
 def idle_connections(target: Target, _: bytes) -> None:
     with many(target, 900) as clients:
-        flood(clients[-1], b"GET /healthz HTTP/1.1\r\n", b"A: b\r\n" * 100, most_mb=1)
+        flood(clients[-1], b"GET /healthz HTTP/1.1\r\nHost: a\r\n", b"A: b\r\n" * 100, most_mb=1)
 
 
 @pytest.mark.slow

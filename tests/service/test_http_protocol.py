@@ -21,7 +21,7 @@ from tests.service.attacks import (
 POST = b"POST /detect HTTP/1.1\r\nHost: a\r\n"
 FORM = b"Content-Type: multipart/form-data; boundary=b\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
-HEALTHZ = b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n"
+HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def ask(target: Target, data: bytes) -> list[Answer]:
 @pytest.mark.parametrize(
     ("begin", "more"),
     [
-        (b"GET /healthz HTTP/1.1\r\nA: ", b"x" * 1000),
-        (b"GET /healthz HTTP/1.1\r\n", b"A: %s\r\n" % (b"x" * 100)),
+        (b"GET /healthz HTTP/1.1\r\nHost: a\r\nA: ", b"x" * 1000),
+        (b"GET /healthz HTTP/1.1\r\nHost: a\r\n", b"A: %s\r\n" % (b"x" * 100)),
         (b"GET /", b"x" * 1000),
         (CHUNKED + b"0\r\n", b"A: %s\r\n" % (b"x" * 100)),
         (CHUNKED + b"0\r\nA: ", b"x" * 1000),
@@ -79,7 +79,9 @@ def test_pipelined_requests_whose_answers_are_not_read_are_not_read_either(
     target: Target, path: bytes
 ) -> None:
     with target.connect() as client:
-        num_sent_mb = flood(client, b"", b"GET %s HTTP/1.1\r\n\r\n" % path * 1000, most_mb=200)
+        num_sent_mb = flood(
+            client, b"", b"GET %s HTTP/1.1\r\nHost: a\r\n\r\n" % path * 1000, most_mb=200
+        )
         status = httpx.get(f"{target.address}/healthz", timeout=20).status_code
 
     assert status == 200
@@ -89,8 +91,8 @@ def test_pipelined_requests_whose_answers_are_not_read_are_not_read_either(
 
 
 def test_pipelined_requests_are_answered_in_their_order(target: Target) -> None:
-    requests = [b"GET /%d HTTP/1.1\r\n\r\n" % index for index in range(300)]
-    last = b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n"
+    requests = [b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % index for index in range(300)]
+    last = b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
     with target.connect() as client:
         client.sendall(b"".join([*requests, last]))
@@ -103,7 +105,7 @@ def test_pipelined_requests_are_answered_in_their_order(target: Target) -> None:
 @pytest.mark.parametrize(
     ("begin", "more"),
     [
-        (b"GET /healthz HTTP/1.1\r\n", b"A: b\r\n"),
+        (b"GET /healthz HTTP/1.1\r\nHost: a\r\n", b"A: b\r\n"),
         (POST + b"Content-Length: 100\r\n\r\n", b"x"),
         (POST + FORM + b"Content-Length: 100\r\n\r\n--b\r\nA: ", b"x"),
         (CHUNKED, b"1\r\nx\r\n"),
@@ -120,7 +122,11 @@ def test_what_comes_too_slowly_is_cut(target: Target, begin: bytes, more: bytes)
 
 @pytest.mark.parametrize(
     "begin",
-    [b"", b"GET /healthz HTTP/1.1\r\n\r\n", b"GET /healthz HTTP/1.1\r\nContent-Length: 9\r\n\r\n"],
+    [
+        b"",
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n",
+    ],
     ids=["nothing", "a request", "a request without its body"],
 )
 def test_a_connection_on_which_nothing_happens_is_closed(target: Target, begin: bytes) -> None:
@@ -159,10 +165,10 @@ def test_a_client_is_refused_where_every_connection_has_a_request(target: Target
     [
         b"\0\1\2\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
-        b"GET /\xff HTTP/1.1\r\n\r\n",
-        b"CONNECT a:1 HTTP/1.1\r\n\r\n",
-        b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nA b\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nA b\r\n\r\n",
         CHUNKED + b"x\r\n",
     ],
 )
@@ -267,8 +273,8 @@ def test_the_body_of_a_request_for_another_protocol_is_its_body(
 
 @pytest.mark.parametrize("path", [b"/healthz", b"/nothing"])
 def test_a_request_is_not_smuggled_in_a_body(target: Target, path: bytes) -> None:
-    head = b"GET %s HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n" % path
-    hidden = b"GET /model HTTP/1.1\r\n\r\n" * 100
+    head = b"GET %s HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n" % path
+    hidden = b"GET /model HTTP/1.1\r\nHost: a\r\n\r\n" * 100
 
     answers = ask(target, head + b"Content-Length: %d\r\n\r\n%s" % (len(hidden), hidden) + HEALTHZ)
 
@@ -279,10 +285,10 @@ def test_a_request_is_not_smuggled_in_a_body(target: Target, path: bytes) -> Non
 @pytest.mark.parametrize(
     ("begin", "status"),
     [
-        (b"POST /nothing HTTP/1.1\r\nContent-Length: 50", 404),
-        (b"POST /nothing HTTP/1.1\r\nTransfer-Encoding: chunked", 404),
-        (b"POST /detect HTTP/1.1\r\nContent-Length: 999999999", 413),
-        (b"GET /healthz HTTP/1.1\r\nContent-Length: 50", 200),
+        (b"POST /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 50", 404),
+        (b"POST /nothing HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked", 404),
+        (b"POST /detect HTTP/1.1\r\nHost: a\r\nContent-Length: 999999999", 413),
+        (b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 50", 200),
     ],
 )
 def test_a_body_that_was_announced_and_not_asked_for_ends_the_connection(
@@ -309,16 +315,32 @@ def test_a_host_of_any_kind_is_no_error_of_the_service(
     assert "Traceback" not in "".join(target.process.log)
 
 
-def test_a_request_with_several_hosts_is_refused(target: Target) -> None:
-    answers = ask(target, b"GET /healthz HTTP/1.1\r\nHost: a\r\nhost: b\r\n\r\n" + HEALTHZ)
+@pytest.mark.parametrize(
+    ("headers", "found"), [(b"", "got none"), (b"Host: a\r\nhost: b\r\n", "got several")]
+)
+def test_a_request_without_its_one_host_is_refused_and_counted(
+    target: Target, headers: bytes, found: str
+) -> None:
+    counter = 'detr_requests_total{path="/healthz",status="400"}'
+    before = target.metric(counter)
+
+    answers = ask(target, b"GET /healthz HTTP/1.1\r\n%s\r\n" % headers + HEALTHZ)
 
     assert [(one.status, one.code) for one in answers] == [(400, "malformed_request")]
-    assert answers[0].message == "expected one Host header, got several"
+    assert answers[0].message.startswith("expected one Host header")
+    assert found in answers[0].message
+    assert target.metric(counter) == before + 1
+
+
+def test_a_health_check_in_http_1_0_needs_no_host(target: Target) -> None:
+    answers = ask(target, b"GET /healthz HTTP/1.0\r\n\r\n")
+
+    assert [(one.status, one.body) for one in answers] == [(200, '{"status":"ok"}')]
 
 
 def test_what_follows_a_good_request_does_not_spoil_its_answer(target: Target) -> None:
     with target.connect() as client:
-        client.sendall(b"GET /healthz HTTP/1.1\r\n\r\n" + b"\0" * 100)
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n" + b"\0" * 100)
 
         answers = read_all(client)
 

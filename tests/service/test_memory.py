@@ -92,7 +92,9 @@ def test_an_image_is_drawn_within_the_same_budget(target: Target, bomb: bytes) -
 def test_unfinished_bodies_of_one_client_are_given_up_where_they_hold_too_much(
     target: Target, jpeg_bytes: bytes, content_type: bytes
 ) -> None:
-    head = b"POST /detect HTTP/1.1\r\nContent-Type: %s\r\nContent-Length: 8388608\r\n\r\n"
+    head = (
+        b"POST /detect HTTP/1.1\r\nHost: a\r\nContent-Type: %s\r\nContent-Length: 8388608\r\n\r\n"
+    )
     part = b'--b\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
 
     with many(target, 40) as clients, other_client() as other:
