@@ -1,8 +1,9 @@
 """Whether a JPEG file has all of its blocks, where a decoder does not tell: it fills in the others.
 
-So for files that lack their end marker, which some cameras and copies omit, and for those that
-TurboJPEG does not decode. The data of every scan is followed by more, in several ways: if no block
-of the image is missing, all decode to the same pixels.
+A colour without a scan shows in the headers. In files that lack their end marker, which some
+cameras and copies omit, and in those that TurboJPEG does not decode, the data of every scan is
+followed by more, in several ways: if no block of the image is missing, all decode to the same
+pixels.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from bundle.jpeg_segments import END, SCAN, filled_scans, segments
 
 _STRIP_PX = 64
 _FRAMES = range(0xC0, 0xC3)  # baseline, extended, progressive
+_PROGRESSIVE, _LOSSLESS = 0xC2, 0xC3
 _COEFFICIENTS = 64  # in a block
 # Blocks are also missing if a file is truncated before a restart marker. A decoder resumes at any
 # restart marker but the two after the one it expects, so one of the 8 takes effect early enough.
@@ -45,6 +47,29 @@ def has_every_block(data: bytes) -> bool:
     """
     digests = (_digest(filled_scans(data, filling)) for filling in _FILLINGS)
     return all(one == other for one, other in pairwise(digests))
+
+
+def lacks_a_colour(data: bytes) -> bool:
+    """Whether a file with an end marker has no scan of one of its colours, or none to begin it.
+
+    Decoders take it for grey. A progressive file may also lack scans that make a colour sharper,
+    but then it may be whole: the standard demands no more than the first scan of each colour, and
+    jpegdropscan makes files smaller by leaving out others.
+    """
+    left: set[int] = set()
+    is_progressive = False
+    for marker, content in segments(data):
+        if marker in (*_FRAMES, _LOSSLESS) and len(content) > 5:
+            left = set(content[6::3])
+            is_progressive = marker == _PROGRESSIVE
+        elif marker == SCAN and len(content) >= 4:
+            begins = content[-3] == 0 or not is_progressive
+            left -= set(content[1:-3:2]) if begins else set()
+            if not left:
+                return False
+        elif marker == END[1]:
+            return bool(left)
+    return False
 
 
 def _digest(data: bytes) -> bytes:

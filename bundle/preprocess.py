@@ -21,7 +21,7 @@ from bundle.decoding_memory import decoding_bytes, plain_bytes
 from bundle.device_image import Decoded
 from bundle.file_pieces import FileInPieces
 from bundle.image_formats import describe_content
-from bundle.jpeg_end import complete_jpeg
+from bundle.jpeg_end import complete_jpeg, lacks_a_colour
 from bundle.jpeg_header import JpegHeader, ordinary_jpeg_header
 from bundle.jpeg_pixels import decoded_by_libjpeg
 from bundle.jpeg_segments import MOST_SCANS, has_too_many_scans, unreadable_kind
@@ -323,7 +323,7 @@ def _ordinary_header(data: bytes, max_pixels: int) -> JpegHeader | None:
     header = ordinary_jpeg_header(data)
     if header is None or header.num_colours == 4 or header.height * header.width > max_pixels:
         return None
-    return None if has_too_many_scans(data) else header
+    return None if has_too_many_scans(data) or lacks_a_colour(data) else header
 
 
 def _sniff_format(data: bytes, formats: Sequence[str]) -> str:
@@ -360,8 +360,8 @@ def _open(data: bytes, image_format: str, max_pixels: int) -> Image.Image:
             "expected a TIFF image with the samples of a pixel side by side, got one stored plane "
             "by plane; save it as PNG"
         )
-    if lacks_strips(image):
-        raise UndecodableImage("the TIFF image is damaged: a part of its pixels is missing")
+    if (image_format == "JPEG" and lacks_a_colour(data)) or lacks_strips(image):
+        raise _undecodable(image_format, data, "a part of its pixels is missing")
     if image.mode in ("I", "F"):  # Pillow would clip them to 0..255
         raise UndecodableImage(
             f"expected a {image_format} image of 8 or 16 bits per sample, got 32 bits, which do "

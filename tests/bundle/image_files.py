@@ -52,26 +52,33 @@ def jpeg_of_quarter_height_chroma() -> bytes:
 
 
 def jpeg_in_scans(
-    pixels: Image.Image, sampling: Sequence[tuple[int, int]] = ((1, 1), (1, 1), (1, 1))
+    pixels: Image.Image,
+    sampling: Sequence[tuple[int, int]] = ((1, 1), (1, 1), (1, 1)),
+    *,
+    progressive: bool = False,
+    without: int | None = None,
 ) -> bytes:
-    """A baseline JPEG that has its three colours one after another.
+    """A JPEG that has its three colours one after another.
 
-    `sampling` is the density of the samples of each, across and down.
+    `sampling` is the density of the samples of each, across and down. `without` is the number of
+    one, from 1, that is only described.
     """
     most_across, most_down = (max(factors) for factors in zip(*sampling, strict=True))
     colours, scans = b"", b""
+    start = b"\xff\xc2" if progressive else b"\xff\xc0"
     for number, (across, down) in enumerate(sampling, start=1):
         channel = pixels.convert("YCbCr").getchannel(number - 1)
         size = -(-channel.width * across // most_across), -(-channel.height * down // most_down)
         buffer = io.BytesIO()
-        channel.resize(size).save(buffer, "JPEG", quality=90)
+        channel.resize(size).save(buffer, "JPEG", quality=90, progressive=progressive)
         plane = buffer.getvalue()
-        frame, scan = plane.index(b"\xff\xc0"), plane.index(b"\xff\xda")
+        frame = plane.index(start)
         colours += bytes([number, across << 4 | down, 0])
-        scans += b"\xff\xda\0\x08\1" + bytes([number]) + plane[scan + 6 : -2]
+        if number != without:
+            scan = b"\xff\xda\0\x08\1"
+            scans += plane[frame + 13 : -2].replace(scan + b"\1", scan + bytes([number]))
     size_bytes = struct.pack(">BHHB", 8, pixels.height, pixels.width, len(sampling))
-    header = b"\xff\xc0\0\x11" + size_bytes + colours
-    return plane[:frame] + header + plane[frame + 13 : scan] + scans + b"\xff\xd9"
+    return plane[:frame] + start + b"\0\x11" + size_bytes + colours + scans + b"\xff\xd9"
 
 
 def lossless_jpeg(pixels: np.ndarray) -> bytes:

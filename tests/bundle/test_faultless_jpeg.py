@@ -8,7 +8,13 @@ from PIL import Image
 
 from bundle.faultless_jpeg import faultless_header, trial_jpegs
 from bundle.preprocess import read_header
-from tests.bundle.image_files import PIXELS, Encode, exif_of, jpeg_of_quarter_height_chroma
+from tests.bundle.image_files import (
+    PIXELS,
+    Encode,
+    exif_of,
+    jpeg_in_scans,
+    jpeg_of_quarter_height_chroma,
+)
 
 
 def decodes_in_full(data: bytes) -> bool:
@@ -45,6 +51,13 @@ def test_an_eighth_of_the_pixels_shows_every_fault_that_all_pixels_show(
     whole = [faultless_header(one) is not None for one in cut]
     assert whole == [decodes_in_full(one) for one in cut]
     assert whole.count(False) > 10
+
+
+def test_a_jpeg_without_one_of_its_colours_has_none() -> None:
+    soft = Image.fromarray(PIXELS).resize((64, 64))
+
+    assert faultless_header(jpeg_in_scans(soft)) is not None
+    assert faultless_header(jpeg_in_scans(soft, without=3)) is None
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe0", b"GIF89a", b"BM"])
