@@ -95,6 +95,7 @@ serve: $(VENV)/$(if $(VARIANT),full,service).stamp $(if $(VARIANT),$(NATIVE),$(S
 
 # PATHS is one path, if it exists; otherwise words, which may be quoted or have wildcards.
 detect: $(VENV)/service.stamp $(SERVING) ## detect in images and folders: PATHS= [BUNDLE= OUT= ANNOTATIONS= ARGS=]
+	$(if $(PATHS)$(ARGS),,$(error give PATHS=, images or folders))
 	@paths=$(call quote,$(PATHS)); \
 	if [ -e "$$paths" ]; then set -- "$$paths"; else eval "set -- $$paths"; fi; \
 	$(BIN)/python -m service.detect "$$@" $(call option,BUNDLE,bundle) $(call option,OUT,out) \

@@ -10,7 +10,7 @@ from service.errors import Forbidden, NotFound
 from service.schemas import ErrorResponse, ModelRef
 from service.serving import Serving
 from service.settings import Settings
-from service.validation import require_once
+from service.validation import require_names, require_once
 
 router = APIRouter()
 
@@ -28,6 +28,7 @@ async def reload(request: Request, model: str | None = None) -> ModelRef:
     """
     _require_key(request)
     require_once(request.query_params)
+    require_names(request.query_params, ["model"])
     serving: Serving = request.app.state.serving
     return await asyncio.shield(serving.begin_reload(model))
 

@@ -34,7 +34,7 @@ from service.schemas import (
 )
 from service.serving import State
 from service.uploads import Images, read_images
-from service.validation import read_query
+from service.validation import read_query, require_names
 
 router = APIRouter()
 _IMAGE_TYPES = {"image/png": ImageFormat.PNG, "image/jpeg": ImageFormat.JPEG}
@@ -143,6 +143,7 @@ async def model(
     of all.
     """
     detector = model_of(request, model).detector
+    require_names(request.query_params, ["model"])
     manifest, engine = detector.manifest, detector.engine_info
     return ModelInfo(
         **detector.model_ref.model_dump(),

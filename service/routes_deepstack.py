@@ -20,9 +20,10 @@ from service.errors import InvalidRequest, NoImage
 from service.exchange import model_of, read_request, run_images, tell_times
 from service.form import read_form
 from service.metrics import Stage, Stopwatch
-from service.schemas import SCORE_DIGITS
+from service.schemas import SCORE_DIGITS, DetectQuery
 from service.settings import Settings
 from service.uploads import Upload
+from service.validation import refuse_passed_over
 
 router = APIRouter()
 _IMAGE_FIELD = "image"
@@ -98,6 +99,11 @@ async def detection(request: Request) -> Response:
     """For Frigate, Home Assistant and other clients of DeepStack. Other fields, such as `api_key`,
     are ignored. At `/v1/vision/custom/NAME` the model of that name answers.
     """
+    refuse_passed_over(
+        request.query_params,
+        (_THRESHOLD_FIELD, *DetectQuery.model_fields),
+        instead=f"the form has {_THRESHOLD_FIELD!r}, and /v1/vision/custom/NAME another model",
+    )
     model = model_of(request, request.path_params.get("name"))
     started_s = time.perf_counter()
     stopwatch = Stopwatch()

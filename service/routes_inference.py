@@ -25,7 +25,7 @@ from service.json_body import parse_in_turn
 from service.metrics import Stage, Stopwatch
 from service.names import did_you_mean
 from service.openapi import infer_request
-from service.schemas import BBOX_DIGITS, SCORE_DIGITS
+from service.schemas import BBOX_DIGITS, SCORE_DIGITS, DetectQuery
 from service.served_model import ServedModel
 from service.settings import Settings
 from service.tensors import (
@@ -38,6 +38,7 @@ from service.tensors import (
     write_infer_answer,
 )
 from service.uploads import Upload, read_body
+from service.validation import refuse_passed_over
 
 FILES_INPUT = "image"  # BYTES: JPEG, PNG or WebP files
 PIXELS_INPUT = "pixels"  # UINT8: RGB
@@ -163,6 +164,11 @@ async def infer(request: Request, name: str, *, version: str | None = None) -> R
     """Send files as `image` (BYTES; base64 text in JSON) or RGB values as `pixels` (UINT8). Each
     output has one row per image with `num_detections` entries, best first, with no threshold.
     """
+    refuse_passed_over(
+        request.query_params,
+        DetectQuery.model_fields,
+        instead="the path names the model, and no threshold is applied",
+    )
     model = _named(request, name, version)
     stopwatch = Stopwatch()
     sent = await read_request(request, _read, model=model, stopwatch=stopwatch)

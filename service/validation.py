@@ -1,6 +1,6 @@
 """Says what FastAPI and pydantic find wrong with parameters, as an error of ours."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -58,16 +58,40 @@ def require_once(query: QueryParams) -> None:
             raise InvalidRequest(f"{name}: expected one value, got {len(values)}: {shown}")
 
 
+def require_names(query: QueryParams, known: Collection[str]) -> None:
+    """Refuse a parameter of an unknown name, which would be passed over.
+
+    Raises:
+        InvalidRequest: names it, and those that are known.
+    """
+    for name in query:
+        if name not in known:
+            raise InvalidRequest(_unknown(name, known))
+
+
+def refuse_passed_over(query: QueryParams, names: Iterable[str], *, instead: str) -> None:
+    """Refuse parameters that another path has and this one would pass over.
+
+    Raises:
+        InvalidRequest: names one; the message ends with `instead`.
+    """
+    for name in names:
+        if name in query:
+            raise InvalidRequest(f"{name!r} in the query has no effect here: {instead}")
+
+
 def _describe(fault: Mapping[str, Any]) -> str:
     place = ".".join(str(part) for part in fault["loc"][1:])
     if fault["type"] == "extra_forbidden":
-        known = list(DetectQuery.model_fields)
-        return (
-            f"unknown parameter {place[:100]!r}: {did_you_mean(place, known)}"
-            f"known are {', '.join(known)}"
-        )
+        return _unknown(place, DetectQuery.model_fields)
     got = f", got {_shown(fault['input'])}" if "input" in fault else ""
     return f"{place}: {fault['msg']}{got}"
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    return (
+        f"unknown parameter {name[:100]!r}: {did_you_mean(name, known)}known are {', '.join(known)}"
+    )
 
 
 def _shown(value: object) -> str:

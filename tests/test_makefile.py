@@ -94,6 +94,14 @@ def test_one_path_may_have_spaces(make: Callable[..., list[str]], tmp_path: Path
     ]
 
 
+def test_without_paths_the_variable_is_named(make: Callable[..., list[str]]) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        make("detect")
+
+    assert "give PATHS=, images or folders" in caught.value.stderr
+    assert make("detect", "ARGS=--help")[1:] == ["-m", "service.detect", "--help"]
+
+
 def test_several_paths_are_words_that_may_be_quoted_or_have_wildcards(
     make: Callable[..., list[str]], tmp_path: Path
 ) -> None:

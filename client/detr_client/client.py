@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, Unpack
 
@@ -81,7 +81,7 @@ class DetrClient:
 
     def detect_many(
         self,
-        images: Sequence[ImageLike],
+        images: Iterable[ImageLike],
         *,
         image_ids: Sequence[int] | None = None,
         **options: Unpack[Options],
@@ -125,7 +125,7 @@ class DetrClient:
             return None
         try:
             return self._http.request(step.method, step.path, **step.options)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return error
 
 
@@ -163,7 +163,7 @@ class AsyncDetrClient:
 
     async def detect_many(
         self,
-        images: Sequence[ImageLike],
+        images: Iterable[ImageLike],
         *,
         image_ids: Sequence[int] | None = None,
         **options: Unpack[Options],
@@ -201,5 +201,5 @@ class AsyncDetrClient:
             return None
         try:
             return await self._http.request(step.method, step.path, **step.options)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return error

@@ -4,14 +4,16 @@ A conversation is a generator of steps. The client takes each step and sends bac
 `Send`, the answer or why there was none. The return value is what the caller wanted.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import httpx
 
 from detr_client.errors import DetrError, Unreachable, read_answer
-from detr_client.images import File, ImageLike, to_file
+from detr_client.images import File, ImageLike, several, to_file
 from detr_client.options import Options, given
 from detr_client.results import ImageResult
 from detr_client.retries import Retries
@@ -31,7 +33,7 @@ class Pause(NamedTuple):
     seconds: float
 
 
-Outcome: TypeAlias = httpx.Response | httpx.TransportError | None
+Outcome: TypeAlias = httpx.Response | httpx.RequestError | None
 T = TypeVar("T")
 Conversation: TypeAlias = Generator[Send | Pause, Outcome, T]
 
@@ -48,7 +50,7 @@ def ask(send: Send, retries: Retries) -> Conversation[httpx.Response]:
 
     Raises:
         DetrError: the service answered with an error.
-        Unreachable: there was no answer.
+        Unreachable: there was no answer, or none that can be read.
     """
     for num_tries in count(1):
         outcome = yield send
@@ -67,7 +69,7 @@ def ask_model(model: str | None, retries: Retries) -> Conversation[dict[str, Any
 
 
 def ask_detections(
-    images: Sequence[ImageLike],
+    images: Iterable[ImageLike],
     image_ids: Sequence[int] | None,
     *,
     model: str | None,
@@ -79,8 +81,9 @@ def ask_detections(
 
     Raises:
         ValueError, TypeError, OSError: see `to_file`; or there is not one image id per image.
-        TypeError: see `given`.
+        TypeError: see `given` and `several`.
     """
+    images = several(images)
     params = given(options) | _model_param(model)
     ids = range(len(images)) if image_ids is None else image_ids
     if len(ids) != len(images):
@@ -91,11 +94,11 @@ def ask_detections(
     for files in batches(images, batching):
         some_ids = ids[len(results) : len(results) + len(files)]
         form = {
-            "files": [("images", (file.name, file.data)) for file in files],
+            "files": [("images", (file.sent_name, file.data)) for file in files],
             "data": {"image_ids": ",".join(map(str, some_ids))},
         }
         response = yield from ask(Send("POST", "/detect", {**form, "params": params}), retries)
-        results += read_answer(response, _results)
+        results += read_answer(response, partial(_results, files))
     return results
 
 
@@ -117,16 +120,20 @@ def _model(answer: Any) -> dict[str, Any]:
     return {**answer}
 
 
-def _results(answer: Any) -> list[ImageResult]:
-    return [ImageResult.from_json(result) for result in answer["results"]]
+def _results(files: Sequence[File], answer: Any) -> list[ImageResult]:
+    """One for each file, under its own name: a form cannot hold every character of it."""
+    return [
+        replace(ImageResult.from_json(result), file_name=file.name)
+        for file, result in zip(files, answer["results"], strict=True)
+    ]
 
 
 def _model_param(model: str | None) -> dict[str, str]:
     return {} if model is None else {"model": model}
 
 
-def _checked(outcome: httpx.Response | httpx.TransportError) -> httpx.Response:
-    if isinstance(outcome, httpx.TransportError):
+def _checked(outcome: httpx.Response | httpx.RequestError) -> httpx.Response:
+    if isinstance(outcome, httpx.RequestError):
         message = str(outcome) or type(outcome).__name__
         raise Unreachable(f"no answer from the service: {message}") from outcome
     if not outcome.is_success:

@@ -1,6 +1,7 @@
 """What can be sent as an image, and how it becomes a file in the request."""
 
 import io
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union, cast
@@ -18,6 +19,11 @@ class File(NamedTuple):
 
     name: str
     data: bytes
+
+    @property
+    def sent_name(self) -> str:
+        """The name, with ? for what is not Unicode."""
+        return self.name.encode(errors="replace").decode()
 
 
 def to_file(image: ImageLike, name: str) -> File:
@@ -45,6 +51,21 @@ def to_file(image: ImageLike, name: str) -> File:
     raise TypeError(
         f"expected a path, bytes, a uint8 array or a Pillow image, got {type(image).__name__}"
     )
+
+
+def several(images: Iterable[ImageLike]) -> Sequence[ImageLike]:
+    """The images, as a sequence.
+
+    Raises:
+        TypeError: it is one image. The rows of an array would pass for images themselves.
+    """
+    shape: tuple[int, ...] = getattr(images, "shape", ())
+    is_array = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
+    is_file = any(hasattr(images, name) for name in ("save", "read"))
+    if isinstance(images, str | bytes | PathLike) or is_array or is_file:
+        raise TypeError("expected a list of images, got one image; use detect, or write [image]")
+    is_sequence = hasattr(images, "__len__") and hasattr(images, "__getitem__")
+    return cast("Sequence[ImageLike]", images) if is_sequence else list(images)
 
 
 def _from_array(array: "npt.NDArray[Any]") -> "Image.Image":

@@ -27,13 +27,12 @@ class Retries:
     first_s: float = 0.5
     longest_s: float = 60.0
 
-    def pause_s(
-        self, outcome: httpx.Response | httpx.TransportError, num_tries: int
-    ) -> float | None:
+    def pause_s(self, outcome: httpx.Response | httpx.RequestError, num_tries: int) -> float | None:
         """Seconds until the next try, after `num_tries`; None if there should be no other.
 
-        Retry-After is honoured. Other pauses are shortened at random by up to a half, so clients
-        that were refused together do not come back together.
+        Retry-After is honoured; one that has passed means no pause, but only once. Other pauses are
+        shortened at random by up to a half, so clients that were refused together do not come back
+        together.
         """
         if num_tries > self.most or isinstance(outcome, _HOPELESS):
             return None
@@ -42,7 +41,7 @@ class Retries:
             if outcome.status_code not in _TRANSIENT:
                 return None
             asked_s = _retry_after_s(outcome.headers.get("Retry-After", ""))
-        if asked_s is None:
+        if asked_s is None or (asked_s == 0 and num_tries > 1):
             doubled_s = self.first_s * 2.0 ** (num_tries - 1)
             return float(min(doubled_s, self.longest_s) * random.uniform(0.5, 1))
         return asked_s if asked_s <= self.longest_s else None
@@ -54,6 +53,6 @@ def _retry_after_s(value: str) -> float | None:
         return float(value)
     try:
         moment = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return max(0.0, moment.timestamp() - time.time())

@@ -1,7 +1,10 @@
 """When detr_client asks again; the network and the clock are stand-ins."""
 
 import email.utils
+import io
 import time
+from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -18,7 +21,7 @@ NOTHING: dict[str, object] = {"image_id": 0, "file_name": None, "width": 1, "hei
 class Service:
     """Gives these answers in turn, the last one for ever, and counts."""
 
-    def __init__(self, *answers: httpx.Response | httpx.TransportError) -> None:
+    def __init__(self, *answers: httpx.Response | httpx.RequestError) -> None:
         self.answers = list(answers)
         self.pauses_s: list[float] = []
         self.requests: list[httpx.Request] = []
@@ -26,7 +29,7 @@ class Service:
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, httpx.TransportError):
+        if isinstance(answer, httpx.RequestError):
             raise answer
         return answer
 
@@ -76,7 +79,16 @@ def test_a_moment_that_has_passed_means_no_wait(date: str) -> None:
     assert service.pauses_s == [0]
 
 
-@pytest.mark.parametrize("value", ["", "soon", "-1"])
+def test_a_service_that_names_no_wait_again_and_again_is_left_alone_longer_and_longer() -> None:
+    service = Service(busy(retry_after="0"))
+
+    with pytest.raises(DetrError, match="the queue is full"):
+        service.client(most=4, first_s=1).detect(b"x")
+
+    assert [round(np.log2(max(pause, 0.1)) + 0.5) for pause in service.pauses_s] == [-3, 1, 2, 3]
+
+
+@pytest.mark.parametrize("value", ["", "soon", "-1", f"1 Jan 2020 00:00:00 +{10**20}"])
 def test_pauses_double_where_no_time_is_named(value: str) -> None:
     service = Service(busy(retry_after=value))
 
@@ -181,7 +193,9 @@ def test_an_error_of_a_proxy_is_reported_as_it_is(body: str) -> None:
     assert caught.value.code is None
 
 
-@pytest.mark.parametrize("body", ["<html>", "[]", '{"results": [{}]}', '{"results": 1}'])
+@pytest.mark.parametrize(
+    "body", ["<html>", "[]", '{"results": [{}]}', '{"results": 1}', '{"results": []}']
+)
 def test_an_answer_that_is_not_of_the_service_is_reported(body: str) -> None:
     service = Service(httpx.Response(200, text=body))
 
@@ -190,6 +204,30 @@ def test_an_answer_that_is_not_of_the_service_is_reported(body: str) -> None:
 
     assert caught.value.status == 200
     assert body in caught.value.message
+
+
+def test_an_answer_that_cannot_be_unpacked_is_none() -> None:
+    broken = httpx.DecodingError("incorrect header check")
+    service = Service(broken, done())
+
+    result = service.client().detect(b"x")
+
+    assert result.detections == ()
+    with pytest.raises(Unreachable, match="incorrect header check"):
+        Service(broken).client().detect(b"x")
+
+
+@pytest.mark.parametrize(
+    "name", ['an "odd"\nname.png', pytest.param("\udcff.png", id="not Unicode")]
+)
+def test_a_result_has_the_name_of_its_file(tmp_path: Path, name: str) -> None:
+    service = Service(done())
+    photo = tmp_path / name
+    photo.write_bytes(b"x")
+
+    result = service.client().detect(photo)
+
+    assert result.file_name == name
 
 
 @pytest.mark.anyio
@@ -231,6 +269,39 @@ def test_what_is_not_an_image_is_refused_before_anything_is_sent(
         service.client().detect(image)  # type: ignore[arg-type]
 
     assert service.requests == []
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "photo.jpg",
+        Path("photo.jpg"),
+        b"x",
+        np.zeros((4, 4, 3), np.uint8),
+        np.zeros((4, 4), np.uint8),
+        Image.new("L", (4, 4)),
+        io.BytesIO(b"x\nx"),
+    ],
+    ids=lambda image: type(image).__name__,
+)
+def test_one_image_where_several_are_expected_is_not_taken_apart(image: Any) -> None:
+    service = Service(done())
+
+    with pytest.raises(TypeError, match="expected a list of images, got one image"):
+        service.client().detect_many(image)
+
+    assert service.requests == []
+
+
+def test_images_may_come_one_by_one() -> None:
+    service = Service(done())
+    client = DetrClient(
+        "http://test", batching=Batching(most_images=1), transport=httpx.MockTransport(service)
+    )
+
+    results = client.detect_many(image for image in (b"x", b"y"))
+
+    assert len(results) == len(service.requests) == 2
 
 
 def test_image_ids_that_do_not_fit_the_images_are_refused() -> None:

@@ -119,6 +119,38 @@ async def test_an_unknown_model_is_told_what_there_is(
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("method", "url"), [("GET", "/model?modle=large"), ("POST", "/admin/reload?name=large")]
+)
+async def test_a_mistyped_parameter_does_not_stand_for_the_first_model(
+    client: httpx.AsyncClient, method: str, url: str
+) -> None:
+    answer = await client.request(method, url, headers=HEADERS)
+
+    assert (answer.status_code, code_of(answer)) == (422, "invalid_request")
+    assert "known are model" in message_of(answer)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("url", "instead"),
+    [
+        ("/v2/models/small/infer?model=large", "the path names the model"),
+        ("/v2/models/small/infer?threshold=0.9", "no threshold is applied"),
+        ("/v1/vision/detection?model=large", "/v1/vision/custom/NAME another model"),
+        ("/v1/vision/detection?min_confidence=0.9", "the form has 'min_confidence'"),
+    ],
+)
+async def test_a_parameter_of_another_path_is_not_passed_over(
+    client: httpx.AsyncClient, url: str, instead: str
+) -> None:
+    answer = await client.post(url)
+
+    assert answer.status_code == 422
+    assert instead in answer.json()["error"]
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("url", ["/v2/models/lage/infer", "/v1/vision/custom/lage"])
 async def test_an_unknown_model_is_told_so_in_the_words_of_the_protocol(
     client: httpx.AsyncClient, url: str
