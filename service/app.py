@@ -30,6 +30,7 @@ from service.serving import Serving
 from service.settings import Settings, split_commas
 from service.startup import OpenEngine, open_served
 from service.validation import invalid_request
+from service.whole_file import FileThread
 
 if TYPE_CHECKING:
     from service.tracing import Traces
@@ -94,6 +95,7 @@ def create_app(
     app.state.settings = settings
     app.state.metrics = Metrics()
     app.state.scrape = asyncio.Lock()  # held while the metrics are written
+    app.state.files = FileThread()
     app.state.traces = _open_traces(settings)
     memory = client_memory(settings)
     app.state.serving = Serving(

@@ -1,17 +1,15 @@
 """Serves the page, its assets, the API docs and the sample images to browsers."""
 
-import os
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, Response
-from starlette.datastructures import Headers
-from starlette.staticfiles import NotModifiedResponse, StaticFiles
-from starlette.types import Receive, Scope, Send
+from fastapi.responses import Response
 
 from service.errors import NotFound
 from service.exchange import model_of
+from service.whole_file import WholeFile
 
 router = APIRouter(include_in_schema=False)
 
@@ -31,35 +29,17 @@ _POLICY = (
 )
 
 
-class WholeFile(FileResponse):
-    """A file, or 304 if the client has it.
-
-    Without ranges, which nobody needs of files this small: Starlette's own answers to impossible
-    ranges are plain text.
-    """
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the file."""
-        self.stat_result = os.stat(self.path)
-        self.set_stat_headers(self.stat_result)
-        if StaticFiles().is_not_modified(self.headers, Headers(scope=scope)):
-            await NotModifiedResponse(self.headers)(scope, receive, send)
-            return
-        self.headers["Accept-Ranges"] = "none"
-        headers = [header for header in scope["headers"] if header[0] != b"range"]
-        await super().__call__({**scope, "headers": headers}, receive, send)
-
-
 @router.get("/")
-async def index() -> Response:
+async def index(request: Request) -> Response:
     """The page for trying the model on an image."""
-    return _html("index.html", "")
+    return _html(request, "index.html")
 
 
 @router.get("/docs")
-async def docs() -> Response:
+async def docs(request: Request) -> Response:
     """The API docs, built from local files only."""
-    return _html("docs.html", " 'unsafe-inline'")  # Swagger UI styles its elements inline
+    # Swagger UI styles its elements inline.
+    return _html(request, "docs.html", more_styles=" 'unsafe-inline'")
 
 
 @router.get("/openapi.json")
@@ -69,30 +49,31 @@ async def description(request: Request) -> Response:
 
 
 @router.get("/page/{name}")
-async def asset(name: str) -> FileResponse:
+async def asset(request: Request, name: str) -> Response:
     """A script, style sheet or icon of the two pages."""
     if name not in _ASSETS:
         raise NotFound(f"the page has no file {name[:100]!r}")
-    return WholeFile(_ASSETS[name], headers={"Cache-Control": "no-cache"})
+    return _whole(request, _ASSETS[name], headers={"Cache-Control": "no-cache"})
 
 
 @router.get("/samples/{name:path}")
-async def sample(request: Request, name: str, *, model: str | None = None) -> FileResponse:
+async def sample(request: Request, name: str, *, model: str | None = None) -> Response:
     """A sample image of the bundle of a model, or of the first."""
     bundle = model_of(request, model).detector.bundle
     path = f"samples/{name}"
     if path not in bundle.manifest.samples:
         raise NotFound(f"the bundle has no {path[:100]!r}; GET /model lists its samples")
-    file = bundle.directory / path
-    if not file.is_file():
-        raise NotFound(f"{path[:100]!r} has been removed since the bundle was loaded")
-    return WholeFile(file)
+    return _whole(request, bundle.directory / path)
 
 
-def _html(name: str, more_styles: str) -> WholeFile:
+def _html(request: Request, name: str, *, more_styles: str = "") -> WholeFile:
     headers = {
         "Content-Security-Policy": _POLICY.format(more_styles),
         "Referrer-Policy": "no-referrer",
         "Cache-Control": "no-cache",
     }
-    return WholeFile(_PAGE / name, headers=headers)
+    return _whole(request, _PAGE / name, headers=headers)
+
+
+def _whole(request: Request, path: Path, *, headers: Mapping[str, str] | None = None) -> WholeFile:
+    return WholeFile(path, request.app.state.files, headers=headers)
