@@ -22,6 +22,8 @@ from engines.gpu.tensorrt_runtime import REBUILD, find_plugin, fingerprint_of, l
 
 logger = logging.getLogger(__name__)
 
+_KEPT = "tensorrt.plan"  # in the cache
+
 
 class Plan(NamedTuple):
     """A serialized engine, the batches it takes, and the form of graph it was built from."""
@@ -64,13 +66,12 @@ def find_plan(bundle: Bundle, *, trt: Any, cuda: Cuda, may_build: bool) -> Plan:
         load_plugin(trt, plugin)
     logger.warning("%s: using a plan built here, unverified", reason)
     key = _key(manifest, form, here, profiles)
-    name = f"tensorrt-{key[:16]}.plan"
-    data = read_compiled(directory, name, key=key)
+    data = read_compiled(directory, _KEPT, key=key)
     if data is None:
         timing_cache = directory / CACHE_FOLDER / "tensorrt-timing.cache"
         options = BuildOptions(profiles, plugin, timing_cache=timing_cache)
         data = build_plan(trt, bundle.graph(form), inputs=manifest.inputs, options=options)
-        keep_compiled(directory, name, key=key, export=lambda: memoryview(data))
+        keep_compiled(directory, _KEPT, key=key, export=lambda: memoryview(data))
     return Plan(data, profiles, form)
 
 
