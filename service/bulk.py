@@ -73,6 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: the same command resumes from here\n")
         return 130
+    if num_failed:
+        place = f"{public_name(args.out)}/{PARTS}"
+        share = f"{num_failed} of {job.num_images}"
+        sys.stderr.write(printable(f"images that failed: {share}; `error` in {place} says why\n"))
     return 1 if num_failed else 0
 
 

@@ -69,6 +69,7 @@ class DecodePool:
         self._num_threads = num_threads
         self._clock = clock
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+        self._is_over = False
         self._num_running = 0
         self._free_bytes = budget_bytes
         # In order of turns, for clients and for the requests of each.
@@ -136,10 +137,11 @@ class DecodePool:
 
     def shutdown(self) -> None:
         """Start no further jobs; running ones finish by themselves."""
+        self._is_over = True
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _start_jobs(self) -> None:
-        while self._num_running < self._num_threads:
+        while self._num_running < self._num_threads and not self._is_over:
             found = next(self._startable(), None)
             if found is None:
                 return
@@ -160,7 +162,7 @@ class DecodePool:
         running: Future[tuple[Any, float]],
     ) -> None:
         """Tell the event loop that a job is done, from its thread."""
-        if running.cancelled():  # the service has ended
+        if running.cancelled() or loop.is_closed():  # the service has ended
             return
         error = running.exception()
         outcome, seconds = (error, 0.0) if error is not None else running.result()

@@ -14,6 +14,7 @@ from bundle.terminal import PrintableFormatter
 
 LogFormat = Literal["text", "json"]
 
+OURS = ("bundle", "engines", "service")
 KEPT_BYTES = 1 << 20  # of lines that nobody has read yet
 LAST_LINES_S = 1.0  # for a slow reader of the last lines
 
@@ -24,7 +25,10 @@ def set_up_logging(level: str, *, log_format: LogFormat) -> None:
     """Log to stderr from now on, in UTC."""
     handler = logging.StreamHandler(_without_waiting(sys.stderr))
     handler.setFormatter(JsonLines() if log_format == "json" else _text_lines())
-    logging.basicConfig(level=level.upper(), handlers=[handler])
+    is_debug = level == "debug"  # of ours alone: Pillow has a line for every part of a file
+    logging.basicConfig(level="INFO" if is_debug else level.upper(), handlers=[handler])
+    for package in OURS if is_debug else ():
+        logging.getLogger(package).setLevel("DEBUG")
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # ours say the same
     # It warns of every odd tag of an image, thousands of times, and Python keeps each warning.
     warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -385,7 +385,9 @@ def test_a_wrong_call_is_one_line(toy_bundle, photos, out, capsys):
 
 
 @pytest.mark.parametrize("folder", ["found", "photos", "photos/found"])
-def test_a_run_that_is_done_only_writes_what_is_asked_for(toy_bundle, photos, tmp_path, folder):
+def test_a_run_that_is_done_only_writes_what_is_asked_for(
+    toy_bundle, photos, tmp_path, folder, capsys
+):
     out = tmp_path / folder
     bulk(toy_bundle, photos, out)
     options = ["--out", str(out), "--bundle", str(toy_bundle), "--chunk-size", "2"]
@@ -393,4 +395,6 @@ def test_a_run_that_is_done_only_writes_what_is_asked_for(toy_bundle, photos, tm
     status = main([str(photos), *options, "--format", "coco"])
 
     assert status == 1  # one image was none, in the run before
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == f"images that failed: 1 of 8; `error` in {out}/parts says why"
     assert json.loads((out / "results.json").read_text())

@@ -5,6 +5,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,6 +139,40 @@ async def test_jobs_of_a_request_that_was_cancelled_are_not_started(diary: Diary
 
     assert diary.done == ["a", "c"]
     assert pool.expected_wait_s("y", MB) == 0  # nobody waits for what was not started
+
+
+async def test_no_job_starts_once_the_pool_is_shut_down(diary: Diary) -> None:
+    faults: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+    pool = DecodePool(1, 10 * MB)
+    left = submit(pool, [diary.job("a"), diary.job("b")], "x")
+    await asyncio.to_thread(diary.gate.wait_for_arrival)
+
+    pool.shutdown()
+    diary.gate.open()
+    while not diary.done:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.01)
+
+    assert (diary.begun, faults, left.done()) == (["a"], [], False)
+    left.cancel()
+
+
+def test_a_job_that_outlives_the_event_loop_is_no_fault(
+    diary: Diary, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def leave() -> DecodePool:
+        pool = DecodePool(1, 10 * MB)
+        left = submit(pool, [diary.job("a")], "x")
+        await asyncio.to_thread(diary.gate.wait_for_arrival)
+        left.cancel()
+        return pool
+
+    pool = asyncio.run(leave())
+    diary.gate.open()
+    pool._threads.shutdown(wait=True)
+
+    assert (diary.done, caplog.messages) == (["a"], [])
 
 
 async def test_the_pool_goes_on_after_a_job_that_failed_and_that_nobody_waits_for(

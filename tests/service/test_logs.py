@@ -91,6 +91,18 @@ def test_odd_tags_of_an_image_are_not_written_to_the_log(encode: Callable[..., b
     assert caught == []
 
 
+def test_at_level_debug_the_libraries_are_still_quiet() -> None:
+    program = (
+        "import logging; from service.logs import set_up_logging; "
+        "set_up_logging('debug', log_format='text'); "
+        "[logging.getLogger(name).debug('said') for name in ('PIL.PngImagePlugin', 'service.app')]"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert done.stderr.splitlines()[0].endswith("DEBUG service.app: said")
+
+
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
     """Where to read and where to write; it holds 4 KiB."""
