@@ -353,8 +353,9 @@ class Settings(BaseSettings):
     def _check_queue(self) -> Self:
         if self.max_images > self.max_queue:
             raise ValueError(
-                f"max_images ({self.max_images}) must not be above max_queue ({self.max_queue}): "
-                "a request with that many images could never be admitted"
+                f"{PREFIX}MAX_IMAGES ({self.max_images}) must not be above {PREFIX}MAX_QUEUE "
+                f"({self.max_queue}), or a request with that many images could never be admitted; "
+                "set both"
             )
         return self
 

@@ -110,7 +110,7 @@ def test_too_few_descriptors_are_reported(start: Start, most: int) -> None:
     [
         ("port", "http", "DETR_PORT: .*, got 'http'"),
         ("admin_key", "secret!", "DETR_ADMIN_KEY: expected at least 8 characters, got 7; "),
-        ("max_queue", "1", "max_images .* must not be above max_queue"),
+        ("max_queue", "1", "DETR_MAX_IMAGES .16. must not be above DETR_MAX_QUEUE .1."),
     ],
 )
 def test_a_wrong_setting_is_named(start: Start, name: str, value: str, message: str) -> None:
