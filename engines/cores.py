@@ -1,12 +1,14 @@
-"""How many cores this process may use: in a container or under taskset, fewer than there are.
+"""The cores that this process may use: in a container or under taskset, fewer than there are.
 
 A limit on CPU time does not show as fewer cores. A process with more threads than its quota has
 cores is stopped, with all its threads, for the rest of every period.
 """
 
+import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from bundle.control_groups import control_groups
@@ -38,3 +40,21 @@ def _quota(directory: Path, is_unified: bool) -> Iterator[float]:
         return
     if quota not in ("max", "-1"):
         yield int(quota) / int(period)
+
+
+def one_core_each(num_threads: int) -> Callable[[], None]:
+    """What the threads of a pool call first, so that each has a core, if there are as many.
+
+    The kernel of a virtual machine with 2 cores woke both threads that decode on the core of the
+    event loop: of 24 ms in which the images of a batch were decoded, the other was idle for 23.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if len(cores) != num_threads:
+        return lambda: None
+    turns = itertools.cycle(cores)
+
+    def take_one() -> None:
+        with suppress(OSError):  # it was taken away meanwhile
+            os.sched_setaffinity(0, {next(turns)})
+
+    return take_one

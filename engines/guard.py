@@ -40,16 +40,14 @@ class GuardedEngine:
                 f"the engine raised {type(error).__name__} on {images.shape}; see the log"
             ) from error
         numbers = output.scores, output.boxes
-        # `initial`, since a wrong engine may return no rows at all.
-        if not all(v.min(initial=0) >= 0 and v.max(initial=0) <= 1 for v in numbers):
+        if not all(((values >= 0) & (values <= 1)).all() for values in numbers):
             raise EngineFailure(
                 f"expected finite scores and boxes, from 0 to 1, for {images.shape}"
             )
-        labels = output.labels
-        if not (labels.min(initial=0) >= 0 and labels.max(initial=0) < self._num_classes):
+        if not ((output.labels >= 0) & (output.labels < self._num_classes)).all():
             raise EngineFailure(
-                f"expected labels from 0 to {self._num_classes - 1}, got {labels.min()} to "
-                f"{labels.max()}"
+                f"expected labels from 0 to {self._num_classes - 1}, got {output.labels.min()} to "
+                f"{output.labels.max()}"
             )
         if not all(len(rows) == len(images) for rows in output):
             raise EngineFailure(

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service import admin, openapi, pages, routes, routes_deepstack, routes_inference
@@ -109,6 +110,9 @@ def create_app(
     app.state.is_stopping = False
     modules = (routes, routes_deepstack, routes_inference, admin, pages)
     routers = [module.router for module in modules]
+    # FastAPI describes it and Starlette calls it: it reads the request itself, and FastAPI would
+    # take another 0.1 ms of a lone request.
+    app.router.routes.append(Route("/detect", routes.detect, methods=["POST"]))
     for router in routers:
         app.router.routes.extend(router.routes)
     app.state.labels = RouteLabels(route for router in routers for route in router.routes)

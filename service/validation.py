@@ -1,4 +1,4 @@
-"""Says what FastAPI and pydantic find wrong with parameters, as an error of ours."""
+"""Reads the query of POST /detect; says what is wrong with parameters, as an error of ours."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,6 +11,7 @@ from service.json_body import kind_of
 from service.names import did_you_mean
 from service.schemas import DetectQuery
 
+_DEFAULTS = DetectQuery()
 MOST_FAULTS = 5  # a request can have thousands, and each takes time to describe
 
 
@@ -31,7 +32,7 @@ def read_query(given: QueryParams) -> DetectQuery:
         InvalidRequest: an unknown one, or a value that is not allowed.
     """
     if not given:
-        return DetectQuery()
+        return _DEFAULTS
     try:
         return DetectQuery.model_validate(
             {name: given.getlist(name) if name == "classes" else given[name] for name in given}

@@ -254,14 +254,15 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         """How many seconds after an answer to wait for clients; 0 if waiting does not pay.
 
         It pays if all of them, together, come back in less time than an additional run costs,
-        whatever its size.
+        whatever its size. Then one that is late is waited for half as long again, but no longer
+        than that run would take.
         """
         if not num_missing or self._is_closing or self._queue.num_buckets > 1:
             return 0.0
         size = min(self._queue.num_in(bucket) + num_missing, self._max_batch_size)
         saved_s = self._run_times.fixed_s - self._assembly_s.at(size)
         delay_s = self._returns.delay_s(size)
-        return max(delay_s, saved_s / 2) if delay_s < saved_s else 0.0
+        return max(min(1.5 * delay_s, saved_s), saved_s / 2) if delay_s < saved_s else 0.0
 
     def _begin(self, run: Run[Item, Result]) -> None:
         """Follow a run that the engine works on; one behind another is followed later."""

@@ -1,8 +1,10 @@
 """The pool that decodes: its budget of memory, the turns of clients, deadlines."""
 
 import asyncio
+import os
 import resource
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,22 @@ async def test_outcomes_come_in_the_order_of_their_jobs(diary: Diary) -> None:
     outcomes = await pool.run([diary.job(name) for name in "abc"], client="x", deadline=None)
 
     assert outcomes == ["A", "B", "C"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads cannot be given cores")
+async def test_the_threads_decode_on_all_cores() -> None:
+    cores = os.sched_getaffinity(0)
+    pool = DecodePool(len(cores), 1000 * MB)
+    together = threading.Barrier(len(cores))
+
+    def work() -> set[int]:
+        together.wait(10)
+        return os.sched_getaffinity(0)
+
+    used = await pool.run([Job(work, MB)] * len(cores), client="x", deadline=None)
+
+    assert sorted(used, key=str) == sorted(({core} for core in cores), key=str)
+    pool.shutdown()
 
 
 async def test_a_job_that_fails_leaves_the_others_alone(diary: Diary) -> None:

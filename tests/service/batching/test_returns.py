@@ -265,6 +265,26 @@ async def test_clients_that_take_longer_to_come_back_than_a_batch_costs_are_not_
 
 
 @pytest.mark.anyio
+async def test_a_client_that_is_late_is_waited_for_half_as_long_again(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batcher, _ = await after_two_halves(clock, fixed_s=10.0)
+    for _ in range(80):
+        clock.advance(6)
+        await say(batcher, "one", "two")
+    clock.advance(8.8)
+    stop_timers(monkeypatch)
+
+    request = begin(batcher, "alone")
+    await settle()
+
+    assert batcher.depth == 1
+    assert await say(batcher, "late") == ["LATE"]
+    assert await request == ["ALONE"]
+    await batcher.close()
+
+
+@pytest.mark.anyio
 async def test_clients_that_stay_away_are_not_waited_for_long(clock: FakeClock) -> None:
     batcher, _ = await after_two_halves(clock, fixed_s=0.1)
 
