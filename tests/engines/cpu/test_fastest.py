@@ -91,6 +91,22 @@ def test_ways_take_turns_and_neither_the_first_run_nor_one_slow_run_decides(tmp_
     assert clock.order == ["default", "other"] * 4
 
 
+@pytest.mark.parametrize(("run_s", "num_rounds"), [(0.001, 16), (0.05, 10), (5, 4)])
+def test_short_runs_are_repeated_more_often(tmp_path: Path, run_s: float, num_rounds: int) -> None:
+    clock = StoppedClock()
+
+    measure(tmp_path, clock, seconds={"default": [run_s], "other": [run_s]})
+
+    assert len(clock.order) == 2 * num_rounds
+
+
+def test_a_few_runs_that_are_fast_by_chance_do_not_decide(tmp_path: Path) -> None:
+    lucky = [0.01, 0.01, 0.01, 0.02, 0.02, 0.02, 0.02, 0.02]
+    seconds = {"default": [0.015], "other": lucky}
+
+    assert measure(tmp_path, StoppedClock(), seconds=seconds) == "default"
+
+
 @pytest.mark.parametrize(("limit_s", "num_runs", "expected"), [(1, 2, "default"), (9, 4, "other")])
 def test_slow_ways_are_measured_only_within_the_limit(
     tmp_path: Path, limit_s: float, num_runs: int, expected: str

@@ -40,7 +40,7 @@ def done(both: Bundle, tmp_path: Path, monkeypatch: Patch) -> Callable[..., list
     folder.mkdir()
     shutil.copy(library.FOLDER / library.openvino_extension(), folder)
     monkeypatch.setattr(library, "FOLDER", folder)
-    monkeypatch.setattr(fastest, "ROUNDS", 0)
+    monkeypatch.setattr(fastest, "MOST_ROUNDS", 0)
     what: list[str] = []
     measure, compile_graph = fastest.measure_fastest, GraphCompiler._compile
 
