@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from engines.cores import one_core_each
+from engines.cores import spread
 from service.client_memory import ClientMemory
 from service.errors import DeadlineExceeded
 from service.freed_memory import give_memory_back
@@ -70,7 +70,7 @@ class DecodePool:
         self._num_threads = num_threads
         self._clock = clock
         self._threads = ThreadPoolExecutor(
-            num_threads, thread_name_prefix="decode", initializer=one_core_each(num_threads)
+            num_threads, thread_name_prefix="decode", initializer=spread()
         )
         self._is_over = False
         self._num_running = 0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.cores import allowed_cores, one_core_each
+from engines.cores import allowed_cores, spread
 
 UNIFIED = "30 23 0:26 {root} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"
 SEPARATE = (
@@ -110,34 +110,30 @@ def test_a_system_without_affinity_counts_its_cores(
     assert allowed_cores(tmp_path) == 5
 
 
-def test_as_many_threads_as_cores_have_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[set[int]] = []
+def test_threads_in_turn_may_use_one_half_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[list[int]] = []
     monkeypatch.setattr(
         os, "sched_setaffinity", lambda _, cores: taken.append(cores), raising=False
     )
 
-    take_one = one_core_each(8)
-    for _ in range(8):
-        take_one()
+    take_half = spread()
+    for _ in range(3):
+        take_half()
 
-    assert taken == [{core} for core in range(8)]
-
-
-def test_fewer_threads_than_cores_may_use_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[set[int]] = []
-    monkeypatch.setattr(
-        os, "sched_setaffinity", lambda _, cores: taken.append(cores), raising=False
-    )
-
-    one_core_each(7)()
-
-    assert not taken
+    assert taken == [[0, 2, 4, 6], [1, 3, 5, 7], [0, 2, 4, 6]]
 
 
-def test_a_core_that_was_taken_away_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: int, cores: set[int]) -> None:
+def test_one_core_is_not_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5}, raising=False)
+    monkeypatch.delattr(os, "sched_setaffinity", raising=False)
+
+    spread()()
+
+
+def test_cores_that_were_taken_away_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int, cores: list[int]) -> None:
         raise OSError(f"{cores} are not allowed")
 
     monkeypatch.setattr(os, "sched_setaffinity", refuse, raising=False)
 
-    one_core_each(8)()
+    spread()()
