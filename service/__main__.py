@@ -33,6 +33,7 @@ from service import early_signals, farewell
 from service.app import create_app, stop_taking_requests
 from service.errors import NotReady
 from service.http_protocol import bounded_protocol
+from service.listeners import BACKLOG, open_listeners
 from service.logs import end_logging, set_up_logging
 from service.settings import Settings, unknown_settings
 from service.settings_faults import describe_settings_faults
@@ -40,9 +41,6 @@ from service.startup import OpenEngine, open_served
 
 logger = logging.getLogger("service")
 
-BACKLOG = 2048  # connections that the kernel keeps until they are accepted
-ACCEPTED_AT_ONCE = 8  # connections; 32 take a lone one 10% more of CPU time, and gain little
-LOOP_DESCRIPTORS = 10  # of the event loop, and some to spare
 LAST_WORDS_S = 1.0  # for sending the last answers, after the drain timeout or a failure
 CLOSE_S = 5.0  # for closing the engine after the last request, and for sending the last traces
 SLACK_S = 1.0  # of a busy machine, and for closing the port where there is no patience
@@ -176,7 +174,7 @@ def serve(settings: Settings, open_engine: OpenEngine = open_served) -> int:
     except ValueError as error:
         return _fail(str(error))
     try:
-        listeners = _listen(settings.host, settings.port)
+        listeners = open_listeners(settings.host, settings.port)
     except (OSError, UnicodeError) as error:
         return _fail(f"cannot listen on {settings.host}:{settings.port}: {_tell_listening(error)}")
     address = f"http://{for_url(settings.host)}:{listeners[0].getsockname()[1]}"
@@ -227,26 +225,6 @@ def _end_in_time(server: Server, longest_s: float) -> None:
     time.sleep(longest_s)
     logger.error("still not stopped after %g s; ending the process", longest_s)
     leave(1)
-
-
-def _listen(host: str, port: int) -> list[socket.socket]:
-    """The same listening socket several times: uvloop accepts one connection of each at a time.
-
-    It starts one request at a time, too, so a new client used to wait for as many requests as there
-    were connections ahead of its own: 0.18 s of CPU time, or 1.0 s on a busy machine, if two
-    clients open 200 connections again and again. Now it waits for 2.5 ms, or 14 ms.
-    """
-    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with contextlib.ExitStack() as opened:  # closes them if one of them cannot be opened
-        first = socket.create_server(address[:2], family=family, backlog=BACKLOG)
-        listeners = [opened.enter_context(first)]
-        for _ in range(ACCEPTED_AT_ONCE - 1):
-            listeners.append(opened.enter_context(first.dup()))
-        with contextlib.ExitStack() as spare:  # without them, uvloop aborts the process
-            for _ in range(LOOP_DESCRIPTORS):
-                spare.enter_context(first.dup())
-        opened.pop_all()
-    return listeners
 
 
 def _tell_listening(error: OSError | UnicodeError) -> str:
