@@ -44,6 +44,7 @@ ANSWERED_AT_ONCE = 100
 class _Batch(NamedTuple):
     images: Pixels  # (B, H, W, 3)
     padding_mask: npt.NDArray[np.bool_]  # (B, H, W)
+    padding_ratio: float  # the share of its pixels that is padding
 
 
 class Detector:
@@ -111,7 +112,7 @@ class Detector:
         floor_s = max(self._settings.hang_floor_s, factor * self._started.warm_up_s)
         self._batcher = DynamicBatcher(
             self._assemble,
-            partial(_run, self._started.engine),
+            partial(self._run, self._started.engine),
             max_batch_size=self.max_batch_size,
             max_queue=self._settings.max_queue,
             parts=_parts,
@@ -264,10 +265,13 @@ class Detector:
     # --- batching
 
     def _assemble(self, images: list[Pixels]) -> _Batch:
-        batch = _Batch(*pad_batch(images, self.manifest.preprocess.min_side))
+        padded, mask = pad_batch(images, self.manifest.preprocess.min_side)
         num_pixels = sum(image.shape[0] * image.shape[1] for image in images)
-        self._padding_ratios.append(1 - num_pixels / batch.padding_mask.size)
-        return batch
+        return _Batch(padded, mask, 1 - num_pixels / mask.size)
+
+    def _run(self, engine: Engine, batch: _Batch) -> list[ImageOutput]:
+        self._padding_ratios.append(batch.padding_ratio)  # some are assembled and not run
+        return engine.run(batch.images, batch.padding_mask).rows()
 
     def _record(self, engine: GuardedEngine, report: BatchReport) -> None:
         self._metrics.later(partial(self._observe, engine, report))
@@ -353,9 +357,5 @@ def _parts(batch: _Batch) -> list[Pixels]:
     """The images of a batch without their padding, as views."""
     return [
         image[: np.count_nonzero(~mask[:, 0]), : np.count_nonzero(~mask[0])]
-        for image, mask in zip(*batch, strict=True)
+        for image, mask in zip(batch.images, batch.padding_mask, strict=True)
     ]
-
-
-def _run(engine: Engine, batch: _Batch) -> list[ImageOutput]:
-    return engine.run(batch.images, batch.padding_mask).rows()

@@ -16,7 +16,7 @@ from service.detector import bucket
 from service.errors import NotReady
 from service.settings import Settings
 from tests.fakes import FakeEngine
-from tests.service.asking import running
+from tests.service.asking import begin_and_hold, running
 
 FULL_SIZE = Preprocess()
 
@@ -77,6 +77,30 @@ async def test_a_request_that_fails_gives_its_places_back(app: FastAPI, jpeg_byt
 
     assert refused.status_code == 422
     assert 'detr_queue_depth{model="toy"} 0.0' in metrics
+
+
+@pytest.mark.anyio
+async def test_only_batches_that_are_run_have_padding(
+    fake_bundle: Path, engine: FakeEngine, png_bytes: bytes
+) -> None:
+    app = create_app(Settings(bundle=fake_bundle, max_batch_size=2), lambda *_: engine)
+    async with running(app) as client:
+        model = app.state.serving.model()
+        first = await begin_and_hold(client, engine, png_bytes)
+        stays, leaves = (
+            asyncio.create_task(client.post("/detect", content=png_bytes)) for _ in range(2)
+        )
+        while model.depth < 2:
+            await asyncio.sleep(0)
+        while model.depth:  # until they are a batch, behind the one that runs
+            await asyncio.sleep(0)
+        leaves.cancel()
+        engine.gate.open()
+        await asyncio.gather(first, stays)
+        metrics = (await client.get("/metrics")).text
+
+    for name in ("batch_size", "padding_ratio"):
+        assert f'detr_{name}_count{{model="toy"}} 2.0' in metrics
 
 
 class CapturingEngine(FakeEngine):
