@@ -32,8 +32,6 @@ def set_up_logging(level: str, *, log_format: LogFormat) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # ours say the same
     # It warns of every odd tag of an image, thousands of times, and Python keeps each warning.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    # It warns of each broken form, so that a client could fill the log; the answer says it, too.
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 
 class PatientStream:

@@ -9,7 +9,6 @@ from typing import Annotated, NamedTuple
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
-from starlette.datastructures import FormData, UploadFile
 
 from bundle.detect import Found
 from bundle.manifest import ClassInfo
@@ -18,7 +17,7 @@ from service.description import BINARY
 from service.detector import Detector
 from service.errors import InvalidRequest, NoImage
 from service.exchange import model_of, read_request, run_images, tell_times
-from service.form import read_form
+from service.form import Form, FormFile, read_form
 from service.metrics import Stage, Stopwatch
 from service.schemas import SCORE_DIGITS, DetectQuery
 from service.settings import Settings
@@ -125,28 +124,24 @@ async def _read(request: Request, settings: Settings) -> _Sent:
             f"-F {_IMAGE_FIELD}=@photo.jpg"
         )
     form = await read_form(request, settings)
-    try:
-        files = form.getlist(_IMAGE_FIELD)
-        if len(files) != 1 or not isinstance(files[0], UploadFile):
-            raise NoImage(_what_is_there(form))
-        data = await files[0].read()
-        if not data:
-            raise NoImage(f"expected a file with content in {_IMAGE_FIELD!r}, got 0 bytes")
-        return _Sent(Upload(files[0].filename or None, data), _threshold(form))
-    finally:
-        await form.close()
+    files = [value for name, value in form if name == _IMAGE_FIELD]
+    if len(files) != 1 or not isinstance(files[0], FormFile):
+        raise NoImage(_what_is_there(form))
+    if not files[0].data:
+        raise NoImage(f"expected a file with content in {_IMAGE_FIELD!r}, got 0 bytes")
+    return _Sent(Upload(files[0].name or None, files[0].data), _threshold(form))
 
 
-def _what_is_there(form: FormData) -> str:
-    names = ", ".join(repr(name) for name, _ in form.multi_items())
+def _what_is_there(form: Form) -> str:
+    names = ", ".join(repr(name) for name, _ in form)
     return (
         f"expected one file in the field {_IMAGE_FIELD!r}, got the fields "
         f"{names[:200] or 'of an empty form'}; with curl write -F {_IMAGE_FIELD}=@photo.jpg"
     )
 
 
-def _threshold(form: FormData) -> float | None:
-    given = form.getlist(_THRESHOLD_FIELD)
+def _threshold(form: Form) -> float | None:
+    given = [value for name, value in form if name == _THRESHOLD_FIELD]
     if not given:
         return None
     texts = [one if isinstance(one, str) else "a file" for one in given]

@@ -4,12 +4,11 @@ import re
 from functools import partial
 from typing import NamedTuple
 
-from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
 from bundle.preprocess import Uint8Array
 from service.errors import InvalidRequest, NoImage, UnsupportedMediaType
-from service.form import read_form, too_many_images
+from service.form import Form, FormFile, read_form, too_many_images
 from service.json_body import parse_in_turn, read_json_images
 from service.schemas import FILE_FIELDS, ID_FIELD
 from service.settings import Settings
@@ -50,11 +49,7 @@ async def read_images(request: Request, settings: Settings) -> Images:
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type.startswith("multipart/"):
-        form = await read_form(request, settings)
-        try:
-            return await _from_form(form, settings)
-        finally:
-            await form.close()
+        return _from_form(await read_form(request, settings), settings)
     data = await read_body(request)
     if media_type == "application/json":
         return await parse_in_turn(partial(_from_json, data, settings))
@@ -81,19 +76,18 @@ async def read_body(request: Request) -> bytes:
     return b"".join([part async for part in request.stream()])
 
 
-async def _from_form(form: FormData, settings: Settings) -> Images:
-    fields = form.multi_items()
-    _check_names([name for name, _ in fields])
+def _from_form(form: Form, settings: Settings) -> Images:
+    _check_names([name for name, _ in form])
     uploads: list[Upload] = []
     id_fields: list[str] = []
-    for name, value in fields:
-        if isinstance(value, UploadFile):
+    for name, value in form:
+        if isinstance(value, FormFile):
             if name == ID_FIELD:
                 raise InvalidRequest(
                     f"expected whole numbers as text in {ID_FIELD!r}, got a file; send the field "
                     f"without a file name, as with curl -F {ID_FIELD}=7"
                 )
-            uploads.append(Upload(value.filename or None, await value.read()))
+            uploads.append(Upload(value.name or None, value.data))
         elif name == ID_FIELD:
             id_fields.append(value)
         else:

@@ -176,7 +176,7 @@ async def test_a_request_keeps_no_image_beside_the_batch(
 def test_images_of_a_padded_batch_are_found_in_it_again() -> None:
     images = [np.full(size, 7, np.uint8) for size in [(4, 2, 3), (3, 5, 3)]]
 
-    found = _parts(_Batch(*pad_batch(images, min_side=8)))
+    found = _parts(_Batch(*pad_batch(images, min_side=8), padding_ratio=0.5))
 
     assert [image.shape for image in found] == [(4, 2, 3), (3, 5, 3)]
     assert all((image == 7).all() and image.base is not None for image in found)

@@ -4,7 +4,6 @@ import gc
 import re
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
-from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import httpx
@@ -126,7 +125,7 @@ async def test_a_form_of_very_many_fields_is_refused(client: httpx.AsyncClient) 
     response = await client.post("/detect", content=field * 101 + b"--b--\r\n", headers=FORM)
 
     assert (response.status_code, code_of(response)) == (400, "malformed_body")
-    assert "Too many fields" in message_of(response)
+    assert "too many fields" in message_of(response)
 
 
 async def test_text_in_place_of_a_file_is_explained(client: httpx.AsyncClient) -> None:
@@ -146,8 +145,8 @@ async def test_broken_multipart_is_malformed(
     response = await client.post("/detect", content=b"--c\r\nnonsense", headers=FORM)
 
     assert (response.status_code, code_of(response)) == (400, "malformed_body")
-    assert "Expected boundary character" in message_of(response)  # why, not only that it is
-    assert not [record for record in caplog.records if record.name.startswith("python_multipart")]
+    assert "another boundary than its Content-Type" in message_of(response)  # why
+    assert not [record for record in caplog.records if "multipart" in record.name]
 
 
 @pytest.mark.parametrize(("num_images", "arrived"), [(4, "got 4;"), (1001, "got more than 1000;")])
@@ -333,7 +332,7 @@ async def test_a_body_without_a_length_is_cut_at_the_limit(
 
 @pytest.fixture
 def no_garbage_collection() -> Iterator[None]:
-    """Nothing is closed because nobody can reach it any more."""
+    """Nothing goes because nobody can reach it any more."""
     gc.collect()
     gc.disable()
     yield
@@ -342,16 +341,13 @@ def no_garbage_collection() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_garbage_collection")
 @pytest.mark.parametrize("path", ["/detect", "/v1/vision/detection"])
-async def test_the_files_of_a_form_are_closed_once_they_are_read(
+async def test_the_files_of_a_form_are_gone_once_they_are_read(
     client: httpx.AsyncClient, png_bytes: bytes, path: str
 ) -> None:
     response = await client.post(path, files={"image": png_bytes})
 
-    objects = gc.get_objects()
-    spooled = [one for one in objects if type(one) is SpooledTemporaryFile]
     assert response.status_code == 200
-    assert [file for file in spooled if not file.closed] == []
-    assert [one for one in objects if type(one) is FileInPieces and one.tell() > 0] == []
+    assert [one for one in gc.get_objects() if type(one) is FileInPieces and one.num_bytes] == []
 
 
 @pytest.mark.parametrize("piece", [b"\r", b"\r\n-", b"x" * 4095, b"x" * 4096, b"\0" * 70_000])
@@ -365,9 +361,9 @@ def test_a_file_in_pieces_of_any_size_takes_little_more_than_its_bytes(piece: by
     held_bytes, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
-    assert file.tell() == num_pieces * len(piece)
+    assert file.num_bytes == num_pieces * len(piece)
     assert file.read() == piece * num_pieces
-    assert held_bytes < 1.3 * file.tell()
+    assert held_bytes < 1.3 * file.num_bytes
 
 
 @pytest.mark.anyio
