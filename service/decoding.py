@@ -19,13 +19,14 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from engines.cores import spread
 from service.client_memory import ClientMemory
-from service.errors import DeadlineExceeded
+from service.errors import DeadlineExceeded, NotReady, ServiceError
 from service.freed_memory import give_memory_back
 
 Outcome = TypeVar("Outcome")
 
 DECAY = 0.9  # weight that earlier images keep with each new one
 FIXED_BYTES = 1 << 20  # smaller images count as this large when time is estimated
+ALARM_STEPS = 10  # a process that was paused misses only one of them
 TRIMMED_BYTES = 32 << 20  # after a job of that size, memory is given back to the system
 
 
@@ -54,6 +55,8 @@ class DecodePool:
         num_threads: most jobs that run at a time.
         budget_bytes: most memory that running jobs may take together.
         memory: limits what those of one client may take together, and is told of it.
+        patience_s: seconds after which a job counts as hung.
+        on_hang: called with a message then; it may call `abort`.
         clock: monotonic seconds.
     """
 
@@ -63,8 +66,13 @@ class DecodePool:
         budget_bytes: int,
         *,
         memory: ClientMemory | None = None,
+        patience_s: float = 100.0,
+        on_hang: Callable[[str], None] = lambda message: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._patience_s = patience_s
+        self._on_hang = on_hang
+        self._alarms: dict[tuple[int, int], asyncio.TimerHandle] = {}  # of running jobs
         self._memory = memory or ClientMemory(budget_bytes, decoding_bytes=budget_bytes)
         self.largest_job_bytes = min(budget_bytes, self._memory.decoding_bytes)
         self._num_threads = num_threads
@@ -94,7 +102,10 @@ class DecodePool:
         Raises:
             DeadlineExceeded: it passed before all jobs were done. Jobs that have not started by
                 then, or when the caller is cancelled, are dropped.
+            NotReady: nothing is decoded any more; or the error of `abort`.
         """
+        if self._is_over:
+            raise NotReady("the service has ended; send the request again", retry_after_s=1)
         request = _Request(
             client,
             waiting=deque(enumerate(jobs)),
@@ -141,7 +152,17 @@ class DecodePool:
     def shutdown(self) -> None:
         """Start no further jobs; running ones finish by themselves."""
         self._is_over = True
+        for alarm in self._alarms.values():
+            alarm.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def abort(self, error: ServiceError) -> None:
+        """Answer everyone who waits with an error, and start no further jobs."""
+        self._is_over = True
+        for requests in self._clients.values():
+            for request in requests:
+                if not request.done.done():
+                    request.done.set_exception(error)
 
     def _start_jobs(self) -> None:
         while self._num_running < self._num_threads and not self._is_over:
@@ -153,8 +174,18 @@ class DecodePool:
             self._num_running += 1
             self._free_bytes -= job.num_bytes
             self._memory.decode(found.client, job.num_bytes)
+            self._watch((id(found), index), ALARM_STEPS)
             done = partial(self._tell, found, index, job, asyncio.get_running_loop())
             self._threads.submit(_run, job).add_done_callback(done)
+
+    def _watch(self, job: tuple[int, int], steps_left: int) -> None:
+        """Ring if a job is still running after so many steps."""
+        if not steps_left:
+            self._on_hang(f"an image was not decoded within {self._patience_s:g} s")
+            return
+        loop = asyncio.get_running_loop()
+        step_s = self._patience_s / ALARM_STEPS
+        self._alarms[job] = loop.call_later(step_s, self._watch, job, steps_left - 1)
 
     def _tell(
         self,
@@ -188,6 +219,7 @@ class DecodePool:
     def _finish(
         self, request: _Request, index: int, job: Job[Any], outcome: object, seconds: float
     ) -> None:
+        self._alarms.pop((id(request), index)).cancel()
         self._num_running -= 1
         self._free_bytes += job.num_bytes
         self._memory.decode(request.client, -job.num_bytes)

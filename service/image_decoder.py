@@ -35,6 +35,7 @@ from service.errors import (
     ImageTooLarge,
     InvalidImage,
     Overloaded,
+    ServiceError,
     UnsupportedMediaType,
 )
 from service.form import too_many_tiles
@@ -62,6 +63,8 @@ class ImageDecoder:
 
     Args:
         decode: makes pixels of a file that goes to the engine.
+        on_hang: called with a message when an image takes so long that it never ends; it may call
+            `abort`.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class ImageDecoder:
         metrics: Metrics,
         memory: ClientMemory,
         decode: Decode = decode_image,
+        on_hang: Callable[[str], None] = lambda message: None,
     ) -> None:
         self._settings = settings
         self._decode_file = decode
@@ -81,7 +85,10 @@ class ImageDecoder:
         num_threads = settings.decode_threads or allowed_cores()
         budget_bytes = settings.decode_memory_bytes or default_budget_bytes(num_threads)
         self._memory = memory
-        self._pool = DecodePool(num_threads, budget_bytes, memory=memory)
+        patience_s = max(settings.hang_floor_s, settings.hang_factor * settings.deadline_s)
+        self._pool = DecodePool(
+            num_threads, budget_bytes, memory=memory, patience_s=patience_s, on_hang=on_hang
+        )
         self.budget_bytes = budget_bytes
 
     def refuse_if_late(self, client: Hashable, num_bytes: int = 0) -> None:
@@ -185,6 +192,10 @@ class ImageDecoder:
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
+
+    def abort(self, error: ServiceError) -> None:
+        """Answer every request whose images are decoded with an error, and decode no more."""
+        self._pool.abort(error)
 
     def shutdown(self) -> None:
         """Start no more decoding."""

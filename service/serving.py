@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from engines.decoders import open_decoder
 from service.client_memory import ClientMemory
-from service.errors import ReloadRefused, ServiceError, UnknownModel
+from service.errors import NotReady, ReloadRefused, ServiceError, UnknownModel
 from service.image_decoder import ImageDecoder
 from service.metrics import Metrics
 from service.names import did_you_mean
@@ -60,7 +60,9 @@ class Serving:
         self._on_failure = on_failure
         self._on_ready = on_ready
         decode = open_decoder(settings.decoder, device=settings.device)
-        self._decoder = ImageDecoder(settings, metrics=metrics, memory=memory, decode=decode)
+        self._decoder = ImageDecoder(
+            settings, metrics=metrics, memory=memory, decode=decode, on_hang=self._give_up
+        )
         shared = Shared(
             settings,
             metrics,
@@ -148,6 +150,7 @@ class Serving:
         """Answer every request with an error and admit no more."""
         for model in self.models:
             model.abort(error)
+        self._decoder.abort(error)
 
     async def close(self) -> None:
         """Refuse new requests, finish admitted ones, release the engines."""
@@ -187,6 +190,11 @@ class Serving:
         self._reloads.discard(task)
         if not task.cancelled():
             task.exception()  # already logged, and raised for anyone awaiting the task
+
+    def _give_up(self, message: str) -> None:
+        """Give up the service, as its threads do not come back."""
+        self.abort(NotReady("the decoder failed; try again soon", retry_after_s=5))
+        self._fail(message)
 
     def _fail(self, message: str) -> None:
         if self.failure is None:

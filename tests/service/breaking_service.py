@@ -6,12 +6,15 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bundle.manifest import Bundle
 from bundle.postprocess import RawOutput
+from bundle.preprocess import decode_image
+from service import serving
 from service.__main__ import leave, serve
 from service.settings import Settings
 from tests.fakes import FakeEngine
@@ -69,8 +72,16 @@ def hang_up_at_start() -> FakeEngine:
     return FakeEngine()
 
 
+def decode_or_hang(data: bytes, **options: Any) -> npt.NDArray[np.uint8]:
+    pixels = decode_image(data, **options)
+    if pixels[0, 0, 0] == BREAK:
+        hang()
+    return pixels
+
+
 ENGINES: dict[str, Callable[[], FakeEngine]] = {
     "none": FakeEngine,
+    "decoder-hangs": FakeEngine,
     "hangs": lambda: BreakingEngine(hang),
     "fails": lambda: BreakingEngine(fail),
     "hangs-at-start": hang_at_start,
@@ -85,4 +96,6 @@ def open_breaking(_: Bundle, __: Settings) -> FakeEngine:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "decoder-hangs":
+        vars(serving)["open_decoder"] = lambda *_, **__: decode_or_hang
     leave(serve(Settings(), open_breaking))

@@ -4,6 +4,7 @@ import asyncio
 import re
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +77,27 @@ def test_an_engine_that_hangs_answers_everyone_and_ends_the_process(
     assert "Traceback" not in log
 
 
+def test_a_decoder_that_hangs_answers_everyone_and_ends_the_process(
+    begin: Break, threads: ThreadPoolExecutor, breaking_bytes: bytes
+) -> None:
+    process = begin("decoder-hangs", hang_floor_s=1, hang_factor=1, deadline_s=2, decode_threads=1)
+    address = process.start()
+    last = threads.submit(httpx.post, f"{address}/detect", content=breaking_bytes, timeout=60)
+    time.sleep(1)
+
+    answers = threads.map(
+        lambda content: httpx.post(f"{address}/detect", content=content, timeout=60),
+        [breaking_bytes] * 3,
+    )
+
+    assert last.result().status_code in (503, 504)  # its deadline is as long
+    assert {(answer.status_code, code_of(answer)) for answer in answers} == {(503, "not_ready")}
+    status, log = process.end()
+    assert status == 1
+    assert reasons(log) == ["an image was not decoded within 2 s"]
+    assert "Traceback" not in log
+
+
 def test_a_stop_does_not_wait_for_an_engine_that_hangs(
     begin: Break, threads: ThreadPoolExecutor, breaking_bytes: bytes
 ) -> None:
@@ -83,6 +105,21 @@ def test_a_stop_does_not_wait_for_an_engine_that_hangs(
     address = process.start()
     asked = threads.submit(httpx.post, f"{address}/detect", content=breaking_bytes, timeout=60)
     while "detr_image_pixels_count 0" in httpx.get(f"{address}/metrics").text:
+        pass
+
+    process.stop()
+
+    assert asked.result().status_code == 503
+    assert process.end()[0] == 0
+
+
+def test_a_stop_does_not_wait_for_a_decoder_that_hangs(
+    begin: Break, threads: ThreadPoolExecutor, breaking_bytes: bytes
+) -> None:
+    process = begin("decoder-hangs", drain_timeout_s=1)
+    address = process.start()
+    asked = threads.submit(httpx.post, f"{address}/detect", content=breaking_bytes, timeout=60)
+    while 'detr_queue_depth{model="toy"} 0.0' in httpx.get(f"{address}/metrics").text:
         pass
 
     process.stop()

@@ -5,6 +5,7 @@ import os
 import resource
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from service.client_memory import ClientMemory
 from service.decoding import DecodePool, Job
-from service.errors import DeadlineExceeded
+from service.errors import DeadlineExceeded, NotReady
 from tests.fakes import FakeClock, Gate
 
 pytestmark = pytest.mark.anyio
@@ -266,3 +267,37 @@ async def test_one_client_may_use_only_its_part_of_the_memory_at_a_time(diary: D
     assert started == ["a", "b", "x"]
     assert await first == list("ABCD")
     assert await second == ["X"]
+
+
+async def test_a_job_that_hangs_is_told_of_once_and_everyone_may_be_answered(diary: Diary) -> None:
+    told: list[str] = []
+    hung = asyncio.Event()
+
+    def on_hang(message: str) -> None:
+        told.append(message)
+        pool.abort(NotReady("given up"))
+        hung.set()
+
+    pool = DecodePool(1, 10 * MB, patience_s=0.1, on_hang=on_hang)
+    requests = [submit(pool, [diary.job(name)], name) for name in "ab"]
+    async with asyncio.timeout(10):
+        await hung.wait()
+    answers = await asyncio.gather(*requests, return_exceptions=True)
+    with pytest.raises(NotReady):
+        await submit(pool, [diary.job("late")], "c")
+    diary.gate.open()
+    await asyncio.sleep(0.2)
+
+    assert told == ["an image was not decoded within 0.1 s"]
+    assert [str(answer) for answer in answers] == ["given up"] * 2
+    assert diary.begun == ["a"]
+
+
+async def test_jobs_that_end_in_time_ring_no_alarm() -> None:
+    told: list[str] = []
+    pool = DecodePool(1, 10 * MB, patience_s=0.5, on_hang=told.append)
+
+    for _ in range(8):
+        await pool.run([Job(lambda: time.sleep(0.05), MB)] * 2, client="x", deadline=None)
+
+    assert told == []
