@@ -24,7 +24,7 @@ DECODER_ERRORS = (
     Warning,  # raised instead of printed where warnings are errors
 )
 EXIF_ORIENTATION = 0x0112
-FIRST_TURNED = 5  # from this orientation on, rows and columns are swapped
+_FIRST_TURNED = 5  # from this orientation on, rows and columns are swapped
 _UPRIGHT: dict[int, Callable[[MatLike], MatLike]] = {
     2: lambda pixels: cv2.flip(pixels, 1),
     3: lambda pixels: cv2.flip(pixels, -1),
@@ -51,6 +51,11 @@ def exif_orientation(content: bytes) -> int:
     except DECODER_ERRORS:
         return 1
     return orientation if orientation in _UPRIGHT else 1
+
+
+def turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(height, width) as stored of an image's size as displayed, or the other way round."""
+    return size[::-1] if orientation >= _FIRST_TURNED else size
 
 
 def upright(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:

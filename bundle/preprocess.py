@@ -25,13 +25,7 @@ from bundle.jpeg_end import complete_jpeg, lacks_a_colour
 from bundle.jpeg_header import JpegHeader, ordinary_jpeg_header
 from bundle.jpeg_pixels import decoded_by_libjpeg
 from bundle.jpeg_segments import MOST_SCANS, has_too_many_scans, unreadable_kind
-from bundle.orientation import (
-    DECODER_ERRORS,
-    EXIF_ORIENTATION,
-    FIRST_TURNED,
-    exif_orientation,
-    upright,
-)
+from bundle.orientation import DECODER_ERRORS, EXIF_ORIENTATION, exif_orientation, turned, upright
 from bundle.png_chunks import chunks, lacks_palette, without_remarks
 from bundle.png_rows import load_png
 from bundle.sixteen_bit import is_mixed_up
@@ -115,8 +109,7 @@ class ImageHeader:
     @property
     def stored_size(self) -> tuple[int, int]:
         """(height, width) before the orientation is applied."""
-        height, width = self.size
-        return (width, height) if self.orientation >= FIRST_TURNED else (height, width)
+        return turned(self.size, self.orientation)
 
 
 @dataclass(frozen=True)
@@ -160,8 +153,7 @@ def decode_image(
         image = _open(data, image_format, max_pixels)
         pixels = None
         if image.format == "JPEG" and header is None:  # else libjpeg was asked already
-            size = image.height, image.width
-            pixels = decoded_by_libjpeg(data, size, least_side=least_side)
+            pixels = decoded_by_libjpeg(data, image.size[::-1], least_side=least_side)
         if image.mode not in ("RGB", "L"):
             pixels = None  # not kept beside Pillow's
         if pixels is None:
@@ -275,8 +267,13 @@ def photograph(preprocess: Preprocess) -> Uint8Array:
     return np.zeros((*size, 3), np.uint8)
 
 
-def pad_batch(images: list[Uint8Array], min_side: int = 1) -> tuple[Uint8Array, BoolArray]:
+def pad_batch(
+    images: list[Uint8Array], min_side: int = 1, *, reads_only: bool = False
+) -> tuple[Uint8Array, BoolArray]:
     """Stack images (h, w, 3) uint8, each padded with zeros at the bottom and right.
+
+    Args:
+        reads_only: nobody writes the mask, so lone images may share it.
 
     Returns:
         images (B, H, W, 3) uint8 and padding_mask (B, H, W) bool, True on padding. H and W are
@@ -284,21 +281,21 @@ def pad_batch(images: list[Uint8Array], min_side: int = 1) -> tuple[Uint8Array, 
     """
     height = max(min_side, *(image.shape[0] for image in images))
     width = max(min_side, *(image.shape[1] for image in images))
-    return pad_batch_to(images, height=height, width=width)
+    return pad_batch_to(images, height=height, width=width, reads_only=reads_only)
 
 
 def pad_batch_to(
-    images: Sequence[Uint8Array], *, height: int, width: int
+    images: Sequence[Uint8Array], *, height: int, width: int, reads_only: bool = False
 ) -> tuple[Uint8Array, BoolArray]:
     """Stack images (h, w, 3) uint8, each padded with zeros to a height and width.
 
     Returns:
-        See `pad_batch`. A lone image that may be written and needs no padding is not copied, and
-        its mask may not be written.
+        See `pad_batch`. A lone image that may be written and needs no padding is not copied.
     """
     first = images[0]
     if len(images) == 1 and first.shape[:2] == (height, width) and first.flags.writeable:
-        return first[np.newaxis], _no_padding(height, width)
+        mask = _no_padding(height, width)
+        return first[np.newaxis], mask if reads_only else mask.copy()
     batch = np.empty((len(images), height, width, 3), np.uint8)
     padding_mask = np.zeros((len(images), height, width), np.bool_)
     for row, image in enumerate(images):
@@ -312,7 +309,7 @@ def pad_batch_to(
 
 @lru_cache(maxsize=8)
 def _no_padding(height: int, width: int) -> BoolArray:
-    """The mask of a lone image, for reading alone; to write one takes 0.1 ms after a rest."""
+    """The mask of a lone image, for reading alone: to make one takes 0.1 ms after a rest."""
     mask = np.zeros((1, height, width), np.bool_)
     mask.flags.writeable = False
     return mask

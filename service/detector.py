@@ -265,7 +265,7 @@ class Detector:
     # --- batching
 
     def _assemble(self, images: list[Pixels]) -> _Batch:
-        padded, mask = pad_batch(images, self.manifest.preprocess.min_side)
+        padded, mask = pad_batch(images, self.manifest.preprocess.min_side, reads_only=True)
         num_pixels = sum(image.shape[0] * image.shape[1] for image in images)
         return _Batch(padded, mask, 1 - num_pixels / mask.size)
 

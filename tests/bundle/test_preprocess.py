@@ -121,12 +121,15 @@ def test_padding_keeps_every_image_and_marks_the_rest(
         assert (~mask).sum() == h * w
 
 
-def test_one_large_image_is_not_padded() -> None:
-    _, padding_mask = pad_batch([np.zeros((50, 60, 3), np.uint8)], min_side=32)
+@pytest.mark.parametrize("reads_only", [True, False])
+def test_one_large_image_is_not_padded(reads_only: bool) -> None:
+    image = np.zeros((50, 60, 3), np.uint8)
+
+    _, padding_mask = pad_batch([image], min_side=32, reads_only=reads_only)
 
     assert padding_mask.shape == (1, 50, 60)
     assert not padding_mask.any()
-    assert not padding_mask.flags.writeable  # others get the same
+    assert padding_mask.flags.writeable != reads_only  # others get the same
 
 
 @pytest.mark.parametrize("num_images", [1, 2])
