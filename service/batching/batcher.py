@@ -28,9 +28,8 @@ from service.errors import NotReady, Overloaded, ServiceError
 # How early the next batch is assembled, as a multiple of the time that assembling a full one takes.
 # With 16 clients, 2 busy cores and batches of up to 16: 73 images/s at 0, 80 at 1 or 2.
 LEAD = 1.5
-LEAST_LEAD_S = (
-    0.002  # or the loop and the engine's thread wake at once, and one waits for the other
-)
+# Or the event loop and the engine's thread wake at once, and one waits for the other.
+LEAST_LEAD_S = 0.002
 
 _ALARM_STEPS = 10  # a process that was paused misses only one of them
 

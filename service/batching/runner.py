@@ -71,7 +71,8 @@ class Runner(Generic[Item, Batch, Result]):
     def submit(self, run: Run[Item, Result], *, is_engine_free: bool) -> None:
         """Assemble the batch now, and run it as soon as the engine is free."""
         loop = asyncio.get_running_loop()
-        if is_engine_free:
+        # Two engines keep the order of their batches, as one thread assembles them.
+        if is_engine_free and len(self._engines) == 1:
             next(self._next_engine).submit(self._assemble_and_execute, run, loop)
         else:
             self._assembler.submit(self._assemble_then_submit, run, loop)
