@@ -2,14 +2,15 @@
 
 from typing import Literal, NamedTuple
 
-SCAN = 0xDA
+from bundle.jpeg_segments import SCAN
+
 _APP1, _APP2 = 0xE1, 0xE2
 _EXIF = b"Exif\0\0"
 _SEVERAL = b"MPF\0"  # images in one file
 _FRAMES = {0xC0: False, 0xC1: False, 0xC2: True}  # whether it is progressive
 _OTHERS = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # tables, comments, what cameras add
 _MOST_SEGMENTS = 64
-_MOST_TAGS = 100  # cameras write about 15; thousands take Pillow 10 ms
+_MOST_TAGS = 100  # thousands take Pillow 10 ms
 
 
 class JpegHeader(NamedTuple):

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from engines.cores import spread
+from service.batching.alarm import Alarm
 from service.client_memory import ClientMemory
 from service.errors import DeadlineExceeded, NotReady, ServiceError
 from service.freed_memory import give_memory_back
@@ -26,7 +27,6 @@ Outcome = TypeVar("Outcome")
 
 DECAY = 0.9  # weight that earlier images keep with each new one
 FIXED_BYTES = 1 << 20  # smaller images count as this large when time is estimated
-ALARM_STEPS = 10  # a process that was paused misses only one of them
 TRIMMED_BYTES = 32 << 20  # after a job of that size, memory is given back to the system
 
 
@@ -72,7 +72,7 @@ class DecodePool:
     ) -> None:
         self._patience_s = patience_s
         self._on_hang = on_hang
-        self._alarms: dict[tuple[int, int], asyncio.TimerHandle] = {}  # of running jobs
+        self._alarms: set[Alarm] = set()  # of running jobs
         self._memory = memory or ClientMemory(budget_bytes, decoding_bytes=budget_bytes)
         self.largest_job_bytes = min(budget_bytes, self._memory.decoding_bytes)
         self._num_threads = num_threads
@@ -152,8 +152,8 @@ class DecodePool:
     def shutdown(self) -> None:
         """Start no further jobs; running ones finish by themselves."""
         self._is_over = True
-        for alarm in self._alarms.values():
-            alarm.cancel()
+        for alarm in self._alarms:
+            alarm.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def abort(self, error: ServiceError) -> None:
@@ -174,33 +174,15 @@ class DecodePool:
             self._num_running += 1
             self._free_bytes -= job.num_bytes
             self._memory.decode(found.client, job.num_bytes)
-            self._watch((id(found), index), ALARM_STEPS)
-            done = partial(self._tell, found, index, job, asyncio.get_running_loop())
+            alarm = Alarm(self._patience_s, self._ring)
+            self._alarms.add(alarm)
+            finish = partial(self._finish, found, index, job, alarm)
+            done = partial(_tell, finish, asyncio.get_running_loop())
             self._threads.submit(_run, job).add_done_callback(done)
 
-    def _watch(self, job: tuple[int, int], steps_left: int) -> None:
-        """Ring if a job is still running after so many steps."""
-        if not steps_left:
-            self._on_hang(f"an image was not decoded within {self._patience_s:g} s")
-            return
-        loop = asyncio.get_running_loop()
-        step_s = self._patience_s / ALARM_STEPS
-        self._alarms[job] = loop.call_later(step_s, self._watch, job, steps_left - 1)
-
-    def _tell(
-        self,
-        request: _Request,
-        index: int,
-        job: Job[Any],
-        loop: asyncio.AbstractEventLoop,
-        running: Future[tuple[Any, float]],
-    ) -> None:
-        """Tell the event loop that a job is done, from its thread."""
-        if running.cancelled() or loop.is_closed():  # the service has ended
-            return
-        error = running.exception()
-        outcome, seconds = (error, 0.0) if error is not None else running.result()
-        loop.call_soon_threadsafe(self._finish, request, index, job, outcome, seconds)
+    def _ring(self) -> None:
+        """A job counts as hung."""
+        self._on_hang(f"an image was not decoded within {self._patience_s:g} s")
 
     def _startable(self) -> Iterator[_Request]:
         """Requests whose next job fits the remaining memory, in order of their turns."""
@@ -217,9 +199,16 @@ class DecodePool:
         self._clients[request.client].move_to_end(request)
 
     def _finish(
-        self, request: _Request, index: int, job: Job[Any], outcome: object, seconds: float
+        self,
+        request: _Request,
+        index: int,
+        job: Job[Any],
+        alarm: Alarm,
+        outcome: object,
+        seconds: float,
     ) -> None:
-        self._alarms.pop((id(request), index)).cancel()
+        alarm.stop()
+        self._alarms.remove(alarm)
         self._num_running -= 1
         self._free_bytes += job.num_bytes
         self._memory.decode(request.client, -job.num_bytes)
@@ -263,3 +252,16 @@ def _run(job: Job[Outcome]) -> tuple[Outcome, float]:
         if job.num_bytes > TRIMMED_BYTES:
             give_memory_back()
     return outcome, time.perf_counter() - started
+
+
+def _tell(
+    finish: Callable[[object, float], None],
+    loop: asyncio.AbstractEventLoop,
+    running: Future[tuple[Any, float]],
+) -> None:
+    """Tell the event loop that a job is done, from its thread."""
+    if running.cancelled() or loop.is_closed():  # the service has ended
+        return
+    error = running.exception()
+    outcome, seconds = (error, 0.0) if error is not None else running.result()
+    loop.call_soon_threadsafe(finish, outcome, seconds)

@@ -16,8 +16,10 @@ import asyncio
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, NamedTuple
 
+from service.batching.alarm import Alarm
 from service.batching.batch_times import Durations, Line
 from service.batching.item_queue import ItemQueue
 from service.batching.returns import Returns
@@ -30,8 +32,6 @@ from service.errors import NotReady, Overloaded, ServiceError
 LEAD = 1.5
 # Or the event loop and the engine's thread wake at once, and one waits for the other.
 LEAST_LEAD_S = 0.002
-
-_ALARM_STEPS = 10  # a process that was paused misses only one of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,21 +273,17 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
         if run.alarm is not None:  # its start was noticed twice
             return
         run_s = self._run_times.expect(len(run.entries))
-        self._wind(run, self._patience.limit_s(run_s), _ALARM_STEPS)
+        limit_s = self._patience.limit_s(run_s)
+        run.alarm = Alarm(limit_s, partial(self._ring, run, limit_s))
         lead_s = max(LEAST_LEAD_S, LEAD * self._assembly_s.at(self._max_batch_size))
         if run_s:
             asyncio.get_running_loop().call_later(max(0.0, run_s - lead_s), self._near_end, run)
 
-    def _wind(self, run: Run[Item, Result], limit_s: float, steps_left: int) -> None:
-        """Count one step towards the alarm of a run; at the last step, the run counts as hung."""
-        if not steps_left:
-            self._on_hang(
-                f"the engine has not ended a batch of {len(run.entries)} within {limit_s:.1f} s"
-            )
-            return
-        step = (run, limit_s, steps_left - 1)
-        loop = asyncio.get_running_loop()
-        run.alarm = loop.call_later(limit_s / _ALARM_STEPS, self._wind, *step)
+    def _ring(self, run: Run[Item, Result], limit_s: float) -> None:
+        """The run counts as hung."""
+        self._on_hang(
+            f"the engine has not ended a batch of {len(run.entries)} within {limit_s:.1f} s"
+        )
 
     def _near_end(self, run: Run[Item, Result]) -> None:
         run.is_ending = True
@@ -295,7 +291,7 @@ class DynamicBatcher(Generic[Item, Batch, Result]):
 
     def _finish(self, run: Run[Item, Result]) -> None:
         if run.alarm is not None:
-            run.alarm.cancel()
+            run.alarm.stop()
         self._runs.remove(run)
         if self._runs and self._runs[0].started_at is not None:
             self._begin(self._runs[0])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from engines.base import EngineFailure as RuntimeFailure
+from service.batching.alarm import Alarm
 from service.batching.ticket import Entry, Item, Result
 from service.errors import EngineFailure, ServiceError
 
@@ -28,7 +29,7 @@ class Run(Generic[Item, Result]):
     is_ending: bool = False  # the batch behind it should be assembled now
     started_at: float | None = None  # None while it is staged behind the batch that runs
     run_s: float = 0.0
-    alarm: asyncio.TimerHandle | None = None  # rings when the engine counts as hung
+    alarm: Alarm | None = None  # rings when the engine counts as hung
     assembly_s: float = 0.0
 
 

@@ -191,6 +191,13 @@ async def after_two_halves(clock: FakeClock, *, fixed_s: float) -> tuple[Batcher
     return batcher, shouter
 
 
+async def come_back_each(seconds: float, *, batcher: Batcher, clock: FakeClock) -> None:
+    """Let two clients ask again so long after each answer, until the batcher has learnt it."""
+    for _ in range(80):
+        clock.advance(seconds)
+        await say(batcher, "one", "two")
+
+
 @pytest.mark.anyio
 async def test_two_halves_of_a_batch_that_alternate_come_together(clock: FakeClock) -> None:
     batcher, shouter = await after_two_halves(clock, fixed_s=10.0)
@@ -249,9 +256,7 @@ async def test_clients_that_take_longer_to_come_back_than_a_batch_costs_are_not_
     clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batcher, _ = await after_two_halves(clock, fixed_s=10.0)
-    for _ in range(40):
-        clock.advance(11)
-        await say(batcher, "one", "two")
+    await come_back_each(11, batcher=batcher, clock=clock)
     clock.advance(11)
     await say(batcher, "one", "two")
     stop_timers(monkeypatch)
@@ -269,9 +274,7 @@ async def test_a_client_that_is_late_is_waited_for_half_as_long_again(
     clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batcher, _ = await after_two_halves(clock, fixed_s=10.0)
-    for _ in range(80):
-        clock.advance(6)
-        await say(batcher, "one", "two")
+    await come_back_each(6, batcher=batcher, clock=clock)
     clock.advance(8.8)
     stop_timers(monkeypatch)
 
